@@ -1,0 +1,49 @@
+"""Reads and writes the fields of a Hugging Face config.json, strictly."""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, get_args, get_type_hints
+
+
+def read_fields(cls: type, names: Mapping[str, str], raw: Mapping[str, Any], where: str) -> dict:
+  """Picks a config dataclass's fields out of a config.json.
+
+  Args:
+    cls: the dataclass; a field that the file leaves out keeps the dataclass's default, which
+      must be the default of transformers.
+    names: our field name to Hugging Face's.
+    raw: the parsed config.json, or a part of it.
+    where: what to call it in messages.
+
+  Returns:
+    Keyword arguments for `cls`.
+
+  Raises:
+    ValueError: naming every field that has the wrong type or is a size below 1.
+  """
+  hints = get_type_hints(cls)
+  fields, faults = {}, []
+  for ours, theirs in names.items():
+    if theirs not in raw:
+      continue
+    value, expected = raw[theirs], hints[ours]
+    kinds = get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    if float in kinds and type(value) is int:
+      value = float(value)
+    if type(value) not in kinds:
+      wanted = " or ".join(kind.__name__ for kind in kinds)
+      faults.append(f'{where}: "{theirs}" must be {wanted}; got {value!r}.')
+    elif type(value) is int and value < 1 and not ours.endswith("_id"):
+      faults.append(f'{where}: "{theirs}" must be at least 1; got {value}.')
+    else:
+      fields[ours] = value
+  if faults:
+    raise ValueError("\n".join([*faults, "Correct config.json, or take another checkpoint."]))
+  return fields
+
+
+def write_fields(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
+  """Renders a config dataclass's fields under their Hugging Face names."""
+  values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+  return {theirs: values[ours] for ours, theirs in names.items()}

@@ -1,0 +1,133 @@
+"""Texts to token ids and images to pixels, as a checkpoint folder prescribes.
+
+Through transformers, which needs no PyTorch for either, but imports it where it finds it: hence
+the imports within the functions, so that importing this package stays light.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+
+_TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_IMAGE_FILE = "preprocessor_config.json"
+
+
+class Tokenizer:
+  """The tokenizer of a T5 or CLIP checkpoint.
+
+  Attributes:
+    pad_id: fills rows up to their length; CLIP's is its `eos_id` too, so go by the mask.
+    eos_id: ends every text.
+    vocab_size: number of ids that the tokenizer may give; a model's may be larger.
+  """
+
+  def __init__(self, folder: str | Path):
+    """Reads the tokenizer's files; never goes to the network.
+
+    Args:
+      folder: holds tokenizer.json, or vocab.json and merges.txt.
+
+    Raises:
+      FileNotFoundError: if it holds neither.
+      ValueError: if the tokenizer does not end texts, as both models need.
+    """
+    folder = Path(folder)
+    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
+      raise FileNotFoundError(
+        f"{folder}: expected the files of a tokenizer, tokenizer.json, or vocab.json and"
+        f" merges.txt; got {_listing(folder)}. Download them with the checkpoint; a spiece.model"
+        " alone is not read."
+      )
+    from transformers import AutoTokenizer
+
+    self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    self.pad_id: int = self._tokenizer.pad_token_id
+    self.eos_id: int = self._tokenizer.eos_token_id
+    self.vocab_size: int = len(self._tokenizer)
+    ids = self._tokenizer("a")["input_ids"]
+    if self.pad_id is None or self.eos_id is None or ids[-1] != self.eos_id:
+      raise ValueError(
+        f"{folder}: expected a tokenizer that ends texts with its end token and has a padding"
+        f' token; got ids {ids} for "a", end {self.eos_id}, padding {self.pad_id}. Take the'
+        " tokenizer files of the checkpoint."
+      )
+
+  def tokenize(
+    self, texts: Sequence[str], length: int
+  ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+    """Turns texts into rows of one length, so that one compiled program serves them all.
+
+    Args:
+      texts: any number of them.
+      length: of a row; a longer text is cut, and keeps its end token all the same.
+
+    Returns:
+      int32 ids, padded on the right, and a mask that is true at tokens.
+    """
+    if not texts:
+      return np.zeros((0, length), np.int32), np.zeros((0, length), bool)
+    rows = self._tokenizer(
+      list(texts),
+      padding="max_length",
+      truncation=True,
+      max_length=length,
+      padding_side="right",
+      return_tensors="np",
+    )
+    return rows["input_ids"].astype(np.int32), rows["attention_mask"].astype(bool)
+
+  def decode(self, ids: Int[np.ndarray, "b l"]) -> list[str]:
+    """Turns rows of ids back into texts, up to each row's end and without special tokens."""
+    ends = (np.append(row, self.eos_id) == self.eos_id for row in ids)
+    rows = [row[: int(np.argmax(end))].tolist() for row, end in zip(ids, ends, strict=True)]
+    return self._tokenizer.batch_decode(
+      rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+
+class ImageProcessor:
+  """The image processor of a CLIP checkpoint: resize, crop, scale, normalise."""
+
+  def __init__(self, folder: str | Path):
+    """Reads the processor's settings; never goes to the network.
+
+    Args:
+      folder: holds preprocessor_config.json.
+
+    Raises:
+      FileNotFoundError: if it does not.
+      ValueError: if the file belongs to another kind of model.
+    """
+    folder = Path(folder)
+    path = folder / _IMAGE_FILE
+    if not path.is_file():
+      raise FileNotFoundError(
+        f"{folder}: expected {_IMAGE_FILE}; got {_listing(folder)}. Download it with the"
+        " checkpoint."
+      )
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    kind = raw.get("image_processor_type", raw.get("feature_extractor_type", "CLIP"))
+    if not kind.startswith("CLIP"):
+      raise ValueError(
+        f'{path}: "image_processor_type" must be a CLIP one; got {kind!r}. Take the file of the'
+        " CLIP checkpoint."
+      )
+    from transformers import CLIPImageProcessorPil
+
+    self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+
+  def __call__(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "b h x 3"]:
+    """Turns images of any size and mode into float32 pixels for `Clip.encode_image`."""
+    pixels = self._processor(list(images), return_tensors="np")["pixel_values"]
+    # The Pillow backend gives channels first whatever data_format asks for.
+    return np.ascontiguousarray(np.moveaxis(pixels, 1, -1), np.float32)
+
+
+def _listing(folder: Path) -> str:
+  if not folder.is_dir():
+    return "no such folder"
+  return ", ".join(sorted(path.name for path in folder.iterdir())) or "an empty folder"

@@ -1,0 +1,131 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+STD = np.array([0.26862954, 0.26130258, 0.27577711])
+
+
+@pytest.fixture(scope="module")
+def golden(hf_data) -> list[dict]:
+  return json.loads((hf_data / "tokenizer_golden.json").read_text())
+
+
+@pytest.fixture(scope="module", params=["t5", "clip"])
+def tokenizer(request, hf_data):
+  return request.param, Tokenizer(hf_data / request.param)
+
+
+def test_ids_equal_the_golden_ones(tokenizer, golden):
+  name, tokenizer = tokenizer
+  ids, mask = tokenizer.tokenize([entry["text"] for entry in golden], 200)
+  assert ids.dtype == np.int32 and mask.dtype == bool
+  for row, seen, entry in zip(ids, mask, golden, strict=True):
+    # Not t5_spm_ids: those are spiece.model's, which differs from tokenizer.json on two texts.
+    expected = entry[f"{name}_ids"]
+    assert row[seen].tolist() == expected
+    assert seen[: len(expected)].all()
+    assert (row[~seen] == tokenizer.pad_id).all()
+
+
+def test_truncation_keeps_the_end(tokenizer):
+  _, tokenizer = tokenizer
+  ids, mask = tokenizer.tokenize(["one two three four five six seven eight", "one"], 6)
+  assert ids.shape == mask.shape == (2, 6)
+  assert ids[0, -1] == tokenizer.eos_id and mask[0].all()
+  assert not mask[1, -1]
+  assert ids.max() < tokenizer.vocab_size
+
+
+def test_no_texts_give_no_rows(tokenizer):
+  ids, mask = tokenizer[1].tokenize([], 6)
+  assert ids.shape == mask.shape == (0, 6)
+
+
+def test_decode_stops_at_the_end(tokenizer):
+  _, tokenizer = tokenizer
+  ids, _ = tokenizer.tokenize(["a red cat", "two dogs on a mat"], 12)
+  assert tokenizer.decode(ids) == ["a red cat", "two dogs on a mat"]
+  ids[0, -1] = ids[0, 1]
+  assert tokenizer.decode(ids)[0] == "a red cat"
+  assert tokenizer.decode(ids[:1, :2]) != [""]
+
+
+def test_missing_tokenizer_files_are_named(tmp_path, hf_data):
+  with pytest.raises(FileNotFoundError) as error:
+    Tokenizer(tmp_path)
+  for part in (str(tmp_path), "tokenizer.json", "vocab.json and merges.txt", "an empty folder"):
+    assert part in str(error.value)
+  shutil.copy(hf_data / "clip" / "vocab.json", tmp_path)
+  with pytest.raises(FileNotFoundError, match=r"got vocab\.json"):
+    Tokenizer(tmp_path)
+  with pytest.raises(FileNotFoundError, match="no such folder"):
+    Tokenizer(tmp_path / "nowhere")
+
+
+def test_tokenizer_without_an_end_is_refused(tmp_path, hf_data):
+  for path in (hf_data / "t5").iterdir():
+    shutil.copyfile(path, tmp_path / path.name)
+  parsed = json.loads((tmp_path / "tokenizer.json").read_text())
+  parsed["post_processor"] = None
+  (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
+  with pytest.raises(ValueError, match="expected a tokenizer that ends texts"):
+    Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+@pytest.mark.parametrize("size", [(320, 240), (224, 224), (100, 150)])
+def test_pixels_equal_clips_steps_by_hand(hf_data, mode, size):
+  noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+  image = Image.fromarray(noise).convert(mode)
+  pixels = ImageProcessor(hf_data / "clip")([image])
+  scale = 224 / min(size)
+  # Bicubic by the shorter side, the middle square, then channel statistics (openai/CLIP).
+  wide, high = (max(224, int(side * scale)) for side in size)
+  resized = image.convert("RGB").resize((wide, high), Image.Resampling.BICUBIC)
+  left, top = (wide - 224) // 2, (high - 224) // 2
+  square = np.asarray(resized)[top : top + 224, left : left + 224]
+  expected = (square / 255 - MEAN) / STD
+  assert pixels.shape == (1, 224, 224, 3) and pixels.dtype == np.float32
+  np.testing.assert_allclose(pixels[0], expected, atol=1e-5)
+
+
+def test_missing_or_foreign_image_settings_are_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"expected preprocessor_config\.json; got an empty"):
+    ImageProcessor(tmp_path)
+  (tmp_path / "preprocessor_config.json").write_text(
+    '{"image_processor_type": "ViTImageProcessor"}'
+  )
+  with pytest.raises(ValueError, match="must be a CLIP one; got 'ViTImageProcessor'"):
+    ImageProcessor(tmp_path)
+
+
+def test_processing_works_where_torch_is_not_installed(hf_data):
+  code = """
+import sys
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+
+def without_torch(name, path=None, target=None):
+  return None if name.partition(".")[0] in ("torch", "torchvision") else find(name, path, target)
+
+PathFinder.find_spec = without_torch
+from PIL import Image
+from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+for name in ("t5", "clip"):
+  ids, mask = Tokenizer(f"{sys.argv[1]}/{name}").tokenize(["a cat"], 8)
+  assert ids.shape == (1, 8) and mask.any()
+assert ImageProcessor(f"{sys.argv[1]}/clip")([Image.new("RGB", (30, 40))]).shape == (1, 224, 224, 3)
+print("torch" in sys.modules)
+"""
+  command = [sys.executable, "-c", code, str(hf_data)]
+  result = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.strip() == "False"
