@@ -1,0 +1,142 @@
+"""Every setting of an experiment: one field a line, with its unit and meaning.
+
+An experiment is a file in `configs/` whose `get_config()` returns an `Experiment`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Data:
+  """Where the examples come from and how they are split over clients."""
+
+  source: str = "shapes"  # a name in data/sources.py
+  dir: str = ""  # where the data set lies or is prepared; "" = ~/.cache/afspl_jax
+  partition: str = "natural"  # natural | iid | dirichlet
+  dirichlet_alpha: float = 0.5  # concentration; small = clients differ more
+  num_clients: int = 10  # sites in the federation
+  min_examples: int = 8  # floor per client; fewer is an error
+  instruction_length: int = 24  # tokens of the instruction, padded or cut
+  target_length: int = 48  # tokens of the caption or answer, padded or cut
+  caption_instruction: str = "describe the picture ."  # asked of every image without a question
+
+
+@dataclass
+class Backbone:
+  """The frozen models: Hugging Face checkpoint folders, or the pair shipped in the package."""
+
+  clip: str = "tiny"  # folder, or "tiny"
+  t5: str = "tiny"  # folder, or "tiny"
+  dtype: str = "float32"  # compute dtype: float32 | bfloat16
+
+
+@dataclass
+class Prompter:
+  """The trainable part (DESIGN: visual mapper, prompt sources, fusion)."""
+
+  tokens: int = 16  # tokens per prompt (p)
+  pool: int = 8  # candidate prompts in the pool (m)
+  pool_mode: str = "adaptive"  # adaptive | fixed | dense
+  pool_mass: float = 0.9  # adaptive: smallest k whose mass reaches this
+  k_min: int = 1  # fewest prompts chosen for a sample
+  k_max: int = 4  # most prompts chosen for a sample; the k of "fixed"
+  key_dim: int = 64  # width of keys and query (h)
+  temperature: float = 0.2  # of the softmax over cosine similarities
+  fusion: str = "dynamic"  # static | learned | dynamic
+  fusion_weights: tuple[float, ...] = ()  # static: one per source; () = equal
+  fusion_hidden: int = 64  # width of the fusion network
+  init_text: str = ""  # prompt tokens start as embeddings of these words; "" = of random words
+  mapper: str = "linear"  # linear | mlp | pooled:N (joint feature -> N tokens)
+  mapper_hidden: int = 256  # width of the mlp mapper
+  patch_pool: int = 2  # average k x k neighbouring patches before the mapper
+  see_image: bool = True  # False: the image-blind baseline; all image features are zero
+
+
+@dataclass
+class Optim:
+  """Local optimisation at a client."""
+
+  batch_size: int = 32  # examples a local step
+  local_steps: int = 8  # steps a client trains each round
+  prompt_lr: float = 3e-2  # Adam, prompts and pool keys
+  mapper_lr: float = 3e-3  # Adam, mapper and fusion
+  schedule: str = "cosine"  # constant | cosine, over all local steps of all rounds
+  final_lr: float = 0.1  # cosine: fraction of the peak reached in the last round
+  warmup_rounds: float = 1.0  # rounds of linear warm-up
+  b1: float = 0.9  # Adam's first-moment decay
+  b2: float = 0.99  # Adam's second-moment decay
+  weight_decay: float = 0.0  # decoupled, per step and unit of learning rate
+  clip_norm: float = 1.0  # global gradient norm bound
+  label_smoothing: float = 0.0  # cross-entropy's epsilon
+  balance: float = 0.01  # weight of the pool's load-balancing loss
+
+
+@dataclass
+class Fed:
+  """The federation."""
+
+  rounds: int = 30  # rounds in all
+  clients_per_round: int = 10  # selected each round, seeded by (seed, round)
+  min_replies: int = 1  # valid replies without which a round fails
+  strategy: str = "fedavg"  # a name in federation/strategies
+
+
+@dataclass
+class Eval:
+  """Evaluation of the global prompter."""
+
+  every: int = 10  # rounds between evaluations on `val`; the last round always is one
+  val_examples: int = 200  # of the validation split; 0 = all
+  test_examples: int = 0  # of the test split, scored after the last round; 0 = all
+  batch_size: int = 100  # examples decoded at a time
+  max_tokens: int = 48  # longest generated text
+
+
+@dataclass
+class Experiment:
+  """One run, whole."""
+
+  seed: int = 0  # every random number of the run follows from it
+  data: Data = field(default_factory=Data)
+  backbone: Backbone = field(default_factory=Backbone)
+  prompter: Prompter = field(default_factory=Prompter)
+  optim: Optim = field(default_factory=Optim)
+  fed: Fed = field(default_factory=Fed)
+  eval: Eval = field(default_factory=Eval)
+
+
+def to_dict(config: Experiment) -> dict[str, Any]:
+  """The config as plain nested values, as config.json stores it."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+  """Names the leaves in which two nested dicts differ, as `field: old -> new`."""
+  lines = []
+  for key in sorted(old.keys() | new.keys()):
+    a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+    if isinstance(a, dict) and isinstance(b, dict):
+      lines += differences(a, b, f"{prefix}{key}.")
+    elif a != b:
+      lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+  return lines
+
+
+def digest(value: Any) -> str:
+  """A short hash of any JSON value; equal values have equal digests."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+  """Returns `value` if it is one of `allowed`.
+
+  Raises:
+    ValueError: otherwise, naming the field and what it may be.
+  """
+  if value not in allowed:
+    raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
+  return value

@@ -1,0 +1,91 @@
+"""A site's half of the federation: the ClientApp, and what it asks of a trainer."""
+
+import math
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from afspl_jax.federation import wire
+from afspl_jax.types import Params
+
+
+class LocalResult(NamedTuple):
+  """What a site found in one round."""
+
+  params: Params
+  num_examples: int  # trained on; its weight in the average
+  metrics: dict[str, float]  # "loss" and whatever else the server should see averaged
+
+
+@runtime_checkable
+class Trainer(Protocol):
+  """Local training. Clients of one process share a trainer and are told apart by index."""
+
+  def train(self, params: Params, client: int, round: int) -> LocalResult:
+    """Trains on the client's data, starting from the global params (NumPy leaves)."""
+    ...
+
+  def site(self, client: int) -> str:
+    """The site's name, unique in the federation."""
+    ...
+
+
+def make_client_app(trainer: Trainer, template: Params) -> ClientApp:
+  """The ClientApp of every site; the same for local and networked runs.
+
+  The client index is the node's `partition-id`. What a client raises becomes an error reply.
+
+  Args:
+    trainer: does the work.
+    template: pytree with the shapes and dtypes that are exchanged.
+
+  Returns:
+    An app that answers `train` and `query.hello`.
+  """
+  app = ClientApp()
+  structure = wire.structure_digest(template)
+
+  @app.train()
+  def train(message: Message, context: Context) -> Message:
+    records = message.content
+    config = records.config_records.get(wire.CONFIG, {})
+    if config.get(wire.STRUCTURE) != structure:
+      raise wire.WireError(
+        f"structure of the params: this site has {structure}; the server has "
+        f"{config.get(wire.STRUCTURE)}. Run the same version and config on both"
+      )
+    round = config.get(wire.ROUND)
+    if not isinstance(round, int) or round < 1:
+      raise wire.WireError(f"round: expected a positive int; got {round!r}")
+    if wire.ARRAYS not in records.array_records:
+      raise wire.WireError(f"expected the record {wire.ARRAYS!r}; got {sorted(records)}")
+    params = wire.unpack(records.array_records[wire.ARRAYS], template)
+    result = trainer.train(params, _client(context), round)
+    metrics: dict[str, int | float] = {wire.NUM_EXAMPLES: int(result.num_examples)}
+    for name, value in result.metrics.items():
+      metrics[name] = float(value)
+      if not math.isfinite(metrics[name]):
+        raise ValueError(f"{name}: expected a finite number; got {metrics[name]}")
+    reply = RecordDict(
+      {
+        wire.ARRAYS: wire.pack(result.params),
+        wire.METRICS: MetricRecord(metrics),
+        wire.CONFIG: ConfigRecord({wire.STRUCTURE: wire.structure_digest(result.params)}),
+      }
+    )
+    return Message(reply, reply_to=message)
+
+  @app.query("hello")
+  def hello(message: Message, context: Context) -> Message:
+    site = trainer.site(_client(context))
+    answer = ConfigRecord({wire.SITE: site, wire.STRUCTURE: structure})
+    return Message(RecordDict({wire.CONFIG: answer}), reply_to=message)
+
+  return app
+
+
+def _client(context: Context) -> int:
+  if "partition-id" not in context.node_config:
+    raise ValueError("node config: expected partition-id=<index of this site>; it is missing")
+  return int(context.node_config["partition-id"])

@@ -1,0 +1,253 @@
+"""The round loop: select, send, collect, screen, aggregate, evaluate, write, checkpoint.
+
+Ours and not Flower's, because exact resume, seeded selection and screening belong in it.
+
+A round's lines are written before its checkpoint, and a start drops the lines that are newer
+than the checkpoint it goes on from. So a run killed at any moment repeats at most one round, and
+ends with the same lines and params as one that was never interrupted.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from afspl_jax.checkpoint import Checkpoints
+from afspl_jax.config import Fed
+from afspl_jax.federation import wire
+from afspl_jax.federation.selection import select
+from afspl_jax.federation.strategies import Reply, Strategy
+from afspl_jax.run_folder import RunFolder
+from afspl_jax.types import Params
+
+# Its product with a float32 is exact in float64, so the average of equal params is those params.
+MAX_EXAMPLES = 2**29
+
+_RECORDS = {wire.ARRAYS: "ArrayRecord", wire.METRICS: "MetricRecord", wire.CONFIG: "ConfigRecord"}
+_LONGEST_REASON = 300  # characters of what a peer says that go into our files
+
+Line = dict[str, Any]  # of metrics.jsonl or clients.jsonl
+
+
+class RoundFailed(RuntimeError):
+  """Too few valid replies; nothing of the round was kept."""
+
+
+class RoundReport(NamedTuple):
+  """What a finished round wrote to the run's folder."""
+
+  round: int
+  train: Line | None  # None for round 0
+  val: Line | None  # None if the round was not scored
+  clients: list[Line]
+
+
+@dataclass(frozen=True)
+class Plan:
+  """A federated run, from the server's side."""
+
+  params: Params  # of the untrained model: round 0, and the template of every payload
+  strategy: Strategy
+  fed: Fed
+  seed: int
+  folder: RunFolder
+  checkpoints: Checkpoints
+  evaluate: Callable[[int, Params], dict[str, float] | None]  # None: the round is not scored
+  on_round: Callable[[RoundReport], None] = lambda report: None
+
+
+def run_rounds(grid: Grid, nodes: Mapping[str, int], plan: Plan) -> Params:
+  """Runs the rounds that are still to do, from the newest checkpoint on.
+
+  Round 0 only evaluates. Every later round adds a line with split "train" to metrics.jsonl, and
+  one with split "val" if it is scored. `bytes_up` and `bytes_down` are those since the previous
+  line of the same split, `seconds` is the time of what the line reports, `clients` the number of
+  sites in the round's average.
+
+  Args:
+    grid: reaches the sites.
+    nodes: node id of each site, by its name.
+    plan: what to do.
+
+  Returns:
+    The params after the last round, with NumPy leaves.
+
+  Raises:
+    RoundFailed: fewer than `min_replies` valid replies in a round.
+  """
+  done, state = newest_state(plan)
+  plan.folder.rewind(done)
+  unscored = _train_lines_since_val(plan.folder.metrics())
+  for round in range(done + 1, plan.fed.rounds + 1):
+    train: Line | None = None
+    clients: list[Line] = []
+    if round > 0:
+      state, train, clients = _train(grid, nodes, plan, round, state)
+      unscored.append(train)
+    val = _evaluate(plan, round, state["params"], unscored)
+    if val is not None:
+      unscored = []
+    plan.folder.append_clients(clients)
+    for line in (train, val):
+      if line is not None:
+        plan.folder.append_metrics(line)
+    plan.checkpoints.save(round, state)
+    plan.on_round(RoundReport(round, train, val, clients))
+  return state["params"]
+
+
+def newest_state(plan: Plan) -> tuple[int, dict[str, Any]]:
+  """The last finished round with its params and strategy state; -1 and the untrained before it."""
+  params = jax.device_get(plan.params)
+  untrained = {"params": params, "strategy_state": plan.strategy.init(params)}
+  return plan.checkpoints.restore(untrained) or (-1, untrained)
+
+
+def ask(
+  grid: Grid, nodes: Mapping[str, int], kind: str, content: RecordDict, round: int
+) -> dict[str, tuple[Message, Message | None]]:
+  """Sends the same content to every node; returns each one's message and its reply, if any.
+
+  Replies are told apart by the message they answer: Flower's own error replies come from the
+  server's node.
+  """
+  messages = {
+    name: Message(content, node, kind, group_id=str(round)) for name, node in nodes.items()
+  }
+  replies = {
+    reply.metadata.reply_to_message_id: reply
+    for reply in grid.send_and_receive(list(messages.values()))
+  }
+  return {name: (sent, replies.get(sent.metadata.message_id)) for name, sent in messages.items()}
+
+
+class _Refused(ValueError):
+  """A reply that is left out; the message is its status in clients.jsonl."""
+
+
+def _train(
+  grid: Grid, nodes: Mapping[str, int], plan: Plan, round: int, state: dict[str, Any]
+) -> tuple[dict[str, Any], Line, list[Line]]:
+  """One round of training: the new state, its line, and a line per selected site."""
+  begin = time.perf_counter()
+  params = state["params"]
+  structure = wire.structure_digest(params)
+  config = ConfigRecord({wire.STRUCTURE: structure, wire.ROUND: round})
+  content = RecordDict({wire.ARRAYS: wire.pack(params), wire.CONFIG: config})
+  selected = select(nodes, plan.fed.clients_per_round, plan.seed, round)
+  answers = ask(grid, {site: nodes[site] for site in selected}, wire.TRAIN, content, round)
+
+  replies: list[Reply] = []
+  clients: list[Line] = []
+  bytes_down = 0
+  for site in selected:
+    sent, answer = answers[site]
+    bytes_down += wire.record_bytes(sent)
+    line: Line = {"round": round, "client": site, "num_examples": None, "loss": None, "bytes_up": 0}
+    if answer is not None:
+      line["bytes_up"] = wire.record_bytes(answer)
+    try:
+      reply = _screen(site, answer, params, structure)
+    except _Refused as why:
+      line["status"] = " ".join(str(why).split())[:_LONGEST_REASON]
+    else:
+      replies.append(reply)
+      line["num_examples"], line["loss"] = reply.num_examples, reply.metrics.get("loss")
+      line["status"] = "ok"
+    clients.append(line)
+  if len(replies) < plan.fed.min_replies:
+    refused = "; ".join(f"{c['client']}: {c['status']}" for c in clients if c["status"] != "ok")
+    raise RoundFailed(
+      f"round {round}: expected at least {plan.fed.min_replies} valid replies; got "
+      f"{len(replies)} of {len(selected)}. {refused}. Nothing of this round was kept: put that "
+      f"right and start the same command again to go on after round {round - 1}"
+    )
+
+  new_params, strategy_state = plan.strategy.aggregate(params, state["strategy_state"], replies)
+  train = {
+    "round": round,
+    "split": "train",
+    **_weighted_means(replies),
+    "bytes_up": sum(line["bytes_up"] for line in clients),
+    "bytes_down": bytes_down,
+    "seconds": _seconds_since(begin),
+    "clients": len(replies),
+  }
+  new_state = jax.device_get({"params": new_params, "strategy_state": strategy_state})
+  return new_state, train, clients
+
+
+def _screen(site: str, answer: Message | None, params: Params, structure: str) -> Reply:
+  """The site's reply, if all of it is what was agreed on.
+
+  Raises:
+    _Refused: otherwise, with the reason.
+  """
+  if answer is None:
+    raise _Refused("failed: no reply")
+  if answer.has_error():
+    raise _Refused(f"failed: {answer.error.reason or f'Flower error {answer.error.code}'}")
+  found = {name: type(record).__name__ for name, record in answer.content.items()}
+  if found != _RECORDS:
+    raise _Refused(f"rejected: expected the records {_RECORDS}; got {found}")
+  theirs = answer.content[wire.CONFIG].get(wire.STRUCTURE)
+  if theirs != structure:
+    raise _Refused(f"rejected: expected params of structure {structure}; got {theirs}")
+  metrics = dict(answer.content[wire.METRICS])
+  num_examples = metrics.pop(wire.NUM_EXAMPLES, None)
+  if type(num_examples) is not int or not 0 < num_examples <= MAX_EXAMPLES:
+    raise _Refused(
+      f"rejected: {wire.NUM_EXAMPLES}: expected an int from 1 to {MAX_EXAMPLES}; "
+      f"got {num_examples!r}"
+    )
+  for name, value in metrics.items():
+    if not isinstance(value, int | float) or not math.isfinite(value):
+      raise _Refused(f"rejected: {name}: expected a finite number; got {value!r}")
+  try:
+    local_params = wire.unpack(answer.content[wire.ARRAYS], params)
+  except wire.WireError as error:
+    raise _Refused(f"rejected: {error}") from error
+  return Reply(site, local_params, num_examples, {name: float(v) for name, v in metrics.items()})
+
+
+def _weighted_means(replies: Sequence[Reply]) -> dict[str, float]:
+  """Means over examples of the metrics that every site reports."""
+  total = sum(reply.num_examples for reply in replies)
+  shared = set.intersection(*(set(reply.metrics) for reply in replies))
+  return {
+    name: sum(reply.num_examples * reply.metrics[name] for reply in replies) / total
+    for name in sorted(shared)
+  }
+
+
+def _evaluate(plan: Plan, round: int, params: Params, unscored: list[Line]) -> Line | None:
+  """The round's "val" line, or None if the round is not scored."""
+  begin = time.perf_counter()
+  scores = plan.evaluate(round, params)
+  if scores is None:
+    return None
+  return {
+    "round": round,
+    "split": "val",
+    **scores,
+    "bytes_up": sum(line["bytes_up"] for line in unscored),
+    "bytes_down": sum(line["bytes_down"] for line in unscored),
+    "seconds": _seconds_since(begin),
+    "clients": unscored[-1]["clients"] if unscored else 0,
+  }
+
+
+def _train_lines_since_val(lines: list[Line]) -> list[Line]:
+  """What the next "val" line counts the bytes of, after a restart."""
+  rounds = [line["round"] for line in lines if line["split"] == "val"]
+  last = max(rounds, default=-1)
+  return [line for line in lines if line["split"] == "train" and line["round"] > last]
+
+
+def _seconds_since(begin: float) -> float:
+  return round(time.perf_counter() - begin, 3)

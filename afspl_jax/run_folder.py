@@ -1,0 +1,198 @@
+"""A run's folder: what was asked, what was measured, and one process at a time in it.
+
+Killed at any moment and started again, a run ends with the same lines as one never interrupted:
+lines of a round are on disk before its checkpoint is, and `rewind` drops those of rounds that
+have none.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from afspl_jax.config import differences
+
+METRICS, CLIENTS = "metrics.jsonl", "clients.jsonl"
+_PACKAGES = (
+  "afspl_jax",
+  "jax",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "flwr",
+  "transformers",
+  "numpy",
+)
+
+
+class RunFolder:
+  """An open run's folder; holds its lock until closed or until the process ends."""
+
+  def __init__(self, path: Path, lock: int):
+    self.path = path
+    self._lock = lock
+
+  @classmethod
+  def open(cls, path: Path | str, config: dict[str, Any], facts: dict[str, Any]) -> "RunFolder":
+    """Creates a run's folder, or opens that of a run which is to go on.
+
+    Args:
+      path: the folder.
+      config: the resolved config, as plain nested values.
+      facts: what else must be the same when the run goes on, such as hashes of the frozen
+        weights and of the partition; kept beside the config in config.json.
+
+    Raises:
+      ValueError: the folder cannot be written, another process runs in it, or it is of a run
+        with another config or other facts; one line that names the fields.
+    """
+    path = Path(path).absolute()
+    wanted = json.loads(json.dumps({**facts, "config": config}))
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+      lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+      raise ValueError(
+        f"{path}: expected a folder that can be written; got: {error}. Choose another --workdir"
+      ) from error
+    try:
+      # The system drops the lock with the process, however it ends: nothing is left to clean up.
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      _check_or_write_config(path, wanted)
+    except BlockingIOError as error:
+      os.close(lock)
+      raise ValueError(
+        f"{path}: expected no other process in this run's folder; one is running. "
+        "Wait for it, or choose another --workdir"
+      ) from error
+    except Exception:
+      os.close(lock)
+      raise
+    return cls(path, lock)
+
+  def append_metrics(self, line: dict[str, Any]) -> None:
+    """Adds a line to metrics.jsonl; it is on disk when this returns."""
+    self._append(METRICS, [line])
+
+  def append_clients(self, lines: Iterable[dict[str, Any]]) -> None:
+    """Adds lines to clients.jsonl; they are on disk when this returns."""
+    self._append(CLIENTS, lines)
+
+  def metrics(self) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; call `rewind` first after a restart."""
+    return _read_lines(self.path / METRICS)
+
+  def clients(self) -> list[dict[str, Any]]:
+    """The lines of clients.jsonl; call `rewind` first after a restart."""
+    return _read_lines(self.path / CLIENTS)
+
+  def predictions(self, round: int) -> Path:
+    """Where a round's predictions go; the folder exists."""
+    path = self.path / "predictions" / f"round_{round:04d}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+  def rewind(self, round: int) -> None:
+    """Drops the lines of rounds after this one, and a last line that was cut short.
+
+    Args:
+      round: the last round that has a checkpoint; -1 drops every line.
+    """
+    for name in (METRICS, CLIENTS):
+      path = self.path / name
+      lines = [line for line in _read_lines(path) if line["round"] <= round]
+      text = "".join(_to_json(line) for line in lines)
+      if path.exists() and path.read_bytes() != text.encode():
+        _replace(path, text)
+
+  def close(self) -> None:
+    """Gives the folder free."""
+    if self._lock >= 0:
+      os.close(self._lock)
+      self._lock = -1
+
+  def __enter__(self) -> "RunFolder":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def _append(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
+    with open(self.path / name, "a", encoding="utf-8") as file:
+      file.write("".join(_to_json(line) for line in lines))
+      file.flush()
+      os.fsync(file.fileno())
+
+
+def _check_or_write_config(path: Path, wanted: dict[str, Any]) -> None:
+  file = path / "config.json"
+  if not file.exists():
+    if (path / METRICS).exists():
+      raise ValueError(
+        f"{path}: expected a new folder or a run's; got {METRICS} without config.json. "
+        "Choose another --workdir"
+      )
+    _replace(file, json.dumps({**wanted, "versions": _versions()}, indent=2) + "\n")
+    return
+  text = file.read_text(encoding="utf-8", errors="replace")
+  try:
+    found = json.loads(text)
+  except ValueError as error:
+    raise ValueError(f"{file}: expected a run's config; got: {error}") from error
+  if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+    raise ValueError(f"{file}: expected a run's config; got: {text[:40]!r}")
+  found.pop("versions", None)  # recorded, not compared: a run may go on after an update
+  # Config fields come first and bare, as the user writes them in --config.<field>.
+  changed = differences(found.pop("config"), wanted.pop("config")) + differences(found, wanted)
+  if changed:
+    raise ValueError(
+      f"{path}: expected the run's own settings; changed: {'; '.join(changed)}. "
+      "Undo that to go on, or choose another --workdir"
+    )
+
+
+def _versions() -> dict[str, str]:
+  versions = {"python": platform.python_version()}
+  for package in _PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = "not installed"  # run from a checkout
+  return versions
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+  if not path.exists():
+    return []
+  lines = []
+  # What follows the last newline was cut short, perhaps inside a character: split first.
+  for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    try:
+      lines.append(json.loads(line))
+    except ValueError as error:
+      raise ValueError(f"{path}:{number}: expected a JSON object; got: {error}") from error
+  return lines
+
+
+def _to_json(line: dict[str, Any]) -> str:
+  # JSON has no NaN: a score that is not finite is written as null.
+  finite = {
+    key: None if isinstance(value, float) and not math.isfinite(value) else value
+    for key, value in line.items()
+  }
+  return json.dumps(finite, ensure_ascii=False) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  tmp = path.with_name(path.name + ".tmp")
+  with open(tmp, "w", encoding="utf-8") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(tmp, path)

@@ -1,0 +1,122 @@
+import itertools
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from least_squares import LeastSquares, init_params
+
+from afspl_jax.federation import strategies, wire
+from afspl_jax.federation.local_grid import LocalGrid
+from afspl_jax.federation.strategies import Reply
+
+
+def replies_of(num_clients):
+  trainer = LeastSquares()
+  out = []
+  for client in range(num_clients):
+    params, num_examples, metrics = trainer.train(init_params(), client, 1)
+    out.append(Reply(trainer.site(client), jax.device_get(params), num_examples, metrics))
+  return out
+
+
+def average(replies, params=None):
+  strategy = strategies.get("fedavg")
+  params = init_params() if params is None else params
+  return strategy.aggregate(params, strategy.init(params), replies)[0]
+
+
+def assert_close(a, b):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), a, b)
+
+
+def test_fedavg_is_the_weighted_mean():
+  replies = replies_of(5)
+  weights = np.array([10, 11, 12, 13, 14]) / 60
+  stacked = jax.tree.map(lambda *x: np.stack(x).astype(np.float64), *(r.params for r in replies))
+  reference = jax.tree.map(lambda x: np.tensordot(weights, x, 1), stacked)
+  assert_close(average(replies), reference)
+
+
+def test_fedavg_equals_flowers_on_the_same_replies():
+  app, given = ClientApp(), replies_of(4)
+
+  @app.train()
+  def train(message, context):
+    reply = given[context.node_config["partition-id"]]
+    records = {
+      "arrays": wire.pack(reply.params),
+      "metrics": MetricRecord({"num-examples": reply.num_examples}),
+    }
+    return Message(RecordDict(records), reply_to=message)
+
+  grid = LocalGrid(app, 4)
+  messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
+  arrays, _ = FlowerFedAvg().aggregate_train(1, grid.send_and_receive(messages))
+  flowers = wire.unpack(arrays, init_params())
+  assert_close(average(given), flowers)
+
+
+def bits(params):
+  return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
+
+
+def test_fedavg_does_not_depend_on_the_order_of_replies_to_the_last_bit():
+  # Large terms that cancel: a sum in the order of arrival does depend on it.
+  large = np.random.default_rng(0).normal(size=50).astype(np.float32) * np.float32(1e18)
+  leaves = [large, -large, np.ones(50, np.float32), np.full(50, 0.3, np.float32)]
+  replies = [Reply(f"s{i}", {"a": leaf}, 1, {}) for i, leaf in enumerate(leaves)]
+  orders = list(itertools.permutations(replies))
+  assert len({bits(sum(r.params["a"].astype(np.float64) for r in order)) for order in orders}) > 1
+  params = {"a": np.zeros(50, np.float32)}
+  assert len({bits(average(list(order), params)) for order in orders}) == 1
+
+
+@pytest.mark.parametrize("counts", [(5,), (1, 3, 7, 2**29), (10, 999, 12345677)])
+def test_fedavg_of_equal_params_is_those_params_to_the_last_bit(counts):
+  params = {"a": np.random.default_rng(0).normal(size=1000).astype(np.float32) * 1e-30}
+  replies = [Reply(f"s{i}", params, n, {}) for i, n in enumerate(counts)]
+  assert bits(average(replies, params)) == bits(params)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_fedavg_keeps_dtypes_and_scalars(dtype):
+  params = {"a": np.zeros((), dtype), "b": np.zeros((2, 2), dtype)}
+  other = jax.tree.map(lambda x: np.asarray(x + 1, dtype), params)
+  out = average([Reply("x", params, 1, {}), Reply("y", other, 3, {})], params)
+  assert out["a"].shape == () and out["a"].dtype == out["b"].dtype == np.dtype(dtype)
+  np.testing.assert_array_equal(out["b"].astype(np.float32), 0.75)
+
+
+def test_fedavg_leaves_its_inputs_alone():
+  params, replies = init_params(), replies_of(2)
+  average(replies, params)
+  jax.tree.map(np.testing.assert_array_equal, params, init_params())
+  jax.tree.map(np.testing.assert_array_equal, replies[0].params, replies_of(1)[0].params)
+
+
+def test_fedavg_adds_nothing_to_the_local_loss():
+  strategy = strategies.get("fedavg")
+  value, grads = jax.jit(jax.value_and_grad(strategy.client_penalty))(init_params(), init_params())
+  assert value == 0 and all((g == 0).all() for g in jax.tree.leaves(grads))
+
+
+def test_an_unknown_strategy_is_refused_with_the_known_ones():
+  with pytest.raises(ValueError, match=r"fed.strategy: expected one of .*fedavg.*; got 'os'"):
+    strategies.get("os")
+
+
+def test_a_new_strategy_is_one_new_file(tmp_path, monkeypatch):
+  (tmp_path / "first_site.py").write_text(
+    "class FirstSite:\n"
+    "  def __init__(self, step=1.0): self.step = step\n"
+    "  def client_penalty(self, params, global_params): return 0.0\n"
+    "  def init(self, params): return {}\n"
+    "  def aggregate(self, params, state, replies): return replies[0].params, state\n"
+    "create = FirstSite\n"
+  )
+  monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(tmp_path)])
+  assert strategies.get("first_site", step=0.5).step == 0.5
