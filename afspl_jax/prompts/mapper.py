@@ -1,0 +1,79 @@
+"""The visual mapper: CLIP's vision tokens to vectors that T5 reads as words (DESIGN, "Method")."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class VisualMapper(nnx.Module):
+  """Maps the patches of an image, or its joint feature, to `num_tokens` vectors of width d.
+
+  Args:
+    kind: "linear" or "mlp" over patch tokens, or "pooled:N", the joint feature to N tokens.
+    num_patches: patch tokens of an image, a square number.
+    patch_pool: side of the squares of neighbouring patches that are averaged first.
+    token_width: w, of a vision token.
+    joint_width: f, of the joint feature.
+    width: d, of T5.
+    hidden: width of the mlp's hidden layer.
+
+  Raises:
+    ValueError: an unknown kind, or patches that cannot be pooled so.
+  """
+
+  def __init__(
+    self,
+    kind: str,
+    *,
+    num_patches: int,
+    patch_pool: int,
+    token_width: int,
+    joint_width: int,
+    width: int,
+    hidden: int,
+    rngs: nnx.Rngs,
+  ):
+    self.kind, _, count = kind.partition(":")
+    self.patch_pool = patch_pool
+    self.side = math.isqrt(num_patches)
+    if self.kind == "pooled" and count.isdigit() and int(count) > 0:
+      self.num_tokens = int(count)
+      self.project = nnx.Linear(joint_width, self.num_tokens * width, rngs=rngs)
+      return
+    if kind not in ("linear", "mlp"):
+      raise ValueError(f"prompter.mapper: expected linear, mlp or pooled:N; got {kind!r}")
+    if self.side**2 != num_patches or self.side % patch_pool:
+      raise ValueError(
+        f"prompter.patch_pool: expected a divisor of the patch grid's side; got {patch_pool} for"
+        f" {num_patches} patches. Set it to 1."
+      )
+    self.num_tokens = (self.side // patch_pool) ** 2
+    if self.kind == "mlp":
+      self.hidden = nnx.Linear(token_width, hidden, rngs=rngs)
+      token_width = hidden
+    self.project = nnx.Linear(token_width, width, rngs=rngs)
+    # CLIP's last layer forgets where a patch was (a probe finds the place in 35 % of patches).
+    self.place = nnx.Param(jnp.zeros((self.num_tokens, width)))
+
+  def __call__(
+    self, tokens: Float[Array, "b v w"], image: Float[Array, "b f"]
+  ) -> Float[Array, "b tokens d"]:
+    """Returns vectors of about unit variance a component."""
+    if self.kind == "pooled":
+      return self.project(_normalise(image)).reshape(image.shape[0], self.num_tokens, -1)
+    patches, pool, side = tokens[:, 1:], self.patch_pool, self.side // self.patch_pool
+    grid = patches.reshape(patches.shape[0], side, pool, side, pool, patches.shape[-1])
+    x = _normalise(grid.mean(axis=(2, 4)).reshape(patches.shape[0], side * side, -1))
+    if self.kind == "mlp":
+      x = jax.nn.gelu(self.hidden(x))
+    return self.project(x) + self.place[...]
+
+
+def _normalise(x: Float[Array, "*b w"]) -> Float[Array, "*b w"]:
+  """Zero mean and unit variance; CLIP's widths have outliers a hundred times the rest."""
+  x = x.astype(jnp.float32)
+  x = x - x.mean(axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-6)

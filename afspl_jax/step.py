@@ -1,0 +1,187 @@
+"""The training and evaluation steps: pure, jitted, data-parallel over the mesh.
+
+What `jax.pmap` did, and is itself now made of: `jit` with the batch sharded over the mesh's `data`
+axis and everything else replicated. Sums over the batch are global, so the numbers do not depend
+on how many devices there are.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from afspl_jax.captioner import Captioner
+from afspl_jax.config import Optim, choice
+from afspl_jax.losses import TokenLoss, token_cross_entropy
+from afspl_jax.prompts.pool import balance_loss
+from afspl_jax.types import Batch, Params
+
+# A strategy's addition to the local loss, of (params, the round's global params).
+Penalty = Callable[[Params, Params], Float[Array, ""]]
+
+
+class TrainState(NamedTuple):
+  """What a local step changes."""
+
+  params: Params
+  opt_state: Any
+  step: Int[Array, ""]  # local steps since round 1, for the schedule
+
+
+class StepMetrics(NamedTuple):
+  """What a local step tells; with a leading axis after a scan."""
+
+  loss: Float[Array, "*k"]  # cross-entropy, nats a token
+  balance: Float[Array, "*k"]
+  grad_norm: Float[Array, "*k"]  # before clipping
+  finite: Bool[Array, "*k"]  # False: loss or gradient was not, and the step changed nothing
+  chosen: Float[Array, "*k"]  # mean number of prompts chosen from the pool
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+  """All local devices, or those given, on one `data` axis."""
+  devices = devices or jax.local_devices()
+  auto = (jax.sharding.AxisType.Auto,)
+  return jax.make_mesh((len(devices),), ("data",), axis_types=auto, devices=devices)
+
+
+def make_optimizer(config: Optim) -> optax.GradientTransformation:
+  """Adam with its own rate for prompts and for the networks around them."""
+  rates = {"prompts": config.prompt_lr, "networks": config.mapper_lr}
+
+  def label(path: tuple[Any, ...], _: Any) -> str:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return "prompts" if name in PROMPT_LEAVES else "networks"
+
+  groups = {
+    name: optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
+    for name, rate in rates.items()
+  }
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.partition(groups, lambda params: jax.tree_util.tree_map_with_path(label, params)),
+  )
+
+
+PROMPT_LEAVES = ("pool/prompts", "pool/keys", "visual_prompt", "textual_prompt")
+
+
+def make_schedule(config: Optim, rounds: int) -> optax.Schedule:
+  """The factor on every learning rate, by local steps since round 1."""
+  choice("optim.schedule", config.schedule, ("constant", "cosine"))
+  steps = rounds * config.local_steps
+  warmup = min(round(config.warmup_rounds * config.local_steps), steps - 1)
+  if config.schedule == "constant":
+    return optax.schedules.linear_schedule(1 / (warmup + 1), 1.0, warmup)
+  return optax.schedules.warmup_cosine_decay_schedule(
+    1 / (warmup + 1), 1.0, warmup, steps, config.final_lr
+  )
+
+
+def make_train_step(
+  captioner: Captioner, config: Optim, rounds: int, penalty: Penalty
+) -> Callable[[TrainState, Params, Params, Batch], tuple[TrainState, StepMetrics]]:
+  """Returns the pure `train_step(state, frozen, global_params, batch)`."""
+  optimizer, schedule = make_optimizer(config), make_schedule(config, rounds)
+
+  def train_step(
+    state: TrainState, frozen: Params, global_params: Params, batch: Batch
+  ) -> tuple[TrainState, StepMetrics]:
+    def loss_fn(params: Params):
+      encoded = captioner.encode(params, frozen, batch)
+      logits = captioner.logits(frozen, encoded, batch.targets)
+      tokens = token_cross_entropy(
+        logits, batch.targets, batch.targets_mask, config.label_smoothing
+      )
+      loss = tokens.total / jnp.maximum(tokens.count, 1.0)
+      rows = batch.targets_mask.any(axis=-1).astype(jnp.float32)
+      pool = encoded.prompted.pool
+      balance = balance_loss(pool, rows)
+      chosen = rows @ jnp.sum(pool.weights > 0, axis=-1) / jnp.maximum(rows.sum(), 1.0)
+      objective = loss + config.balance * balance + penalty(params, global_params)
+      return objective, (loss, balance, chosen)
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (objective, (loss, balance, chosen)), grads = grad_fn(state.params)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(objective) & jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    factor = schedule(state.step)
+    params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
+    params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (params, opt_state),
+      (state.params, state.opt_state),
+    )
+    metrics = StepMetrics(loss, balance, norm, finite, chosen)
+    return TrainState(params, opt_state, state.step + 1), metrics
+
+  return train_step
+
+
+def make_local_training(
+  captioner: Captioner, config: Optim, rounds: int, penalty: Penalty, mesh: Mesh
+) -> Callable[[Params, Params, Batch, Any], tuple[Params, StepMetrics]]:
+  """Compiles a client's round: `(params, frozen, batches, first_step) -> params, metrics`.
+
+  `batches` has a leading axis of local steps, which run in one `lax.scan`. Adam starts afresh
+  each round, as a client may not have been selected before. `params` is donated.
+
+  Raises:
+    ValueError: batches that cannot be split evenly over the devices.
+  """
+  check_divides(config.batch_size, mesh, "optim.batch_size")
+  train_step = make_train_step(captioner, config, rounds, penalty)
+  optimizer = make_optimizer(config)
+
+  def local_training(
+    params: Params, frozen: Params, batches: Batch, first_step: Int[Array, ""]
+  ) -> tuple[Params, StepMetrics]:
+    start = TrainState(params, optimizer.init(params), first_step)
+    step = lambda state, batch: train_step(state, frozen, params, batch)  # noqa: E731
+    state, metrics = jax.lax.scan(step, start, batches)
+    return state.params, metrics
+
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  rows = NamedSharding(mesh, PartitionSpec(None, "data"))
+  return jax.jit(
+    local_training,
+    in_shardings=(everywhere, everywhere, rows, everywhere),
+    out_shardings=everywhere,
+    donate_argnums=0,
+  )
+
+
+def make_eval_step(
+  captioner: Captioner, mesh: Mesh
+) -> Callable[[Params, Params, Batch], TokenLoss]:
+  """Compiles `(params, frozen, batch) -> TokenLoss`, without label smoothing."""
+
+  def eval_step(params: Params, frozen: Params, batch: Batch) -> TokenLoss:
+    encoded = captioner.encode(params, frozen, batch)
+    logits = captioner.logits(frozen, encoded, batch.targets)
+    return token_cross_entropy(logits, batch.targets, batch.targets_mask)
+
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  return jax.jit(eval_step, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere)
+
+
+def replicate(tree: Params, mesh: Mesh) -> Params:
+  """Puts a copy of every leaf on every device of the mesh."""
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def check_divides(size: int, mesh: Mesh, name: str) -> None:
+  """Raises ValueError unless `size` rows split evenly over the mesh's devices."""
+  devices = int(np.prod(list(mesh.shape.values())))
+  if size % devices:
+    raise ValueError(
+      f"{name}: expected a multiple of the {devices} devices; got {size}."
+      f" Use {devices * (1 + size // devices)}."
+    )

@@ -1,0 +1,101 @@
+"""A small, real model for every test: random weights, real shapes of data, no download."""
+
+import os
+
+# Before JAX is imported: the tests of data parallelism need several devices, and the numbers of
+# all others must not depend on how many there are.
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+
+# Models of this size compile for longer than they run.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from afspl_jax import config as settings
+from afspl_jax.backbones.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from afspl_jax.backbones.t5 import T5
+from afspl_jax.backbones.t5_config import T5Config
+from afspl_jax.captioner import Captioner, leaves
+from afspl_jax.prompts.prompter import Prompter
+from afspl_jax.step import make_mesh
+from afspl_jax.types import Batch, Params
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+CLIP = ClipConfig(
+  vision=ClipVisionConfig(width=12, layers=1, heads=2, mlp_width=16, image_size=32, patch_size=8),
+  text=ClipTextConfig(width=8, layers=1, heads=2, mlp_width=16, vocab_size=40),
+  joint_width=6,
+)
+T5_CONFIG = T5Config(
+  vocab_size=40,
+  width=16,
+  head_width=8,
+  mlp_width=24,
+  encoder_layers=2,
+  decoder_layers=2,
+  heads=2,
+  activation="gelu_new",
+  gated=True,
+  tied_head=False,
+  scaled_head=False,
+)
+
+
+@dataclass
+class Model:
+  """A captioner with its leaves."""
+
+  captioner: Captioner
+  params: Params
+  frozen: Params
+
+
+def make_model(**prompter) -> Model:
+  t5 = T5(T5_CONFIG, rngs=nnx.Rngs(1))
+  defaults = dict(tokens=4, pool=6, k_max=3, key_dim=5, fusion_hidden=7)
+  config = settings.Prompter(**(defaults | prompter))
+  no_words = jnp.zeros(0, jnp.int32)
+  prompter_ = Prompter(config, CLIP, t5.embedding[...], no_words, rngs=nnx.Rngs(2))
+  return Model(Captioner(prompter_, t5), leaves(prompter_), leaves(t5))
+
+
+def make_batch(seed: int, *leading: int) -> Batch:
+  """Random features and tokens; `leading` is (rows,) or (steps, rows)."""
+  rng = np.random.default_rng(seed)
+  patches = 1 + CLIP.vision.num_patches
+  lengths = rng.integers(1, 6, size=(*leading, 1))
+  values = dict(
+    tokens=rng.normal(size=(*leading, patches, CLIP.vision.width)).astype(np.float32),
+    image=rng.normal(size=(*leading, CLIP.joint_width)).astype(np.float32),
+    text=rng.normal(size=(*leading, CLIP.joint_width)).astype(np.float32),
+    instruction=rng.integers(2, 40, size=(*leading, 5)).astype(np.int32),
+    instruction_mask=np.arange(5) < lengths,
+    targets=rng.integers(2, 40, size=(*leading, 7)).astype(np.int32),
+    targets_mask=np.arange(7) < lengths + 1,
+  )
+  return Batch(**{name: jnp.asarray(value) for name, value in values.items()})
+
+
+@pytest.fixture
+def model() -> Model:
+  return make_model()
+
+
+@pytest.fixture(scope="session")
+def one_device():
+  return make_mesh(jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def four_devices():
+  return make_mesh(jax.devices()[:4])

@@ -1,0 +1,186 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from afspl_jax.config import Optim
+from afspl_jax.losses import token_cross_entropy
+from afspl_jax.step import (
+  TrainState,
+  make_eval_step,
+  make_local_training,
+  make_mesh,
+  make_optimizer,
+  make_schedule,
+  make_train_step,
+  replicate,
+)
+from tests.conftest import make_batch
+
+OPTIM = Optim(batch_size=8, local_steps=3)
+
+
+def no_penalty(params, global_params):
+  return jnp.zeros(())
+
+
+def train(model, mesh, batches, optim=OPTIM, penalty=no_penalty):
+  program = make_local_training(model.captioner, optim, 10, penalty, mesh)
+  params = replicate(jax.tree.map(jnp.array, model.params), mesh)
+  out = program(params, replicate(model.frozen, mesh), batches, jnp.asarray(0, jnp.int32))
+  return jax.device_get(out)
+
+
+def test_one_and_four_devices_give_the_same_numbers(model, one_device, four_devices):
+  batches = make_batch(0, 3, 8)
+  one, one_metrics = train(model, one_device, batches)
+  four, four_metrics = train(model, four_devices, batches)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+  np.testing.assert_allclose(one_metrics.loss, four_metrics.loss, rtol=1e-6)
+  np.testing.assert_allclose(one_metrics.grad_norm, four_metrics.grad_norm, rtol=1e-5)
+
+
+def test_the_scan_equals_single_steps(model, one_device):
+  batches = make_batch(0, 3, 8)
+  scanned, metrics = train(model, one_device, batches)
+  step = jax.jit(make_train_step(model.captioner, OPTIM, 10, no_penalty))
+  opt_state = make_optimizer(OPTIM).init(model.params)
+  state = TrainState(model.params, opt_state, jnp.asarray(0, jnp.int32))
+  for i in range(3):
+    batch = jax.tree.map(lambda x: x[i], batches)
+    state, single = step(state, model.frozen, model.params, batch)
+    np.testing.assert_allclose(single.loss, metrics.loss[i], rtol=1e-5)
+  for a, b in zip(jax.tree.leaves(scanned), jax.tree.leaves(state.params), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_frozen_leaves_are_bit_identical_after_training_and_the_params_are_not(model, one_device):
+  before = jax.tree.map(lambda x: np.array(x), model.frozen)
+  program = make_local_training(model.captioner, OPTIM, 10, no_penalty, one_device)
+  frozen = replicate(model.frozen, one_device)
+  params = replicate(jax.tree.map(jnp.array, model.params), one_device)
+  trained, _ = program(params, frozen, make_batch(0, 3, 8), jnp.asarray(0, jnp.int32))
+  for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(frozen), strict=True):
+    np.testing.assert_array_equal(a, b)
+  unmoved = [
+    jax.tree_util.keystr(path)
+    for (path, a), b in zip(
+      jax.tree_util.tree_leaves_with_path(model.params), jax.tree.leaves(trained), strict=True
+    )
+    if np.array_equal(a, b)
+  ]
+  assert unmoved == []
+
+
+def test_the_optimizer_state_is_of_the_prompter_alone(model):
+  sizes = sum(x.size for x in jax.tree.leaves(model.params))
+  state = make_optimizer(OPTIM).init(model.params)
+  arrays = sum(x.size for x in jax.tree.leaves(state) if x.ndim)
+  assert arrays == 2 * sizes  # Adam's two moments of every trainable leaf, and nothing else
+
+
+def test_no_gradient_of_a_frozen_leaf_is_ever_computed(model):
+  step = make_train_step(model.captioner, OPTIM, 10, no_penalty)
+  state = TrainState(model.params, make_optimizer(OPTIM).init(model.params), jnp.asarray(0))
+  jaxpr = jax.make_jaxpr(step)(state, model.frozen, model.params, make_batch(0, 8))
+  # The head's gradient alone would be a [d n] product; only the prompter has outputs like that.
+  head = model.frozen["head"].shape
+  made = {
+    tuple(v.aval.shape)
+    for eqn in jaxpr.jaxpr.eqns
+    if eqn.primitive.name == "dot_general"
+    for v in eqn.outvars
+  }
+  assert head not in made and head[::-1] not in made
+
+
+def test_the_loss_is_the_mean_over_tokens_of_torch(model):
+  torch = pytest.importorskip("torch")
+  batch = make_batch(1, 8)
+  encoded = model.captioner.encode(model.params, model.frozen, batch)
+  logits = model.captioner.logits(model.frozen, encoded, batch.targets)
+  labels = np.where(batch.targets_mask, batch.targets, -100)
+  for smoothing in (0.0, 0.1):
+    ours = token_cross_entropy(logits, batch.targets, batch.targets_mask, smoothing)
+    theirs = torch.nn.functional.cross_entropy(
+      torch.tensor(np.asarray(logits)).flatten(0, 1),
+      torch.tensor(labels).long().flatten(),
+      label_smoothing=smoothing,
+    )
+    np.testing.assert_allclose(float(ours.total / ours.count), float(theirs), rtol=1e-5)
+
+
+def test_rows_that_fill_up_a_batch_change_nothing(model, one_device):
+  full = make_batch(2, 2, 8)
+  cut = full._replace(targets_mask=full.targets_mask.at[:, 5:].set(False))
+  junk = cut._replace(
+    targets=cut.targets.at[:, 5:].set(39 - cut.targets[:, 5:]),
+    tokens=cut.tokens.at[:, 5:].multiply(-3),
+    image=cut.image.at[:, 5:].multiply(-1),
+  )
+  one, m1 = train(model, one_device, cut)
+  other, m2 = train(model, one_device, junk)
+  np.testing.assert_allclose(m1.loss, m2.loss, rtol=1e-6)
+  np.testing.assert_allclose(m1.balance, m2.balance, rtol=1e-6)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_one_compile_whatever_the_data(model, one_device):
+  program = make_local_training(model.captioner, OPTIM, 10, no_penalty, one_device)
+  evaluate = make_eval_step(model.captioner, one_device)
+  frozen = replicate(model.frozen, one_device)
+  for round in range(3):
+    params = replicate(jax.tree.map(jnp.array, model.params), one_device)
+    evaluate(params, frozen, make_batch(round, 8))
+    program(params, frozen, make_batch(round, 3, 8), jnp.asarray(3 * round, jnp.int32))
+  assert program._cache_size() == 1
+  assert evaluate._cache_size() == 1
+
+
+def test_a_step_with_a_nonfinite_gradient_is_told_and_changes_nothing(model, one_device):
+  batches = make_batch(0, 3, 8)
+  batches = batches._replace(tokens=batches.tokens.at[1].set(jnp.nan))
+  trained, metrics = train(model, one_device, batches)
+  np.testing.assert_array_equal(metrics.finite, [True, False, True])
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(trained))
+  batches = batches._replace(tokens=jnp.full_like(batches.tokens, jnp.nan))
+  untouched, metrics = train(model, one_device, batches)
+  assert not metrics.finite.any()
+  for a, b in zip(jax.tree.leaves(untouched), jax.tree.leaves(model.params), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_the_penalty_of_a_strategy_reaches_the_gradient(model, one_device):
+  def pull(params, global_params):
+    return 1e4 * sum(
+      jnp.sum(jnp.square(a - b))
+      for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(global_params), strict=True)
+    )
+
+  far = train(model, one_device, make_batch(0, 3, 8))[0]
+  near = train(model, one_device, make_batch(0, 3, 8), penalty=pull)[0]
+  moved = [
+    optax.tree.norm(jax.tree.map(lambda a, b: a - b, each, model.params)) for each in (far, near)
+  ]
+  assert moved[1] < 0.9 * moved[0]
+
+
+def test_schedule_warms_up_then_falls_to_its_final_fraction():
+  optim = Optim(local_steps=4, warmup_rounds=2, final_lr=0.1)
+  schedule = make_schedule(optim, rounds=10)
+  values = [float(schedule(i)) for i in range(41)]
+  assert 0 < values[0] < values[4] < values[8] == pytest.approx(1.0)
+  assert values[-1] == pytest.approx(0.1)
+  assert all(a >= b for a, b in zip(values[8:], values[9:], strict=False))
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(model, four_devices):
+  with pytest.raises(ValueError, match=r"optim.batch_size: expected a multiple of the 4 devices"):
+    make_local_training(model.captioner, Optim(batch_size=6), 1, no_penalty, four_devices)
+
+
+def test_mesh_defaults_to_all_local_devices():
+  assert make_mesh().shape == {"data": len(jax.local_devices())}
