@@ -1,0 +1,35 @@
+"""The shapes world as a source; written to disk when it is first asked for."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from afspl_jax.data.tfds_source import TfdsSource, data_dir
+from afspl_jax.types import Example
+
+
+def open_split(split: str, folder: str) -> TfdsSource:
+  """Opens "train", "validation" or "test", drawing the world first where it is not there yet."""
+  import tensorflow_datasets as tfds
+
+  from afspl_jax.data.shapes.builder import ShapesWorld
+
+  builder = ShapesWorld(data_dir=data_dir(folder), file_format="array_record")
+  if not builder.data_path.exists():
+    tfds.disable_progress_bar()
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    builder.download_and_prepare()
+  return TfdsSource(builder, split, _examples)
+
+
+def _examples(record: Mapping[str, Any], image: str) -> list[Example]:
+  common = {"image": image, "site": record["site"], "category": record["category"]}
+  out = []
+  if record["captions"]:
+    out.append(Example(id=record["id"], references=tuple(record["captions"]), **common))
+  pairs = zip(record["questions"], record["answers"], strict=True)
+  for number, (question, answer) in enumerate(pairs):
+    out.append(
+      Example(id=f"{record['id']}-q{number}", references=(answer,), question=question, **common)
+    )
+  return out

@@ -1,0 +1,118 @@
+"""From a split to predictions to scores."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from afspl_jax.backbones.processing import Tokenizer
+from afspl_jax.captioner import Captioner
+from afspl_jax.config import Eval
+from afspl_jax.data.batches import Split
+from afspl_jax.decode import make_greedy
+from afspl_jax.metrics.captions import score_captions
+from afspl_jax.metrics.vqa import vqa_accuracy
+from afspl_jax.prompts.prompter import SOURCES
+from afspl_jax.step import check_divides, make_eval_step
+from afspl_jax.types import Params
+
+
+class Prediction(NamedTuple):
+  """What was said of one example, and how it was prompted."""
+
+  id: str
+  prediction: str
+  references: tuple[str, ...]
+  question: str
+  fusion: dict[str, float]  # weight of each prompt source
+  prompts: dict[int, float]  # pool prompts chosen, with their weights
+
+
+class Evaluator:
+  """Scores a prompter, with the compiled programs it needs.
+
+  Args:
+    captioner: the forward passes.
+    frozen: T5's leaves, replicated over the mesh.
+    tokenizer: T5's.
+    config: batch size and length.
+    mesh: devices that share a batch.
+  """
+
+  def __init__(
+    self, captioner: Captioner, frozen: Params, tokenizer: Tokenizer, config: Eval, mesh: Mesh
+  ):
+    check_divides(config.batch_size, mesh, "eval.batch_size")
+    self._frozen, self._tokenizer, self._config = frozen, tokenizer, config
+    self._loss = make_eval_step(captioner, mesh)
+    self._greedy = make_greedy(captioner, config.max_tokens, mesh)
+
+  def predict(self, params: Params, split: Split, indices: Sequence[int]) -> list[Prediction]:
+    """Generates a text for each example, greedily."""
+    out = []
+    for rows, batch in split.in_order(indices, self._config.batch_size):
+      decoded = self._greedy(params, self._frozen, batch)
+      texts = self._tokenizer.decode(np.asarray(decoded.ids)[: len(rows)])
+      fusion, pool = np.asarray(decoded.fusion), np.asarray(decoded.pool)
+      for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        example = split.examples[row]
+        weights = {name: round(float(w), 4) for name, w in zip(SOURCES, fusion[i], strict=True)}
+        chosen = {int(j): round(float(pool[i, j]), 4) for j in np.flatnonzero(pool[i])}
+        out.append(
+          Prediction(example.id, text, example.references, example.question, weights, chosen)
+        )
+    return out
+
+  def loss(self, params: Params, split: Split, indices: Sequence[int]) -> float:
+    """Cross-entropy of each example's first reference, in nats a token."""
+    total = count = 0.0
+    for _, batch in split.in_order(indices, self._config.batch_size):
+      sums = self._loss(params, self._frozen, batch)
+      total, count = total + float(sums.total), count + float(sums.count)
+    return total / count
+
+  def scores(
+    self, params: Params, split: Split, indices: Sequence[int], file: Path | None = None
+  ) -> dict[str, float]:
+    """Loss, caption scores and VQA accuracy; writes the predictions to `file` if given."""
+    predictions = self.predict(params, split, indices)
+    if file is not None:
+      _write(predictions, file)
+    return {"loss": self.loss(params, split, indices), **score(predictions)}
+
+
+def score(predictions: Sequence[Prediction]) -> dict[str, float]:
+  """Caption scores over examples without a question, VQA accuracy over those with one."""
+  out: dict[str, float] = {}
+  captions = [p for p in predictions if not p.question]
+  if captions:
+    scores = score_captions([p.prediction for p in captions], [p.references for p in captions])
+    names = ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l")
+    out = {name: float(getattr(scores, name)) for name in names}
+  answers = [p for p in predictions if p.question]
+  if answers:
+    right = [vqa_accuracy(p.prediction, p.references) for p in answers]
+    out["vqa_accuracy"] = float(np.mean(right))
+  return out
+
+
+def spread(number: int, wanted: int) -> list[int]:
+  """`wanted` indices (0: all) spread evenly over a split, the same every time."""
+  if wanted <= 0 or wanted >= number:
+    return list(range(number))
+  return [i * number // wanted for i in range(wanted)]
+
+
+def _write(predictions: Sequence[Prediction], file: Path) -> None:
+  scratch = file.with_suffix(".tmp")
+  with scratch.open("w") as out:
+    for prediction in predictions:
+      line: dict[str, Any] = prediction._asdict()
+      if not prediction.question:
+        del line["question"]
+      out.write(json.dumps(line, ensure_ascii=False) + "\n")
+  os.replace(scratch, file)

@@ -1,0 +1,161 @@
+"""The text that the tiny T5 is pretrained on; no image is ever seen or drawn here.
+
+A sample has the shape of a captioner's input: prompt slots, then content, then an instruction.
+Content is either a plain list of objects, or a *word raster*: a 4 x 4 grid of vectors, each a
+weighted bag of the words for what lies there, with noise. Mixtures of word embeddings, such as a
+linear map of image patches makes, are thereby nothing new to the encoder. Prompt slots sometimes
+hold words of another caption in the same style, so that soft prompts can set a style.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from afspl_jax.data.shapes import language
+from afspl_jax.data.shapes.language import Style
+from afspl_jax.data.shapes.scene import Scene, cells_of, sample_scene
+
+SLOTS = 16  # prompt positions
+CONTENT = 24  # positions of the raster (16 used) or of the list
+INSTRUCTION = 14
+TARGET = 44
+BAG = 10  # words mixed into one vector
+GRID = 4  # raster cells a side
+PLAIN = Style("note")
+
+
+class TextBatch(NamedTuple):
+  """Encoder inputs as bags of words, and the text to write."""
+
+  ids: Int[Array, "b l bag"]
+  weights: Float[Array, "b l bag"]
+  noise: Float[Array, "b l"]  # standard deviation added to each component
+  mask: Bool[Array, "b l"]
+  targets: Int[Array, "b t"]
+  target_weights: Float[Array, "b t"]
+
+
+class Corpus:
+  """Draws samples; equal seeds draw equal samples.
+
+  Args:
+    vocabulary: piece to id, of the T5 tokenizer.
+  """
+
+  def __init__(self, vocabulary: dict[str, int]):
+    self.vocabulary = vocabulary
+
+  def ids(self, text: str) -> list[int]:
+    """The ids of a text of known words; what the tokenizer gives, only faster."""
+    return [self.vocabulary[f"▁{word}"] for word in text.split()]
+
+  def batch(self, rng: np.random.Generator, size: int) -> TextBatch:
+    """Draws `size` samples."""
+    length = SLOTS + CONTENT + INSTRUCTION
+    out = TextBatch(
+      np.zeros((size, length, BAG), np.int32),
+      np.zeros((size, length, BAG), np.float32),
+      np.zeros((size, length), np.float32),
+      np.zeros((size, length), bool),
+      np.zeros((size, TARGET), np.int32),
+      np.zeros((size, TARGET), np.float32),
+    )
+    for row in range(size):
+      self._fill(out, row, rng)
+    return out
+
+  def _fill(self, out: TextBatch, row: int, rng: np.random.Generator) -> None:
+    scene, style = pretraining_scene(rng), language.sample_style(rng)
+    instruction, target, weight = self._task(scene, style, rng)
+    self._style_hint(out, row, style, rng)
+    if rng.random() < 0.8:
+      self._raster(out, row, scene, style, rng)
+    else:
+      listing = language.caption(scene, PLAIN if rng.random() < 0.5 else style, rng)
+      self._words(out, row, SLOTS, self.ids(listing)[:CONTENT])
+    self._words(out, row, SLOTS + CONTENT, self.ids(instruction)[:INSTRUCTION])
+    ids = [*self.ids(target)[: TARGET - 1], 1]
+    out.targets[row, : len(ids)] = ids
+    out.target_weights[row, : len(ids)] = weight
+
+  def _task(self, scene: Scene, style: Style, rng: np.random.Generator) -> tuple[str, str, float]:
+    """Instruction, target and weight of each target token; short answers weigh more."""
+    draw = rng.random()
+    if draw < 0.55:
+      options = language.CAPTION_INSTRUCTIONS
+      return options[rng.integers(len(options))], language.caption(scene, style, rng), 1.0
+    if draw < 0.95:
+      question = language.questions(scene, style, rng)[0]
+      return question.text, question.answer, 3.0
+    return (
+      "list all objects .",
+      " , ".join(
+        f"{language.noun_phrase(t, PLAIN)} {language.place_phrase(t, PLAIN)}" for t in scene.things
+      ),
+      1.0,
+    )
+
+  def _style_hint(self, out: TextBatch, row: int, style: Style, rng: np.random.Generator) -> None:
+    """Fills the prompt slots: with a caption in `style`, with words at random, or not at all."""
+    draw = rng.random()
+    if draw < 0.2:
+      return
+    if draw < 0.75:
+      words = self.ids(language.caption(pretraining_scene(rng), style, rng))
+      while len(words) < SLOTS:
+        words += words
+      start = rng.integers(len(words) - SLOTS + 1)
+      words = words[start : start + SLOTS]
+    else:
+      words = list(rng.integers(3, len(self.vocabulary), size=SLOTS))
+    # Each slot may also carry some of its neighbours, as trained prompts mix words.
+    out.ids[row, :SLOTS, 0] = words
+    out.weights[row, :SLOTS, 0] = rng.uniform(0.6, 1.4, size=SLOTS)
+    out.ids[row, :SLOTS, 1] = rng.permutation(words)
+    out.weights[row, :SLOTS, 1] = rng.uniform(0, 0.5, size=SLOTS)
+    out.noise[row, :SLOTS] = rng.uniform(0, 0.5)
+    out.mask[row, :SLOTS] = True
+
+  def _raster(
+    self, out: TextBatch, row: int, scene: Scene, style: Style, rng: np.random.Generator
+  ) -> None:
+    """Places each thing's words in the cells that it touches."""
+    cells = slice(SLOTS, SLOTS + GRID * GRID)
+    out.mask[row, cells] = True
+    out.noise[row, cells] = rng.uniform(0.05, 0.6)
+    # A map trained on all sites' texts mixes their synonyms; here now one, now the other.
+    used = np.zeros(GRID * GRID, int)
+    scale = rng.uniform(0.7, 1.4)
+    placed = rng.random() < 0.8
+    for thing in scene.things:
+      words = [
+        language.COLOUR_WORDS[rng.integers(2)][thing.colour],
+        language.SHAPE_WORDS[rng.integers(2)][thing.shape],
+        language.SIZE_WORDS[rng.integers(3)][thing.size],
+      ]
+      if placed:
+        place = language.PLACE_WORDS[rng.integers(3)][3 * thing.row + thing.column]
+        words += [w for w in place.split() if w not in ("in", "at", "on", "the", "field")]
+      ids = self.ids(" ".join(words))
+      for cell in cells_of(thing, GRID):
+        strength = scale * rng.uniform(0.5, 1.2)
+        for i in ids:
+          if used[cell] < BAG:
+            out.ids[row, SLOTS + cell, used[cell]] = i
+            out.weights[row, SLOTS + cell, used[cell]] = strength * rng.uniform(0.7, 1.3)
+            used[cell] += 1
+
+  def _words(self, out: TextBatch, row: int, start: int, ids: list[int]) -> None:
+    stop = start + len(ids)
+    out.ids[row, start:stop, 0] = ids
+    out.weights[row, start:stop, 0] = 1.0
+    out.mask[row, start:stop] = True
+
+
+def pretraining_scene(rng: np.random.Generator) -> Scene:
+  """A scene that no site will ever hold."""
+  while True:
+    scene = sample_scene(rng)
+    if scene.split == "pretrain":
+      return scene

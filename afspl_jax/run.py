@@ -1,0 +1,241 @@
+"""An experiment from its config to its scores, in this process."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from afspl_jax.backbones.locate import MissingBackbone, locate
+from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+from afspl_jax.backbones.weights import fingerprint, load_clip, load_t5
+from afspl_jax.captioner import Captioner, leaves
+from afspl_jax.checkpoint import Checkpoints
+from afspl_jax.config import Experiment, choice, digest, to_dict
+from afspl_jax.data.batches import Split
+from afspl_jax.data.features import FeatureEncoder, default_cache
+from afspl_jax.data.partition import Clients, partition
+from afspl_jax.data.sources import open_source
+from afspl_jax.data.tfds_source import MissingData
+from afspl_jax.evaluate import Evaluator, spread
+from afspl_jax.federation import strategies
+from afspl_jax.federation.rounds import Plan, RoundReport
+from afspl_jax.federation.server import run_local
+from afspl_jax.federation.training import LocalTrainer
+from afspl_jax.prompts.prompter import Prompter
+from afspl_jax.run_folder import RunFolder
+from afspl_jax.step import make_mesh, replicate
+from afspl_jax.types import Params, Source
+
+SPLITS = ("train", "validation", "test")
+HEADLINE = ("cider", "bleu4", "rouge_l", "vqa_accuracy", "loss")
+
+
+@dataclass(frozen=True)
+class Setup:
+  """All that a run needs before its first round."""
+
+  config: Experiment
+  params: Params  # of the untrained prompter, NumPy leaves
+  splits: dict[str, Split]
+  clients: Clients
+  trainer: LocalTrainer
+  evaluator: Evaluator
+  facts: dict[str, Any]  # hashes that must not change when a run goes on
+
+
+def prepare(config: Experiment, mesh: Mesh | None = None) -> Setup:
+  """Loads backbones and data, encodes images, splits examples over clients, builds programs.
+
+  Raises:
+    ValueError: something is missing or does not fit; all that is missing is named at once.
+  """
+  check(config)
+  mesh = mesh or make_mesh()
+  folders, sources = _find(config)
+  dtype = jnp.dtype(config.backbone.dtype)
+  clip = load_clip(folders["clip"], dtype, dtype)
+  t5 = load_t5(folders["t5"], dtype, dtype)
+  tokenizer = Tokenizer(folders["t5"])
+  clients = partition(
+    [sources["train"][i] for i in range(len(sources["train"]))], config.data, config.seed
+  )
+
+  prints = {kind: fingerprint(folder) for kind, folder in folders.items()}
+  encoder = FeatureEncoder(
+    clip,
+    ImageProcessor(folders["clip"]),
+    Tokenizer(folders["clip"]),
+    prints["clip"],
+    default_cache(),
+  )
+  splits = {
+    name: Split(source, encoder, tokenizer, config.data) for name, source in sources.items()
+  }
+
+  words, _ = tokenizer.tokenize([config.prompter.init_text], 256)
+  words = words[words > max(tokenizer.pad_id, tokenizer.eos_id)]
+  prompter = Prompter(
+    config.prompter, clip.config, t5.embedding[...], jnp.asarray(words), rngs=nnx.Rngs(config.seed)
+  )
+  captioner = Captioner(prompter, t5)
+  frozen = replicate(leaves(t5), mesh)
+  penalty = strategies.get(config.fed.strategy).client_penalty
+  trainer = LocalTrainer(captioner, frozen, splits["train"], clients, config, penalty, mesh)
+  return Setup(
+    config=config,
+    params=jax.device_get(leaves(prompter)),
+    splits=splits,
+    clients=clients,
+    trainer=trainer,
+    evaluator=Evaluator(captioner, frozen, tokenizer, config.eval, mesh),
+    facts={
+      "backbones": prints,
+      "data": {name: source.fingerprint for name, source in sources.items()},
+      "partition": digest({name: indices.tolist() for name, indices in clients.items()}),
+    },
+  )
+
+
+def federate(
+  config: Experiment, workdir: Path, progress: Callable[..., tqdm] = tqdm
+) -> dict[str, Any]:
+  """Runs an experiment, or what is left of it, and scores its last prompter on the test split.
+
+  Args:
+    config: the experiment.
+    workdir: the run's folder; a run in it with the same config goes on.
+    progress: makes the progress bar.
+
+  Returns:
+    The "test" line of metrics.jsonl.
+
+  Raises:
+    ValueError: a user's mistake, in one clear message.
+    RoundFailed: too few clients gave a valid reply.
+  """
+  setup = prepare(config)
+  bar: tqdm | None = None
+  with RunFolder.open(workdir, to_dict(config), setup.facts) as folder:
+    checkpoints = Checkpoints(folder.path / "checkpoints")
+    validation = setup.splits["validation"]
+    scored = spread(len(validation), config.eval.val_examples)
+    last = {"loss": "-", "CIDEr": "-"}
+
+    def evaluate(round: int, params: Params) -> dict[str, float] | None:
+      if round % config.eval.every and round != config.fed.rounds:
+        return None
+      file = folder.predictions(round)
+      return setup.evaluator.scores(params, validation, scored, file)
+
+    def on_round(report: RoundReport) -> None:
+      nonlocal bar
+      if bar is None:
+        bar = progress(total=config.fed.rounds, initial=report.round, unit="round", desc="rounds")
+      else:
+        bar.update(1)
+      if report.train:
+        last["loss"] = f"{report.train['loss']:.3f}"
+      if report.val and "cider" in report.val:
+        last["CIDEr"] = f"{report.val['cider']:.3f}"
+      bar.set_postfix(last)
+      for line in report.clients:
+        if line["status"] != "ok":
+          bar.write(f"round {report.round}: {line['client']}: {line['status']}")
+
+    plan = Plan(
+      params=setup.params,
+      strategy=strategies.get(config.fed.strategy),
+      fed=config.fed,
+      seed=config.seed,
+      folder=folder,
+      checkpoints=checkpoints,
+      evaluate=evaluate,
+      on_round=on_round,
+    )
+    try:
+      params = run_local(plan, setup.trainer, len(setup.clients))
+    finally:
+      checkpoints.close()
+      if bar is not None:
+        bar.close()
+    return _test(setup, folder, params)
+
+
+def _test(setup: Setup, folder: RunFolder, params: Params) -> dict[str, Any]:
+  """The test line: the one on disk, if an earlier start of this run got that far."""
+  for line in folder.metrics():
+    if line["split"] == "test":
+      return line
+  config, split = setup.config, setup.splits["test"]
+  rows = spread(len(split), config.eval.test_examples)
+  file = folder.path / "predictions" / "test.jsonl"
+  scores = setup.evaluator.scores(params, split, rows, file)
+  line = {"round": config.fed.rounds, "split": "test", **scores}
+  folder.append_metrics(line)
+  return line
+
+
+def check(config: Experiment) -> None:
+  """Refuses values that no later layer would name as well.
+
+  Raises:
+    ValueError: naming the field, what it may be, and what it is.
+  """
+  choice("backbone.dtype", config.backbone.dtype, ("float32", "bfloat16"))
+  for name, value in {
+    "fed.rounds": config.fed.rounds,
+    "fed.clients_per_round": config.fed.clients_per_round,
+    "fed.min_replies": config.fed.min_replies,
+    "eval.every": config.eval.every,
+    "eval.batch_size": config.eval.batch_size,
+    "eval.max_tokens": config.eval.max_tokens,
+    "optim.batch_size": config.optim.batch_size,
+    "optim.local_steps": config.optim.local_steps,
+    "prompter.tokens": config.prompter.tokens,
+    "data.num_clients": config.data.num_clients,
+  }.items():
+    if value < 1:
+      raise ValueError(f"{name}: expected at least 1; got {value}")
+  if config.fed.clients_per_round > config.data.num_clients:
+    raise ValueError(
+      f"fed.clients_per_round: expected at most data.num_clients, {config.data.num_clients};"
+      f" got {config.fed.clients_per_round}"
+    )
+  if config.seed < 0:
+    raise ValueError(f"seed: expected 0 or more; got {config.seed}")
+
+
+def _find(config: Experiment) -> tuple[dict[str, Path], dict[str, Source]]:
+  """Checkpoint folders and opened splits.
+
+  Raises:
+    ValueError: naming everything that is missing, not only the first thing.
+  """
+  missing, folders, sources = [], {}, {}
+  for kind in ("clip", "t5"):
+    try:
+      folders[kind] = locate(getattr(config.backbone, kind), kind)
+    except MissingBackbone as error:
+      missing.append(str(error))
+  try:
+    for split in SPLITS:
+      sources[split] = open_source(config.data.source, split, config.data.dir)
+  except MissingData as error:
+    missing.append(str(error))
+  if missing:
+    raise ValueError("this experiment needs what is not on this machine\n" + "\n".join(missing))
+  return folders, sources
+
+
+def quiet() -> None:
+  """Keeps other libraries' notices off the terminal, where the progress bar is."""
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  np.seterr(all="warn")
