@@ -1,0 +1,23 @@
+"""Counting n-grams, which BLEU and CIDEr both begin with."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+Ngram = tuple[str, ...]
+MAX_N = 4
+
+
+def count_ngrams(tokens: Sequence[str], max_n: int = MAX_N) -> list[Counter[Ngram]]:
+  """Counts the n-grams of one caption, for every n up to `max_n`.
+
+  Args:
+    tokens: The caption's tokens.
+    max_n: The longest n-gram to count.
+
+  Returns:
+    `max_n` counters; the one at index k counts the (k + 1)-grams. A counter is empty where the
+    caption is too short.
+  """
+  return [
+    Counter(zip(*(tokens[start:] for start in range(n)), strict=False)) for n in range(1, max_n + 1)
+  ]

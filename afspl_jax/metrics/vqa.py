@@ -1,0 +1,126 @@
+"""Accuracy of answers to visual questions, as VQAv2 counts it.
+
+Antol et al. 2015, sec. 3 (accuracy) and app. (normalisation); GT-Vision-Lab/VQA `vqaEval.py`, the
+official evaluation.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+_AGREEING_HUMANS = 3  # as many as make an answer fully right
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_DIGIT_GROUPS = re.compile(r"\d,\d")
+_FULL_STOP = re.compile(r"\.(?!\d)")
+_ARTICLES = frozenset(["a", "an", "the"])
+_NUMBERS = {
+  "none": "0",
+  "zero": "0",
+  "one": "1",
+  "two": "2",
+  "three": "3",
+  "four": "4",
+  "five": "5",
+  "six": "6",
+  "seven": "7",
+  "eight": "8",
+  "nine": "9",
+  "ten": "10",
+}
+# Where one of their apostrophes is missing ("dont", "couldnt've") it is put back. The evaluation
+# knows no others: "its" and "well" stay, being words of their own.
+_CONTRACTED = """
+  ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+  haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
+  might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
+  shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+  someone's something'd something'd've something'll that's there'd there'd've there're there's
+  they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're
+  what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're
+  why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
+  you've
+"""
+_CONTRACTIONS = {
+  word[:index] + word[index + 1 :]: word
+  for word in _CONTRACTED.split()
+  for index, character in enumerate(word)
+  if character == "'"
+} | {"somebody'd": "somebodyd"}  # the wrong way round in the evaluation, too
+
+
+@dataclasses.dataclass(frozen=True)
+class VqaScores:
+  """Accuracy of a set of answers, between 0 and 1."""
+
+  accuracy: float  # the mean over items
+  items: Float64[np.ndarray, " items"]
+
+
+def normalise(answer: str) -> str:
+  """Writes an answer as VQAv2 compares it: "The two dogs." gives "2 dogs".
+
+  Args:
+    answer: An answer as a model or a human gave it.
+
+  Returns:
+    The answer in lower case without punctuation and articles, numbers to ten as digits,
+    contractions with their apostrophes.
+  """
+  text = answer.replace("\n", " ").replace("\t", " ").strip()
+  # A mark beside a space goes without trace, one between words parts them; with digit groups
+  # ("1,000") in the answer, every mark goes.
+  grouped = _DIGIT_GROUPS.search(text) is not None
+  result = text
+  for mark in _PUNCTUATION:
+    vanishes = grouped or f"{mark} " in text or f" {mark}" in text
+    result = result.replace(mark, "" if vanishes else " ")
+  words = [_NUMBERS.get(word, word) for word in _FULL_STOP.sub("", result).lower().split()]
+  return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def _accuracy(prediction: str, answers: Sequence[str]) -> float:
+  """The soft score of one prediction (Antol et al. 2015, sec. 3)."""
+  matches = [normalise(answer) == normalise(prediction) for answer in answers]
+  if len(matches) == 1:
+    return float(matches[0])
+  # Each human is left out in turn, so that humans can be scored on the same scale.
+  left = [sum(matches) - match for match in matches]
+  return sum(min(n / _AGREEING_HUMANS, 1.0) for n in left) / len(left)
+
+
+def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> VqaScores:
+  """Scores answers to visual questions.
+
+  Both sides are normalised. VQAv2's released answers are already, so for them the numbers are the
+  official ones.
+
+  Args:
+    predictions: One answer per question.
+    answers: For each question its human answers. With one, a prediction is right (1) or wrong (0).
+      With VQAv2's ten, it scores min(matches / 3, 1) averaged over leaving out each human. The same
+      formula serves other numbers, but it needs four humans who agree for a score of 1.
+
+  Returns:
+    The mean accuracy and that of each item.
+
+  Raises:
+    ValueError: If there is nothing to score, the lengths differ, or a question has no answer.
+  """
+  if not predictions:
+    raise ValueError("Expected at least one prediction to score; got none.")
+  if len(predictions) != len(answers):
+    raise ValueError(
+      f"Expected one list of answers per prediction; got {len(predictions)} predictions and "
+      f"{len(answers)} lists. Pass them in the same order, one list for each."
+    )
+  for index, group in enumerate(answers):
+    if isinstance(group, str) or not group:
+      raise ValueError(
+        f"answers[{index}]: expected a non-empty list of strings; got {group!r}. "
+        "Drop the question, or give at least one answer in a list."
+      )
+  items = np.array([_accuracy(p, group) for p, group in zip(predictions, answers, strict=True)])
+  return VqaScores(accuracy=float(items.mean()), items=items)

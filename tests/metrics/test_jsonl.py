@@ -1,0 +1,73 @@
+import json
+import re
+
+import pytest
+
+from afspl_jax.metrics.captions import score_captions
+from afspl_jax.metrics.jsonl import score_file
+
+GOOD = {"prediction": "a dog", "references": ["a dog runs", "the dog"]}
+OTHER = {"prediction": "two cats", "references": ["two cats"]}
+
+
+def write(tmp_path, content):
+  path = tmp_path / "predictions.jsonl"
+  path.write_bytes(content if isinstance(content, bytes) else content.encode())
+  return path
+
+
+def test_a_file_scores_like_its_captions(tmp_path):
+  path = write(tmp_path, "\n".join(map(json.dumps, [GOOD, OTHER])))
+  expected = score_captions(
+    [GOOD["prediction"], OTHER["prediction"]], [GOOD["references"], OTHER["references"]]
+  )
+  scores = score_file(path)
+  assert scores == expected.corpus()
+  assert scores["cider"] > 0
+  assert score_file(str(path)) == scores
+
+
+def test_other_keys_blank_lines_windows_ends_and_marks_are_accepted(tmp_path):
+  plain = score_file(write(tmp_path, "\n".join(map(json.dumps, [GOOD, OTHER]))))
+  lines = [json.dumps(GOOD | {"id": 7}), "", json.dumps(OTHER), "", ""]
+  assert score_file(write(tmp_path, b"\xef\xbb\xbf" + "\r\n".join(lines).encode())) == plain
+
+
+@pytest.mark.parametrize(
+  ("line", "complaint"),
+  [
+    ("{'prediction': 'a'}", "expected one JSON object per line"),
+    ('{"prediction": "a dog", "refer', "expected one JSON object per line"),
+    ("[" * 100_000, "expected one JSON object per line"),
+    ('["a dog"]', "expected a JSON object"),
+    ('{"references": ["a"]}', 'got ["references"]'.replace('"references"', "'references'")),
+    ('{"prediction": "a"}', 'Add "references"'),
+    ('{"prediction": 5, "references": ["a"]}', '"prediction" must be a string; got 5'),
+    ('{"prediction": null, "references": ["a"]}', '"prediction" must be a string; got None'),
+    ('{"prediction": "a", "references": "a dog"}', '"references" must be a list of strings'),
+    ('{"prediction": "a", "references": ["a", 5]}', '"references" must be a list of strings'),
+    ('{"prediction": "a", "references": []}', "at least one reference"),
+    (b'{"prediction": "\xe9", "references": ["a"]}', "expected UTF-8; got byte 0xe9 at byte 17"),
+  ],
+)
+def test_a_bad_line_is_named_with_file_and_number(tmp_path, line, complaint):
+  line = line if isinstance(line, bytes) else line.encode()
+  path = write(tmp_path, json.dumps(GOOD).encode() + b"\n\n" + line + b"\n")
+  with pytest.raises(ValueError, match=re.escape(complaint)) as error:
+    score_file(path)
+  message = str(error.value)
+  assert message.startswith(f"{path}:3: ")
+  assert len(message) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_file_is_an_error(tmp_path, content):
+  path = write(tmp_path, content)
+  with pytest.raises(ValueError, match="got an empty file") as error:
+    score_file(path)
+  assert str(error.value).startswith(f"{path}:1: ")
+
+
+def test_a_missing_file_is_the_systems_error(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    score_file(tmp_path / "none.jsonl")
