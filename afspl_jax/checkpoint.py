@@ -9,11 +9,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from afspl_jax.config import differences
+from afspl_jax.errors import UserError
 
 _KEEP = 2  # the newest, and one to fall back on by hand if the disk spoils it
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
   """A checkpoint that cannot be written or read."""
 
 

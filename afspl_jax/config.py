@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from afspl_jax.errors import UserError
+
 
 @dataclass
 class Data:
@@ -20,8 +22,8 @@ class Data:
   dirichlet_alpha: float = 0.5  # concentration; small = clients differ more
   num_clients: int = 10  # sites in the federation
   min_examples: int = 8  # floor per client; fewer is an error
-  instruction_length: int = 24  # tokens of the instruction, padded or cut
-  target_length: int = 48  # tokens of the caption or answer, padded or cut
+  instruction_length: int = 16  # tokens of the instruction, padded or cut
+  target_length: int = 44  # tokens of the caption or answer, padded or cut
   caption_instruction: str = "describe the picture ."  # asked of every image without a question
 
 
@@ -45,7 +47,7 @@ class Prompter:
   k_min: int = 1  # fewest prompts chosen for a sample
   k_max: int = 4  # most prompts chosen for a sample; the k of "fixed"
   key_dim: int = 64  # width of keys and query (h)
-  temperature: float = 0.2  # of the softmax over cosine similarities
+  temperature: float = 0.1  # of the softmax over cosine similarities
   fusion: str = "dynamic"  # static | learned | dynamic
   fusion_weights: tuple[float, ...] = ()  # static: one per source; () = equal
   fusion_hidden: int = 64  # width of the fusion network
@@ -62,8 +64,9 @@ class Optim:
 
   batch_size: int = 32  # examples a local step
   local_steps: int = 8  # steps a client trains each round
-  prompt_lr: float = 3e-2  # Adam, prompts and pool keys
-  mapper_lr: float = 3e-3  # Adam, mapper and fusion
+  prompt_lr: float = 3e-2  # Adam; prompts and the mapper's place embedding
+  gate_lr: float = 1e-2  # Adam; the pool's keys and query, and fusion
+  mapper_lr: float = 3e-3  # Adam; the mapper's layers
   schedule: str = "cosine"  # constant | cosine, over all local steps of all rounds
   final_lr: float = 0.1  # cosine: fraction of the peak reached in the last round
   warmup_rounds: float = 1.0  # rounds of linear warm-up
@@ -79,7 +82,7 @@ class Optim:
 class Fed:
   """The federation."""
 
-  rounds: int = 30  # rounds in all
+  rounds: int = 30  # rounds in all; 0 scores the untrained prompter (zero-shot)
   clients_per_round: int = 10  # selected each round, seeded by (seed, round)
   min_replies: int = 1  # valid replies without which a round fails
   strategy: str = "fedavg"  # a name in federation/strategies
@@ -93,7 +96,7 @@ class Eval:
   val_examples: int = 200  # of the validation split; 0 = all
   test_examples: int = 0  # of the test split, scored after the last round; 0 = all
   batch_size: int = 100  # examples decoded at a time
-  max_tokens: int = 48  # longest generated text
+  max_tokens: int = 44  # longest generated text
 
 
 @dataclass
@@ -135,8 +138,8 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
   """Returns `value` if it is one of `allowed`.
 
   Raises:
-    ValueError: otherwise, naming the field and what it may be.
+    UserError: otherwise, naming the field and what it may be.
   """
   if value not in allowed:
-    raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
+    raise UserError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
   return value

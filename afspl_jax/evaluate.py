@@ -14,8 +14,7 @@ from afspl_jax.captioner import Captioner
 from afspl_jax.config import Eval
 from afspl_jax.data.batches import Split
 from afspl_jax.decode import make_greedy
-from afspl_jax.metrics.captions import score_captions
-from afspl_jax.metrics.vqa import vqa_accuracy
+from afspl_jax.metrics.jsonl import Scored, score_predictions
 from afspl_jax.prompts.prompter import SOURCES
 from afspl_jax.step import check_divides, make_eval_step
 from afspl_jax.types import Params
@@ -80,24 +79,10 @@ class Evaluator:
   ) -> dict[str, float]:
     """Loss, caption scores and VQA accuracy; writes the predictions to `file` if given."""
     predictions = self.predict(params, split, indices)
+    scored = [Scored(p.prediction, list(p.references), p.question) for p in predictions]
     if file is not None:
       _write(predictions, file)
-    return {"loss": self.loss(params, split, indices), **score(predictions)}
-
-
-def score(predictions: Sequence[Prediction]) -> dict[str, float]:
-  """Caption scores over examples without a question, VQA accuracy over those with one."""
-  out: dict[str, float] = {}
-  captions = [p for p in predictions if not p.question]
-  if captions:
-    scores = score_captions([p.prediction for p in captions], [p.references for p in captions])
-    names = ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l")
-    out = {name: float(getattr(scores, name)) for name in names}
-  answers = [p for p in predictions if p.question]
-  if answers:
-    right = [vqa_accuracy(p.prediction, p.references) for p in answers]
-    out["vqa_accuracy"] = float(np.mean(right))
-  return out
+    return {"loss": self.loss(params, split, indices), **score_predictions(scored)}
 
 
 def spread(number: int, wanted: int) -> list[int]:

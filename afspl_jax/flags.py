@@ -1,7 +1,9 @@
 """Command-line flags to a resolved config, through ml_collections."""
 
 import dataclasses
+import traceback
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -37,31 +39,28 @@ def parse(argv: list[str], configs: Path) -> tuple[Experiment, Path]:
     print(_help(configs))
     raise SystemExit(0)
   path = _config_path(argv, configs)
+  config = _load(path)
   fields = dict(known_fields(Experiment()))
-  for arg in argv[1:]:
+  # Without its dashes, `config=x.py` is no flag: it stays, and is refused below.
+  given = [arg for arg in argv[1:] if arg.split("=")[0] not in ("--config", "-config")]
+  for arg in given:
     name = arg.lstrip("-").split("=")[0]
     if name.startswith("config.") and name.removeprefix("config.") not in fields:
       raise UserError(_unknown(name.removeprefix("config."), fields))
   values = flags.FlagValues()
-  given = [arg for arg in argv[1:] if arg.lstrip("-").split("=")[0] != "config"]
-  argv = [argv[0], f"--config={path}", *given]
-  flag = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  argv = [argv[0], *given]
   flags.DEFINE_string("workdir", f"runs/{path.stem}", "the run's folder", flag_values=values)
   try:
+    flag = config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=argv)
     rest = values(argv)
     config = flag.value
   except flags.IllegalFlagValueError as error:
     raise UserError(_wrong_type(given, fields, error)) from error
   except flags.Error as error:
     raise UserError(f"{_first_line(error)}. Try --help") from error
-  except (ImportError, SyntaxError, TypeError, AttributeError, NameError) as error:
-    raise UserError(f"{path}: {type(error).__name__}: {_first_line(error)}") from error
   if rest[1:]:
-    raise UserError(f"expected flags; got {rest[1]!r}. Try --help")
-  if not isinstance(config, Experiment):
-    raise UserError(
-      f"{path}: expected get_config() to return an Experiment; got {type(config).__name__}"
-    )
+    raise UserError(f"expected flags, such as --config=coco.py; got {rest[1]!r}. Try --help")
+  _check_types(config, fields)
   return config, Path(values.workdir)
 
 
@@ -91,6 +90,38 @@ def _config_path(argv: list[str], configs: Path) -> Path:
     f"--config={name}: expected one of {_names(configs)}, or a path to a .py file;"
     f" neither {configs / name} nor {Path(name).absolute()} is one"
   )
+
+
+def _load(path: Path) -> Experiment:
+  """What the file's `get_config()` returns."""
+  namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+  try:
+    exec(compile(path.read_bytes(), path, "exec"), namespace)
+    config = namespace["get_config"]() if "get_config" in namespace else None
+  except Exception as error:  # the user's code: whatever it raises is theirs
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    where = ":".join([str(path), *map(str, lines[-1:])])
+    raise UserError(f"{where}: {type(error).__name__}: {_first_line(error)}") from error
+  if not isinstance(config, Experiment):
+    raise UserError(
+      f"{path}: expected get_config() to return an Experiment; got {type(config).__name__}"
+    )
+  return config
+
+
+def _check_types(config: Experiment, fields: dict[str, object]) -> None:
+  """Refuses what neither a dataclass nor ml_collections sees: a file's values, tuples' parts."""
+  for name, value in known_fields(config):
+    default = fields.get(name)
+    number = type(value) in (int, float)
+    if isinstance(default, tuple):
+      fits = isinstance(value, tuple) and all(type(part) in (int, float) for part in value)
+      wanted = "numbers, such as 0.5,0.5"
+    else:
+      fits = type(value) is type(default) or (number and isinstance(default, float))
+      wanted = f"{type(default).__name__}, such as {default!r}"
+    if not fits:
+      raise UserError(f"--config.{name}: expected {wanted}; got {value!r}")
 
 
 def _unknown(name: str, fields: dict[str, object]) -> str:

@@ -24,6 +24,7 @@ from afspl_jax.data.features import FeatureEncoder, default_cache
 from afspl_jax.data.partition import Clients, partition
 from afspl_jax.data.sources import open_source
 from afspl_jax.data.tfds_source import MissingData
+from afspl_jax.errors import UserError
 from afspl_jax.evaluate import Evaluator, spread
 from afspl_jax.federation import strategies
 from afspl_jax.federation.rounds import Plan, RoundReport
@@ -55,7 +56,7 @@ def prepare(config: Experiment, mesh: Mesh | None = None) -> Setup:
   """Loads backbones and data, encodes images, splits examples over clients, builds programs.
 
   Raises:
-    ValueError: something is missing or does not fit; all that is missing is named at once.
+    UserError: something is missing or does not fit; all that is missing is named at once.
   """
   check(config)
   mesh = mesh or make_mesh()
@@ -105,7 +106,10 @@ def prepare(config: Experiment, mesh: Mesh | None = None) -> Setup:
 
 
 def federate(
-  config: Experiment, workdir: Path, progress: Callable[..., tqdm] = tqdm
+  config: Experiment,
+  workdir: Path,
+  progress: Callable[..., tqdm] = tqdm,
+  say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
   """Runs an experiment, or what is left of it, and scores its last prompter on the test split.
 
@@ -113,15 +117,17 @@ def federate(
     config: the experiment.
     workdir: the run's folder; a run in it with the same config goes on.
     progress: makes the progress bar.
+    say: tells the user what is about to run.
 
   Returns:
     The "test" line of metrics.jsonl.
 
   Raises:
-    ValueError: a user's mistake, in one clear message.
+    UserError: a user's mistake, in one clear message.
     RoundFailed: too few clients gave a valid reply.
   """
   setup = prepare(config)
+  say(_summary(setup))
   bar: tqdm | None = None
   with RunFolder.open(workdir, to_dict(config), setup.facts) as folder:
     checkpoints = Checkpoints(folder.path / "checkpoints")
@@ -169,6 +175,17 @@ def federate(
     return _test(setup, folder, params)
 
 
+def _summary(setup: Setup) -> str:
+  config, sizes = setup.config, [len(indices) for indices in setup.clients.values()]
+  trainable = sum(leaf.size for leaf in jax.tree.leaves(setup.params))
+  devices = jax.local_devices()
+  return (
+    f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples ({config.data.partition}),"
+    f" {config.fed.rounds} rounds of {config.fed.strategy}; {trainable:,} trainable parameters"
+    f" before a frozen {config.backbone.t5} T5; {len(devices)} x {devices[0].device_kind}"
+  )
+
+
 def _test(setup: Setup, folder: RunFolder, params: Params) -> dict[str, Any]:
   """The test line: the one on disk, if an earlier start of this run got that far."""
   for line in folder.metrics():
@@ -187,11 +204,10 @@ def check(config: Experiment) -> None:
   """Refuses values that no later layer would name as well.
 
   Raises:
-    ValueError: naming the field, what it may be, and what it is.
+    UserError: naming the field, what it may be, and what it is.
   """
   choice("backbone.dtype", config.backbone.dtype, ("float32", "bfloat16"))
   for name, value in {
-    "fed.rounds": config.fed.rounds,
     "fed.clients_per_round": config.fed.clients_per_round,
     "fed.min_replies": config.fed.min_replies,
     "eval.every": config.eval.every,
@@ -203,21 +219,22 @@ def check(config: Experiment) -> None:
     "data.num_clients": config.data.num_clients,
   }.items():
     if value < 1:
-      raise ValueError(f"{name}: expected at least 1; got {value}")
+      raise UserError(f"{name}: expected at least 1; got {value}")
   if config.fed.clients_per_round > config.data.num_clients:
-    raise ValueError(
+    raise UserError(
       f"fed.clients_per_round: expected at most data.num_clients, {config.data.num_clients};"
       f" got {config.fed.clients_per_round}"
     )
-  if config.seed < 0:
-    raise ValueError(f"seed: expected 0 or more; got {config.seed}")
+  for name, value in {"seed": config.seed, "fed.rounds": config.fed.rounds}.items():
+    if value < 0:
+      raise UserError(f"{name}: expected 0 or more; got {value}")
 
 
 def _find(config: Experiment) -> tuple[dict[str, Path], dict[str, Source]]:
   """Checkpoint folders and opened splits.
 
   Raises:
-    ValueError: naming everything that is missing, not only the first thing.
+    UserError: naming everything that is missing, not only the first thing.
   """
   missing, folders, sources = [], {}, {}
   for kind in ("clip", "t5"):
@@ -231,7 +248,7 @@ def _find(config: Experiment) -> tuple[dict[str, Path], dict[str, Source]]:
   except MissingData as error:
     missing.append(str(error))
   if missing:
-    raise ValueError("this experiment needs what is not on this machine\n" + "\n".join(missing))
+    raise UserError("this experiment needs what is not on this machine\n" + "\n".join(missing))
   return folders, sources
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from afspl_jax.config import differences
+from afspl_jax.errors import UserError
 
 METRICS, CLIENTS = "metrics.jsonl", "clients.jsonl"
 _PACKAGES = (
@@ -48,7 +49,7 @@ class RunFolder:
         weights and of the partition; kept beside the config in config.json.
 
     Raises:
-      ValueError: the folder cannot be written, another process runs in it, or it is of a run
+      UserError: the folder cannot be written, another process runs in it, or it is of a run
         with another config or other facts; one line that names the fields.
     """
     path = Path(path).absolute()
@@ -57,7 +58,7 @@ class RunFolder:
       path.mkdir(parents=True, exist_ok=True)
       lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-      raise ValueError(
+      raise UserError(
         f"{path}: expected a folder that can be written; got: {error}. Choose another --workdir"
       ) from error
     try:
@@ -66,7 +67,7 @@ class RunFolder:
       _check_or_write_config(path, wanted)
     except BlockingIOError as error:
       os.close(lock)
-      raise ValueError(
+      raise UserError(
         f"{path}: expected no other process in this run's folder; one is running. "
         "Wait for it, or choose another --workdir"
       ) from error
@@ -133,7 +134,7 @@ def _check_or_write_config(path: Path, wanted: dict[str, Any]) -> None:
   file = path / "config.json"
   if not file.exists():
     if (path / METRICS).exists():
-      raise ValueError(
+      raise UserError(
         f"{path}: expected a new folder or a run's; got {METRICS} without config.json. "
         "Choose another --workdir"
       )
@@ -143,14 +144,14 @@ def _check_or_write_config(path: Path, wanted: dict[str, Any]) -> None:
   try:
     found = json.loads(text)
   except ValueError as error:
-    raise ValueError(f"{file}: expected a run's config; got: {error}") from error
+    raise UserError(f"{file}: expected a run's config; got: {error}") from error
   if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-    raise ValueError(f"{file}: expected a run's config; got: {text[:40]!r}")
+    raise UserError(f"{file}: expected a run's config; got: {text[:40]!r}")
   found.pop("versions", None)  # recorded, not compared: a run may go on after an update
   # Config fields come first and bare, as the user writes them in --config.<field>.
   changed = differences(found.pop("config"), wanted.pop("config")) + differences(found, wanted)
   if changed:
-    raise ValueError(
+    raise UserError(
       f"{path}: expected the run's own settings; changed: {'; '.join(changed)}. "
       "Undo that to go on, or choose another --workdir"
     )
@@ -175,7 +176,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
       lines.append(json.loads(line))
     except ValueError as error:
-      raise ValueError(f"{path}:{number}: expected a JSON object; got: {error}") from error
+      raise UserError(f"{path}:{number}: expected a JSON object; got: {error}") from error
   return lines
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from afspl_jax.captioner import Captioner
 from afspl_jax.config import Optim, choice
+from afspl_jax.errors import UserError
 from afspl_jax.losses import TokenLoss, token_cross_entropy
 from afspl_jax.prompts.pool import balance_loss
 from afspl_jax.types import Batch, Params
@@ -51,12 +52,12 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def make_optimizer(config: Optim) -> optax.GradientTransformation:
-  """Adam with its own rate for prompts and for the networks around them."""
-  rates = {"prompts": config.prompt_lr, "networks": config.mapper_lr}
+  """Adam, with a learning rate for each of GROUPS."""
+  rates = {"prompts": config.prompt_lr, "gates": config.gate_lr, "mapper": config.mapper_lr}
 
   def label(path: tuple[Any, ...], _: Any) -> str:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return "prompts" if name in PROMPT_LEAVES else "networks"
+    return next(group for group, prefixes in GROUPS.items() if name.startswith(prefixes))
 
   groups = {
     name: optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
@@ -68,13 +69,19 @@ def make_optimizer(config: Optim) -> optax.GradientTransformation:
   )
 
 
-PROMPT_LEAVES = ("pool/prompts", "pool/keys", "visual_prompt", "textual_prompt")
+# First match counts. Prompts and places are vectors in T5's embedding space, which move far;
+# gates choose among prompts.
+GROUPS = {
+  "prompts": ("pool/prompts", "visual_prompt", "textual_prompt", "mapper/place"),
+  "gates": ("pool/", "fusion/"),
+  "mapper": ("mapper/",),
+}
 
 
 def make_schedule(config: Optim, rounds: int) -> optax.Schedule:
   """The factor on every learning rate, by local steps since round 1."""
   choice("optim.schedule", config.schedule, ("constant", "cosine"))
-  steps = rounds * config.local_steps
+  steps = max(rounds, 1) * config.local_steps
   warmup = min(round(config.warmup_rounds * config.local_steps), steps - 1)
   if config.schedule == "constant":
     return optax.schedules.linear_schedule(1 / (warmup + 1), 1.0, warmup)
@@ -133,7 +140,7 @@ def make_local_training(
   each round, as a client may not have been selected before. `params` is donated.
 
   Raises:
-    ValueError: batches that cannot be split evenly over the devices.
+    UserError: batches that cannot be split evenly over the devices.
   """
   check_divides(config.batch_size, mesh, "optim.batch_size")
   train_step = make_train_step(captioner, config, rounds, penalty)
@@ -178,10 +185,10 @@ def replicate(tree: Params, mesh: Mesh) -> Params:
 
 
 def check_divides(size: int, mesh: Mesh, name: str) -> None:
-  """Raises ValueError unless `size` rows split evenly over the mesh's devices."""
+  """Raises UserError unless `size` rows split evenly over the mesh's devices."""
   devices = int(np.prod(list(mesh.shape.values())))
   if size % devices:
-    raise ValueError(
+    raise UserError(
       f"{name}: expected a multiple of the {devices} devices; got {size}."
       f" Use {devices * (1 + size // devices)}."
     )

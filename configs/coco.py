@@ -23,7 +23,7 @@ def get_config() -> Experiment:
       key_dim=128,
       fusion_hidden=256,
     ),
-    optim=Optim(batch_size=64, local_steps=50, prompt_lr=1e-2, mapper_lr=1e-3),
+    optim=Optim(batch_size=64, local_steps=50, prompt_lr=1e-2, gate_lr=1e-3, mapper_lr=1e-3),
     fed=Fed(rounds=50, clients_per_round=10),
     eval=Eval(every=10, val_examples=1000, batch_size=64, max_tokens=30),
   )

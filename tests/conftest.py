@@ -1,4 +1,4 @@
-"""A small, real model for every test: random weights, real shapes of data, no download."""
+"""Small, real models and data for every test: random weights, real shapes, no download."""
 
 import os
 
@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = (
 # Models of this size compile for longer than they run.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
+import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,10 @@ import pytest
 from flax import nnx
 
 from afspl_jax import config as settings
+from afspl_jax.backbones import weights
+from afspl_jax.backbones.clip import Clip
 from afspl_jax.backbones.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from afspl_jax.backbones.processing import Tokenizer
 from afspl_jax.backbones.t5 import T5
 from afspl_jax.backbones.t5_config import T5Config
 from afspl_jax.captioner import Captioner, leaves
@@ -84,6 +89,73 @@ def make_batch(seed: int, *leading: int) -> Batch:
     targets_mask=np.arange(7) < lengths + 1,
   )
   return Batch(**{name: jnp.asarray(value) for name, value in values.items()})
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+  """Folders as from Hugging Face."""
+
+  clip: Path
+  t5: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory) -> Checkpoints:
+  """A random CLIP and T5 for the shapes world's images and words, with all their files."""
+  # Not above: importing them draws on much that most tests do without.
+  from afspl_jax.pretrain import tokenizers
+  from afspl_jax.pretrain.clip import PROCESSOR
+
+  base = tmp_path_factory.mktemp("checkpoints")
+  folders = Checkpoints(base / "clip", base / "t5")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tokenizers, "words", functools.cache(tokenizers.words))  # takes seconds
+    tokenizers.save_clip_tokenizer(folders.clip)
+    tokenizers.save_t5_tokenizer(folders.t5)
+  (folders.clip / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+  words = Tokenizer(folders.clip)
+  clip = ClipConfig(
+    vision=ClipVisionConfig(16, 1, 2, 32, image_size=64, patch_size=16),
+    text=ClipTextConfig(
+      16,
+      1,
+      2,
+      32,
+      vocab_size=words.vocab_size,
+      bos_id=int(words.tokenize(["a"], 3)[0][0, 0]),
+      eos_id=words.eos_id,
+      pad_id=words.eos_id,
+    ),
+    joint_width=16,
+  )
+  weights.save(Clip(clip, rngs=nnx.Rngs(0)), folders.clip)
+  t5 = T5Config(
+    vocab_size=Tokenizer(folders.t5).vocab_size,
+    width=16,
+    head_width=8,
+    mlp_width=32,
+    encoder_layers=1,
+    decoder_layers=1,
+    heads=2,
+    activation="gelu_new",
+    gated=True,
+    tied_head=False,
+    scaled_head=False,
+  )
+  weights.save(T5(t5, rngs=nnx.Rngs(1)), folders.t5)
+  return folders
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory) -> Path:
+  """The shapes world with a few images a site; give it as data.dir."""
+  from afspl_jax.data.shapes import builder, source
+
+  folder = tmp_path_factory.mktemp("data_sets")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(builder, "PER_SITE", {"train": 8, "validation": 2, "test": 2})
+    source.open_split("train", str(folder))
+  return folder
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,7 @@ def test_the_scan_equals_single_steps(model, one_device):
   opt_state = make_optimizer(OPTIM).init(model.params)
   state = TrainState(model.params, opt_state, jnp.asarray(0, jnp.int32))
   for i in range(3):
-    batch = jax.tree.map(lambda x: x[i], batches)
+    batch = jax.tree.map(lambda x, i=i: x[i], batches)
     state, single = step(state, model.frozen, model.params, batch)
     np.testing.assert_allclose(single.loss, metrics.loss[i], rtol=1e-5)
   for a, b in zip(jax.tree.leaves(scanned), jax.tree.leaves(state.params), strict=True):
@@ -169,12 +171,12 @@ def test_the_penalty_of_a_strategy_reaches_the_gradient(model, one_device):
 
 
 def test_schedule_warms_up_then_falls_to_its_final_fraction():
-  optim = Optim(local_steps=4, warmup_rounds=2, final_lr=0.1)
+  optim = Optim(local_steps=4, warmup_rounds=2.0, final_lr=0.1)
   schedule = make_schedule(optim, rounds=10)
   values = [float(schedule(i)) for i in range(41)]
   assert 0 < values[0] < values[4] < values[8] == pytest.approx(1.0)
   assert values[-1] == pytest.approx(0.1)
-  assert all(a >= b for a, b in zip(values[8:], values[9:], strict=False))
+  assert all(a >= b for a, b in pairwise(values[8:]))
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(model, four_devices):

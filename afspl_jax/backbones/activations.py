@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, Float
 
+from afspl_jax.errors import UserError
+
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """The sigmoid approximation of GELU that OpenAI's CLIP was trained with."""
@@ -39,10 +41,10 @@ def check_activation(name: str, where: str) -> str:
     where: the config field that named it, for the message.
 
   Raises:
-    ValueError: if it is not one of `ACTIVATIONS`.
+    UserError: if it is not one of `ACTIVATIONS`.
   """
   if name not in ACTIVATIONS:
-    raise ValueError(
+    raise UserError(
       f"{where}: expected one of {', '.join(sorted(ACTIVATIONS))}; got {name!r}."
       " Use a checkpoint with one of these, or add the function to ACTIVATIONS."
     )

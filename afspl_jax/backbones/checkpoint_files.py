@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from afspl_jax.errors import UserError
+
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _FETCH = "Download the checkpoint again, whole."
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
   """Says everything that is wrong with a checkpoint folder.
 
   Attributes:

@@ -16,6 +16,7 @@ from afspl_jax.backbones.activations import ACTIVATIONS
 from afspl_jax.backbones.attention import HIDDEN, attend
 from afspl_jax.backbones.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from afspl_jax.backbones.keys import KeyTable, Layout, Leaf
+from afspl_jax.errors import UserError
 
 # Configs of OpenAI's checkpoints say eos_token_id 2, which no text holds; transformers'
 # CLIPTextModel takes it as a sign to pool at the highest id, which is the real end of text.
@@ -121,7 +122,7 @@ class ClipVision(nnx.Module):
     """Returns the last layer's tokens, CLS first, and the normed CLS token."""
     size = self.config.image_size
     if pixels.shape[1:3] != (size, size):
-      raise ValueError(
+      raise UserError(
         f"CLIP: expected images of {size} x {size} pixels; got {pixels.shape[1]} x"
         f" {pixels.shape[2]}. Prepare them with the processor of the same checkpoint."
       )

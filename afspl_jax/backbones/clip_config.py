@@ -6,6 +6,7 @@ from typing import Any
 
 from afspl_jax.backbones.activations import check_activation
 from afspl_jax.backbones.hf_fields import read_fields, write_fields
+from afspl_jax.errors import UserError
 
 _TOWER_NAMES = {
   "width": "hidden_size",
@@ -28,7 +29,7 @@ _TEXT_NAMES = _TOWER_NAMES | {
 def _check_tower(tower: "ClipVisionConfig | ClipTextConfig", where: str) -> None:
   check_activation(tower.activation, f"{where} activation (hidden_act)")
   if tower.width % tower.heads:
-    raise ValueError(
+    raise UserError(
       f"{where}: expected a width (hidden_size) that is a multiple of the heads"
       f" (num_attention_heads); got {tower.width} and {tower.heads}. Change one of them."
     )
@@ -50,7 +51,7 @@ class ClipVisionConfig:
   def __post_init__(self):
     _check_tower(self, "CLIP vision config")
     if self.patch_size > self.image_size:
-      raise ValueError(
+      raise UserError(
         "CLIP vision config: expected a patch_size no larger than image_size; got"
         f" {self.patch_size} and {self.image_size}. Change one of them."
       )
@@ -70,11 +71,11 @@ class ClipVisionConfig:
       if isinstance(sides, list) and len(sides) == 2 and sides[0] == sides[1]:
         raw[name] = sides[0]
       elif isinstance(sides, list):
-        raise ValueError(
+        raise UserError(
           f'{where}: "{name}" must be a square; got {sides}. Take another checkpoint.'
         )
     if raw.get("num_channels", 3) != 3:
-      raise ValueError(
+      raise UserError(
         f'{where}: "num_channels" must be 3; got {raw["num_channels"]}. Take another checkpoint.'
       )
     return cls(**read_fields(cls, _VISION_NAMES, raw, where))
@@ -122,10 +123,10 @@ class ClipConfig:
       raw: the parsed file.
 
     Raises:
-      ValueError: naming the field that this code does not support, or that is no valid value.
+      UserError: naming the field that this code does not support, or that is no valid value.
     """
     if raw.get("model_type", "clip") != "clip":
-      raise ValueError(
+      raise UserError(
         f'config.json: "model_type" must be "clip"; got {raw["model_type"]!r}.'
         " Give the folder of a CLIPModel checkpoint."
       )

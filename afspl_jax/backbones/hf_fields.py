@@ -5,6 +5,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
+from afspl_jax.errors import UserError
+
 
 def read_fields(cls: type, names: Mapping[str, str], raw: Mapping[str, Any], where: str) -> dict:
   """Picks a config dataclass's fields out of a config.json.
@@ -20,7 +22,7 @@ def read_fields(cls: type, names: Mapping[str, str], raw: Mapping[str, Any], whe
     Keyword arguments for `cls`.
 
   Raises:
-    ValueError: naming every field that has the wrong type or is a size below 1.
+    UserError: naming every field that has the wrong type or is a size below 1.
   """
   hints = get_type_hints(cls)
   fields, faults = {}, []
@@ -39,7 +41,7 @@ def read_fields(cls: type, names: Mapping[str, str], raw: Mapping[str, Any], whe
     else:
       fields[ours] = value
   if faults:
-    raise ValueError("\n".join([*faults, "Correct config.json, or take another checkpoint."]))
+    raise UserError("\n".join([*faults, "Correct config.json, or take another checkpoint."]))
   return fields
 
 

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from afspl_jax.errors import UserError
+
 TINY = Path(__file__).parent / "tiny"
 
 
-class MissingBackbone(ValueError):
+class MissingBackbone(UserError):
   """A checkpoint is not where it was looked for; the message says how to get it."""
 
 

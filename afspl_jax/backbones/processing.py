@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
+from afspl_jax.errors import UserError
+
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _IMAGE_FILE = "preprocessor_config.json"
 
@@ -22,6 +24,7 @@ class Tokenizer:
   Attributes:
     pad_id: fills rows up to their length; CLIP's is its `eos_id` too, so go by the mask.
     eos_id: ends every text.
+    vocabulary: id of each piece.
     vocab_size: number of ids that the tokenizer may give; a model's may be larger.
   """
 
@@ -32,12 +35,11 @@ class Tokenizer:
       folder: holds tokenizer.json, or vocab.json and merges.txt.
 
     Raises:
-      FileNotFoundError: if it holds neither.
-      ValueError: if the tokenizer does not end texts, as both models need.
+      UserError: if it holds neither, or the tokenizer does not end texts, as both models need.
     """
     folder = Path(folder)
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
-      raise FileNotFoundError(
+      raise UserError(
         f"{folder}: expected the files of a tokenizer, tokenizer.json, or vocab.json and"
         f" merges.txt; got {_listing(folder)}. Download them with the checkpoint; a spiece.model"
         " alone is not read."
@@ -47,10 +49,11 @@ class Tokenizer:
     self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     self.pad_id: int = self._tokenizer.pad_token_id
     self.eos_id: int = self._tokenizer.eos_token_id
+    self.vocabulary: dict[str, int] = self._tokenizer.get_vocab()
     self.vocab_size: int = len(self._tokenizer)
     ids = self._tokenizer("a")["input_ids"]
     if self.pad_id is None or self.eos_id is None or ids[-1] != self.eos_id:
-      raise ValueError(
+      raise UserError(
         f"{folder}: expected a tokenizer that ends texts with its end token and has a padding"
         f' token; got ids {ids} for "a", end {self.eos_id}, padding {self.pad_id}. Take the'
         " tokenizer files of the checkpoint."
@@ -99,20 +102,19 @@ class ImageProcessor:
       folder: holds preprocessor_config.json.
 
     Raises:
-      FileNotFoundError: if it does not.
-      ValueError: if the file belongs to another kind of model.
+      UserError: if it does not, or the file belongs to another kind of model.
     """
     folder = Path(folder)
     path = folder / _IMAGE_FILE
     if not path.is_file():
-      raise FileNotFoundError(
+      raise UserError(
         f"{folder}: expected {_IMAGE_FILE}; got {_listing(folder)}. Download it with the"
         " checkpoint."
       )
     raw = json.loads(path.read_text(encoding="utf-8"))
     kind = raw.get("image_processor_type", raw.get("feature_extractor_type", "CLIP"))
     if not kind.startswith("CLIP"):
-      raise ValueError(
+      raise UserError(
         f'{path}: "image_processor_type" must be a CLIP one; got {kind!r}. Take the file of the'
         " CLIP checkpoint."
       )

@@ -6,6 +6,7 @@ from typing import Any
 
 from afspl_jax.backbones.activations import check_activation
 from afspl_jax.backbones.hf_fields import read_fields, write_fields
+from afspl_jax.errors import UserError
 
 _NAMES = {
   "vocab_size": "vocab_size",
@@ -47,7 +48,7 @@ class T5Config:
   def __post_init__(self):
     check_activation(self.activation, "T5 config activation (feed_forward_proj)")
     if self.buckets < 4 or self.buckets % 2 or self.max_distance <= self.buckets // 2:
-      raise ValueError(
+      raise UserError(
         "T5 config: expected an even number of buckets (relative_attention_num_buckets) of at"
         " least 4, and max_distance (relative_attention_max_distance) above half of it; got"
         f" {self.buckets} and {self.max_distance}. Change one of them."
@@ -64,10 +65,10 @@ class T5Config:
       raw: the parsed file.
 
     Raises:
-      ValueError: naming the field that this code does not support, or that is no valid value.
+      UserError: naming the field that this code does not support, or that is no valid value.
     """
     if raw.get("model_type", "t5") != "t5":
-      raise ValueError(
+      raise UserError(
         f'config.json: "model_type" must be "t5"; got {raw["model_type"]!r}.'
         " Give the folder of a T5ForConditionalGeneration checkpoint."
       )
@@ -78,7 +79,7 @@ class T5Config:
     start = raw.get("decoder_start_token_id")
     pad = raw.get("pad_token_id", cls.pad_id)
     if start is not None and start != pad:
-      raise ValueError(
+      raise UserError(
         f'config.json: "decoder_start_token_id" must be the pad token, {pad}; got {start}.'
         " Take another checkpoint."
       )

@@ -165,6 +165,7 @@ def save(model: nnx.Module, folder: str | Path) -> None:
   # Under another name first, so that a run that is killed leaves no half a file behind.
   partial = folder / f"{WEIGHTS}.partial"
   save_file(tensors, partial, metadata={"format": "pt"})
+  partial.chmod(0o644)  # safetensors makes it readable by its owner alone
   os.replace(partial, folder / WEIGHTS)
   config = json.dumps(model.config.to_hf() | {"dtype": dtype}, indent=2, sort_keys=True)
   (folder / CONFIG).write_text(config + "\n", encoding="utf-8")

@@ -4,10 +4,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from afspl_jax.data.tfds_source import MissingData, TfdsSource, data_dir, prepared
+from afspl_jax.data.tfds_source import TfdsSource, data_dir, prepared
 from afspl_jax.types import Example
 
+NAME = "coco_captions/2014"
 _SPLITS = {"train": "train+restval", "validation": "val", "test": "test"}
+_HOW = """\
+  Where there is a network (20 GB to fetch, 60 GB of disk): python -m afspl_jax.data.coco_prepare {}
+  Lies it elsewhere, add --config.data.dir=FOLDER"""
 
 
 def open_split(split: str, folder: str) -> TfdsSource:
@@ -16,14 +20,7 @@ def open_split(split: str, folder: str) -> TfdsSource:
   Raises:
     MissingData: it has not been prepared.
   """
-  builder = prepared("coco_captions", folder)
-  if not builder.data_path.exists():
-    raise MissingData(
-      f"data: coco_captions is not prepared under {data_dir(folder)}.\n"
-      "  Where there is a network (40 GB on disk):\n"
-      f"    tfds build coco_captions --file_format=array_record --data_dir={data_dir(folder)}\n"
-      "  Lies it elsewhere, add --config.data.dir=FOLDER"
-    )
+  builder = prepared(NAME, folder, _HOW.format(data_dir(folder)))
   labels = builder.info.features["objects"]["label"].names
   return TfdsSource(builder, _SPLITS[split], lambda record, i: _examples(record, i, labels))
 

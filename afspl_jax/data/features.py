@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from afspl_jax.backbones.clip import Clip
 from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+from afspl_jax.errors import UserError
 from afspl_jax.types import Source
 
 _BATCH = 64  # images or texts encoded at a time
@@ -58,13 +59,19 @@ class FeatureEncoder:
     self._dtype = np.dtype(clip.vision.dtype)
 
   def images(self, source: Source) -> ImageFeatures:
-    """Features of all images of `source`, from the cache if they are there."""
+    """Features of all images of `source`, from the cache if they are there.
+
+    Raises:
+      UserError: the cache's folder cannot be written.
+    """
     identity = [self._fingerprint, source.fingerprint, str(self._dtype)]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     folder = self._cache / key
     if not folder.is_dir():
       self._encode(source, folder)
-    return ImageFeatures(*(np.load(folder / f"{n}.npy", mmap_mode="r") for n in FILES))
+    # np.load gives bfloat16 back as raw bytes: the file format has no name for it.
+    parts = (np.load(folder / f"{n}.npy", mmap_mode="r").view(self._dtype) for n in FILES)
+    return ImageFeatures(*parts)
 
   def _encode(self, source: Source, folder: Path) -> None:
     keys, vision = source.images(), self._config.vision
@@ -74,7 +81,13 @@ class FeatureEncoder:
     )
     # Written beside and renamed when whole: a killed run leaves no half-written cache.
     scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+      scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise UserError(
+        f"feature cache: expected a folder that can be written; got {self._cache}: {error}."
+        " Set XDG_CACHE_HOME to another"
+      ) from error
     outputs = [
       np.lib.format.open_memmap(scratch / f"{name}.npy", "w+", self._dtype, shape)
       for name, shape in zip(FILES, shapes, strict=True)
@@ -94,7 +107,7 @@ class FeatureEncoder:
     """Feature of each distinct text; meant for instructions, never for targets."""
     distinct = sorted(set(texts))
     length = self._config.text.max_length
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for start in range(0, len(distinct), _BATCH):
       part = distinct[start : start + _BATCH]
       ids, mask = self._tokenizer.tokenize(part, length)

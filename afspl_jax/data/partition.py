@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from afspl_jax.config import Data, choice
+from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
 Clients = dict[str, Int[np.ndarray, " examples"]]  # site name -> indices of its examples
@@ -23,7 +24,7 @@ def partition(examples: Sequence[Example], config: Data, seed: int) -> Clients:
     seed: equal seeds split equally.
 
   Raises:
-    ValueError: a client would hold fewer than `config.min_examples` examples, or the natural
+    UserError: a client would hold fewer than `config.min_examples` examples, or the natural
       sites are not `config.num_clients`.
   """
   choice("data.partition", config.partition, ("natural", "iid", "dirichlet"))
@@ -32,7 +33,7 @@ def partition(examples: Sequence[Example], config: Data, seed: int) -> Clients:
     owner = {example.image: example.site for example in examples}
     names = sorted(set(owner.values()))
     if len(names) != config.num_clients:
-      raise ValueError(
+      raise UserError(
         f"data.num_clients: expected {len(names)}, the sites of this source, for the natural"
         f" partition; got {config.num_clients}"
       )
@@ -53,7 +54,7 @@ def partition(examples: Sequence[Example], config: Data, seed: int) -> Clients:
     owner = _dirichlet(categories, names, config.dirichlet_alpha, rng)
     try:
       return _checked(examples, owner, names, config.min_examples)
-    except ValueError:
+    except UserError:
       if attempt == _TRIES - 1:
         raise
   raise AssertionError("unreachable")
@@ -62,7 +63,7 @@ def partition(examples: Sequence[Example], config: Data, seed: int) -> Clients:
 def _dirichlet(
   categories: dict[str, list[str]], names: list[str], alpha: float, rng: np.random.Generator
 ) -> dict[str, str]:
-  owner = {}
+  owner: dict[str, str] = {}
   for category in sorted(categories):
     members = rng.permutation(categories[category])
     shares = rng.dirichlet(np.full(len(names), alpha))
@@ -80,7 +81,7 @@ def _checked(
     parts[owner[example.image]].append(index)
   smallest = min(parts, key=lambda name: len(parts[name]))
   if len(parts[smallest]) < floor:
-    raise ValueError(
+    raise UserError(
       f"data.min_examples: expected at least {floor} examples a client; {smallest} would get"
       f" {len(parts[smallest])}. Use fewer clients, a larger dirichlet_alpha, or a lower floor."
     )

@@ -20,7 +20,7 @@ def open_source(name: str, split: str, folder: str) -> Source:
     folder: where data sets lie; "" for tensorflow-datasets' default.
 
   Raises:
-    ValueError: an unknown source, or one whose data is not there.
+    UserError: an unknown source, or one whose data is not there.
   """
   choice("data.source", name, tuple(SOURCES))
   return import_module(SOURCES[name]).open_split(split, folder)

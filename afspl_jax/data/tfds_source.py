@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from afspl_jax.config import digest
+from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
 # One record without its image, and its key -> what may be said of it.
@@ -16,7 +17,7 @@ Adapter = Callable[[Mapping[str, Any], str], list[Example]]
 Builder = Any  # tfds.core.DatasetBuilder; its import takes a second
 
 
-class MissingData(ValueError):
+class MissingData(UserError):
   """A data set is not where it was looked for; the message says how to get it."""
 
 
@@ -63,8 +64,16 @@ def data_dir(folder: str) -> Path:
   return Path(folder or default).expanduser()
 
 
-def prepared(name: str, folder: str) -> Builder:
+def prepared(name: str, folder: str, how: str) -> Builder:
   """Opens a data set of tensorflow-datasets' own that someone has prepared.
+
+  Reads what was written beside the data, and not tensorflow-datasets' code for it, which for some
+  data sets, COCO among them, needs TensorFlow (`tfds.builder` runs it).
+
+  Args:
+    name: of the data set, with its config if it has several: "coco_captions/2014".
+    folder: where data sets lie; "" for tensorflow-datasets' default.
+    how: how to prepare it there; ends the message of MissingData.
 
   Raises:
     MissingData: it is not there, or not as array_record.
@@ -72,10 +81,15 @@ def prepared(name: str, folder: str) -> Builder:
   import tensorflow_datasets as tfds
 
   where = data_dir(folder)
+  files = tfds.core.read_only_builder.builder_from_files
   try:
-    return tfds.builder(name, data_dir=where, file_format="array_record", try_gcs=False)
-  except (tfds.core.registered.DatasetNotFoundError, ValueError, FileNotFoundError) as error:
-    raise MissingData(f"{name}: cannot be opened under {where}: {error}") from error
+    return files(name, data_dir=where, file_format="array_record")
+  except tfds.core.registered.DatasetNotFoundError as error:
+    fault = f"no {name} is prepared under {where}"
+    raise MissingData(f"data: {fault}.\n{how}") from error
+  except ValueError as error:
+    fault = f"expected {name} under {where} in array_record format; got: {error}"
+    raise MissingData(f"data: {fault} Move it away, or use another folder.\n{how}") from error
 
 
 def _text(value: Any) -> Any:

@@ -1,18 +1,48 @@
-"""Scores of captions in a JSON-lines file, as a run writes under `predictions/`."""
+"""Scores of predictions, from memory or from a JSON-lines file as a run writes it."""
 
 import codecs
 import json
 import os
 import reprlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from afspl_jax.metrics.captions import score_captions
+from afspl_jax.metrics.vqa import vqa_accuracy
 
 _FORM = '{"prediction": "a dog", "references": ["a brown dog", "a dog runs"]}'
 
 
-def _parse(line: bytes, where: str) -> tuple[str, list[str]]:
-  """The prediction and the references of one line."""
+class Scored(NamedTuple):
+  """A text with what it is compared with; an answer if there is a question, else a caption."""
+
+  prediction: str
+  references: list[str]
+  question: str = ""
+
+
+def score_predictions(items: Iterable[Scored]) -> dict[str, float]:
+  """Scores captions as captions and answers as answers.
+
+  Returns:
+    `bleu1` to `bleu4`, `cider` and `rouge_l` of all captions together if there are any, and
+    `vqa_accuracy` of all answers if there are any.
+  """
+  items = list(items)
+  captions = [item for item in items if not item.question]
+  answers = [item for item in items if item.question]
+  scores: dict[str, float] = {}
+  if captions:
+    texts, references, _ = zip(*captions, strict=True)
+    scores |= score_captions(texts, references).corpus()
+  if answers:
+    texts, references, _ = zip(*answers, strict=True)
+    scores["vqa_accuracy"] = vqa_accuracy(texts, references).accuracy
+  return scores
+
+
+def _parse(line: bytes, where: str) -> Scored:
   try:
     record = json.loads(line.decode("utf-8"))
   except UnicodeDecodeError as error:
@@ -49,7 +79,12 @@ def _parse(line: bytes, where: str) -> tuple[str, list[str]]:
       f'{where}: "references" must name at least one reference; got []. '
       "Add one, or remove the line."
     )
-  return prediction, references
+  question = record.get("question", "")
+  if not isinstance(question, str):
+    raise ValueError(
+      f'{where}: "question" must be a string; got {_show(question)}. Put it in quotes.'
+    )
+  return Scored(prediction, references, question)
 
 
 def _show(value: object) -> str:
@@ -58,17 +93,18 @@ def _show(value: object) -> str:
 
 
 def score_file(path: str | os.PathLike[str]) -> dict[str, float]:
-  """Scores the captions of a JSON-lines file.
+  """Scores a JSON-lines file.
 
   Args:
     path: A UTF-8 file. Each line is an object with `prediction`, a string, and `references`, a
-      non-empty list of strings; other keys are ignored, and so are blank lines.
+      non-empty list of strings. A line with a `question` is an answer to it, all others are
+      captions. Other keys are ignored, and so are blank lines.
 
   Returns:
-    `bleu1` to `bleu4`, `cider` and `rouge_l` of all lines together.
+    As `score_predictions`.
 
   Raises:
-    ValueError: If the file has no captions or a line is not of this form; names file and line.
+    ValueError: If the file has no lines or a line is not of this form; names file and line.
     OSError: If the file cannot be read.
   """
   lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
@@ -82,5 +118,4 @@ def score_file(path: str | os.PathLike[str]) -> dict[str, float]:
       f"{os.fspath(path)}:1: expected at least one line; got an empty file. "
       f"Write lines like {_FORM}."
     )
-  predictions, references = zip(*items, strict=True)
-  return score_captions(predictions, references).corpus()
+  return score_predictions(items)

@@ -21,7 +21,7 @@ from afspl_jax.backbones.clip import Clip
 from afspl_jax.backbones.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from afspl_jax.backbones.processing import Tokenizer
 from afspl_jax.data.shapes import language
-from afspl_jax.data.shapes.scene import COLOURS, SHAPES, SIZE, Scene, cells_of, draw, sample_look
+from afspl_jax.data.shapes.scene import COLOURS, SHAPES, SIZE, Look, Scene, cells_of, draw, sample_look
 from afspl_jax.pretrain.corpus import pretraining_scene
 from afspl_jax.pretrain.prefetch import prefetch
 from afspl_jax.pretrain.tokenizers import save_clip_tokenizer
@@ -29,9 +29,11 @@ from afspl_jax.pretrain.tokenizers import save_clip_tokenizer
 IMAGES = 24_000
 BATCH = 128
 PEAK = 1.5e-3
-LENGTH = 48  # tokens of a caption
+LENGTH = 52  # tokens of a caption
 PATCH = 8  # pixels
 GRID = SIZE // PATCH
+COMPLEMENTS = ("cyanish", "pinkish", "yellowish")
+LOOK_WORDS = ("dark", "light", "reddish", "greenish", "bluish", *COMPLEMENTS, "smooth", "grainy")
 KEPT = 40  # of the 64 patches, for the first three quarters of the steps (Li et al. 2023, FLIP)
 # OpenAI's, so that the processor's defaults hold for the tiny pair too.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -63,7 +65,7 @@ class ImageBatch(NamedTuple):
 
 def pretrain(folder: Path, steps: int, seed: int) -> float:
   """Trains, writes a Hugging Face checkpoint folder, and returns the last contrastive loss."""
-  save_clip_tokenizer(folder)
+  save_clip_tokenizer(folder, LOOK_WORDS + ("image",))
   (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2) + "\n")
   tokenizer = Tokenizer(folder)
   config = ClipConfig(
@@ -110,6 +112,27 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
   return float(np.mean(recent))
 
 
+def describe_look(look: Look, rng: np.random.Generator) -> str:
+  """`a dark bluish grainy image :`, as far as there is something to say, or nothing.
+
+  CLIP knows a kind of camera as it knows a kind of thing only if texts speak of it; a prompter's
+  choice by image features can then follow the site an image comes from.
+  """
+  if rng.random() < 0.4:
+    return ""
+  words = []
+  if not 105 < look.grey < 145:
+    words.append("dark" if look.grey < 125 else "light")
+  tint = np.asarray(look.tint) - np.mean(look.tint)
+  if np.abs(tint).max() > 7:
+    strongest = int(np.abs(tint).argmax())
+    names = ("reddish", "greenish", "bluish") if tint[strongest] > 0 else COMPLEMENTS
+    words.append(names[strongest])
+  if not 5.5 < look.noise < 9:
+    words.append("smooth" if look.noise < 7 else "grainy")
+  return " ".join(["a", *words, "image : "]) if words else ""
+
+
 class _World:
   """Images drawn once, captioned anew each time they are met."""
 
@@ -117,10 +140,11 @@ class _World:
     rng = np.random.default_rng((seed, 1))
     self.seed, self.tokenizer, self.all_patches_from = seed, tokenizer, all_patches_from
     self.scenes = [pretraining_scene(rng) for _ in range(IMAGES)]
+    self.looks = [sample_look(rng) for _ in range(IMAGES)]
     self.images = np.stack(
       [
-        np.asarray(draw(scene, sample_look(rng), rng))
-        for scene in tqdm(self.scenes, desc="drawing", unit="image")
+        np.asarray(draw(scene, look, rng))
+        for scene, look in tqdm(zip(self.scenes, self.looks, strict=True), "drawing", IMAGES)
       ]
     )
     self.attributes = np.stack([_attributes(scene) for scene in self.scenes])
@@ -129,7 +153,11 @@ class _World:
     """The batch of step `i`."""
     rng = np.random.default_rng((self.seed, 2, i))
     chosen = rng.choice(IMAGES, size=BATCH, replace=False)
-    texts = [language.caption(self.scenes[j], language.sample_style(rng), rng) for j in chosen]
+    texts = [
+      describe_look(self.looks[j], rng)
+      + language.caption(self.scenes[j], language.sample_style(rng), rng)
+      for j in chosen
+    ]
     ids, mask = self.tokenizer.tokenize(texts, LENGTH)
     kept = KEPT if i < self.all_patches_from else GRID * GRID
     keep = np.argsort(rng.random((BATCH, GRID * GRID)), axis=1)[:, :kept].astype(np.int32)

@@ -9,8 +9,10 @@ hold words of another caption in the same style, so that soft prompts can set a 
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from afspl_jax.data.shapes import language
 from afspl_jax.data.shapes.language import Style
@@ -34,6 +36,14 @@ class TextBatch(NamedTuple):
   mask: Bool[Array, "b l"]
   targets: Int[Array, "b t"]
   target_weights: Float[Array, "b t"]
+
+
+def embed(
+  embedding: Float[Array, "n d"], batch: TextBatch, key: Key[Array, ""]
+) -> Float[Array, "b l d"]:
+  """Mixes each bag's word embeddings and adds its noise."""
+  x = jnp.einsum("blk,blkd->bld", jnp.asarray(batch.weights), embedding[batch.ids])
+  return x + batch.noise[..., None] * jax.random.normal(key, x.shape)
 
 
 class Corpus:

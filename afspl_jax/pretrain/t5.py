@@ -8,12 +8,12 @@ import numpy as np
 import optax
 from flax import nnx
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from afspl_jax.backbones import weights
+from afspl_jax.backbones.processing import Tokenizer
 from afspl_jax.backbones.t5 import T5, shift_right
 from afspl_jax.backbones.t5_config import T5Config
-from afspl_jax.pretrain.corpus import Corpus, TextBatch
+from afspl_jax.pretrain.corpus import Corpus, TextBatch, embed
 from afspl_jax.pretrain.prefetch import prefetch
 from afspl_jax.pretrain.tokenizers import save_t5_tokenizer
 
@@ -26,7 +26,7 @@ RATES = {"matrix": 1.0, "embedding": 15.0, "bias": 50.0, "norm": 5.0}
 def pretrain(folder: Path, steps: int, seed: int) -> float:
   """Trains, writes a Hugging Face checkpoint folder, and returns the last loss (nats a token)."""
   save_t5_tokenizer(folder)
-  vocabulary = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
+  vocabulary = Tokenizer(folder).vocabulary
   corpus = Corpus(vocabulary)
   config = T5Config(
     vocab_size=len(vocabulary),
@@ -51,8 +51,7 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
   def step(params, opt_state, batch: TextBatch, key):
     def loss_fn(params):
       model = nnx.merge(graph, params)
-      x = jnp.einsum("blk,blkd->bld", batch.weights, model.embedding[...][batch.ids])
-      x = x + batch.noise[..., None] * jax.random.normal(key, x.shape)
+      x = embed(model.embedding[...], batch, key)
       encoded = model.encode(x, batch.mask)
       hidden = model.decode(shift_right(batch.targets), encoded, batch.mask)
       losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), batch.targets)

@@ -48,8 +48,10 @@ def save_t5_tokenizer(folder: Path) -> None:
   T5TokenizerFast(tokenizer_object=backend, extra_ids=0).save_pretrained(folder)
 
 
-def save_clip_tokenizer(folder: Path) -> None:
-  """Writes a byte-level BPE tokenizer as CLIP's, trained until each word is one token."""
+def save_clip_tokenizer(folder: Path, more: tuple[str, ...] = ()) -> None:
+  """Writes a byte-level BPE tokenizer as CLIP's, trained until each word, and of `more`, is one
+  token.
+  """
   letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
   backend = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
   backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -59,8 +61,8 @@ def save_clip_tokenizer(folder: Path) -> None:
     end_of_word_suffix="</w>",
     show_progress=False,
   )
-  # Rare words first in count, so that no merge is tied: the result does not depend on hashing.
-  known = words()
+  # Each word has a count of its own, so that few merges are tied.
+  known = words() + [word for word in more if word not in words()]
   backend.train_from_iterator([" ".join([w] * (2 + i)) for i, w in enumerate(known)], trainer)
   trained = json.loads(backend.to_str())["model"]
   vocab = {token: i for i, token in enumerate(letters + [f"{c}</w>" for c in letters])}

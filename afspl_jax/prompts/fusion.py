@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afspl_jax.config import choice
+from afspl_jax.errors import UserError
 
 
 class Fusion(nnx.Module):
@@ -34,7 +35,7 @@ class Fusion(nnx.Module):
     if strategy == "static":
       given = weights or (1.0,) * num_sources
       if len(given) != num_sources or min(given) < 0 or sum(given) <= 0:
-        raise ValueError(
+        raise UserError(
           f"prompter.fusion_weights: expected {num_sources} weights, none negative and not all"
           f" zero; got {weights}"
         )

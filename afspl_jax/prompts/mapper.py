@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from afspl_jax.errors import UserError
+
 
 class VisualMapper(nnx.Module):
   """Maps the patches of an image, or its joint feature, to `num_tokens` vectors of width d.
@@ -21,7 +23,7 @@ class VisualMapper(nnx.Module):
     hidden: width of the mlp's hidden layer.
 
   Raises:
-    ValueError: an unknown kind, or patches that cannot be pooled so.
+    UserError: an unknown kind, or patches that cannot be pooled so.
   """
 
   def __init__(
@@ -44,9 +46,9 @@ class VisualMapper(nnx.Module):
       self.project = nnx.Linear(joint_width, self.num_tokens * width, rngs=rngs)
       return
     if kind not in ("linear", "mlp"):
-      raise ValueError(f"prompter.mapper: expected linear, mlp or pooled:N; got {kind!r}")
+      raise UserError(f"prompter.mapper: expected linear, mlp or pooled:N; got {kind!r}")
     if self.side**2 != num_patches or self.side % patch_pool:
-      raise ValueError(
+      raise UserError(
         f"prompter.patch_pool: expected a divisor of the patch grid's side; got {patch_pool} for"
         f" {num_patches} patches. Set it to 1."
       )

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afspl_jax.config import choice
+from afspl_jax.errors import UserError
 
 
 class PoolChoice(NamedTuple):
@@ -51,7 +52,7 @@ class PromptPool(nnx.Module):
     choice("prompter.pool_mode", mode, ("adaptive", "fixed", "dense"))
     number = prompts.shape[0]
     if not 1 <= k_min <= k_max <= number:
-      raise ValueError(
+      raise UserError(
         f"prompter: expected 1 <= k_min <= k_max <= pool; got {k_min}, {k_max} and {number}"
       )
     self.prompts = nnx.Param(prompts)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+from afspl_jax.errors import UserError
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -59,14 +60,14 @@ def test_decode_stops_at_the_end(tokenizer):
 
 
 def test_missing_tokenizer_files_are_named(tmp_path, hf_data):
-  with pytest.raises(FileNotFoundError) as error:
+  with pytest.raises(UserError) as error:
     Tokenizer(tmp_path)
   for part in (str(tmp_path), "tokenizer.json", "vocab.json and merges.txt", "an empty folder"):
     assert part in str(error.value)
   shutil.copy(hf_data / "clip" / "vocab.json", tmp_path)
-  with pytest.raises(FileNotFoundError, match=r"got vocab\.json"):
+  with pytest.raises(UserError, match=r"got vocab\.json"):
     Tokenizer(tmp_path)
-  with pytest.raises(FileNotFoundError, match="no such folder"):
+  with pytest.raises(UserError, match="no such folder"):
     Tokenizer(tmp_path / "nowhere")
 
 
@@ -98,7 +99,7 @@ def test_pixels_equal_clips_steps_by_hand(hf_data, mode, size):
 
 
 def test_missing_or_foreign_image_settings_are_named(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r"expected preprocessor_config\.json; got an empty"):
+  with pytest.raises(UserError, match=r"expected preprocessor_config\.json; got an empty"):
     ImageProcessor(tmp_path)
   (tmp_path / "preprocessor_config.json").write_text(
     '{"image_processor_type": "ViTImageProcessor"}'

@@ -27,6 +27,15 @@ def test_a_file_scores_like_its_captions(tmp_path):
   assert score_file(str(path)) == scores
 
 
+def test_lines_with_a_question_are_scored_as_answers(tmp_path):
+  answer = {"question": "how many ?", "prediction": "Two.", "references": ["2"]}
+  wrong = {"question": "what ?", "prediction": "cat", "references": ["dog"]}
+  captions = score_file(write(tmp_path, "\n".join(map(json.dumps, [GOOD, OTHER]))))
+  mixed = score_file(write(tmp_path, "\n".join(map(json.dumps, [GOOD, answer, OTHER, wrong]))))
+  assert mixed == captions | {"vqa_accuracy": 0.5}
+  assert score_file(write(tmp_path, json.dumps(answer))) == {"vqa_accuracy": 1.0}
+
+
 def test_other_keys_blank_lines_windows_ends_and_marks_are_accepted(tmp_path):
   plain = score_file(write(tmp_path, "\n".join(map(json.dumps, [GOOD, OTHER]))))
   lines = [json.dumps(GOOD | {"id": 7}), "", json.dumps(OTHER), "", ""]

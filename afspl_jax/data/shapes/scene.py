@@ -6,10 +6,10 @@ scene follows from its identity alone, so no two splits, and no pretraining, eve
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image, ImageDraw
 
 SIZE = 64  # pixels a side
@@ -72,9 +72,9 @@ class Look:
 
 def sample_scene(
   rng: np.random.Generator,
-  colours: Sequence[float] | None = None,
-  shapes: Sequence[float] | None = None,
-  counts: Sequence[float] = (0.2, 0.4, 0.4),
+  colours: Float[np.ndarray, " colours"] | None = None,
+  shapes: Float[np.ndarray, " shapes"] | None = None,
+  counts: tuple[float, float, float] = (0.2, 0.4, 0.4),
 ) -> Scene:
   """Draws a scene; the arguments are probabilities over COLOURS, SHAPES and 1..3 things."""
   number = int(rng.choice(3, p=counts)) + 1

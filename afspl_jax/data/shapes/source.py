@@ -5,11 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from afspl_jax.data.tfds_source import TfdsSource, data_dir
+from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
 
 def open_split(split: str, folder: str) -> TfdsSource:
-  """Opens "train", "validation" or "test", drawing the world first where it is not there yet."""
+  """Opens "train", "validation" or "test", drawing the world first where it is not there yet.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
   import tensorflow_datasets as tfds
 
   from afspl_jax.data.shapes.builder import ShapesWorld
@@ -18,7 +23,13 @@ def open_split(split: str, folder: str) -> TfdsSource:
   if not builder.data_path.exists():
     tfds.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.WARNING)
-    builder.download_and_prepare()
+    try:
+      builder.download_and_prepare()
+    except OSError as error:
+      raise UserError(
+        f"data.dir: expected a folder that can be written; got {data_dir(folder)}: {error}."
+        " Choose another with --config.data.dir=FOLDER"
+      ) from error
   return TfdsSource(builder, split, _examples)
 
 

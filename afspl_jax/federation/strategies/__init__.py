@@ -52,7 +52,7 @@ def get(name: str, **options: Any) -> Strategy:
     **options: passed on to the file's `create`.
 
   Raises:
-    ValueError: no such strategy; names those there are.
+    UserError: no such strategy; names those there are.
   """
   known = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
   return importlib.import_module(f"{__name__}.{choice('fed.strategy', name, known)}").create(

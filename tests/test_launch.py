@@ -1,0 +1,298 @@
+"""launch.py as a user starts it: a process of its own, judged by its exit status and its files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROUNDS = 3
+
+
+class Launcher:
+  """Starts launch.py with small checkpoints and data, and caches of its own."""
+
+  def __init__(self, base: Path, checkpoints, shapes_dir: Path):
+    self.base = base
+    self.env = {
+      **os.environ,
+      "XLA_FLAGS": "",  # the one device that a laptop has
+      "JAX_PLATFORMS": "cpu",
+      "XDG_CACHE_HOME": str(base / "cache"),
+      "HF_HOME": str(base / "no_hugging_face"),
+      "TFDS_DATA_DIR": str(base / "no_data_sets"),
+      "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),  # no process compiles what another did
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "COLUMNS": "200",
+    }
+    fields = {
+      "backbone.clip": checkpoints.clip,
+      "backbone.t5": checkpoints.t5,
+      "data.dir": shapes_dir,
+      "data.target_length": 12,
+      "prompter.tokens": 4,
+      "prompter.pool": 3,
+      "prompter.k_max": 2,
+      "optim.batch_size": 4,
+      "optim.local_steps": 2,
+      "fed.rounds": ROUNDS,
+      "fed.clients_per_round": 3,
+      "eval.every": 2,
+      "eval.val_examples": 8,
+      "eval.test_examples": 8,
+      "eval.batch_size": 8,
+      "eval.max_tokens": 6,
+    }
+    self.small = [f"--config.{name}={value}" for name, value in fields.items()]
+
+  def start(self, *args: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "launch.py"), *args]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+      command, cwd=self.base, env=self.env, stdout=pipe, stderr=pipe, text=True
+    )
+
+  def run(self, *args: str) -> subprocess.CompletedProcess:
+    """Runs to the end."""
+    return self.ended(self.start(*args))
+
+  def ended(self, process: subprocess.Popen) -> subprocess.CompletedProcess:
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+  def interrupted(self, when: Path, how: signal.Signals, *args: str, size: int = 1):
+    """Sends a signal as soon as the file `when` has `size` lines, or the folder is there."""
+    process = self.start(*args)
+    while process.poll() is None:
+      if when.is_dir() or (when.is_file() and len(when.read_bytes().splitlines()) >= size):
+        process.send_signal(how)
+        break
+      time.sleep(0.002)
+    return self.ended(process)
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory, tiny_checkpoints, shapes_dir):
+  return Launcher(tmp_path_factory.mktemp("launch"), tiny_checkpoints, shapes_dir)
+
+
+@pytest.fixture(scope="session")
+def finished(launcher):
+  """A run that nothing interrupted: its folder, and how its process ended."""
+  folder = launcher.base / "finished"
+  return folder, launcher.run(*launcher.small, f"--workdir={folder}")
+
+
+@pytest.fixture(scope="session")
+def troubled(launcher, finished):
+  """The same run, interrupted with Ctrl-C, killed twice, and started again each time."""
+  folder = launcher.base / "troubled"
+  args = (*launcher.small, f"--workdir={folder}")
+  attempts = [
+    launcher.interrupted(folder / "metrics.jsonl", signal.SIGINT, *args),
+    launcher.interrupted(folder / "clients.jsonl", signal.SIGKILL, *args, size=3),
+    launcher.interrupted(folder / "checkpoints" / "2", signal.SIGKILL, *args),
+  ]
+  return folder, attempts, launcher.run(*args)
+
+
+def lines(file: Path) -> list[dict]:
+  return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def is_one_clear_message(done: subprocess.CompletedProcess) -> bool:
+  return (
+    done.returncode == 2
+    and done.stderr.startswith("launch.py: ")
+    and "Traceback" not in done.stderr
+    and done.stdout == ""
+  )
+
+
+# A user's mistakes
+
+
+@pytest.mark.parametrize(
+  "args, parts",
+  [
+    (["--config=nope.py"], ["nope.py", "coco.py, shapes.py"]),
+    (["--config.fed.round=5"], ["fed.round:", "no such field", "fed.rounds"]),
+    (["--config.fed.rounds=five"], ["fed.rounds", "expected int", "'five'"]),
+  ],
+)
+def test_a_mistyped_flag_is_one_line_and_status_2(launcher, args, parts):
+  done = launcher.run(*args)
+  assert is_one_clear_message(done), done.stderr
+  assert len(done.stderr.splitlines()) == 1
+  for part in parts:
+    assert part in done.stderr
+
+
+def test_all_that_is_missing_is_named_at_once(launcher):
+  done = launcher.run("--config=coco.py")
+  assert is_one_clear_message(done), done.stderr
+  for part in (
+    "hf download openai/clip-vit-base-patch32",
+    "--config.backbone.clip=FOLDER",
+    "hf download google/flan-t5-base",
+    "--config.backbone.t5=FOLDER",
+    f"python -m afspl_jax.data.coco_prepare {launcher.base / 'no_data_sets'}",
+    "--config.data.dir=FOLDER",
+  ):
+    assert part in done.stderr
+  assert not (launcher.base / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_status_2(launcher):
+  (launcher.base / "file").touch()
+  done = launcher.run(*launcher.small, f"--workdir={launcher.base / 'file' / 'run'}")
+  assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+  (line,) = [line for line in done.stderr.splitlines() if line.startswith("launch.py: ")]
+  assert f"{launcher.base / 'file' / 'run'}: expected a folder that can be written" in line
+  assert "--workdir" in line
+
+
+def test_a_changed_config_is_refused_and_names_what_changed(launcher, finished):
+  folder, _ = finished
+  before = (folder / "config.json").read_bytes()
+  done = launcher.run(*launcher.small, "--config.optim.prompt_lr=0.5", f"--workdir={folder}")
+  assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+  assert "changed: optim.prompt_lr: 0.03 -> 0.5." in done.stderr
+  assert (folder / "config.json").read_bytes() == before
+
+
+# A whole run
+
+
+def test_a_run_ends_well_and_says_its_scores(finished):
+  folder, done = finished
+  assert done.returncode == 0, done.stderr
+  test = lines(folder / "metrics.jsonl")[-1]
+  assert f"test split, round {ROUNDS}: cider {test['cider']:.3f}, " in done.stdout
+  assert str(folder) in done.stdout.splitlines()[-1]
+
+
+def test_the_metrics_hold_a_line_per_evaluation(finished):
+  folder, _ = finished
+  metrics = lines(folder / "metrics.jsonl")
+  assert [(line["round"], line["split"]) for line in metrics] == [
+    (0, "val"),
+    (1, "train"),
+    (2, "train"),
+    (2, "val"),
+    (3, "train"),
+    (3, "val"),
+    (3, "test"),
+  ]
+  scores = {"loss", "cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "vqa_accuracy"}
+  for line in metrics:
+    assert line["loss"] > 0
+    if line["split"] != "train":
+      assert line.keys() >= scores
+    if line["split"] != "test":
+      assert line.keys() >= {"bytes_up", "bytes_down", "seconds", "clients"}
+  train, val = ([x for x in metrics if x["split"] == split] for split in ("train", "val"))
+  assert all(line["clients"] == 3 and line["bytes_up"] > 10_000 for line in train)
+  assert [line["bytes_up"] for line in val] == [
+    0,
+    train[0]["bytes_up"] + train[1]["bytes_up"],
+    train[2]["bytes_up"],
+  ]
+  assert val[0]["loss"] != val[1]["loss"] != val[2]["loss"]
+
+
+def test_the_clients_hold_a_line_per_client_and_round(finished):
+  folder, _ = finished
+  clients = lines(folder / "clients.jsonl")
+  assert [line["round"] for line in clients] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+  for line in clients:
+    assert line["status"] == "ok" and line["bytes_up"] > 0
+    assert line["num_examples"] > 0 and np.isfinite(line["loss"])
+
+
+def test_predictions_say_how_each_example_was_prompted(finished):
+  folder, _ = finished
+  files = sorted(path.name for path in (folder / "predictions").iterdir())
+  assert files == ["round_0000.jsonl", "round_0002.jsonl", "round_0003.jsonl", "test.jsonl"]
+  for name in files:
+    predictions = lines(folder / "predictions" / name)
+    assert len({line["id"] for line in predictions}) == len(predictions) == 8
+    for line in predictions:
+      assert isinstance(line["prediction"], str)
+      assert len(line["references"]) == (1 if "question" in line else 5)
+      assert sum(line["fusion"].values()) == pytest.approx(1, abs=1e-3)
+      assert sum(line["prompts"].values()) == pytest.approx(1, abs=1e-3)
+      assert 1 <= len(line["prompts"]) <= 2 and set(line["prompts"]) <= {"0", "1", "2"}
+
+
+def test_the_config_is_resolved_and_names_weights_and_data(finished, tiny_checkpoints):
+  folder, _ = finished
+  stored = json.loads((folder / "config.json").read_text())
+  assert stored["config"]["fed"]["rounds"] == ROUNDS
+  assert stored["config"]["backbone"]["clip"] == str(tiny_checkpoints.clip)
+  assert stored["config"]["optim"]["b1"] == 0.9
+  assert stored["versions"]["jax"] and stored["partition"]
+  assert set(stored["backbones"]) == {"clip", "t5"}
+  assert set(stored["data"]) == {"train", "validation", "test"}
+
+
+def final_params(folder: Path) -> dict:
+  state = folder / "checkpoints" / str(ROUNDS) / "state"
+  return ocp.PyTreeCheckpointer().restore(state)["params"]
+
+
+# Trouble
+
+
+def test_ctrl_c_says_how_to_go_on(troubled):
+  folder, (first, *_), _ = troubled
+  assert first.returncode == 130
+  assert "Traceback" not in first.stderr
+  assert "Go on with: python " in first.stderr.splitlines()[-1]
+  assert f"--workdir={folder}" in first.stderr.splitlines()[-1]
+
+
+def test_a_run_killed_twice_ends_as_one_that_never_was(finished, troubled):
+  whole, _ = finished
+  folder, (_, *killed), last = troubled
+  assert [attempt.returncode for attempt in killed] == [-signal.SIGKILL] * 2
+  assert last.returncode == 0, last.stderr
+
+  def without_time(file):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines(file)]
+
+  for name in ("metrics.jsonl", "clients.jsonl"):
+    assert without_time(folder / name) == without_time(whole / name)
+  for file in sorted((whole / "predictions").iterdir()):
+    assert (folder / "predictions" / file.name).read_text() == file.read_text()
+  ours, expected = (flat(final_params(path)) for path in (folder, whole))
+  assert ours.keys() == expected.keys()
+  for name, leaf in expected.items():
+    assert ours[name].tobytes() == leaf.tobytes(), name
+
+
+def flat(tree, prefix: str = "") -> dict[str, np.ndarray]:
+  if not isinstance(tree, dict):
+    return {prefix: np.asarray(tree)}
+  return {k: v for name, part in tree.items() for k, v in flat(part, f"{prefix}/{name}").items()}
+
+
+def test_starting_a_finished_run_again_changes_nothing(launcher, finished):
+  folder, done = finished
+
+  def contents():
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return {path: path.read_bytes() for path in files}
+
+  before = contents()
+  again = launcher.run(*launcher.small, f"--workdir={folder}")
+  assert again.returncode == 0, again.stderr
+  assert again.stdout.splitlines()[-2:] == done.stdout.splitlines()[-2:]
+  assert contents() == before
