@@ -71,7 +71,7 @@ class Evaluator:
     total = count = 0.0
     for _, batch in split.in_order(indices, self._config.batch_size):
       sums = self._loss(params, self._frozen, batch)
-      total, count = total + float(sums.total), count + float(sums.count)
+      total, count = total + float(sums.nats), count + float(sums.tokens)
     return total / count
 
   def scores(

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 class TokenLoss(NamedTuple):
   """Sum and count apart, so that a mean over devices or batches is the mean over tokens."""
 
-  total: Float[Array, ""]  # nats
-  count: Float[Array, ""]  # tokens
+  nats: Float[Array, ""]  # summed over tokens
+  tokens: Float[Array, ""]
 
 
 def token_cross_entropy(

@@ -126,10 +126,12 @@ def federate(
     UserError: a user's mistake, in one clear message.
     RoundFailed: too few clients gave a valid reply.
   """
-  setup = prepare(config)
-  say(_summary(setup))
+  check(config)
   bar: tqdm | None = None
-  with RunFolder.open(workdir, to_dict(config), setup.facts) as folder:
+  with RunFolder.open(workdir, to_dict(config)) as folder:
+    setup = prepare(config)
+    folder.agree_on(setup.facts)
+    say(_summary(setup))
     checkpoints = Checkpoints(folder.path / "checkpoints")
     validation = setup.splits["validation"]
     scored = spread(len(validation), config.eval.val_examples)

@@ -39,21 +39,20 @@ class RunFolder:
     self._lock = lock
 
   @classmethod
-  def open(cls, path: Path | str, config: dict[str, Any], facts: dict[str, Any]) -> "RunFolder":
+  def open(cls, path: Path | str, config: dict[str, Any]) -> "RunFolder":
     """Creates a run's folder, or opens that of a run which is to go on.
+
+    Quick, so that it can come before the loading of models and data, which takes long.
 
     Args:
       path: the folder.
-      config: the resolved config, as plain nested values.
-      facts: what else must be the same when the run goes on, such as hashes of the frozen
-        weights and of the partition; kept beside the config in config.json.
+      config: the resolved config, as plain nested values; kept in config.json.
 
     Raises:
       UserError: the folder cannot be written, another process runs in it, or it is of a run
-        with another config or other facts; one line that names the fields.
+        with another config; one line that names the fields.
     """
     path = Path(path).absolute()
-    wanted = json.loads(json.dumps({**facts, "config": config}))
     try:
       path.mkdir(parents=True, exist_ok=True)
       lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -64,7 +63,7 @@ class RunFolder:
     try:
       # The system drops the lock with the process, however it ends: nothing is left to clean up.
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      _check_or_write_config(path, wanted)
+      _agree(path, {"config": json.loads(json.dumps(config))})
     except BlockingIOError as error:
       os.close(lock)
       raise UserError(
@@ -75,6 +74,17 @@ class RunFolder:
       os.close(lock)
       raise
     return cls(path, lock)
+
+  def agree_on(self, facts: dict[str, Any]) -> None:
+    """Holds fast what else must be the same when the run goes on, in config.json.
+
+    Args:
+      facts: plain nested values, such as hashes of the frozen weights and of the partition.
+
+    Raises:
+      UserError: the run began with other facts; one line that names them.
+    """
+    _agree(self.path, json.loads(json.dumps(facts)))
 
   def append_metrics(self, line: dict[str, Any]) -> None:
     """Adds a line to metrics.jsonl; it is on disk when this returns."""
@@ -130,7 +140,8 @@ class RunFolder:
       os.fsync(file.fileno())
 
 
-def _check_or_write_config(path: Path, wanted: dict[str, Any]) -> None:
+def _agree(path: Path, wanted: dict[str, Any]) -> None:
+  """Compares with what config.json has under the same names, and adds what it has not."""
   file = path / "config.json"
   if not file.exists():
     if (path / METRICS).exists():
@@ -138,23 +149,27 @@ def _check_or_write_config(path: Path, wanted: dict[str, Any]) -> None:
         f"{path}: expected a new folder or a run's; got {METRICS} without config.json. "
         "Choose another --workdir"
       )
-    _replace(file, json.dumps({**wanted, "versions": _versions()}, indent=2) + "\n")
-    return
-  text = file.read_text(encoding="utf-8", errors="replace")
-  try:
-    found = json.loads(text)
-  except ValueError as error:
-    raise UserError(f"{file}: expected a run's config; got: {error}") from error
-  if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-    raise UserError(f"{file}: expected a run's config; got: {text[:40]!r}")
-  found.pop("versions", None)  # recorded, not compared: a run may go on after an update
-  # Config fields come first and bare, as the user writes them in --config.<field>.
-  changed = differences(found.pop("config"), wanted.pop("config")) + differences(found, wanted)
+    found: Any = {"versions": _versions()}  # recorded, not compared: a run may outlive an update
+  else:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+      found = json.loads(text)
+    except ValueError as error:
+      raise UserError(f"{file}: expected a run's config; got: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+      raise UserError(f"{file}: expected a run's config; got: {text[:40]!r}")
+  changed = []
+  for name in wanted.keys() & found.keys():
+    old, new = found[name], wanted[name]
+    # Config fields are named bare, as the user writes them in --config.FIELD.
+    changed += differences(old, new) if name == "config" else differences({name: old}, {name: new})
   if changed:
     raise UserError(
-      f"{path}: expected the run's own settings; changed: {'; '.join(changed)}. "
+      f"{path}: expected the run's own settings; changed: {'; '.join(sorted(changed))}. "
       "Undo that to go on, or choose another --workdir"
     )
+  if wanted.keys() - found.keys():
+    _replace(file, json.dumps(wanted | found, indent=2) + "\n")
 
 
 def _versions() -> dict[str, str]:

@@ -102,10 +102,8 @@ def make_train_step(
     def loss_fn(params: Params):
       encoded = captioner.encode(params, frozen, batch)
       logits = captioner.logits(frozen, encoded, batch.targets)
-      tokens = token_cross_entropy(
-        logits, batch.targets, batch.targets_mask, config.label_smoothing
-      )
-      loss = tokens.total / jnp.maximum(tokens.count, 1.0)
+      sums = token_cross_entropy(logits, batch.targets, batch.targets_mask, config.label_smoothing)
+      loss = sums.nats / jnp.maximum(sums.tokens, 1.0)
       rows = batch.targets_mask.any(axis=-1).astype(jnp.float32)
       pool = encoded.prompted.pool
       balance = balance_loss(pool, rows)

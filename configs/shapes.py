@@ -1,4 +1,4 @@
-"""The default: ten sites of the shapes world, the shipped tiny backbones; minutes on a laptop CPU."""
+"""The default: ten sites of the shapes world, the shipped tiny backbones, a laptop's CPU."""
 
 from afspl_jax.config import Experiment
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from afspl_jax.errors import UserError
 from afspl_jax.run_folder import RunFolder
 
 CONFIG = {"seed": 0, "data": {"num_clients": 10, "source": "shapes"}, "fusion_weights": (0.5, 0.5)}
@@ -14,7 +15,13 @@ FACTS = {"backbone": {"clip": "abc"}, "partition": "def"}
 
 
 def opened(path, config=CONFIG, facts=FACTS):
-  return RunFolder.open(path, config, facts)
+  folder = RunFolder.open(path, config)
+  try:
+    folder.agree_on(facts)
+  except UserError:
+    folder.close()
+    raise
+  return folder
 
 
 def line(round, split="train"):
@@ -93,8 +100,9 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
 
 def test_one_process_at_a_time_and_none_after_kill_9(tmp_path):
   code = (
-    "import sys, time; from afspl_jax.run_folder import RunFolder;"
-    "f = RunFolder.open(sys.argv[1], {}, {}); print('open', flush=True); time.sleep(60)"
+    "import sys, time; from afspl_jax.errors import UserError
+from afspl_jax.run_folder import RunFolder;"
+    "f = RunFolder.open(sys.argv[1], {}); print('open', flush=True); time.sleep(60)"
   )
   root = Path(__file__).parent.parent
   other = subprocess.Popen(

@@ -111,7 +111,7 @@ def test_the_loss_is_the_mean_over_tokens_of_torch(model):
       torch.tensor(labels).long().flatten(),
       label_smoothing=smoothing,
     )
-    np.testing.assert_allclose(float(ours.total / ours.count), float(theirs), rtol=1e-5)
+    np.testing.assert_allclose(float(ours.nats / ours.tokens), float(theirs), rtol=1e-5)
 
 
 def test_rows_that_fill_up_a_batch_change_nothing(model, one_device):

@@ -6,7 +6,7 @@ the contrast alone, patch tokens of so small a model say little about shape.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,16 @@ from afspl_jax.backbones.clip import Clip
 from afspl_jax.backbones.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from afspl_jax.backbones.processing import Tokenizer
 from afspl_jax.data.shapes import language
-from afspl_jax.data.shapes.scene import COLOURS, SHAPES, SIZE, Look, Scene, cells_of, draw, sample_look
+from afspl_jax.data.shapes.scene import (
+  COLOURS,
+  SHAPES,
+  SIZE,
+  Look,
+  Scene,
+  cells_of,
+  draw,
+  sample_look,
+)
 from afspl_jax.pretrain.corpus import pretraining_scene
 from afspl_jax.pretrain.prefetch import prefetch
 from afspl_jax.pretrain.tokenizers import save_clip_tokenizer
@@ -163,7 +172,8 @@ class _World:
     keep = np.argsort(rng.random((BATCH, GRID * GRID)), axis=1)[:, :kept].astype(np.int32)
     attributes = np.take_along_axis(self.attributes[chosen], keep[:, :, None], axis=1)
     pixels = (self.images[chosen].astype(np.float32) / 255 - np.array(MEAN)) / np.array(STD)
-    return ImageBatch(pixels.astype(np.float32), ids, mask, keep, attributes)
+    arrays: Any = (pixels.astype(np.float32), ids, mask, keep, attributes)
+    return ImageBatch(*arrays)
 
 
 def _attributes(scene: Scene) -> np.ndarray:

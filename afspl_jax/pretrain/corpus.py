@@ -7,7 +7,7 @@ linear map of image patches makes, are thereby nothing new to the encoder. Promp
 hold words of another caption in the same style, so that soft prompts can set a style.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,19 +63,20 @@ class Corpus:
   def batch(self, rng: np.random.Generator, size: int) -> TextBatch:
     """Draws `size` samples."""
     length = SLOTS + CONTENT + INSTRUCTION
-    out = TextBatch(
-      np.zeros((size, length, BAG), np.int32),
-      np.zeros((size, length, BAG), np.float32),
-      np.zeros((size, length), np.float32),
-      np.zeros((size, length), bool),
-      np.zeros((size, TARGET), np.int32),
-      np.zeros((size, TARGET), np.float32),
-    )
+    arrays: dict[str, Any] = {
+      "ids": np.zeros((size, length, BAG), np.int32),
+      "weights": np.zeros((size, length, BAG), np.float32),
+      "noise": np.zeros((size, length), np.float32),
+      "mask": np.zeros((size, length), bool),
+      "targets": np.zeros((size, TARGET), np.int32),
+      "target_weights": np.zeros((size, TARGET), np.float32),
+    }
+    out: Any = TextBatch(**arrays)  # NumPy arrays, filled row by row
     for row in range(size):
       self._fill(out, row, rng)
     return out
 
-  def _fill(self, out: TextBatch, row: int, rng: np.random.Generator) -> None:
+  def _fill(self, out: Any, row: int, rng: np.random.Generator) -> None:
     scene, style = pretraining_scene(rng), language.sample_style(rng)
     instruction, target, weight = self._task(scene, style, rng)
     self._style_hint(out, row, style, rng)
@@ -106,7 +107,7 @@ class Corpus:
       1.0,
     )
 
-  def _style_hint(self, out: TextBatch, row: int, style: Style, rng: np.random.Generator) -> None:
+  def _style_hint(self, out: Any, row: int, style: Style, rng: np.random.Generator) -> None:
     """Fills the prompt slots: with a caption in `style`, with words at random, or not at all."""
     draw = rng.random()
     if draw < 0.2:
@@ -128,7 +129,7 @@ class Corpus:
     out.mask[row, :SLOTS] = True
 
   def _raster(
-    self, out: TextBatch, row: int, scene: Scene, style: Style, rng: np.random.Generator
+    self, out: Any, row: int, scene: Scene, style: Style, rng: np.random.Generator
   ) -> None:
     """Places each thing's words in the cells that it touches."""
     cells = slice(SLOTS, SLOTS + GRID * GRID)
@@ -156,7 +157,7 @@ class Corpus:
             out.weights[row, SLOTS + cell, used[cell]] = strength * rng.uniform(0.7, 1.3)
             used[cell] += 1
 
-  def _words(self, out: TextBatch, row: int, start: int, ids: list[int]) -> None:
+  def _words(self, out: Any, row: int, start: int, ids: list[int]) -> None:
     stop = start + len(ids)
     out.ids[row, start:stop, 0] = ids
     out.weights[row, start:stop, 0] = 1.0

@@ -61,7 +61,8 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, loss
 
-  key, recent = jax.random.key(seed), []
+  key = jax.random.key(seed)
+  recent: list[float] = []
   batches = prefetch(lambda i: corpus.batch(np.random.default_rng((seed, i)), BATCH), steps)
   bar = tqdm(batches, total=steps, desc="T5 on text", unit="step")
   for i, batch in enumerate(bar):

@@ -39,7 +39,7 @@ def plan(tmp_path):
   opened = []
 
   def make(name="run", on_round=lambda report: None, **fed):
-    folder = RunFolder.open(tmp_path / name, {}, {})
+    folder = RunFolder.open(tmp_path / name, {})
     opened.append(folder)
     return Plan(
       params=init_params(),

@@ -1,6 +1,7 @@
 """The shapes world as a tensorflow-datasets builder, written and read without TensorFlow."""
 
 import io
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -15,7 +16,7 @@ class ShapesWorld(tfds.core.GeneratorBasedBuilder):
   """Coloured shapes, captioned and asked about by ten sites, each in its own way."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First release."}
+  RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(

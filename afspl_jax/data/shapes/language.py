@@ -54,8 +54,19 @@ PLACE_WORDS = (
     for row in range(3)
     for column in range(3)
   ),
-  ("north west", "north", "north east", "west", "midpoint", "east")
-  + ("south west", "south", "south east"),
+  tuple(
+    [
+      "north west",
+      "north",
+      "north east",
+      "west",
+      "midpoint",
+      "east",
+      "south west",
+      "south",
+      "south east",
+    ]
+  ),
 )
 NUMBER_WORDS = ("zero", "one", "two", "three")
 FORMS = ("sentence", "note", "report", "place_first", "relation", "tally")
