@@ -84,7 +84,7 @@ class RunFolder:
     Raises:
       UserError: the run began with other facts; one line that names them.
     """
-    _agree(self.path, json.loads(json.dumps(facts)))
+    _agree(self.path, {"facts": json.loads(json.dumps(facts))})
 
   def append_metrics(self, line: dict[str, Any]) -> None:
     """Adds a line to metrics.jsonl; it is on disk when this returns."""
@@ -158,14 +158,12 @@ def _agree(path: Path, wanted: dict[str, Any]) -> None:
       raise UserError(f"{file}: expected a run's config; got: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
       raise UserError(f"{file}: expected a run's config; got: {text[:40]!r}")
-  changed = []
-  for name in wanted.keys() & found.keys():
-    old, new = found[name], wanted[name]
-    # Config fields are named bare, as the user writes them in --config.FIELD.
-    changed += differences(old, new) if name == "config" else differences({name: old}, {name: new})
+  # Fields are named bare, as the user writes them in --config.FIELD.
+  shared = sorted(wanted.keys() & found.keys())
+  changed = [line for name in shared for line in differences(found[name], wanted[name])]
   if changed:
     raise UserError(
-      f"{path}: expected the run's own settings; changed: {'; '.join(sorted(changed))}. "
+      f"{path}: expected the run's own settings; changed: {'; '.join(changed)}. "
       "Undo that to go on, or choose another --workdir"
     )
   if wanted.keys() - found.keys():

@@ -100,8 +100,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
 
 def test_one_process_at_a_time_and_none_after_kill_9(tmp_path):
   code = (
-    "import sys, time; from afspl_jax.errors import UserError
-from afspl_jax.run_folder import RunFolder;"
+    "import sys, time; from afspl_jax.run_folder import RunFolder;"
     "f = RunFolder.open(sys.argv[1], {}); print('open', flush=True); time.sleep(60)"
   )
   root = Path(__file__).parent.parent

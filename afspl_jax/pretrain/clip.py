@@ -74,7 +74,7 @@ class ImageBatch(NamedTuple):
 
 def pretrain(folder: Path, steps: int, seed: int) -> float:
   """Trains, writes a Hugging Face checkpoint folder, and returns the last contrastive loss."""
-  save_clip_tokenizer(folder, LOOK_WORDS + ("image",))
+  save_clip_tokenizer(folder, (*LOOK_WORDS, "image"))
   (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2) + "\n")
   tokenizer = Tokenizer(folder)
   config = ClipConfig(

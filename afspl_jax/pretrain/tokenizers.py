@@ -20,7 +20,7 @@ def words() -> list[str]:
   """Every word and mark that the shapes language uses, most frequent first."""
   rng = np.random.default_rng(0)
   counts: dict[str, int] = {}
-  texts = list(language.CAPTION_INSTRUCTIONS) + ["list all objects .", "fill in the blank ."]
+  texts = [*language.CAPTION_INSTRUCTIONS, "list all objects .", "fill in the blank ."]
   for _ in range(4000):
     scene, style = sample_scene(rng), language.sample_style(rng)
     texts.append(language.caption(scene, style, rng))

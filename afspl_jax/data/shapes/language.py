@@ -54,18 +54,16 @@ PLACE_WORDS = (
     for row in range(3)
     for column in range(3)
   ),
-  tuple(
-    [
-      "north west",
-      "north",
-      "north east",
-      "west",
-      "midpoint",
-      "east",
-      "south west",
-      "south",
-      "south east",
-    ]
+  (
+    "north west",
+    "north",
+    "north east",
+    "west",
+    "midpoint",
+    "east",
+    "south west",
+    "south",
+    "south east",
   ),
 )
 NUMBER_WORDS = ("zero", "one", "two", "three")
