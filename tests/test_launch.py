@@ -238,9 +238,9 @@ def test_the_config_is_resolved_and_names_weights_and_data(finished, tiny_checkp
   assert stored["config"]["fed"]["rounds"] == ROUNDS
   assert stored["config"]["backbone"]["clip"] == str(tiny_checkpoints.clip)
   assert stored["config"]["optim"]["b1"] == 0.9
-  assert stored["versions"]["jax"] and stored["partition"]
-  assert set(stored["backbones"]) == {"clip", "t5"}
-  assert set(stored["data"]) == {"train", "validation", "test"}
+  assert stored["versions"]["jax"] and stored["facts"]["partition"]
+  assert set(stored["facts"]["backbones"]) == {"clip", "t5"}
+  assert set(stored["facts"]["data"]) == {"train", "validation", "test"}
 
 
 def final_params(folder: Path) -> dict:

@@ -31,7 +31,7 @@ def line(round, split="train"):
 def test_config_versions_and_facts_are_kept(tmp_path):
   with opened(tmp_path / "runs" / "x"):
     stored = json.loads((tmp_path / "runs" / "x" / "config.json").read_text())
-  assert stored["config"]["data"] == CONFIG["data"] and stored["partition"] == "def"
+  assert stored["config"]["data"] == CONFIG["data"] and stored["facts"]["partition"] == "def"
   assert stored["versions"].keys() >= {"python", "jax", "flwr", "orbax-checkpoint"}
 
 
