@@ -64,9 +64,9 @@ class Optim:
 
   batch_size: int = 32  # examples a local step
   local_steps: int = 8  # steps a client trains each round
-  prompt_lr: float = 3e-2  # Adam; prompts and the mapper's place embedding
+  prompt_lr: float = 1e-1  # Adam; prompts and the mapper's place embedding
   gate_lr: float = 1e-2  # Adam; the pool's keys and query, and fusion
-  mapper_lr: float = 3e-3  # Adam; the mapper's layers
+  mapper_lr: float = 1e-2  # Adam; the mapper's layers
   schedule: str = "cosine"  # constant | cosine, over all local steps of all rounds
   final_lr: float = 0.1  # cosine: fraction of the peak reached in the last round
   warmup_rounds: float = 1.0  # rounds of linear warm-up
