@@ -158,7 +158,7 @@ def shapes_dir(tmp_path_factory) -> Path:
   return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def model() -> Model:
   return make_model()
 

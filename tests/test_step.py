@@ -20,7 +20,9 @@ from afspl_jax.step import (
 )
 from tests.conftest import make_batch
 
-OPTIM = Optim(batch_size=8, local_steps=3)
+# Rates of the test's own, whatever the defaults: Adam turns the rounding of a gradient into a
+# difference of the parameters in proportion to the rate.
+OPTIM = Optim(batch_size=8, local_steps=3, prompt_lr=3e-2, gate_lr=1e-2, mapper_lr=3e-3)
 
 
 def no_penalty(params, global_params):
