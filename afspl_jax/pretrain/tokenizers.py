@@ -3,6 +3,7 @@
 Words are listed, not learned: a trainer sees a small corpus as letters.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from afspl_jax.data.shapes.scene import sample_scene
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:?!()'-"
 
 
-def words() -> list[str]:
+@functools.cache
+def words() -> tuple[str, ...]:
   """Every word and mark that the shapes language uses, most frequent first."""
   rng = np.random.default_rng(0)
   counts: dict[str, int] = {}
@@ -29,7 +31,7 @@ def words() -> list[str]:
   for text in texts:
     for word in text.split():
       counts[word] = counts.get(word, 0) + 1
-  return sorted(counts, key=lambda word: (-counts[word], word))
+  return tuple(sorted(counts, key=lambda word: (-counts[word], word)))
 
 
 def save_t5_tokenizer(folder: Path) -> None:
@@ -62,7 +64,7 @@ def save_clip_tokenizer(folder: Path, more: tuple[str, ...] = ()) -> None:
     show_progress=False,
   )
   # Each word has a count of its own, so that few merges are tied.
-  known = words() + [word for word in more if word not in words()]
+  known = [*words(), *(word for word in more if word not in words())]
   backend.train_from_iterator([" ".join([w] * (2 + i)) for i, w in enumerate(known)], trainer)
   trained = json.loads(backend.to_str())["model"]
   vocab = {token: i for i, token in enumerate(letters + [f"{c}</w>" for c in letters])}

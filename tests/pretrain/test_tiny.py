@@ -1,0 +1,59 @@
+"""The pair that the package ships is what its script makes and what its card says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from afspl_jax.backbones.locate import TINY
+from afspl_jax.backbones.processing import Tokenizer
+from afspl_jax.data.shapes.scene import Look
+from afspl_jax.pretrain.card import measure
+from afspl_jax.pretrain.clip import LOOK_WORDS, describe_look
+from afspl_jax.pretrain.corpus import Corpus, pretraining_scene
+from afspl_jax.pretrain.tokenizers import save_clip_tokenizer, save_t5_tokenizer
+
+
+@pytest.mark.parametrize("kind", ["clip", "t5"])
+def test_each_model_is_at_most_eight_megabytes(kind):
+  assert sum(file.stat().st_size for file in (TINY / kind).iterdir()) <= 8_000_000
+
+
+def test_the_shipped_tokenizers_are_those_of_the_script(tmp_path):
+  save_t5_tokenizer(tmp_path / "t5")
+  save_clip_tokenizer(tmp_path / "clip", (*LOOK_WORDS, "image"))
+  for kind in ("t5", "clip"):
+    made, shipped = Tokenizer(tmp_path / kind), Tokenizer(TINY / kind)
+    assert made.vocabulary == shipped.vocabulary
+    texts = ["a dark image : two small azure hoops .", "Zebra 12"]
+    np.testing.assert_array_equal(made.tokenize(texts, 40)[0], shipped.tokenize(texts, 40)[0])
+
+
+def test_the_shipped_pair_scores_what_its_card_says():
+  stated = json.loads((TINY / "scores.json").read_text())
+  for name, value in measure(TINY).items():
+    assert value == pytest.approx(stated[name], abs=0.01), name
+  assert stated["clip_image_to_text_recall_at_1_of_512"] > 100 / 512
+
+
+def test_the_corpus_is_text_by_the_tokenizer_and_the_same_for_a_seed():
+  tokenizer = Tokenizer(TINY / "t5")
+  corpus = Corpus(tokenizer.vocabulary)
+  one, same, other = (corpus.batch(np.random.default_rng(seed), 4) for seed in (0, 0, 1))
+  np.testing.assert_array_equal(one.targets, same.targets)
+  assert (one.targets != other.targets).any()
+  for text in tokenizer.decode(one.targets):
+    ids = corpus.ids(text)
+    np.testing.assert_array_equal([*ids, 1], tokenizer.tokenize([text], len(ids) + 1)[0][0])
+
+
+def test_pretraining_scenes_are_in_no_split_of_the_sites():
+  rng = np.random.default_rng(5)
+  assert {pretraining_scene(rng).split for _ in range(50)} == {"pretrain"}
+
+
+def test_looks_are_described_by_what_stands_out():
+  rng = np.random.default_rng(0)
+  texts = {describe_look(Look(80.0, (0.0, 0.0, 20.0), 11.0), rng) for _ in range(20)}
+  assert texts == {"", "a dark bluish grainy image : "}
+  assert {describe_look(Look(120.0, (0.0, 0.0, 0.0), 7.0), rng) for _ in range(20)} == {""}
