@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     print(json.dumps(score_file(args.file), indent=2))
-  except ValueError as error:
+  except (OSError, ValueError) as error:
     print(f"afspl {args.command}: {error}", file=sys.stderr)
     return 2
   return 0

@@ -77,6 +77,16 @@ def test_other_versions_do_not_stop_a_run(tmp_path):
   opened(tmp_path).close()
 
 
+def test_a_run_that_never_began_may_begin_with_another_config(tmp_path):
+  RunFolder.open(tmp_path, CONFIG).close()
+  RunFolder.open(tmp_path, {**CONFIG, "seed": 1}).close()
+  opened(tmp_path, {**CONFIG, "seed": 2}).close()
+  stored = json.loads((tmp_path / "config.json").read_text())
+  assert stored["config"]["seed"] == 2
+  with pytest.raises(ValueError, match="changed: seed: 2 -> 3"):
+    RunFolder.open(tmp_path, {**CONFIG, "seed": 3})
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
 def test_a_damaged_config_is_a_clear_error(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
