@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,13 @@ SPLITS = ("train", "validation", "test")
 HEADLINE = ("cider", "bleu4", "rouge_l", "vqa_accuracy", "loss")
 
 
+class Inputs(NamedTuple):
+  """What a run reads."""
+
+  folders: dict[str, Path]  # checkpoint folders of "clip" and "t5"
+  sources: dict[str, Source]  # opened splits
+
+
 @dataclass(frozen=True)
 class Setup:
   """All that a run needs before its first round."""
@@ -52,15 +59,19 @@ class Setup:
   facts: dict[str, Any]  # hashes that must not change when a run goes on
 
 
-def prepare(config: Experiment, mesh: Mesh | None = None) -> Setup:
-  """Loads backbones and data, encodes images, splits examples over clients, builds programs.
+def prepare(config: Experiment, inputs: Inputs, mesh: Mesh | None = None) -> Setup:
+  """Loads backbones, encodes images, splits examples over clients, builds programs.
+
+  Args:
+    config: the experiment.
+    inputs: from `find`.
+    mesh: devices that share a batch; default all local ones.
 
   Raises:
-    UserError: something is missing or does not fit; all that is missing is named at once.
+    UserError: something does not fit.
   """
-  check(config)
   mesh = mesh or make_mesh()
-  folders, sources = _find(config)
+  folders, sources = inputs
   dtype = jnp.dtype(config.backbone.dtype)
   clip = load_clip(folders["clip"], dtype, dtype)
   t5 = load_t5(folders["t5"], dtype, dtype)
@@ -127,9 +138,10 @@ def federate(
     RoundFailed: too few clients gave a valid reply.
   """
   check(config)
+  inputs = find(config)
   bar: tqdm | None = None
   with RunFolder.open(workdir, to_dict(config)) as folder:
-    setup = prepare(config)
+    setup = prepare(config, inputs)
     folder.agree_on(setup.facts)
     say(_summary(setup))
     checkpoints = Checkpoints(folder.path / "checkpoints")
@@ -232,8 +244,8 @@ def check(config: Experiment) -> None:
       raise UserError(f"{name}: expected 0 or more; got {value}")
 
 
-def _find(config: Experiment) -> tuple[dict[str, Path], dict[str, Source]]:
-  """Checkpoint folders and opened splits.
+def find(config: Experiment) -> Inputs:
+  """Looks for all that a run reads; quick, but for a data set that has yet to be drawn.
 
   Raises:
     UserError: naming everything that is missing, not only the first thing.
@@ -251,7 +263,7 @@ def _find(config: Experiment) -> tuple[dict[str, Path], dict[str, Source]]:
     missing.append(str(error))
   if missing:
     raise UserError("this experiment needs what is not on this machine\n" + "\n".join(missing))
-  return folders, sources
+  return Inputs(folders, sources)
 
 
 def quiet() -> None:

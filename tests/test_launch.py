@@ -12,6 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from afspl_jax.config import Optim
+
 ROOT = Path(__file__).parents[1]
 ROUNDS = 3
 
@@ -164,7 +166,7 @@ def test_a_changed_config_is_refused_and_names_what_changed(launcher, finished):
   before = (folder / "config.json").read_bytes()
   done = launcher.run(*launcher.small, "--config.optim.prompt_lr=0.5", f"--workdir={folder}")
   assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-  assert "changed: optim.prompt_lr: 0.03 -> 0.5." in done.stderr
+  assert f"changed: optim.prompt_lr: {Optim().prompt_lr} -> 0.5." in done.stderr
   assert (folder / "config.json").read_bytes() == before
 
 

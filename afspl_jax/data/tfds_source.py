@@ -1,5 +1,6 @@
 """Any tensorflow-datasets builder as a source, read through array_record without TensorFlow."""
 
+import functools
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -35,13 +36,19 @@ class TfdsSource:
 
     raw = {"image": tfds.decode.SkipDecoding()}
     self._records = builder.as_data_source(split=split, decoders=raw)
-    self._examples: list[Example] = []
-    for i in range(len(self._records)):
-      record = {name: _text(value) for name, value in self._records[i].items() if name != "image"}
-      self._examples += adapt(record, str(i))
+    self._adapt = adapt
     part = builder.info.splits[split]
     identity = [builder.info.full_name, split, part.num_examples, part.num_bytes]
     self.fingerprint = digest(identity)
+
+  @functools.cached_property
+  def _examples(self) -> list[Example]:
+    """Read when first asked for, as all records must be: opening stays quick."""
+    out: list[Example] = []
+    for i in range(len(self._records)):
+      record = {name: _text(value) for name, value in self._records[i].items() if name != "image"}
+      out += self._adapt(record, str(i))
+    return out
 
   def __len__(self) -> int:
     return len(self._examples)

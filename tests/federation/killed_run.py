@@ -115,7 +115,7 @@ def evaluate(round, params):
 
 def run(path, rounds, fatal=None, nth=1):
   moments = Moments(fatal, nth)
-  folder = Folder.open(path, {"rounds": rounds}, {})
+  folder = Folder.open(path, {"rounds": rounds})
   checkpoints = Saved(folder.path / "checkpoints")
   folder.moments = checkpoints.moments = moments
   plan = Plan(
