@@ -6,6 +6,7 @@ mistake in one clear message, 1 a fault, 130 interrupted.
 """
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
     print(f"launch.py: {error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    again = " ".join(["python", *argv])
+    again = shlex.join([sys.executable, *argv])
     print(f"\ninterrupted: finished rounds are kept. Go on with: {again}", file=sys.stderr)
     return 130
   named = [f"{name} {scores[name]:.3f}" for name in run.HEADLINE if name in scores]

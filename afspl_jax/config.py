@@ -17,7 +17,7 @@ class Data:
   """Where the examples come from and how they are split over clients."""
 
   source: str = "shapes"  # a name in data/sources.py
-  dir: str = ""  # where the data set lies or is prepared; "" = ~/.cache/afspl_jax
+  dir: str = ""  # where the data set lies or is prepared; "" = tensorflow-datasets' default
   partition: str = "natural"  # natural | iid | dirichlet
   dirichlet_alpha: float = 0.5  # concentration; small = clients differ more
   num_clients: int = 10  # sites in the federation
@@ -95,7 +95,7 @@ class Eval:
   every: int = 10  # rounds between evaluations on `val`; the last round always is one
   val_examples: int = 200  # of the validation split; 0 = all
   test_examples: int = 0  # of the test split, scored after the last round; 0 = all
-  batch_size: int = 100  # examples decoded at a time
+  batch_size: int = 96  # examples decoded at a time
   max_tokens: int = 44  # longest generated text
 
 

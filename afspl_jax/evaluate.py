@@ -94,7 +94,7 @@ def spread(number: int, wanted: int) -> list[int]:
 
 def _write(predictions: Sequence[Prediction], file: Path) -> None:
   scratch = file.with_suffix(".tmp")
-  with scratch.open("w") as out:
+  with scratch.open("w", encoding="utf-8") as out:
     for prediction in predictions:
       line: dict[str, Any] = prediction._asdict()
       if not prediction.question:

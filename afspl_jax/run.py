@@ -1,6 +1,7 @@
 """An experiment from its config to its scores, in this process."""
 
-import logging
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -208,8 +208,18 @@ def _test(setup: Setup, folder: RunFolder, params: Params) -> dict[str, Any]:
   config, split = setup.config, setup.splits["test"]
   rows = spread(len(split), config.eval.test_examples)
   file = folder.path / "predictions" / "test.jsonl"
+  begin = time.perf_counter()
   scores = setup.evaluator.scores(params, split, rows, file)
-  line = {"round": config.fed.rounds, "split": "test", **scores}
+  trained = [line for line in folder.metrics() if line["split"] == "train"]
+  line = {
+    "round": config.fed.rounds,
+    "split": "test",
+    **scores,
+    "bytes_up": sum(line["bytes_up"] for line in trained),
+    "bytes_down": sum(line["bytes_down"] for line in trained),
+    "seconds": round(time.perf_counter() - begin, 3),
+    "clients": trained[-1]["clients"] if trained else 0,
+  }
   folder.append_metrics(line)
   return line
 
@@ -230,10 +240,27 @@ def check(config: Experiment) -> None:
     "optim.batch_size": config.optim.batch_size,
     "optim.local_steps": config.optim.local_steps,
     "prompter.tokens": config.prompter.tokens,
+    "prompter.key_dim": config.prompter.key_dim,
+    "prompter.fusion_hidden": config.prompter.fusion_hidden,
+    "prompter.mapper_hidden": config.prompter.mapper_hidden,
+    "prompter.patch_pool": config.prompter.patch_pool,
     "data.num_clients": config.data.num_clients,
+    "data.instruction_length": config.data.instruction_length,
+    "data.target_length": config.data.target_length,
   }.items():
     if value < 1:
       raise UserError(f"{name}: expected at least 1; got {value}")
+  for name, number in {
+    "prompter.temperature": config.prompter.temperature,
+    "prompter.pool_mass": config.prompter.pool_mass,
+    "data.dirichlet_alpha": config.data.dirichlet_alpha,
+    "optim.prompt_lr": config.optim.prompt_lr,
+    "optim.gate_lr": config.optim.gate_lr,
+    "optim.mapper_lr": config.optim.mapper_lr,
+    "optim.clip_norm": config.optim.clip_norm,
+  }.items():
+    if not (math.isfinite(number) and number > 0):
+      raise UserError(f"{name}: expected a finite number above 0; got {number}")
   if config.fed.clients_per_round > config.data.num_clients:
     raise UserError(
       f"fed.clients_per_round: expected at most data.num_clients, {config.data.num_clients};"
@@ -264,9 +291,3 @@ def find(config: Experiment) -> Inputs:
   if missing:
     raise UserError("this experiment needs what is not on this machine\n" + "\n".join(missing))
   return Inputs(folders, sources)
-
-
-def quiet() -> None:
-  """Keeps other libraries' notices off the terminal, where the progress bar is."""
-  logging.getLogger("absl").setLevel(logging.ERROR)
-  np.seterr(all="warn")

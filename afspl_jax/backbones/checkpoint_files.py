@@ -134,6 +134,10 @@ def weight_files(folder: Path) -> list[Path]:
   return [folder / INDEX, *(folder / name for name in shards)]
 
 
+# Other tokens or pixels are another model to whoever trains on its outputs.
+_PROCESSING = ("preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt")
+
+
 def fingerprint(folder: str | Path) -> str:
   """Identifies a checkpoint by its content, so that two sites can tell whether they share it.
 
@@ -141,7 +145,8 @@ def fingerprint(folder: str | Path) -> str:
     folder: the checkpoint.
 
   Returns:
-    The first 16 hexadecimal digits of the SHA-256 over config.json and the weight files.
+    The first 16 hexadecimal digits of the SHA-256 over config.json, the weight files, and the
+    files that prescribe tokens and pixels.
 
   Raises:
     CheckpointError: if one of the files is missing.
@@ -150,7 +155,8 @@ def fingerprint(folder: str | Path) -> str:
   if not (folder / CONFIG).is_file():
     raise CheckpointError(folder, [_no_file(CONFIG)])
   digest = hashlib.sha256()
-  for path in [folder / CONFIG, *weight_files(folder)]:
+  prescribed = [folder / name for name in _PROCESSING if (folder / name).is_file()]
+  for path in [folder / CONFIG, *weight_files(folder), *prescribed]:
     digest.update(f"{path.name} {path.stat().st_size}\n".encode())
     with path.open("rb") as file:
       while block := file.read(1 << 20):

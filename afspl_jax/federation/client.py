@@ -1,5 +1,6 @@
 """A site's half of the federation: the ClientApp, and what it asks of a trainer."""
 
+import logging
 import math
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -9,12 +10,18 @@ from flwr.clientapp import ClientApp
 from afspl_jax.federation import wire
 from afspl_jax.types import Params
 
+_LOG = logging.getLogger(__name__)
+
+
+class SiteFault(RuntimeError):
+  """What the server may know of a fault in a site's local training: its kind."""
+
 
 class LocalResult(NamedTuple):
   """What a site found in one round."""
 
   params: Params
-  num_examples: int  # trained on; its weight in the average
+  num_examples: int  # that the site holds; its weight in the average
   metrics: dict[str, float]  # "loss" and whatever else the server should see averaged
 
 
@@ -61,7 +68,16 @@ def make_client_app(trainer: Trainer, template: Params) -> ClientApp:
     if wire.ARRAYS not in records.array_records:
       raise wire.WireError(f"expected the record {wire.ARRAYS!r}; got {sorted(records)}")
     params = wire.unpack(records.array_records[wire.ARRAYS], template)
-    result = trainer.train(params, _client(context), round)
+    client = _client(context)
+    try:
+      result = trainer.train(params, client, round)
+    except FloatingPointError:
+      raise
+    except Exception as error:  # noqa: BLE001 - it is logged, and its kind is the reply
+      # Its text may quote a caption, an id or a path, and what is raised here travels.
+      _LOG.exception("%s: round %d failed", trainer.site(client), round)
+      kind = type(error).__name__
+      raise SiteFault(f"{kind} in local training; the site's own log has the rest") from None
     metrics: dict[str, int | float] = {wire.NUM_EXAMPLES: int(result.num_examples)}
     for name, value in result.metrics.items():
       metrics[name] = float(value)

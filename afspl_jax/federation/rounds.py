@@ -170,9 +170,9 @@ def _train(
 
   new_params, strategy_state = plan.strategy.aggregate(params, state["strategy_state"], replies)
   train = {
+    **_weighted_means(replies),  # first: no site's metric may stand for what follows
     "round": round,
     "split": "train",
-    **_weighted_means(replies),
     "bytes_up": sum(line["bytes_up"] for line in clients),
     "bytes_down": bytes_down,
     "seconds": _seconds_since(begin),

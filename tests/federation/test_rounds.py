@@ -427,3 +427,25 @@ def test_missing_sites_are_an_error_not_a_smaller_federation():
   grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 3)
   with pytest.raises(RuntimeError, match=r"expected 5 sites within 0.05 s; got 3"):
     meet(grid, wire.structure_digest(init_params()), 5, 0.05)
+
+
+def test_what_a_trainer_raises_does_not_leave_the_site(plan, caplog):
+  class Careless(LeastSquares):
+    def train(self, params, client, round):
+      if client == 2:
+        raise KeyError("a 64 year old man, /data/patients/0017.png")
+      return super().train(params, client, round)
+
+  run = plan(rounds=1)
+  run_local(run, Careless(), CLIENTS)
+  status = run.folder.clients()[2]["status"]
+  assert status.startswith("failed: SiteFault: KeyError in local training")
+  assert "64" not in (run.folder.path / "clients.jsonl").read_text()
+  assert "0017.png" in caplog.text  # the site's own log has it
+
+
+def test_no_metric_of_a_site_stands_for_what_the_server_says(plan):
+  run = plan(rounds=1)
+  run_with(Faulty(metric(round=99.0, split=1.0, clients=7.0), range(CLIENTS)), run)
+  train = [line for line in run.folder.metrics() if line["split"] == "train"]
+  assert [(line["round"], line["clients"]) for line in train] == [(1, CLIENTS)]

@@ -1,5 +1,7 @@
 """The shapes world as a source; written to disk when it is first asked for."""
 
+import contextlib
+import io
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +25,10 @@ def open_split(split: str, folder: str) -> TfdsSource:
   if not builder.data_path.exists():
     tfds.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.WARNING)
+    print(f"drawing the shapes world into {builder.data_path} (once, some seconds)")
     try:
-      builder.download_and_prepare()
+      with contextlib.redirect_stdout(io.StringIO()):  # speaks of a download
+        builder.download_and_prepare()
     except OSError as error:
       raise UserError(
         f"data.dir: expected a folder that can be written; got {data_dir(folder)}: {error}."
