@@ -93,7 +93,7 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
     joint_width=128,
   )
   graph, params = nnx.split((Clip(config, rngs=nnx.Rngs(seed)), _head(nnx.Rngs(seed + 1))))
-  rate = optax.warmup_cosine_decay_schedule(0.0, PEAK, 100, steps, 0.02 * PEAK)
+  rate = optax.warmup_cosine_decay_schedule(0.0, PEAK, min(100, steps // 2), steps, 0.02 * PEAK)
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
   opt_state = optimizer.init(params)
 

@@ -75,7 +75,7 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
 
 
 def _optimizer(params, steps: int) -> optax.GradientTransformation:
-  schedule = optax.warmup_cosine_decay_schedule(0.0, PEAK, 100, steps, 0.02 * PEAK)
+  schedule = optax.warmup_cosine_decay_schedule(0.0, PEAK, min(100, steps // 2), steps, 0.02 * PEAK)
 
   def label(path, leaf) -> str:
     name = jax.tree_util.keystr(path)

@@ -7,7 +7,9 @@ import pytest
 
 from afspl_jax.backbones.locate import TINY
 from afspl_jax.backbones.processing import Tokenizer
+from afspl_jax.backbones.weights import load_clip, load_t5
 from afspl_jax.data.shapes.scene import Look
+from afspl_jax.pretrain import clip, t5
 from afspl_jax.pretrain.card import measure
 from afspl_jax.pretrain.clip import LOOK_WORDS, describe_look
 from afspl_jax.pretrain.corpus import Corpus, pretraining_scene
@@ -57,3 +59,21 @@ def test_looks_are_described_by_what_stands_out():
   texts = {describe_look(Look(80.0, (0.0, 0.0, 20.0), 11.0), rng) for _ in range(20)}
   assert texts == {"", "a dark bluish grainy image : "}
   assert {describe_look(Look(120.0, (0.0, 0.0, 0.0), 7.0), rng) for _ in range(20)} == {""}
+
+
+def test_pretraining_writes_checkpoints_that_load_and_is_deterministic(tmp_path, monkeypatch):
+  monkeypatch.setattr(clip, "IMAGES", 40)
+  monkeypatch.setattr(clip, "BATCH", 8)
+  monkeypatch.setattr(t5, "BATCH", 4)
+  losses = [
+    (clip.pretrain(tmp_path / name / "clip", 2, 0), t5.pretrain(tmp_path / name / "t5", 2, 0))
+    for name in ("one", "same")
+  ]
+  assert losses[0] == losses[1] and np.isfinite(losses[0]).all()
+  for kind, load in (("clip", load_clip), ("t5", load_t5)):
+    load(tmp_path / "one" / kind)
+    files = [tmp_path / name / kind / "model.safetensors" for name in ("one", "same")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert json.loads((files[0].parent / "config.json").read_text()) == json.loads(
+      (TINY / kind / "config.json").read_text()
+    )
