@@ -16,6 +16,7 @@ CONFIGS = Path(__file__).parent / "configs"
 def main(argv: list[str]) -> int:
   """Parses flags, runs, prints the scores, and returns the exit status."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch is meant
   from afspl_jax.errors import UserError
   from afspl_jax.flags import parse
 
