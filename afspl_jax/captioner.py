@@ -44,7 +44,9 @@ class Captioner:
 
   def encode(self, params: Params, frozen: Params, batch: Batch) -> Encoded:
     """Builds `[F ; V ; embed(instruction)]` and encodes it; never looks at the targets."""
-    prompted = nnx.merge(self._prompter, params)(batch.tokens, batch.image, batch.text)
+    prompted = nnx.merge(self._prompter, params)(
+      batch.tokens, batch.image, batch.text, batch.personal
+    )
     t5 = nnx.merge(self._t5, frozen)
     words = t5.embed(batch.instruction)
     made = jnp.concatenate([prompted.prompt, prompted.visual], axis=1)
@@ -52,6 +54,17 @@ class Captioner:
     made_mask = jnp.ones(made.shape[:2], bool)
     mask = jnp.concatenate([made_mask, batch.instruction_mask], axis=1)
     return Encoded(t5.encode(embeddings, mask), mask, prompted)
+
+  def pool_prompt(self, params: Params, batch: Batch) -> Float[Array, "b p d"]:
+    """The prompt that each row's keys match in the pool; T5 does not run."""
+    prompter = nnx.merge(self._prompter, params)
+    return prompter(batch.tokens, batch.image, batch.text, batch.personal).pool.prompt
+
+  def projected(self, params: Params, encoded: Encoded) -> Float[Array, "b f"]:
+    """The mean encoder state in CLIP's joint space, for the contrastive loss."""
+    mask = encoded.mask[..., None]
+    mean = jnp.sum(encoded.states * mask, axis=1) / jnp.sum(mask, axis=1)
+    return nnx.merge(self._prompter, params).local.contrast(mean.astype(jnp.float32))
 
   def logits(
     self, frozen: Params, encoded: Encoded, targets: Int[Array, "b t"]

@@ -18,7 +18,7 @@ class Data:
 
   source: str = "shapes"  # a name in data/sources.py
   dir: str = ""  # where the data set lies or is prepared; "" = tensorflow-datasets' default
-  partition: str = "natural"  # natural | iid | dirichlet
+  partition: str = "natural"  # natural | iid | dirichlet | task
   dirichlet_alpha: float = 0.5  # concentration; small = clients differ more
   num_clients: int = 10  # sites in the federation
   min_examples: int = 8  # floor per client; fewer is an error
@@ -40,6 +40,9 @@ class Backbone:
 class Prompter:
   """The trainable part (DESIGN: visual mapper, prompt sources, fusion)."""
 
+  local: bool = True  # each client has a prompt of its own, which never leaves it
+  local_drop: float = 0.5  # share of rows trained without it, as newcomers and the server are
+
   tokens: int = 16  # tokens per prompt (p)
   pool: int = 8  # candidate prompts in the pool (m)
   pool_mode: str = "adaptive"  # adaptive | fixed | dense
@@ -51,7 +54,8 @@ class Prompter:
   fusion: str = "dynamic"  # static | learned | dynamic
   fusion_weights: tuple[float, ...] = ()  # static: one per source; () = equal
   fusion_hidden: int = 64  # width of the fusion network
-  init_text: str = ""  # prompt tokens start as embeddings of these words; "" = of random words
+  init: str = "vocabulary"  # prompt tokens start as: random | vocabulary (words' embeddings) | text
+  init_text: str = ""  # "text": as embeddings of these words: of classes, or an instruction
   mapper: str = "linear"  # linear | mlp | pooled:N (joint feature -> N tokens)
   mapper_hidden: int = 256  # width of the mlp mapper
   patch_pool: int = 2  # average k x k neighbouring patches before the mapper
@@ -65,7 +69,9 @@ class Optim:
   batch_size: int = 32  # examples a local step
   local_steps: int = 8  # steps a client trains each round
   prompt_lr: float = 1e-1  # Adam; prompts and the mapper's place embedding
-  gate_lr: float = 1e-2  # Adam; the pool's keys and query, and fusion
+  local_lr: float = 1e-1  # Adam; the client's own prompt
+  key_lr: float = 1e-2  # Adam; the pool's keys and query
+  fusion_lr: float = 1e-2  # Adam; fusion, and the contrastive projection
   mapper_lr: float = 1e-2  # Adam; the mapper's layers
   schedule: str = "cosine"  # constant | cosine, over all local steps of all rounds
   final_lr: float = 0.1  # cosine: fraction of the peak reached in the last round
@@ -76,6 +82,20 @@ class Optim:
   clip_norm: float = 1.0  # global gradient norm bound
   label_smoothing: float = 0.0  # cross-entropy's epsilon
   balance: float = 0.01  # weight of the pool's load-balancing loss
+  contrast: float = 0.0  # weight of the contrastive loss; 0 = none
+  contrast_temperature: float = 0.1  # of its softmax over cosine similarities
+  contrast_warmup: float = 1.0  # rounds over which its weight grows from 0
+
+
+@dataclass
+class Uplink:
+  """What a client sends of its update: rows of leaves (of prompts: tokens) of most energy."""
+
+  select: str = "dense"  # energy | ratio | dense (all)
+  energy: float = 0.9  # "energy": of each leaf, the fewest rows with this share of its energy
+  ratio: float = 0.35  # "ratio": of each leaf, this share of its rows
+  error_feedback: bool = True  # what was not sent is added to the client's next update
+  weighing: str = "coverage"  # a row is averaged over: coverage (who sent it) | cohort (all)
 
 
 @dataclass
@@ -86,17 +106,21 @@ class Fed:
   clients_per_round: int = 10  # selected each round, seeded by (seed, round)
   min_replies: int = 1  # valid replies without which a round fails
   strategy: str = "fedavg"  # a name in federation/strategies
+  share: str = "all"  # all | none: every client trains alone (the local-only baseline)
+  newcomers: int = 0  # sites kept out of all rounds, to be scored as new ones after the last
 
 
 @dataclass
 class Eval:
-  """Evaluation of the global prompter."""
+  """Evaluation of the global prompter, and of each client's with its own prompt."""
 
   every: int = 10  # rounds between evaluations on `val`; the last round always is one
   val_examples: int = 200  # of the validation split; 0 = all
   test_examples: int = 0  # of the test split, scored after the last round; 0 = all
   batch_size: int = 96  # examples decoded at a time
   max_tokens: int = 44  # longest generated text
+  ema: float = 0.0  # decay a round of the averaged prompter that is scored; 0 = the newest itself
+  common_examples: int = 100  # of the test split, answered by every client's own prompter
 
 
 @dataclass
@@ -109,6 +133,7 @@ class Experiment:
   prompter: Prompter = field(default_factory=Prompter)
   optim: Optim = field(default_factory=Optim)
   fed: Fed = field(default_factory=Fed)
+  uplink: Uplink = field(default_factory=Uplink)
   eval: Eval = field(default_factory=Eval)
 
 

@@ -1,7 +1,6 @@
 """From a split to predictions to scores."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from afspl_jax.atomic import write_text
 from afspl_jax.backbones.processing import Tokenizer
 from afspl_jax.captioner import Captioner
 from afspl_jax.config import Eval
@@ -50,16 +50,34 @@ class Evaluator:
     self._loss = make_eval_step(captioner, mesh)
     self._greedy = make_greedy(captioner, config.max_tokens, mesh)
 
-  def predict(self, params: Params, split: Split, indices: Sequence[int]) -> list[Prediction]:
-    """Generates a text for each example, greedily."""
+  def predict(
+    self,
+    params: Params,
+    split: Split,
+    indices: Sequence[int],
+    personal: bool = False,
+    see_image: bool = True,
+  ) -> list[Prediction]:
+    """Generates a text for each example, greedily.
+
+    Args:
+      params: all of a prompter's leaves.
+      split: the examples.
+      indices: which of them.
+      personal: whether the local prompt in `params` is used.
+      see_image: False zeroes the image's features, to see what is known without them.
+    """
     out = []
-    for rows, batch in split.in_order(indices, self._config.batch_size):
+    for rows, batch in split.in_order(indices, self._config.batch_size, personal):
+      if not see_image:
+        batch = batch._replace(tokens=0 * batch.tokens, image=0 * batch.image)
       decoded = self._greedy(params, self._frozen, batch)
       texts = self._tokenizer.decode(np.asarray(decoded.ids)[: len(rows)])
       fusion, pool = np.asarray(decoded.fusion), np.asarray(decoded.pool)
       for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
         example = split.examples[row]
-        weights = {name: round(float(w), 4) for name, w in zip(SOURCES, fusion[i], strict=True)}
+        sources = SOURCES[: fusion.shape[1]]
+        weights = {name: round(float(w), 4) for name, w in zip(sources, fusion[i], strict=True)}
         chosen = {int(j): round(float(pool[i, j]), 4) for j in np.flatnonzero(pool[i])}
         out.append(
           Prediction(example.id, text, example.references, example.question, weights, chosen)
@@ -79,10 +97,16 @@ class Evaluator:
   ) -> dict[str, float]:
     """Loss, caption scores and VQA accuracy; writes the predictions to `file` if given."""
     predictions = self.predict(params, split, indices)
-    scored = [Scored(p.prediction, list(p.references), p.question) for p in predictions]
     if file is not None:
-      _write(predictions, file)
-    return {"loss": self.loss(params, split, indices), **score_predictions(scored)}
+      write(predictions, file)
+    return {"loss": self.loss(params, split, indices), **score(predictions)}
+
+
+def score(predictions: Sequence[Prediction]) -> dict[str, float]:
+  """Caption scores and VQA accuracy."""
+  return score_predictions(
+    Scored(p.prediction, list(p.references), p.question) for p in predictions
+  )
 
 
 def spread(number: int, wanted: int) -> list[int]:
@@ -92,12 +116,12 @@ def spread(number: int, wanted: int) -> list[int]:
   return [i * number // wanted for i in range(wanted)]
 
 
-def _write(predictions: Sequence[Prediction], file: Path) -> None:
-  scratch = file.with_suffix(".tmp")
-  with scratch.open("w", encoding="utf-8") as out:
-    for prediction in predictions:
-      line: dict[str, Any] = prediction._asdict()
-      if not prediction.question:
-        del line["question"]
-      out.write(json.dumps(line, ensure_ascii=False) + "\n")
-  os.replace(scratch, file)
+def write(predictions: Sequence[Prediction], file: Path) -> None:
+  """Writes a line of JSON for each prediction, all or nothing."""
+  lines = []
+  for prediction in predictions:
+    line: dict[str, Any] = prediction._asdict()
+    if not prediction.question:
+      del line["question"]
+    lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+  write_text(file, "".join(lines))

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
@@ -32,3 +33,40 @@ def token_cross_entropy(
     uniform = normaliser - logits.mean(axis=-1)
     losses = (1 - label_smoothing) * losses + label_smoothing * uniform
   return TokenLoss(jnp.sum(losses * mask), jnp.sum(mask, dtype=jnp.float32))
+
+
+def contrastive(
+  states: Float[Array, "b f"], captions: Float[Array, "b f"], temperature: float
+) -> Float[Array, ""]:
+  """Symmetric InfoNCE between each row's representation and CLIP's feature of its caption.
+
+  Radford et al. 2021, fig. 3; van den Oord et al. 2018, eq. 4. Rows of one caption are not each
+  other's negatives, as neither would be wrong.
+
+  Args:
+    states: projected representations, of any length but zero; in float32 from here on.
+    captions: features of any length; a row of zeros takes no part, as anchor or as negative.
+    temperature: of the softmax over cosine similarities.
+
+  Returns:
+    Mean over the rows that take part and both directions, in nats; 0 where fewer than two do.
+  """
+  part = jnp.any(captions != 0, axis=-1)
+  same = jnp.all(captions[:, None] == captions[None], axis=-1)
+  # The diagonal is always kept: a row without negatives has a softmax of one, and so no loss.
+  own = jnp.eye(len(states), dtype=bool)
+  kept = own | (part[:, None] & part[None] & ~same)
+  cosines = jnp.matmul(_unit(states), _unit(captions).T, precision=jax.lax.Precision.HIGHEST)
+  logits = jnp.where(kept, cosines / temperature, -jnp.inf)
+  both = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
+  losses = both / 2 - jnp.diagonal(logits)
+  return losses.sum() / jnp.maximum(part.sum(dtype=jnp.float32), 1.0)
+
+
+def _unit(x: Float[Array, "b f"]) -> Float[Array, "b f"]:
+  """Rows at unit length; a row of practically no length becomes zeros, with no gradient."""
+  x = x.astype(jnp.float32)
+  squares = jnp.sum(x * x, axis=-1, keepdims=True)
+  some = squares > 1e-12
+  # The inner `where` keeps a division by 0 out of the gradient, too.
+  return jnp.where(some, x * jax.lax.rsqrt(jnp.where(some, squares, 1.0)), 0.0)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from afspl_jax.atomic import write_text
 from afspl_jax.config import differences
 from afspl_jax.errors import UserError
 
@@ -119,7 +120,7 @@ class RunFolder:
       lines = [line for line in _read_lines(path) if line["round"] <= round]
       text = "".join(_to_json(line) for line in lines)
       if path.exists() and path.read_bytes() != text.encode():
-        _replace(path, text)
+        write_text(path, text)
 
   def close(self) -> None:
     """Gives the folder free."""
@@ -170,7 +171,7 @@ def _agree(path: Path, wanted: dict[str, Any]) -> None:
       "Undo that to go on, or choose another --workdir"
     )
   if wanted.keys() - found.keys():
-    _replace(file, json.dumps(wanted | found, indent=2) + "\n")
+    write_text(file, json.dumps(wanted | found, indent=2) + "\n")
 
 
 def _versions() -> dict[str, str]:
@@ -203,13 +204,3 @@ def _to_json(line: dict[str, Any]) -> str:
     for key, value in line.items()
   }
   return json.dumps(finite, ensure_ascii=False) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  tmp = path.with_name(path.name + ".tmp")
-  with open(tmp, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(tmp, path)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from afspl_jax.captioner import Captioner
 from afspl_jax.config import Optim, choice
 from afspl_jax.errors import UserError
-from afspl_jax.losses import TokenLoss, token_cross_entropy
+from afspl_jax.losses import TokenLoss, contrastive, token_cross_entropy
 from afspl_jax.prompts.pool import balance_loss
 from afspl_jax.types import Batch, Params
 
@@ -39,9 +39,10 @@ class StepMetrics(NamedTuple):
 
   loss: Float[Array, "*k"]  # cross-entropy, nats a token
   balance: Float[Array, "*k"]
+  contrast: Float[Array, "*k"]  # 0 without a contrastive loss
   grad_norm: Float[Array, "*k"]  # before clipping
   finite: Bool[Array, "*k"]  # False: loss or gradient was not, and the step changed nothing
-  chosen: Float[Array, "*k"]  # mean number of prompts chosen from the pool
+  usage: Float[Array, "*k m"]  # share of rows that chose each prompt; its sum is the mean k
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -53,7 +54,13 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 def make_optimizer(config: Optim) -> optax.GradientTransformation:
   """Adam, with a learning rate for each of GROUPS."""
-  rates = {"prompts": config.prompt_lr, "gates": config.gate_lr, "mapper": config.mapper_lr}
+  rates = {
+    "local": config.local_lr,
+    "prompts": config.prompt_lr,
+    "keys": config.key_lr,
+    "fusion": config.fusion_lr,
+    "mapper": config.mapper_lr,
+  }
 
   def label(path: tuple[Any, ...], _: Any) -> str:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -69,11 +76,12 @@ def make_optimizer(config: Optim) -> optax.GradientTransformation:
   )
 
 
-# First match counts. Prompts and places are vectors in T5's embedding space, which move far;
-# gates choose among prompts.
+# First match counts. Prompts and places are vectors in T5's embedding space, which move far.
 GROUPS = {
+  "local": ("local/prompt",),
   "prompts": ("pool/prompts", "visual_prompt", "textual_prompt", "mapper/place"),
-  "gates": ("pool/", "fusion/"),
+  "keys": ("pool/",),
+  "fusion": ("fusion/", "local/contrast"),
   "mapper": ("mapper/",),
 }
 
@@ -107,12 +115,17 @@ def make_train_step(
       rows = batch.targets_mask.any(axis=-1).astype(jnp.float32)
       pool = encoded.prompted.pool
       balance = balance_loss(pool, rows)
-      chosen = rows @ jnp.sum(pool.weights > 0, axis=-1) / jnp.maximum(rows.sum(), 1.0)
-      objective = loss + config.balance * balance + penalty(params, global_params)
-      return objective, (loss, balance, chosen)
+      usage = rows @ (pool.weights > 0).astype(jnp.float32) / jnp.maximum(rows.sum(), 1.0)
+      contrast = jnp.zeros(())
+      if config.contrast:
+        projected = captioner.projected(params, encoded)
+        contrast = contrastive(projected, batch.caption, config.contrast_temperature)
+      ramp = jnp.minimum((state.step + 1) / (config.contrast_warmup * config.local_steps), 1.0)
+      objective = loss + config.balance * balance + config.contrast * ramp * contrast
+      return objective + penalty(params, global_params), (loss, balance, contrast, usage)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (objective, (loss, balance, chosen)), grads = grad_fn(state.params)
+    (objective, (loss, balance, contrast, usage)), grads = grad_fn(state.params)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(objective) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -123,7 +136,7 @@ def make_train_step(
       (params, opt_state),
       (state.params, state.opt_state),
     )
-    metrics = StepMetrics(loss, balance, norm, finite, chosen)
+    metrics = StepMetrics(loss, balance, contrast, norm, finite, usage)
     return TrainState(params, opt_state, state.step + 1), metrics
 
   return train_step
@@ -160,6 +173,22 @@ def make_local_training(
     out_shardings=everywhere,
     donate_argnums=0,
   )
+
+
+def make_matching(captioner: Captioner, mesh: Mesh) -> Callable[[Params, Batch], Array]:
+  """Compiles `(params, batch) -> prompt [p d]`: where a client's own prompt starts.
+
+  The mean of what the keys match in the pool for the client's examples, without any training.
+  """
+
+  def matching(params: Params, batch: Batch) -> Float[Array, "p d"]:
+    rows = batch.targets_mask.any(axis=-1).astype(jnp.float32)
+    prompts = captioner.pool_prompt(params, batch)
+    return jnp.einsum("b,bpd->pd", rows, prompts) / jnp.maximum(rows.sum(), 1.0)
+
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  return jax.jit(matching, in_shardings=(everywhere, rows), out_shardings=everywhere)
 
 
 def make_eval_step(

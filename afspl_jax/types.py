@@ -66,3 +66,7 @@ class Batch(NamedTuple):
   instruction_mask: Bool[Array, "*k b l"]
   targets: Int[Array, "*k b t"]  # T5 ids of the caption or answer, end token included
   targets_mask: Bool[Array, "*k b t"]  # False on padding and on rows that only fill up a batch
+  personal: Bool[Array, "*k b"]  # rows that may use the client's own (local) prompt
+  # CLIP feature of the target text, for the contrastive loss only; never an input of the encoder.
+  # Zeros on rows that do not take part: answers, rows that fill up a batch, or all of them.
+  caption: Float[Array, "*k b f"]

@@ -18,12 +18,21 @@ def get_config() -> Experiment:
       clip="openai/clip-vit-base-patch32", t5="google/flan-t5-base", dtype="bfloat16"
     ),
     prompter=Prompter(
+      init="text",
       init_text="a short description of the picture",
       patch_pool=1,  # ViT-B/32 has 7 x 7 patches, few enough
       key_dim=128,
       fusion_hidden=256,
     ),
-    optim=Optim(batch_size=64, local_steps=50, prompt_lr=1e-2, gate_lr=1e-3, mapper_lr=1e-3),
+    optim=Optim(
+      batch_size=64,
+      local_steps=50,
+      prompt_lr=1e-2,
+      local_lr=1e-2,
+      key_lr=1e-3,
+      fusion_lr=1e-3,
+      mapper_lr=1e-3,
+    ),
     fed=Fed(rounds=50, clients_per_round=10),
     eval=Eval(every=10, val_examples=1000, batch_size=64, max_tokens=30),
   )

@@ -65,12 +65,14 @@ class Model:
   frozen: Params
 
 
-def make_model(**prompter) -> Model:
+def make_model(contrast: bool = False, **prompter) -> Model:
   t5 = T5(T5_CONFIG, rngs=nnx.Rngs(1))
   defaults = dict(tokens=4, pool=6, k_max=3, key_dim=5, fusion_hidden=7)
   config = settings.Prompter(**(defaults | prompter))
   no_words = jnp.zeros(0, jnp.int32)
-  prompter_ = Prompter(config, CLIP, t5.embedding[...], no_words, rngs=nnx.Rngs(2))
+  prompter_ = Prompter(
+    config, CLIP, t5.embedding[...], no_words, contrast=contrast, rngs=nnx.Rngs(2)
+  )
   return Model(Captioner(prompter_, t5), leaves(prompter_), leaves(t5))
 
 
@@ -87,6 +89,8 @@ def make_batch(seed: int, *leading: int) -> Batch:
     instruction_mask=np.arange(5) < lengths,
     targets=rng.integers(2, 40, size=(*leading, 7)).astype(np.int32),
     targets_mask=np.arange(7) < lengths + 1,
+    personal=rng.random(leading) < 0.5,
+    caption=rng.normal(size=(*leading, CLIP.joint_width)).astype(np.float32),
   )
   return Batch(**{name: jnp.asarray(value) for name, value in values.items()})
 

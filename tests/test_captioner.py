@@ -8,7 +8,9 @@ from tests.conftest import make_batch, make_model
 
 def test_the_target_never_reaches_the_encoder_or_the_generated_text(model, one_device):
   batch = make_batch(0, 8)
-  other = batch._replace(targets=39 - batch.targets, targets_mask=~batch.targets_mask)
+  other = batch._replace(
+    targets=39 - batch.targets, targets_mask=~batch.targets_mask, caption=1 - batch.caption
+  )
   greedy = make_greedy(model.captioner, 6, one_device)
   for with_target in (batch, other):
     encoded = model.captioner.encode(model.params, model.frozen, with_target)

@@ -1,3 +1,4 @@
+import dataclasses
 from itertools import pairwise
 
 import jax
@@ -7,22 +8,25 @@ import optax
 import pytest
 
 from afspl_jax.config import Optim
-from afspl_jax.losses import token_cross_entropy
+from afspl_jax.losses import contrastive, token_cross_entropy
 from afspl_jax.step import (
   TrainState,
   make_eval_step,
   make_local_training,
+  make_matching,
   make_mesh,
   make_optimizer,
   make_schedule,
   make_train_step,
   replicate,
 )
-from tests.conftest import make_batch
+from tests.conftest import make_batch, make_model
 
 # Rates of the test's own, whatever the defaults: Adam turns the rounding of a gradient into a
 # difference of the parameters in proportion to the rate.
-OPTIM = Optim(batch_size=8, local_steps=3, prompt_lr=3e-2, gate_lr=1e-2, mapper_lr=3e-3)
+OPTIM = Optim(
+  batch_size=8, local_steps=3, prompt_lr=3e-2, key_lr=1e-2, fusion_lr=1e-2, mapper_lr=3e-3
+)
 
 
 def no_penalty(params, global_params):
@@ -170,6 +174,80 @@ def test_the_penalty_of_a_strategy_reaches_the_gradient(model, one_device):
     optax.tree.norm(jax.tree.map(lambda a, b: a - b, each, model.params)) for each in (far, near)
   ]
   assert moved[1] < 0.9 * moved[0]
+
+
+CONTRAST = dataclasses.replace(OPTIM, contrast=1.0, contrast_warmup=2.0)
+
+
+def test_the_contrastive_loss_has_gradient_into_the_prompter(one_device):
+  model = make_model(contrast=True)
+  batch = make_batch(0, 8)
+
+  def loss(params):
+    encoded = model.captioner.encode(params, model.frozen, batch)
+    return contrastive(model.captioner.projected(params, encoded), batch.caption, 0.1)
+
+  grads = jax.grad(loss)(model.params)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if not name.startswith("fusion/hidden"):  # behind a layer that starts at zero
+      assert np.abs(np.asarray(leaf)).max() > 0, name
+  batches = make_batch(0, 3, 8)
+  with_it, metrics = train(model, one_device, batches, CONTRAST)
+  without, _ = train(model, one_device, batches)
+  assert (metrics.contrast > 0).all()
+  moved = np.abs(with_it["mapper"]["project"]["kernel"] - without["mapper"]["project"]["kernel"])
+  assert moved.max() > 1e-5
+
+
+def test_the_contrastive_loss_is_weighed_in_over_its_warmup(one_device):
+  model = make_model(contrast=True)
+  step = jax.jit(make_train_step(model.captioner, CONTRAST, 10, no_penalty))
+  plain = jax.jit(make_train_step(model.captioner, OPTIM, 10, no_penalty))
+  opt_state = make_optimizer(OPTIM).init(model.params)
+  batch, share = make_batch(0, 8), []
+  for number in (0, 2, 5, 50):
+    state = TrainState(model.params, opt_state, jnp.asarray(number, jnp.int32))
+    norms = [
+      float(each(state, model.frozen, model.params, batch)[1].grad_norm) for each in (step, plain)
+    ]
+    share.append(norms[0] - norms[1])
+  assert share[0] < share[1] < share[2] == share[3]  # 2 rounds of 3 steps: full from step 5 on
+
+
+def test_every_leaf_has_a_learning_rate_of_its_group():
+  model = make_model(contrast=True)
+  rates = dict(prompt_lr=1e-1, local_lr=2e-1, key_lr=3e-1, fusion_lr=4e-1, mapper_lr=5e-1)
+  optimizer = make_optimizer(Optim(**rates, clip_norm=1e9))
+  ones = jax.tree.map(jnp.ones_like, model.params)
+  updates, _ = optimizer.update(ones, optimizer.init(model.params), model.params)
+  found = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): -float(leaf.ravel()[0])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+  }
+  expected = {
+    "pool/prompts": 0.1,
+    "visual_prompt": 0.1,
+    "textual_prompt": 0.1,
+    "mapper/place": 0.1,
+    "local/prompt": 0.2,
+    "pool/keys": 0.3,
+    "pool/query/kernel": 0.3,
+    "fusion/score/bias": 0.4,
+    "local/contrast/kernel": 0.4,
+    "mapper/project/kernel": 0.5,
+  }
+  for name, rate in expected.items():
+    assert found[name] == pytest.approx(rate, rel=1e-3), name
+
+
+def test_the_prompt_that_a_new_client_starts_from_is_the_mean_of_what_its_rows_match(one_device):
+  model, batch = make_model(), make_batch(0, 8)
+  batch = batch._replace(targets_mask=batch.targets_mask.at[6:].set(False))
+  found = make_matching(model.captioner, one_device)(model.params, batch)
+  pool = model.captioner.encode(model.params, model.frozen, batch).prompted.pool
+  mixed = np.tensordot(np.asarray(pool.weights)[:6], np.asarray(model.params["pool"]["prompts"]), 1)
+  np.testing.assert_allclose(found, mixed.mean(axis=0), atol=1e-5)
 
 
 def test_schedule_warms_up_then_falls_to_its_final_fraction():

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from afspl_jax.backbones.processing import Tokenizer
 from afspl_jax.config import Data
 from afspl_jax.data.features import FeatureEncoder
 from afspl_jax.types import Batch, Example, Source
+
+_PAD_TO = 8  # texts are padded to a multiple of this, so that splits tend to share a program
 
 
 class Split:
@@ -17,12 +19,24 @@ class Split:
 
   Args:
     source: the examples.
-    encoder: gives CLIP's features of images and instructions.
+    encoder: gives CLIP's features of images and texts.
     tokenizer: T5's.
     config: lengths, and the instruction for images without a question.
+    contrast: whether batches hold the captions' features.
+
+  Raises:
+    UserError: the feature cache cannot be written.
   """
 
-  def __init__(self, source: Source, encoder: FeatureEncoder, tokenizer: Tokenizer, config: Data):
+  def __init__(
+    self,
+    source: Source,
+    encoder: FeatureEncoder,
+    tokenizer: Tokenizer,
+    config: Data,
+    *,
+    contrast: bool = False,
+  ):
     self.examples: list[Example] = [source[i] for i in range(len(source))]
     self.images = encoder.images(source)
     row_of = {key: row for row, key in enumerate(source.images())}
@@ -32,12 +46,19 @@ class Split:
     distinct = sorted(set(asked))
     position = {text: i for i, text in enumerate(distinct)}
     self._asked = np.array([position[text] for text in asked])
-    features = encoder.texts(distinct)
-    self._text = np.stack([features[text] for text in distinct])
-    self._instruction = tokenizer.tokenize(distinct, config.instruction_length)
+    self._text = encoder.texts(distinct)
+    self._instruction = _trimmed(*tokenizer.tokenize(distinct, config.instruction_length))
 
-    references = [text for example in self.examples for text in example.references]
-    self._targets = tokenizer.tokenize(references, config.target_length)
+    # Each distinct target once, captions before answers: the features of captions are then a
+    # prefix, and a caption that is also said in answer to a question is two targets.
+    said = [(bool(e.question), text) for e in self.examples for text in e.references]
+    targets = {target: i for i, target in enumerate(sorted(set(said)))}
+    self._target_row = np.array([targets[target] for target in said])
+    self._targets = _trimmed(
+      *tokenizer.tokenize([text for _, text in targets], config.target_length)
+    )
+    captions = [text for answer, text in targets if contrast and not answer]
+    self._captions = encoder.texts(captions)
     counts = np.array([len(example.references) for example in self.examples])
     self._first_reference = np.cumsum(counts) - counts
     self._num_references = counts
@@ -50,6 +71,7 @@ class Split:
     indices: Int[np.ndarray, " rows"],
     size: int,
     reference: Int[np.ndarray, " rows"] | None = None,
+    personal: Bool[np.ndarray, " rows"] | bool = False,
   ) -> Batch:
     """Gathers examples into a batch.
 
@@ -57,6 +79,7 @@ class Split:
       indices: of at most `size` examples.
       size: rows of the batch; those beyond the examples count nowhere.
       reference: which reference is the target, modulo their number; None takes the first.
+      personal: which examples may use the client's own prompt.
     """
     rows = np.zeros(size, int)
     rows[: len(indices)] = indices
@@ -64,9 +87,14 @@ class Split:
     if reference is not None:
       which[: len(indices)] = reference % self._num_references[indices]
     image, asked = self._image_row[rows], self._asked[rows]
-    target = self._first_reference[rows] + which
+    target = self._target_row[self._first_reference[rows] + which]
     ids, mask = self._targets
-    real = (np.arange(size) < len(indices))[:, None]
+    real = np.arange(size) < len(indices)
+    own = np.zeros(size, bool)
+    own[: len(indices)] = personal
+    captioned = real & (target < len(self._captions))
+    caption = np.zeros((size, self._captions.shape[1]), self._captions.dtype)
+    caption[captioned] = self._captions[target[captioned]]
     arrays: dict[str, Any] = {
       "tokens": np.asarray(self.images.tokens[image]),
       "image": np.asarray(self.images.joint[image]),
@@ -74,28 +102,52 @@ class Split:
       "instruction": self._instruction[0][asked],
       "instruction_mask": self._instruction[1][asked],
       "targets": ids[target],
-      "targets_mask": mask[target] & real,
+      "targets_mask": mask[target] & real[:, None],
+      "personal": own,
+      "caption": caption,
     }
     return Batch(**arrays)
 
   def local_batches(
-    self, indices: Int[np.ndarray, " rows"], steps: int, size: int, rng: np.random.Generator
+    self,
+    indices: Int[np.ndarray, " rows"],
+    steps: int,
+    size: int,
+    rng: np.random.Generator,
+    personal: float = 1.0,
   ) -> Batch:
     """A client's batches for one round, stacked on a leading axis of `steps`.
 
     Examples come in random order, all of them before any comes again; each time with a reference
     at random. What is drawn follows from `rng` alone, so a resumed run draws the same.
+
+    Args:
+      indices: of the client's examples.
+      steps: number of batches.
+      size: rows of each.
+      rng: for order, references, and who is personal, drawn in this order.
+      personal: share of the rows that may use the client's own prompt.
     """
     passes = -(-steps * size // len(indices))
     order = np.concatenate([rng.permutation(indices) for _ in range(passes)])[: steps * size]
     reference = rng.integers(2**31, size=steps * size)
-    flat = self.batch(order, steps * size, reference)
+    own = rng.random(steps * size) < personal
+    flat = self.batch(order, steps * size, reference, own)
     return Batch(*(part.reshape(steps, size, *part.shape[1:]) for part in flat))
 
   def in_order(
-    self, indices: Sequence[int], size: int
+    self, indices: Sequence[int], size: int, personal: bool = False
   ) -> Iterator[tuple[Int[np.ndarray, " rows"], Batch]]:
     """Batches of `indices` in their order, the last one filled up, with the rows that count."""
     for start in range(0, len(indices), size):
       part = np.asarray(indices[start : start + size])
-      yield part, self.batch(part, size)
+      yield part, self.batch(part, size, personal=personal)
+
+
+def _trimmed(
+  ids: Int[np.ndarray, "texts l"], mask: Bool[np.ndarray, "texts l"]
+) -> tuple[Int[np.ndarray, "texts short"], Bool[np.ndarray, "texts short"]]:
+  """Cuts what is padding in every text, which takes a step as long as words do."""
+  longest = int(mask.sum(axis=1).max(initial=0))
+  length = -(-longest // _PAD_TO) * _PAD_TO
+  return ids[:, :length].copy(), mask[:, :length].copy()

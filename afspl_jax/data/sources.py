@@ -8,6 +8,7 @@ from afspl_jax.types import Source
 SOURCES = {
   "shapes": "afspl_jax.data.shapes.source",
   "coco_captions": "afspl_jax.data.coco",
+  "vqa_rad": "afspl_jax.data.vqa_rad",
 }
 
 

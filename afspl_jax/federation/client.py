@@ -20,9 +20,10 @@ class SiteFault(RuntimeError):
 class LocalResult(NamedTuple):
   """What a site found in one round."""
 
-  params: Params
+  params: Params  # what it offers of the shared leaves
   num_examples: int  # that the site holds; its weight in the average
   metrics: dict[str, float]  # "loss" and whatever else the server should see averaged
+  masks: Params | None = None  # which rows of the params are sent; None: all
 
 
 @runtime_checkable
@@ -85,7 +86,7 @@ def make_client_app(trainer: Trainer, template: Params) -> ClientApp:
         raise ValueError(f"{name}: expected a finite number; got {metrics[name]}")
     reply = RecordDict(
       {
-        wire.ARRAYS: wire.pack(result.params),
+        wire.ARRAYS: wire.pack(result.params, result.masks),
         wire.METRICS: MetricRecord(metrics),
         wire.CONFIG: ConfigRecord({wire.STRUCTURE: wire.structure_digest(result.params)}),
       }

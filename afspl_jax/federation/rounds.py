@@ -7,7 +7,6 @@ than the checkpoint it goes on from. So a run killed at any moment repeats at mo
 ends with the same lines and params as one that was never interrupted.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,16 +18,13 @@ from flwr.serverapp import Grid
 
 from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.config import Fed
-from afspl_jax.federation import wire
+from afspl_jax.federation import uplink, wire
+from afspl_jax.federation.screening import Refused, screen
 from afspl_jax.federation.selection import select
 from afspl_jax.federation.strategies import Reply, Strategy
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.types import Params
 
-# Its product with a float32 is exact in float64, so the average of equal params is those params.
-MAX_EXAMPLES = 2**29
-
-_RECORDS = {wire.ARRAYS: "ArrayRecord", wire.METRICS: "MetricRecord", wire.CONFIG: "ConfigRecord"}
 _LONGEST_REASON = 300  # characters of what a peer says that go into our files
 
 Line = dict[str, Any]  # of metrics.jsonl or clients.jsonl
@@ -58,6 +54,8 @@ class Plan:
   folder: RunFolder
   checkpoints: Checkpoints
   evaluate: Callable[[int, Params], dict[str, float] | None]  # None: the round is not scored
+  weighing: str = "coverage"  # config's `uplink.weighing`
+  ema: float = 0.0  # config's `eval.ema`
   on_round: Callable[[RoundReport], None] = lambda report: None
 
 
@@ -75,7 +73,7 @@ def run_rounds(grid: Grid, nodes: Mapping[str, int], plan: Plan) -> Params:
     plan: what to do.
 
   Returns:
-    The params after the last round, with NumPy leaves.
+    The params to score after the last round, with NumPy leaves.
 
   Raises:
     RoundFailed: fewer than `min_replies` valid replies in a round.
@@ -89,7 +87,7 @@ def run_rounds(grid: Grid, nodes: Mapping[str, int], plan: Plan) -> Params:
     if round > 0:
       state, train, clients = _train(grid, nodes, plan, round, state)
       unscored.append(train)
-    val = _evaluate(plan, round, state["params"], unscored)
+    val = _evaluate(plan, round, scored_params(state), unscored)
     if val is not None:
       unscored = []
     plan.folder.append_clients(clients)
@@ -98,13 +96,20 @@ def run_rounds(grid: Grid, nodes: Mapping[str, int], plan: Plan) -> Params:
         plan.folder.append_metrics(line)
     plan.checkpoints.save(round, state)
     plan.on_round(RoundReport(round, train, val, clients))
-  return state["params"]
+  return scored_params(state)
+
+
+def scored_params(state: dict[str, Any]) -> Params:
+  """What is evaluated of a server's state: the moving average over rounds, where there is one."""
+  return state.get("ema", state["params"])
 
 
 def newest_state(plan: Plan) -> tuple[int, dict[str, Any]]:
   """The last finished round with its params and strategy state; -1 and the untrained before it."""
   params = jax.device_get(plan.params)
   untrained = {"params": params, "strategy_state": plan.strategy.init(params)}
+  if plan.ema:
+    untrained["ema"] = params
   return plan.checkpoints.restore(untrained) or (-1, untrained)
 
 
@@ -124,10 +129,6 @@ def ask(
     for reply in grid.send_and_receive(list(messages.values()))
   }
   return {name: (sent, replies.get(sent.metadata.message_id)) for name, sent in messages.items()}
-
-
-class _Refused(ValueError):
-  """A reply that is left out; the message is its status in clients.jsonl."""
 
 
 def _train(
@@ -152,8 +153,8 @@ def _train(
     if answer is not None:
       line["bytes_up"] = wire.record_bytes(answer)
     try:
-      reply = _screen(site, answer, params, structure)
-    except _Refused as why:
+      reply = screen(site, answer, params, structure)
+    except Refused as why:
       line["status"] = " ".join(str(why).split())[:_LONGEST_REASON]
     else:
       replies.append(reply)
@@ -168,6 +169,8 @@ def _train(
       f"right and start the same command again to go on after round {round - 1}"
     )
 
+  if plan.weighing == "cohort":  # what a site did not send counts as unchanged
+    replies = [reply._replace(masks=uplink.everywhere(params)) for reply in replies]
   new_params, strategy_state = plan.strategy.aggregate(params, state["strategy_state"], replies)
   train = {
     **_weighted_means(replies),  # first: no site's metric may stand for what follows
@@ -179,40 +182,15 @@ def _train(
     "clients": len(replies),
   }
   new_state = jax.device_get({"params": new_params, "strategy_state": strategy_state})
+  if plan.ema:
+    new_state["ema"] = _moved(state["ema"], new_state["params"], plan.ema, round)
   return new_state, train, clients
 
 
-def _screen(site: str, answer: Message | None, params: Params, structure: str) -> Reply:
-  """The site's reply, if all of it is what was agreed on.
-
-  Raises:
-    _Refused: otherwise, with the reason.
-  """
-  if answer is None:
-    raise _Refused("failed: no reply")
-  if answer.has_error():
-    raise _Refused(f"failed: {answer.error.reason or f'Flower error {answer.error.code}'}")
-  found = {name: type(record).__name__ for name, record in answer.content.items()}
-  if found != _RECORDS:
-    raise _Refused(f"rejected: expected the records {_RECORDS}; got {found}")
-  theirs = answer.content[wire.CONFIG].get(wire.STRUCTURE)
-  if theirs != structure:
-    raise _Refused(f"rejected: expected params of structure {structure}; got {theirs}")
-  metrics = dict(answer.content[wire.METRICS])
-  num_examples = metrics.pop(wire.NUM_EXAMPLES, None)
-  if type(num_examples) is not int or not 0 < num_examples <= MAX_EXAMPLES:
-    raise _Refused(
-      f"rejected: {wire.NUM_EXAMPLES}: expected an int from 1 to {MAX_EXAMPLES}; "
-      f"got {num_examples!r}"
-    )
-  for name, value in metrics.items():
-    if not isinstance(value, int | float) or not math.isfinite(value):
-      raise _Refused(f"rejected: {name}: expected a finite number; got {value!r}")
-  try:
-    local_params = wire.unpack(answer.content[wire.ARRAYS], params)
-  except wire.WireError as error:
-    raise _Refused(f"rejected: {error}") from error
-  return Reply(site, local_params, num_examples, {name: float(v) for name, v in metrics.items()})
+def _moved(ema: Params, params: Params, decay: float, round: int) -> Params:
+  """The moving average of the global params; a plain mean until `decay` would weigh more."""
+  decay = min(decay, 1 - 1 / round)
+  return jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(p.dtype), ema, params)
 
 
 def _weighted_means(replies: Sequence[Reply]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from afspl_jax.federation import wire
 from afspl_jax.federation.client import Trainer, make_client_app
 from afspl_jax.federation.local_grid import LocalGrid
-from afspl_jax.federation.rounds import Plan, ask, newest_state, run_rounds
+from afspl_jax.federation.rounds import Plan, ask, newest_state, run_rounds, scored_params
 from afspl_jax.types import Params
 
 
@@ -42,7 +42,7 @@ def run_local(plan: Plan, trainer: Trainer, num_clients: int) -> Params:
     num_clients: sites in the federation.
 
   Returns:
-    The params after the last round as they are on disk, with NumPy leaves.
+    The params to score after the last round, as they are on disk, with NumPy leaves.
 
   Raises:
     RoundFailed: too few valid replies in a round.
@@ -50,7 +50,7 @@ def run_local(plan: Plan, trainer: Trainer, num_clients: int) -> Params:
   grid = LocalGrid(make_client_app(trainer, plan.params), num_clients)
   context = Context(grid.run.run_id, 1, node_config={}, state=RecordDict(), run_config={})
   make_server_app(plan, num_clients)(grid, context)
-  return newest_state(plan)[1]["params"]
+  return scored_params(newest_state(plan)[1])
 
 
 def meet(grid: Grid, structure: str, num_clients: int, wait: float = 0.0) -> dict[str, int]:

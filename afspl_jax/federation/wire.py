@@ -1,18 +1,21 @@
 """What travels: a pytree as one flat float32 array, and its bytes as Flower serializes them.
 
 One array, because every array is a request of its own on Flower's transport, so that a round
-would cost more the more leaves a model has. What comes from a peer is checked before it is used.
+would cost more the more leaves a model has. A sparse uplink has a second one: a bit for every row
+of every leaf (uplink.py), set for those whose values follow. What comes from a peer is checked
+before it is used.
 """
 
-import io
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flwr.app import Array, ArrayRecord
-from jaxtyping import Float32
+from jaxtyping import Num
 
 from afspl_jax import config
+from afspl_jax.federation import uplink
 from afspl_jax.types import Params
 
 # Names of the records in a message, and of what is in them. The first three and "num-examples"
@@ -20,15 +23,23 @@ from afspl_jax.types import Params
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 NUM_EXAMPLES = "num-examples"
 STRUCTURE, ROUND, SITE = "structure", "round", "site"
-FLAT = "flat"  # the one array of the ArrayRecord
+FLAT = "flat"  # array of the ArrayRecord: the values
+ROWS = "rows"  # array of a sparse ArrayRecord: which rows they are of
 TRAIN, HELLO = "train", "query.hello"  # message types
 
 _EXACT_IN_FLOAT32 = ("float32", "bfloat16", "float16")
-_LONGEST_HEADER = 10_000  # bytes; NumPy's own bound for the header of an array
+_NPY = b"\x93NUMPY\x01\x00"  # how the data of an array begin: .npy format, version 1.0
 
 
 class WireError(ValueError):
   """A payload that is not what was agreed on."""
+
+
+class Update(NamedTuple):
+  """What a client's record says, with NumPy leaves."""
+
+  params: Params  # the base's values where a row was not sent
+  masks: Params  # the rows that were sent
 
 
 def spec(params: Params) -> list[tuple[str, tuple[int, ...], str]]:
@@ -51,51 +62,81 @@ def structure_digest(params: Params) -> str:
   return config.digest(spec(params))
 
 
-def pack(params: Params) -> ArrayRecord:
-  """The tree as one flat float32 array; `unpack` restores every leaf bit for bit.
+def pack(params: Params, masks: Params | None = None) -> ArrayRecord:
+  """The tree, or some rows of it; `unpack` and `unpack_update` restore every value bit for bit.
 
   Args:
     params: pytree of float32, bfloat16 or float16 arrays of any shape.
+    masks: which rows travel; by default all.
 
   Returns:
-    A record with the single array `flat`.
+    A record with the array `flat`: float32, in the order of leaves and rows. Unless all rows
+    travel, also with the array `rows`: uint8, `np.packbits` of all masks.
 
   Raises:
     WireError: a leaf's dtype does not embed exactly in float32.
   """
   spec(params)
-  leaves = [np.asarray(x, np.float32).ravel() for x in jax.tree.leaves(jax.device_get(params))]
-  return ArrayRecord({FLAT: Array(np.concatenate([np.zeros(0, np.float32), *leaves]))})
+  leaves = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(jax.device_get(params))]
+  rows = jax.tree.leaves(uplink.everywhere(params) if masks is None else masks)
+  sent = [x[np.broadcast_to(mask, x.shape)] for x, mask in zip(leaves, rows, strict=True)]
+  arrays = {FLAT: Array(np.concatenate([np.zeros(0, np.float32), *sent]))}
+  if not all(mask.all() for mask in rows):
+    arrays[ROWS] = Array(np.packbits(np.concatenate([mask.ravel() for mask in rows])))
+  return ArrayRecord(arrays)
 
 
 def unpack(record: ArrayRecord, template: Params) -> Params:
-  """A peer's record as a tree like the template, with NumPy leaves of the template's dtypes.
+  """A peer's record of all rows as a tree like the template.
 
   Args:
     record: what `pack` made, or what a peer claims that it made.
     template: pytree of anything with `shape` and `dtype`.
 
   Returns:
-    A tree that shares no memory with the record.
+    A tree with NumPy leaves of the template's dtypes, which shares no memory with the record.
 
   Raises:
     WireError: other keys, dtype or size than the template's, or a value that is not finite.
   """
   if set(record) != {FLAT}:
     raise WireError(f"expected the one array {FLAT!r}; got {sorted(record)}")
-  leaves = spec(template)
-  sizes = [int(np.prod(shape)) for _, shape, _ in leaves]
-  flat = _decode(record[FLAT], sum(sizes))
-  parts = np.split(flat, np.cumsum(sizes)[:-1]) if leaves else []
-  out = []
-  for part, (path, shape, dtype) in zip(parts, leaves, strict=True):
+  zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+  return unpack_update(record, zeros).params
+
+
+def unpack_update(record: ArrayRecord, base: Params) -> Update:
+  """A client's record of all rows or some, laid over the params that it started from.
+
+  Args:
+    record: what `pack` made, or what a client claims that it made.
+    base: the global params, with NumPy leaves.
+
+  Returns:
+    Params of the base's dtypes, which share no memory with record or base, and their masks.
+
+  Raises:
+    WireError: other keys, dtypes or sizes than agreed on, or a value that is not finite.
+  """
+  if set(record) not in ({FLAT}, {FLAT, ROWS}):
+    raise WireError(f"expected the array {FLAT!r}, perhaps {ROWS!r}; got {sorted(record)}")
+  masks = _unpack_masks(record[ROWS], base) if ROWS in record else uplink.everywhere(base)
+  params = jax.tree.map(np.array, base)  # copies
+  leaves = jax.tree.leaves(params)
+  chosen = [
+    np.broadcast_to(mask, leaf.shape)
+    for mask, leaf in zip(jax.tree.leaves(masks), leaves, strict=True)
+  ]
+  sizes = [int(np.count_nonzero(elements)) for elements in chosen]
+  flat = _decode(FLAT, record[FLAT], np.dtype(np.float32), sum(sizes))
+  *parts, _ = np.split(flat, np.cumsum(sizes, dtype=int))
+  for (path, _, dtype), leaf, elements, part in zip(spec(base), leaves, chosen, parts, strict=True):
     with np.errstate(over="ignore", invalid="ignore"):  # reported just below
-      leaf = part.reshape(shape).astype(dtype)
-      bad = leaf.size - int(np.isfinite(leaf).sum())
+      leaf[elements] = part.astype(dtype)
+      bad = part.size - int(np.isfinite(leaf[elements]).sum())
     if bad:
-      raise WireError(f"{path}: expected finite values; {bad} of {leaf.size} are not")
-    out.append(leaf)
-  return jax.tree.unflatten(jax.tree.structure(template), out)
+      raise WireError(f"{path}: expected finite values; {bad} of {part.size} are not")
+  return Update(params, masks)
 
 
 def record_bytes(message_or_record: Any) -> int:
@@ -115,23 +156,37 @@ def serialized(message_or_record: Any) -> dict[str, bytes]:
   return objects
 
 
-def _decode(array: Array, size: int) -> Float32[np.ndarray, " n"]:
-  """Reads an array of known size without trusting its header.
+def _unpack_masks(array: Array, base: Params) -> Params:
+  """Reads the masks of a sparse record."""
+  leaves, treedef = jax.tree.flatten(base)
+  shapes = [uplink.mask_shape(leaf.shape) for leaf in leaves]
+  sizes = [math.prod(shape) for shape in shapes]
+  size = sum(sizes)
+  packed = _decode(ROWS, array, np.dtype(np.uint8), math.ceil(size / 8))
+  bits = np.unpackbits(packed).astype(np.bool_)
+  *parts, padding = np.split(bits, np.cumsum(sizes, dtype=int))
+  if padding.any():
+    raise WireError(f"{ROWS}: expected zeros after the bits of {size} rows; got ones")
+  masks = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+  return jax.tree.unflatten(treedef, masks)
 
-  `np.load` allocates whatever the header claims, so a small message could claim all memory.
+
+def _decode(name: str, array: Array, dtype: np.dtype, size: int) -> Num[np.ndarray, " n"]:
+  """Reads an array of known dtype and size, whose header can then be but one.
+
+  It is compared, not parsed: `np.load` allocates whatever a header claims, and NumPy's parser
+  raises what Python's does, from SyntaxError to MemoryError, for one that was made to.
   """
-  if len(array.data) > 4 * size + _LONGEST_HEADER:
-    raise WireError(f"expected about {4 * size} bytes; got {len(array.data)}")
-  stream = io.BytesIO(array.data)
-  try:
-    version = np.lib.format.read_magic(stream)
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-  except ValueError as error:
-    raise WireError(f"expected an array in .npy format: {error}") from error
-  if version != (1, 0):
-    raise WireError(f"expected .npy version 1.0; got {version[0]}.{version[1]}")
-  if dtype != np.dtype("<f4") or shape != (size,) or fortran:
-    raise WireError(f"expected float32 of shape ({size},); got {dtype} of shape {shape}")
-  if len(array.data) - stream.tell() != 4 * size:
-    raise WireError(f"expected {4 * size} bytes of data; got {len(array.data) - stream.tell()}")
-  return np.frombuffer(array.data, "<f4", offset=stream.tell())
+  data, start = array.data, len(_NPY) + 2
+  if data[: len(_NPY)] != _NPY:
+    raise WireError(f"{name}: expected .npy format 1.0; got data that begin {data[:8]!r}")
+  end = start + int.from_bytes(data[len(_NPY) : start], "little")
+  header = data[start:end].rstrip()
+  if header != f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({size},), }}".encode():
+    got = header[:99].decode("ascii", "backslashreplace")
+    raise WireError(f"expected {dtype} of shape ({size},) in {name!r}; got {got}")
+  if len(data) - end != size * dtype.itemsize:
+    raise WireError(
+      f"{name}: expected {size * dtype.itemsize} bytes of data; got {len(data) - end}"
+    )
+  return np.frombuffer(data, dtype, offset=end)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from afspl_jax.metrics.captions import score_captions
-from afspl_jax.metrics.vqa import vqa_accuracy
+from afspl_jax.metrics.vqa import exact_match, vqa_accuracy
 
 _FORM = '{"prediction": "a dog", "references": ["a brown dog", "a dog runs"]}'
 
@@ -27,7 +27,7 @@ def score_predictions(items: Iterable[Scored]) -> dict[str, float]:
 
   Returns:
     `bleu1` to `bleu4`, `cider` and `rouge_l` of all captions together if there are any, and
-    `vqa_accuracy` of all answers if there are any.
+    `vqa_accuracy` of all answers if there are any; `exact_match` of answers with one reference.
   """
   items = list(items)
   captions = [item for item in items if not item.question]
@@ -39,6 +39,10 @@ def score_predictions(items: Iterable[Scored]) -> dict[str, float]:
   if answers:
     texts, references, _ = zip(*answers, strict=True)
     scores["vqa_accuracy"] = vqa_accuracy(texts, references).accuracy
+  if single := [item for item in answers if len(item.references) == 1]:
+    scores["exact_match"] = exact_match(
+      [item.prediction for item in single], [item.references[0] for item in single]
+    )
   return scores
 
 

@@ -124,3 +124,16 @@ def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -
       )
   items = np.array([_accuracy(p, group) for p, group in zip(predictions, answers, strict=True)])
   return VqaScores(accuracy=float(items.mean()), items=items)
+
+
+def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:
+  """The share of predictions that equal their one answer, both normalised as `normalise` does.
+
+  Args:
+    predictions: One answer per question.
+    answers: For each question the right answer.
+
+  Raises:
+    ValueError: If there is nothing to score or the lengths differ.
+  """
+  return vqa_accuracy(predictions, [[answer] for answer in answers]).accuracy

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from afspl_jax.config import choice
 from afspl_jax.errors import UserError
@@ -15,7 +15,7 @@ class Fusion(nnx.Module):
   Args:
     strategy: "static" | "learned" | "dynamic".
     num_sources: s.
-    weights: for "static", not negative and not all zero; empty means equal weights.
+    weights: for "static", not negative and the first three not all zero; empty means equal.
     feature_width: f, of the image's and the instruction's feature.
     hidden: width of the dynamic network's hidden layer.
   """
@@ -34,10 +34,11 @@ class Fusion(nnx.Module):
     self.strategy = strategy
     if strategy == "static":
       given = weights or (1.0,) * num_sources
-      if len(given) != num_sources or min(given) < 0 or sum(given) <= 0:
+      # The last source may be the client's own, which the server and newcomers are without.
+      if len(given) != num_sources or min(given) < 0 or sum(given[:3]) <= 0:
         raise UserError(
-          f"prompter.fusion_weights: expected {num_sources} weights, none negative and not all"
-          f" zero; got {weights}"
+          f"prompter.fusion_weights: expected {num_sources} weights, none negative and the first"
+          f" three not all zero; got {weights}"
         )
       self.weights = tuple(w / sum(given) for w in given)
     elif strategy == "learned":
@@ -47,10 +48,18 @@ class Fusion(nnx.Module):
       zeros = nnx.initializers.zeros
       self.score = nnx.Linear(hidden, num_sources, kernel_init=zeros, rngs=rngs)
 
-  def __call__(self, features: Float[Array, "b two_f"]) -> Float[Array, "b s"]:
-    """Returns weights that sum to 1 over sources; uniform before training, unless static."""
+  def __call__(
+    self, features: Float[Array, "b two_f"], available: Bool[Array, "b s"]
+  ) -> Float[Array, "b s"]:
+    """Returns weights that sum to 1 over the available sources, and are exactly 0 elsewhere.
+
+    Uniform before training, unless static.
+    """
+    if self.strategy == "static":
+      weights = jnp.asarray(self.weights) * available
+      return weights / weights.sum(axis=-1, keepdims=True)
     if self.strategy == "dynamic":
-      return jax.nn.softmax(self.score(jax.nn.gelu(self.hidden(features))), axis=-1)
-    fixed = self.weights if self.strategy == "static" else jax.nn.softmax(self.scores[...])
-    fixed = jnp.asarray(fixed)
-    return jnp.broadcast_to(fixed, (features.shape[0], fixed.shape[0]))
+      scores = self.score(jax.nn.gelu(self.hidden(features)))
+    else:
+      scores = jnp.broadcast_to(self.scores[...], available.shape)
+    return jax.nn.softmax(scores, axis=-1, where=available)

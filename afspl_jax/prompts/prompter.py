@@ -1,19 +1,22 @@
-"""The prompter: everything that is trained, and all that travels (DESIGN, "Method")."""
+"""The prompter: everything that is trained (DESIGN, "Method"); all but `local` travels."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from afspl_jax import config as settings
 from afspl_jax.backbones.clip_config import ClipConfig
+from afspl_jax.config import choice
+from afspl_jax.errors import UserError
 from afspl_jax.prompts.fusion import Fusion
+from afspl_jax.prompts.local import Local
 from afspl_jax.prompts.mapper import VisualMapper
 from afspl_jax.prompts.pool import PoolChoice, PromptPool, unit
 
-SOURCES = ("global", "visual", "textual")
+SOURCES = ("global", "visual", "textual", "local")  # the last only if the config has it
 
 
 class Prompted(NamedTuple):
@@ -34,9 +37,14 @@ class Prompter(nnx.Module):
   Args:
     config: sizes and switches.
     clip: sizes of the vision features.
-    embedding: T5's embedding matrix; prompts start as embeddings of words.
-    init_ids: ids of the words to start from; empty: words at random.
+    embedding: T5's embedding matrix.
+    init_ids: ids of the words that `init = "text"` draws from: names of classes, or words of an
+      instruction (Lester et al. 2021, sec. 2.2, tries random, vocabulary and class labels).
+    contrast: whether the local leaves have the projection of a contrastive loss.
     rngs: stream `params`.
+
+  Raises:
+    UserError: a switch that is not one of those known, or sizes that do not fit.
   """
 
   def __init__(
@@ -46,18 +54,25 @@ class Prompter(nnx.Module):
     embedding: Float[Array, "n d"],
     init_ids: Int[Array, " words"],
     *,
+    contrast: bool = False,
     rngs: nnx.Rngs,
   ):
-    self.see_image = config.see_image
+    choice("prompter.init", config.init, ("random", "vocabulary", "text"))
+    if config.init == "text" and not init_ids.size:
+      raise UserError("prompter.init_text: expected words to start from; got none that T5 knows")
+    self.see_image, self.has_local = config.see_image, config.local
     self.embedding_scale = float(jnp.sqrt(jnp.mean(jnp.square(embedding.astype(jnp.float32)))))
     words = embedding.astype(jnp.float32) / self.embedding_scale
-    if init_ids.size:
+    width = embedding.shape[1]
+
+    if config.init == "text":
       words = words[init_ids]
 
     def prompts(number: int) -> Float[Array, "number p d"]:
       shape = (number, config.tokens)
-      ids = jax.random.randint(rngs.params(), shape, 0, words.shape[0])
-      return words[ids]
+      if config.init == "random":
+        return jax.random.normal(rngs.params(), (*shape, width))
+      return words[jax.random.randint(rngs.params(), shape, 0, words.shape[0])]
 
     self.pool = PromptPool(
       prompts(config.pool),
@@ -72,9 +87,16 @@ class Prompter(nnx.Module):
     )
     self.visual_prompt = nnx.Param(prompts(1)[0])
     self.textual_prompt = nnx.Param(prompts(1)[0])
+    self.local = Local(
+      prompts(1)[0] if config.local else None,
+      width=width,
+      feature_width=clip.joint_width,
+      contrast=contrast,
+      rngs=rngs,
+    )
     self.fusion = Fusion(
       config.fusion,
-      len(SOURCES),
+      len(SOURCES) - (not config.local),
       weights=config.fusion_weights,
       feature_width=clip.joint_width,
       hidden=config.fusion_hidden,
@@ -86,7 +108,7 @@ class Prompter(nnx.Module):
       patch_pool=config.patch_pool,
       token_width=clip.vision.width,
       joint_width=clip.joint_width,
-      width=embedding.shape[1],
+      width=width,
       hidden=config.mapper_hidden,
       rngs=rngs,
     )
@@ -96,23 +118,22 @@ class Prompter(nnx.Module):
     tokens: Float[Array, "b patches w"],
     image: Float[Array, "b f"],
     text: Float[Array, "b f"],
+    personal: Bool[Array, " b"],
   ) -> Prompted:
     """Makes the prompts of a batch; arguments as in `types.Batch`."""
     if not self.see_image:
       tokens, image = jnp.zeros_like(tokens), jnp.zeros_like(image)
     features = jnp.concatenate([unit(image), unit(text)], axis=-1)
     chosen = self.pool(features)
-    fusion = self.fusion(features)
     shape = chosen.prompt.shape
-    sources = jnp.stack(
-      [
-        chosen.prompt,
-        jnp.broadcast_to(self.visual_prompt[...], shape),
-        jnp.broadcast_to(self.textual_prompt[...], shape),
-      ],
-      axis=1,
-    )
-    prompt = jnp.einsum("bs,bspd->bpd", fusion, sources)
+    same_for_all = [self.visual_prompt[...], self.textual_prompt[...]]
+    available = [jnp.ones_like(personal)] * 3
+    if self.has_local:
+      same_for_all.append(self.local.prompt[...])
+      available.append(personal)
+    fusion = self.fusion(features, jnp.stack(available, axis=1))
+    sources = [chosen.prompt, *(jnp.broadcast_to(prompt, shape) for prompt in same_for_all)]
+    prompt = jnp.einsum("bs,bspd->bpd", fusion, jnp.stack(sources, axis=1))
     visual = self.mapper(tokens, image)
     scale = self.embedding_scale
     return Prompted(scale * prompt, scale * visual, fusion, chosen)

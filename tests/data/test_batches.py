@@ -1,28 +1,23 @@
-"""From examples and images to the arrays of a step, through a real CLIP and the feature cache."""
-
-import dataclasses
-import shutil
+"""From examples and images to the arrays of a step, through a real CLIP."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+from afspl_jax import config as settings
 from afspl_jax.backbones import weights
 from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+from afspl_jax.captioner import Captioner, leaves
 from afspl_jax.config import Data
-from afspl_jax.data import features
 from afspl_jax.data.batches import Split
-from afspl_jax.data.features import FeatureEncoder, default_cache
+from afspl_jax.data.features import FeatureEncoder
 from afspl_jax.data.sources import open_source
-from afspl_jax.errors import UserError
-
-
-def encoder(folder, cache, dtype=jnp.float32):
-  clip = weights.load_clip(folder, dtype, dtype)
-  parts = ImageProcessor(folder), Tokenizer(folder), weights.fingerprint(folder)
-  return FeatureEncoder(clip, *parts, cache)
+from afspl_jax.losses import token_cross_entropy
+from afspl_jax.prompts.prompter import Prompter
+from afspl_jax.types import Example
 
 
 @pytest.fixture(scope="module")
@@ -31,44 +26,28 @@ def source(shapes_dir):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory, source, tiny_checkpoints):
-  """A cache that holds the features of `source`."""
-  folder = tmp_path_factory.mktemp("cache")
-  encoder(tiny_checkpoints.clip, folder).images(source)
-  return folder
+def make_split(source, tiny_checkpoints, tmp_path_factory):
+  """Makes splits of `source` with one encoder; takes what Split and Data take."""
+  folder, cache = tiny_checkpoints.clip, tmp_path_factory.mktemp("cache")
+  parts = ImageProcessor(folder), Tokenizer(folder), weights.fingerprint(folder)
+  encoder = FeatureEncoder(weights.load_clip(folder), *parts, cache)
+
+  def make(contrast=False, **data) -> Split:
+    lengths = {"instruction_length": 12, "target_length": 20} | data
+    tokenizer = Tokenizer(tiny_checkpoints.t5)
+    return Split(source, encoder, tokenizer, Data(**lengths), contrast=contrast)
+
+  return make
 
 
 @pytest.fixture(scope="module")
-def split(source, tiny_checkpoints, cache):
-  config = Data(instruction_length=12, target_length=20)
-  return Split(
-    source, encoder(tiny_checkpoints.clip, cache), Tokenizer(tiny_checkpoints.t5), config
-  )
+def split(make_split):
+  return make_split()
 
 
-@dataclasses.dataclass
-class Blind:
-  """A source whose images cannot be read."""
-
-  source: object
-
-  def __getattr__(self, name):
-    return getattr(self.source, name)
-
-  def __len__(self):
-    return len(self.source)
-
-  def __getitem__(self, index):
-    return self.source[index]
-
-  def images(self):
-    return self.source.images()
-
-  def load_image(self, key):
-    raise AssertionError("an image was read")
-
-
-# Batches
+@pytest.fixture(scope="module")
+def contrasted(make_split):
+  return make_split(contrast=True)
 
 
 def words(split, tiny_checkpoints, ids) -> list[str]:
@@ -134,13 +113,14 @@ def test_in_order_gives_every_example_once(split):
 
 
 def identify(split, batch) -> list[tuple[int, int]]:
-  """Example and reference of every row of stacked batches, told by its arrays."""
+  """Example and reference of every row of stacked batches, told by its inputs and targets."""
+  arrays, (steps, size) = ("tokens", "image", "instruction", "targets"), batch.personal.shape
   known = {}
   for i, example in enumerate(split.examples):
     for j in range(len(example.references)):
       one = split.batch(np.array([i]), 1, np.array([j]))
-      known.setdefault(b"".join(part[0].tobytes() for part in one), (i, j))
-  flat = [part.reshape(-1, *part.shape[2:]) for part in batch]
+      known.setdefault(b"".join(getattr(one, name)[0].tobytes() for name in arrays), (i, j))
+  flat = [getattr(batch, name).reshape(steps * size, -1) for name in arrays]
   return [known[b"".join(part[r].tobytes() for part in flat)] for r in range(len(flat[0]))]
 
 
@@ -185,79 +165,129 @@ def test_a_client_with_fewer_examples_than_a_batch_repeats_them(split, mine):
   assert sorted(order[:3]) == sorted(order[3:6]) == sorted(mine[:3])
 
 
-# The feature cache
+# Who may use the local prompt
 
 
-def test_features_are_read_from_disk_the_second_time(source, tiny_checkpoints, cache):
-  first = encoder(tiny_checkpoints.clip, cache).images(source)
-  again = encoder(tiny_checkpoints.clip, cache).images(Blind(source))
-  assert isinstance(again.tokens, np.memmap)
-  assert first.tokens.shape == (80, 17, 16) and np.isfinite(first.joint).all()
-  np.testing.assert_array_equal(first.tokens, again.tokens)
-  np.testing.assert_array_equal(first.joint, again.joint)
+def test_nobody_is_personal_unless_asked_for_and_rows_that_fill_up_never_are(split):
+  rows = np.array([4, 9, 2])
+  assert not split.batch(rows, 5).personal.any()
+  assert split.batch(rows, 5, personal=True).personal.tolist() == [True] * 3 + [False] * 2
+  some = np.array([True, False, True])
+  assert split.batch(rows, 5, personal=some).personal.tolist() == [*some, False, False]
+  for asked in (False, True):
+    parts = [batch.personal.tolist() for _, batch in split.in_order([4, 9, 2], 2, personal=asked)]
+    assert parts == [[asked, asked], [asked, False]]
 
 
-def test_other_weights_splits_and_dtypes_never_share_features(
-  source, shapes_dir, tiny_checkpoints, cache, tmp_path
+def test_a_share_of_local_rows_is_personal_and_changes_nothing_else(split, mine):
+  draw = lambda share: split.local_batches(mine, 50, 8, np.random.default_rng(3), share)  # noqa: E731
+  everyone, some, none = draw(1.0), draw(0.3), draw(0.0)
+  assert everyone.personal.all() and not none.personal.any()
+  assert 0.2 < some.personal.mean() < 0.4
+  assert {row.tobytes() for row in some.personal} != {some.personal[0].tobytes()}
+  np.testing.assert_array_equal(some.personal, draw(0.3).personal)
+  for a, b in zip(everyone._replace(personal=0), some._replace(personal=0), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+# Captions' features
+
+
+def caption_features(tiny_checkpoints, texts):
+  clip, tokenizer = weights.load_clip(tiny_checkpoints.clip), Tokenizer(tiny_checkpoints.clip)
+  ids, mask = tokenizer.tokenize(texts, 77)
+  return clip.encode_text(jnp.asarray(ids), jnp.asarray(mask))
+
+
+def test_a_caption_is_clips_feature_of_the_very_reference_that_is_the_target(
+  contrasted, tiny_checkpoints
 ):
-  other = tmp_path / "clip"
-  shutil.copytree(tiny_checkpoints.clip, other)
-  clip = weights.load_clip(other)
-  nnx.update(clip, jax.tree.map(lambda leaf: leaf + 0.01, nnx.state(clip)))
-  weights.save(clip, other)
-  for folder, dtype in ((other, jnp.float32), (tiny_checkpoints.clip, jnp.bfloat16)):
-    with pytest.raises(AssertionError, match="an image was read"):
-      encoder(folder, cache, dtype).images(Blind(source))
-  test = open_source("shapes", "test", str(shapes_dir))
-  with pytest.raises(AssertionError, match="an image was read"):
-    encoder(tiny_checkpoints.clip, cache).images(Blind(test))
+  rows = np.array([i for i, e in enumerate(contrasted.examples) if len(e.references) > 2][:4])
+  which = np.array([0, 1, 2, len(contrasted.examples[rows[3]].references) + 1])
+  texts = [
+    references[k % len(references)]
+    for k, references in zip(which, (contrasted.examples[i].references for i in rows), strict=True)
+  ]
+  batch = contrasted.batch(rows, 4, which)
+  expected = caption_features(tiny_checkpoints, texts)
+  np.testing.assert_allclose(batch.caption, expected, rtol=1e-4, atol=1e-5)
+  assert len({row.tobytes() for row in batch.caption}) == 4
 
 
-def test_features_in_bfloat16_come_back_as_bfloat16(shapes_dir, tiny_checkpoints, tmp_path):
-  test = open_source("shapes", "test", str(shapes_dir))
-  exact = encoder(tiny_checkpoints.clip, tmp_path).images(test)
-  for _ in range(2):
-    rough = encoder(tiny_checkpoints.clip, tmp_path, jnp.bfloat16).images(test)
-    assert rough.joint.dtype == rough.tokens.dtype == jnp.bfloat16
-    np.testing.assert_allclose(rough.joint.astype(np.float32), exact.joint, atol=0.1)
-  assert np.asarray(jnp.asarray(rough.joint)).dtype == jnp.bfloat16
+def test_answers_and_rows_that_fill_up_have_no_caption(contrasted):
+  rows = np.arange(len(contrasted))
+  batch = contrasted.batch(rows, len(rows) + 3)
+  captioned = [not example.question for example in contrasted.examples]
+  assert batch.caption.any(axis=1).tolist() == [*captioned, False, False, False]
+  assert 0 < sum(captioned) < len(rows)
 
 
-def test_a_half_written_cache_is_never_read(source, tiny_checkpoints, tmp_path):
-  class Interrupted(Blind):
-    def load_image(self, key):
-      if key == "70":
-        raise KeyboardInterrupt
-      return self.source.load_image(key)
-
-  with pytest.raises(KeyboardInterrupt):
-    encoder(tiny_checkpoints.clip, tmp_path).images(Interrupted(source))
-  assert list(tmp_path.rglob("tokens.npy"))  # it did begin
-  whole = encoder(tiny_checkpoints.clip, tmp_path).images(source)
-  assert np.abs(whole.joint).sum(1).min() > 0
-  again = encoder(tiny_checkpoints.clip, tmp_path).images(Blind(source))
-  np.testing.assert_array_equal(whole.joint, again.joint)
+def test_without_contrast_captions_are_zeros_and_all_else_is_the_same(split, contrasted, mine):
+  plain, other = (
+    x.local_batches(mine, 3, 4, np.random.default_rng(0)) for x in (split, contrasted)
+  )
+  assert not plain.caption.any() and other.caption.any(axis=-1).all()
+  assert plain.caption.shape == other.caption.shape and plain.caption.dtype == other.caption.dtype
+  for a, b in zip(plain._replace(caption=0), other._replace(caption=0), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
-def test_a_cache_that_cannot_be_written_is_one_clear_line(source, tiny_checkpoints, tmp_path):
-  (tmp_path / "file").touch()
-  with pytest.raises(
-    UserError, match=r"feature cache: expected a folder .*XDG_CACHE_HOME"
-  ) as error:
-    encoder(tiny_checkpoints.clip, tmp_path / "file" / "cache").images(source)
-  assert "\n" not in str(error.value)
+def test_a_caption_that_is_also_an_answer_counts_as_caption_only_where_it_is_one(
+  source, make_split, monkeypatch
+):
+  images = source.images()
+  examples = [
+    Example("a", images[0], ("a red square",)),
+    Example("b", images[1], ("a red square",), "what is it ?"),
+  ]
+  monkeypatch.setattr(type(source), "__getitem__", lambda self, i: examples[i])
+  monkeypatch.setattr(type(source), "__len__", lambda self: 2)
+  batch = make_split(contrast=True).batch(np.arange(2), 2)
+  np.testing.assert_array_equal(batch.targets[0], batch.targets[1])
+  assert batch.caption.any(axis=1).tolist() == [True, False]
 
 
-def test_the_cache_lies_where_the_system_says(monkeypatch, tmp_path):
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  assert default_cache() == tmp_path / "afspl_jax" / "features"
-  monkeypatch.delenv("XDG_CACHE_HOME")
-  assert default_cache().parts[-3:] == (".cache", "afspl_jax", "features")
+# Lengths
 
 
-def test_equal_texts_are_encoded_once_and_more_than_a_batch_is_no_limit(tiny_checkpoints, cache):
-  texts = [f"what colour is {i} ?" for i in range(features._BATCH + 3)]
-  found = encoder(tiny_checkpoints.clip, cache).texts([*texts, *texts])
-  assert set(found) == set(texts)
-  alone = encoder(tiny_checkpoints.clip, cache).texts(texts[-1:])
-  np.testing.assert_allclose(found[texts[-1]], alone[texts[-1]], rtol=1e-5, atol=1e-6)
+def test_texts_are_padded_to_the_longest_of_the_split_and_never_beyond_the_setting(make_split):
+  lengths = lambda batch: (batch.instruction.shape[1], batch.targets.shape[1])  # noqa: E731
+  everyone = np.arange(len(make_split()))
+  long = make_split(instruction_length=40, target_length=90)
+  batch = long.batch(everyone, len(everyone))
+  for length, mask in zip(
+    lengths(batch), (batch.instruction_mask, batch.targets_mask), strict=True
+  ):
+    longest = mask.sum(axis=1).max()
+    assert longest <= length < longest + 8 and length % 8 == 0
+  assert lengths(batch) == lengths(long.batch(everyone[:1], 1))
+  short = make_split(instruction_length=5, target_length=7)
+  assert lengths(short.batch(everyone[:1], 1)) == (5, 7)
+
+
+def test_the_padding_that_is_cut_changes_neither_loss_nor_gradient(make_split, tiny_checkpoints):
+  short = make_split(instruction_length=40, target_length=90).batch(np.arange(8), 8)
+  fill = lambda x, width: np.pad(x, ((0, 0), (0, width - x.shape[1])))  # noqa: E731
+  long = short._replace(
+    instruction=fill(short.instruction, 40),
+    instruction_mask=fill(short.instruction_mask, 40),
+    targets=fill(short.targets, 90),
+    targets_mask=fill(short.targets_mask, 90),
+  )
+  assert short.instruction.shape[1] < 40 and short.targets.shape[1] < 90
+  clip, t5 = weights.load_clip(tiny_checkpoints.clip), weights.load_t5(tiny_checkpoints.t5)
+  prompter = Prompter(
+    settings.Prompter(), clip.config, t5.embedding[...], jnp.zeros(0, jnp.int32), rngs=nnx.Rngs(0)
+  )
+  captioner, frozen = Captioner(prompter, t5), leaves(t5)
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(params, batch):
+    logits = captioner.logits(frozen, captioner.encode(params, frozen, batch), batch.targets)
+    return token_cross_entropy(logits, batch.targets, batch.targets_mask).nats
+
+  (a, to_a), (b, to_b) = (loss(leaves(prompter), batch) for batch in (short, long))
+  np.testing.assert_allclose(a, b, rtol=1e-5)
+  assert optax.tree.norm(to_a) > 1e-3
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), to_a, to_b)

@@ -1,30 +1,51 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afspl_jax.config import Data
+from afspl_jax.data import partition as module
 from afspl_jax.data.partition import partition
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
-KINDS = ("natural", "iid", "dirichlet")
+KINDS = ("natural", "iid", "dirichlet", "task")
 SITES = ("ash", "beech", "cherry")
 
 
 def world(images: int, per_image=lambda i: 1 + i % 3, categories: int = 4) -> list[Example]:
-  """Examples of `images` images over three sites; an image has several, not all side by side."""
+  """Examples of `images` images over three sites; an image has several, not all side by side.
+
+  Every other image is asked about, as in the shapes world.
+  """
   out = [
-    Example(f"{i}-{j}", f"image{i}", ("x",), site=SITES[i % 3], category=str((i // 3) % categories))
+    Example(
+      f"{i}-{j}",
+      f"image{i}",
+      ("x",),
+      question="what ?" * (i % 2),
+      site=SITES[i % 3],
+      category=str((i // 3) % categories),
+    )
     for i in range(images)
     for j in range(per_image(i))
   ]
   return out[::2] + out[1::2]
 
 
+def one(_: int) -> int:
+  return 1
+
+
 def config(kind: str, **values) -> Data:
   defaults = {"num_clients": 3, "min_examples": 1}
   return Data(partition=kind, **(defaults | values))
+
+
+def train_parts(examples, config, seed):
+  return partition({"train": examples}, config, seed)["train"]
 
 
 def owners(examples, clients) -> dict[str, set[str]]:
@@ -36,58 +57,83 @@ def owners(examples, clients) -> dict[str, set[str]]:
   return out
 
 
+def shares(examples, indices) -> np.ndarray:
+  """Of each category among these examples."""
+  names = sorted({example.category for example in examples})
+  counts = Counter(examples[i].category for i in indices)
+  return np.array([counts[name] for name in names]) / max(len(indices), 1)
+
+
 def skew(examples, clients) -> float:
   """Mean total-variation distance of the clients' categories from all examples' categories."""
-  names = sorted({example.category for example in examples})
+  everyone = shares(examples, range(len(examples)))
+  return float(np.mean([abs(shares(examples, i) - everyone).sum() / 2 for i in clients.values()]))
 
-  def shares(indices):
-    counts = np.array([[examples[i].category == name for name in names] for i in indices])
-    return counts.mean(axis=0)
 
-  everyone = shares(range(len(examples)))
-  return float(np.mean([abs(shares(i) - everyone).sum() / 2 for i in clients.values()]))
+def as_lists(clients) -> dict[str, list[int]]:
+  return {name: indices.tolist() for name, indices in clients.items()}
 
 
 @settings(max_examples=40, deadline=None, database=None)
 @given(
   kind=st.sampled_from(KINDS),
   counts=st.lists(st.integers(1, 4), min_size=30, max_size=60),
+  others=st.lists(st.integers(1, 4), max_size=20),
   seed=st.integers(0, 2**32),
 )
-def test_every_example_goes_to_one_client_and_every_image_too(kind, counts, seed):
-  examples = world(len(counts), lambda i: counts[i])
-  clients = partition(examples, config(kind), seed)
-  assert sorted(np.concatenate(list(clients.values()))) == list(range(len(examples)))
-  assert all(len(names) == 1 for names in owners(examples, clients).values())
-  assert len(clients) == 3 and all(len(indices) >= 1 for indices in clients.values())
+def test_every_example_goes_to_one_client_and_every_image_too(kind, counts, others, seed):
+  splits = {
+    "train": world(len(counts), lambda i: counts[i]),
+    "validation": [],
+    "test": world(len(others), lambda i: others[i]),
+  }
+  parts = partition(splits, config(kind), seed)
+  assert list(parts) == list(splits)
+  for split, clients in parts.items():
+    examples = splits[split]
+    assert sorted(np.concatenate(list(clients.values()))) == list(range(len(examples)))
+    assert all(len(names) == 1 for names in owners(examples, clients).values())
+    assert list(clients) == list(parts["train"]) and len(clients) == 3
+    assert all(indices.dtype == int for indices in clients.values())
+  assert all(len(indices) >= 1 for indices in parts["train"].values())
 
 
 def test_the_natural_partition_is_that_of_the_sites():
-  examples = world(30)
-  clients = partition(examples, config("natural"), seed=0)
-  assert list(clients) == list(SITES)
-  for site, indices in clients.items():
-    assert {examples[i].site for i in indices} == {site}
+  splits = {"train": world(30), "test": world(2)}
+  for split, clients in partition(splits, config("natural"), seed=0).items():
+    assert list(clients) == list(SITES)
+    for site, indices in clients.items():
+      assert {splits[split][i].site for i in indices} <= {site}
 
 
 def test_another_number_of_clients_than_sites_is_named():
   with pytest.raises(UserError, match=r"data.num_clients: expected 3, .*natural.*; got 5"):
-    partition(world(30), config("natural", num_clients=5), seed=0)
+    train_parts(world(30), config("natural", num_clients=5), seed=0)
 
 
-def test_iid_clients_have_equally_many_images():
-  examples = world(32)
-  clients = partition(examples, config("iid", num_clients=5), seed=0)
-  images = [len({examples[i].image for i in indices}) for indices in clients.values()]
-  assert sorted(images) == [6, 6, 6, 7, 7]
+def test_sites_that_train_lacks_are_named():
+  train = [example for example in world(30) if example.site == "beech"]
+  splits = {"train": train, "validation": train, "test": world(6)}
+  with pytest.raises(UserError, match=r"data.partition: .*; test also has ash, cherry\. Use"):
+    partition(splits, config("natural", num_clients=1), seed=0)
+
+
+def test_iid_clients_have_equally_many_images_of_every_split():
+  splits = {"train": world(32), "test": world(11)}
+  parts = partition(splits, config("iid", num_clients=5), seed=0)
+  images = {
+    split: sorted(len({splits[split][i].image for i in indices}) for indices in clients.values())
+    for split, clients in parts.items()
+  }
+  assert images == {"train": [6, 6, 6, 7, 7], "test": [2, 2, 2, 2, 3]}
 
 
 def test_a_small_alpha_skews_more_than_a_large_one_and_iid_least():
-  examples = world(600, per_image=lambda i: 1)
+  examples = world(600, per_image=one)
 
   def measured(kind, alpha):
     values = config(kind, dirichlet_alpha=alpha, num_clients=5)
-    return np.mean([skew(examples, partition(examples, values, seed)) for seed in range(3)])
+    return np.mean([skew(examples, train_parts(examples, values, seed)) for seed in range(3)])
 
   small, large, none = (
     measured(*c) for c in [("dirichlet", 0.1), ("dirichlet", 10.0), ("iid", 1.0)]
@@ -96,25 +142,124 @@ def test_a_small_alpha_skews_more_than_a_large_one_and_iid_least():
   assert small > 0.4 and none < 0.1
 
 
-@pytest.mark.parametrize("kind", ["iid", "dirichlet"])
-def test_a_split_follows_from_its_seed(kind):
-  examples = world(60)
-  splits = [
-    {name: indices.tolist() for name, indices in partition(examples, config(kind), seed).items()}
-    for seed in (3, 3, 4)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_dirichlet_client_tests_on_what_it_trains_on(seed):
+  splits = {"train": world(6000, one), "validation": world(600, one), "test": world(3000, one)}
+  values = config("dirichlet", dirichlet_alpha=0.3, num_clients=5)
+  parts = partition(splits, values, seed)
+  assert skew(splits["train"], parts["train"]) > 0.2  # clients do differ
+  for split in ("validation", "test"):
+    scale = len(splits["train"]) / len(splits[split])
+    for name, indices in parts["train"].items():
+      expected = shares(splits["train"], indices) * len(indices) / scale
+      own = shares(splits[split], parts[split][name]) * len(parts[split][name])
+      assert abs(own - expected).max() <= 2  # images of a category, of 150 or 750
+
+
+def test_small_categories_go_by_their_shares_on_average():
+  splits = {"train": world(600, one, categories=2), "test": world(1, one)}
+  values = config("dirichlet", dirichlet_alpha=1.0, num_clients=4)
+  expected, got = np.zeros(4), np.zeros(4)
+  for seed in range(400):
+    parts = partition(splits, values, seed)
+    train = parts["train"].values()
+    expected += [
+      sum(splits["train"][i].category == "0" for i in indices) / 300 for indices in train
+    ]
+    got += [len(indices) for indices in parts["test"].values()]
+  assert abs(got - expected).max() < 4 * np.sqrt(400 * 3 / 16)
+
+
+def test_a_category_that_train_lacks_is_dealt_out_evenly():
+  new = [Example(f"{i}", f"image{i}", ("x",), category="new") for i in range(99)]
+  values = config("dirichlet", dirichlet_alpha=0.1)
+  parts = partition({"train": world(300), "test": new}, values, seed=0)
+  assert [len(indices) for indices in parts["test"].values()] == [33, 33, 33]
+  owned = set()
+  for seed in range(30):
+    clients = partition({"train": world(300), "test": new[:1]}, values, seed)["test"]
+    owned |= {name for name, indices in clients.items() if len(indices)}
+  assert len(owned) == 3
+
+
+@pytest.mark.parametrize("num_clients, captioning", [(2, 1), (5, 3), (6, 3)])
+def test_task_clients_have_captions_or_questions_alone(num_clients, captioning):
+  splits = {"train": world(60), "test": world(30)}
+  parts = partition(splits, config("task", num_clients=num_clients), seed=0)
+  for split, clients in parts.items():
+    asked = [{bool(splits[split][i].question) for i in part} for part in clients.values()]
+    assert asked == [{False}] * captioning + [{True}] * (num_clients - captioning)
+
+
+def test_an_image_with_captions_and_questions_goes_to_either_task():
+  both = [
+    Example(f"{i}-{q}", f"image{i}", ("x",), question=q) for i in range(40) for q in ("", "?")
   ]
-  assert splits[0] == splits[1]
-  assert splits[0] != splits[2]
+  clients = train_parts(both, config("task", num_clients=4), seed=0)
+  assert [len(indices) for indices in clients.values()] == [20, 20, 20, 20]
+  assert all(len(names) == 1 for names in owners(both, clients).values())
+
+
+@pytest.mark.parametrize("asked, side", [(True, "captions"), (False, "questions")])
+def test_a_task_partition_without_one_side_is_named(asked, side):
+  examples = [example for example in world(30) if bool(example.question) == asked]
+  with pytest.raises(
+    UserError, match=rf"data.partition: .*task .*train has none with {side}\. Use"
+  ):
+    train_parts(examples, config("task"), seed=0)
+
+
+def test_a_task_partition_needs_two_clients():
+  with pytest.raises(UserError, match=r"data.num_clients: expected at least 2 .*task.*; got 1"):
+    train_parts(world(30), config("task", num_clients=1), seed=0)
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "task"])
+def test_a_split_follows_from_its_seed(kind):
+  splits = {"train": world(60), "test": world(40)}
+  first, again, other = (partition(splits, config(kind), seed) for seed in (3, 3, 4))
+  for split in splits:
+    assert as_lists(first[split]) == as_lists(again[split])
+    assert as_lists(first[split]) != as_lists(other[split])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_splits_parts_do_not_depend_on_the_other_splits(kind):
+  splits = {"train": world(60), "validation": world(20), "test": world(40)}
+  everything = partition(splits, config(kind), seed=0)
+  less = partition({"test": splits["test"], "train": splits["train"]}, config(kind), seed=0)
+  for split, clients in less.items():
+    assert as_lists(clients) == as_lists(everything[split])
+
+
+@pytest.mark.parametrize("seed", [0, 1, module._TAG, 2**40 + 3, (1 << 32) + module._TAG])
+def test_no_stream_is_that_of_a_clients_training(seed):
+  def first(rng):
+    return tuple(rng.integers(2**63, size=4))
+
+  ours = {first(module._stream(seed, name)) for name in ("train", "test", "shares")}
+  training = {
+    first(np.random.default_rng((seed, round, client)))
+    for round in [*range(40), seed]
+    for client in range(40)
+  }
+  assert len(ours) == 3 and not ours & training
 
 
 def test_dirichlet_draws_again_until_every_client_reaches_the_floor():
-  examples = world(100, per_image=lambda i: 1)
+  examples = world(100, per_image=one)
   values = config("dirichlet", dirichlet_alpha=0.3, num_clients=4)
-  first = [min(map(len, partition(examples, values, seed).values())) for seed in range(20)]
+  first = [min(map(len, train_parts(examples, values, seed).values())) for seed in range(20)]
   assert min(first) < 8  # the floor does bind
   values.min_examples = 8
   for seed in range(20):
-    assert min(map(len, partition(examples, values, seed).values())) >= 8
+    assert min(map(len, train_parts(examples, values, seed).values())) >= 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_train_has_a_floor(kind):
+  parts = partition({"train": world(60), "test": world(1)}, config(kind, min_examples=8), seed=0)
+  assert sorted(map(len, parts["test"].values())) == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -123,12 +268,13 @@ def test_dirichlet_draws_again_until_every_client_reaches_the_floor():
     ("natural", {"min_examples": 11}, "ash", 10),
     ("iid", {"num_clients": 7, "min_examples": 5}, "client000[2-6]", 4),
     ("dirichlet", {"num_clients": 3, "min_examples": 11}, "client000[0-2]", r"\d"),
+    ("task", {"num_clients": 3, "min_examples": 8}, "client0001", 7),
   ],
 )
 def test_a_floor_that_cannot_be_reached_names_the_client_and_its_count(kind, values, client, count):
-  examples = world(30, per_image=lambda i: 1)
+  examples = world(30, per_image=one)
   with pytest.raises(UserError) as error:
-    partition(examples, config(kind, **values), seed=0)
+    train_parts(examples, config(kind, **values), seed=0)
   floor = values["min_examples"]
   assert error.match(
     rf"data.min_examples: expected at least {floor} .*{client} would get {count}\. Use fewer"
@@ -138,4 +284,4 @@ def test_a_floor_that_cannot_be_reached_names_the_client_and_its_count(kind, val
 
 def test_an_unknown_partition_is_named():
   with pytest.raises(UserError, match=r"data.partition: expected one of natural, iid, dirichlet"):
-    partition(world(9), config("by_hand"), seed=0)
+    train_parts(world(9), config("by_hand"), seed=0)

@@ -9,17 +9,23 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from least_squares import LeastSquares, init_params
 
-from afspl_jax.federation import strategies, wire
+from afspl_jax.federation import strategies, uplink, wire
 from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.federation.strategies import Reply
+
+
+def reply(site, params, num_examples, masks=None):
+  return Reply(
+    site, params, uplink.everywhere(params) if masks is None else masks, num_examples, {}
+  )
 
 
 def replies_of(num_clients):
   trainer = LeastSquares()
   out = []
   for client in range(num_clients):
-    params, num_examples, metrics = trainer.train(init_params(), client, 1)
-    out.append(Reply(trainer.site(client), jax.device_get(params), num_examples, metrics))
+    result = trainer.train(init_params(), client, 1)
+    out.append(reply(trainer.site(client), jax.device_get(result.params), result.num_examples))
   return out
 
 
@@ -46,10 +52,10 @@ def test_fedavg_equals_flowers_on_the_same_replies():
 
   @app.train()
   def train(message, context):
-    reply = given[context.node_config["partition-id"]]
+    result = given[context.node_config["partition-id"]]
     records = {
-      "arrays": wire.pack(reply.params),
-      "metrics": MetricRecord({"num-examples": reply.num_examples}),
+      "arrays": wire.pack(result.params),
+      "metrics": MetricRecord({"num-examples": result.num_examples}),
     }
     return Message(RecordDict(records), reply_to=message)
 
@@ -64,11 +70,71 @@ def bits(params):
   return b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
 
 
+def sparse_replies(seed, num_clients=5):
+  """Replies with the global params where a random mask is False; row 1 is sent by nobody."""
+  rng = np.random.default_rng(seed)
+  shapes = {"pool": (2, 4, 3), "kernel": (5, 2), "bias": (3,), "scale": ()}
+  draw = lambda: {k: np.asarray(rng.normal(size=s), np.float32) for k, s in shapes.items()}  # noqa: E731
+  params, replies = draw(), []
+  params["kernel"][1] = -0.0, 1e-40
+  for client in range(num_clients):
+    masks = jax.tree.map(lambda m: np.asarray(rng.random(m.shape) < 0.5), uplink.everywhere(params))
+    masks["kernel"][1] = False
+    sent = jax.tree.map(np.where, masks, draw(), params)
+    replies.append(reply(f"s{client}", sent, int(rng.integers(1, 1000)), masks))
+  return params, replies
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fedavg_averages_each_row_over_the_sites_that_sent_it(seed):
+  params, replies = sparse_replies(seed)
+  out, nobody = average(replies, params), 0
+  rows = [(name, i) for name, leaf in params.items() for i in np.ndindex(leaf.shape[:-1])]
+  for name, index in rows:
+    row = out[name][index]
+    senders = [r for r in replies if r.masks[name][index].all()]
+    nobody += not senders
+    if senders:
+      alone = [reply(r.site, {"x": r.params[name][index]}, r.num_examples) for r in senders]
+      assert bits(row) == bits(average(alone, {"x": params[name][index]}))
+    else:
+      assert bits(row) == bits(params[name][index])
+  assert nobody > 0
+
+
+@pytest.mark.parametrize("counts", [(10, 11, 12), (1, 2**29, 2**29 - 3)])
+def test_fedavg_of_all_rows_is_the_unmasked_mean_to_the_last_bit(counts):
+  replies = [r._replace(num_examples=n) for r, n in zip(replies_of(3), counts, strict=True)]
+
+  def unmasked(*leaves):
+    terms = [n * np.asarray(x, np.float64) for n, x in zip(counts, leaves, strict=True)]
+    return (sum(terms) / sum(counts)).astype(np.float32)
+
+  reference = jax.tree.map(unmasked, *(r.params for r in replies))
+  assert bits(average(replies)) == bits(reference)
+
+
+def test_fedavg_over_all_moves_a_row_by_the_share_of_those_who_sent_it():
+  """What "cohort" weighing is: the same replies, their masks all True."""
+  params = {"a": np.zeros((2, 3), np.float32)}
+  row = {"a": np.array([[True], [False]])}
+  sent = jax.tree.map(np.where, row, {"a": np.ones((2, 3), np.float32)}, params)
+  some = [reply("x", sent, 1, row), reply("y", params, 3, {"a": np.zeros((2, 1), np.bool_)})]
+  everyone = [r._replace(masks=uplink.everywhere(params)) for r in some]
+  assert average(some, params)["a"].tolist() == [[1, 1, 1], [0, 0, 0]]
+  assert average(everyone, params)["a"].tolist() == [[0.25, 0.25, 0.25], [0, 0, 0]]
+
+
+def test_fedavg_of_sparse_replies_does_not_depend_on_their_order():
+  params, replies = sparse_replies(0)
+  assert len({bits(average(order, params)) for order in itertools.permutations(replies)}) == 1
+
+
 def test_fedavg_does_not_depend_on_the_order_of_replies_to_the_last_bit():
   # Large terms that cancel: a sum in the order of arrival does depend on it.
   large = np.random.default_rng(0).normal(size=50).astype(np.float32) * np.float32(1e18)
   leaves = [large, -large, np.ones(50, np.float32), np.full(50, 0.3, np.float32)]
-  replies = [Reply(f"s{i}", {"a": leaf}, 1, {}) for i, leaf in enumerate(leaves)]
+  replies = [reply(f"s{i}", {"a": leaf}, 1) for i, leaf in enumerate(leaves)]
   orders = list(itertools.permutations(replies))
   assert len({bits(sum(r.params["a"].astype(np.float64) for r in order)) for order in orders}) > 1
   params = {"a": np.zeros(50, np.float32)}
@@ -78,7 +144,7 @@ def test_fedavg_does_not_depend_on_the_order_of_replies_to_the_last_bit():
 @pytest.mark.parametrize("counts", [(5,), (1, 3, 7, 2**29), (10, 999, 12345677)])
 def test_fedavg_of_equal_params_is_those_params_to_the_last_bit(counts):
   params = {"a": np.random.default_rng(0).normal(size=1000).astype(np.float32) * 1e-30}
-  replies = [Reply(f"s{i}", params, n, {}) for i, n in enumerate(counts)]
+  replies = [reply(f"s{i}", params, n) for i, n in enumerate(counts)]
   assert bits(average(replies, params)) == bits(params)
 
 
@@ -86,7 +152,7 @@ def test_fedavg_of_equal_params_is_those_params_to_the_last_bit(counts):
 def test_fedavg_keeps_dtypes_and_scalars(dtype):
   params = {"a": np.zeros((), dtype), "b": np.zeros((2, 2), dtype)}
   other = jax.tree.map(lambda x: np.asarray(x + 1, dtype), params)
-  out = average([Reply("x", params, 1, {}), Reply("y", other, 3, {})], params)
+  out = average([reply("x", params, 1), reply("y", other, 3)], params)
   assert out["a"].shape == () and out["a"].dtype == out["b"].dtype == np.dtype(dtype)
   np.testing.assert_array_equal(out["b"].astype(np.float32), 0.75)
 

@@ -11,7 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afspl_jax.federation import wire
+from afspl_jax.federation import uplink, wire
 
 BITS = {"float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}
 
@@ -81,6 +81,10 @@ def raw(data, size=4):
   return Array(dtype="float32", shape=(size,), stype="numpy.ndarray", data=data)
 
 
+def with_header(text):
+  return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(16)
+
+
 HUGE = npy(np.zeros(4, np.float32)).replace(b"(4,), }" + b" " * 9, b"(4000000000,), }")
 PICKLE = io.BytesIO()
 np.save(PICKLE, np.array([{"a": 1}], dtype=object), allow_pickle=True)
@@ -89,33 +93,153 @@ GOOD = np.arange(4, dtype=np.float32)
 BAD = {
   "no array": ({}, "expected the one array"),
   "extra array": ({"flat": Array(GOOD), "more": Array(GOOD)}, "expected the one array"),
+  "rows": ({"flat": Array(GOOD), "rows": Array(GOOD)}, "expected the one array"),
   "other name": ({"params": Array(GOOD)}, "expected the one array"),
-  "float64": ({"flat": Array(GOOD.astype(np.float64))}, "got float64"),
-  "float16": ({"flat": Array(GOOD.astype(np.float16))}, "got float16"),
-  "big endian": ({"flat": Array(GOOD.astype(">f4"))}, "got >f4"),
-  "two dimensions": ({"flat": Array(GOOD.reshape(4, 1))}, r"of shape \(4, 1\)"),
-  "too short": ({"flat": Array(GOOD[:3])}, r"of shape \(3,\)"),
-  "too long": ({"flat": Array(np.zeros(5, np.float32))}, r"of shape \(5,\)"),
-  "far too long": ({"flat": Array(np.zeros(99_999, np.float32))}, "expected about 16 bytes"),
+  "float64": (
+    {"flat": Array(GOOD.astype(np.float64))},
+    "expected float32 of shape .4,. in 'flat'; got .*<f8",
+  ),
+  "float16": ({"flat": Array(GOOD.astype(np.float16))}, "got .*<f2"),
+  "big endian": ({"flat": Array(GOOD.astype(">f4"))}, "got .*>f4"),
+  "two dimensions": ({"flat": Array(GOOD.reshape(4, 1))}, r"got .*'shape': \(4, 1\)"),
+  "too short": ({"flat": Array(GOOD[:3])}, r"got .*'shape': \(3,\)"),
+  "too long": ({"flat": Array(np.zeros(5, np.float32))}, r"got .*'shape': \(5,\)"),
   "nan": ({"flat": Array(GOOD * np.array([1, 1, np.nan, 1], np.float32))}, "b: .* 1 of 2 are not"),
   "inf": ({"flat": Array(np.array([0, np.inf, 0, 0], np.float32))}, "a: .* 1 of 2 are not"),
   "no npy": ({"flat": raw(b"abc")}, "npy format"),
   "nothing": ({"flat": raw(b"")}, "npy format"),
   "data cut short": ({"flat": raw(npy(GOOD)[:-1])}, "expected 16 bytes of data; got 15"),
   "bytes after the data": ({"flat": raw(npy(GOOD) + b"x")}, "expected 16 bytes of data; got 17"),
-  "header claims 16 GB": ({"flat": raw(HUGE)}, r"of shape \(4000000000,\)"),
-  "pickle": ({"flat": raw(PICKLE.getvalue())}, "got object"),
+  "header cut short": ({"flat": raw(npy(GOOD)[:70])}, "expected 16 bytes of data; got -58"),
+  "header claims 16 GB": ({"flat": raw(HUGE)}, r"got .*'shape': \(4000000000,\)"),
+  "header cannot be parsed": ({"flat": raw(with_header("{("))}, "expected float32"),
+  "header too deep to parse": ({"flat": raw(with_header("-" * 9000 + "1"))}, "expected float32"),
+  "pickle": ({"flat": raw(PICKLE.getvalue())}, r"got .*\|O"),
   "version 2": ({"flat": raw(npy(GOOD).replace(b"NUMPY\x01", b"NUMPY\x02"))}, "npy"),
 }
+TWO = {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_payload_is_refused_with_expected_and_got(case):
   arrays, why = BAD[case]
-  template = {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}
-  wire.unpack(ArrayRecord({"flat": Array(GOOD)}), template)
+  wire.unpack(ArrayRecord({"flat": Array(GOOD)}), TWO)
   with pytest.raises(wire.WireError, match=why):
-    wire.unpack(ArrayRecord(arrays), template)
+    wire.unpack(ArrayRecord(arrays), TWO)
+
+
+@pytest.mark.parametrize("case", sorted(BAD.keys() - {"rows"}))
+def test_a_bad_dense_update_is_refused_too(case):
+  arrays, why = BAD[case]
+  with pytest.raises(wire.WireError, match=why.replace("the one array", "the array")):
+    wire.unpack_update(ArrayRecord(arrays), TWO)
+
+
+# A sparse update of 3 + 1 rows: the first and the third of `a`, and `b`.
+BASE = {"a": np.full((3, 2), 9, np.float32), "b": np.full(5, 9, np.float32)}
+ROWS = np.array([0b10110000], np.uint8)
+VALUES = np.arange(9, dtype=np.float32)
+
+
+def sparse(rows=ROWS, flat=VALUES):
+  return {"flat": Array(flat), "rows": Array(rows)}
+
+
+def test_rows_not_sent_have_the_values_of_the_base():
+  update = wire.unpack_update(ArrayRecord(sparse()), BASE)
+  masks = {"a": np.array([[True], [False], [True]]), "b": np.array([True])}
+  params = {"a": np.array([[0, 1], [9, 9], [2, 3]], np.float32), "b": VALUES[4:]}
+  assert_same_bits(masks, update.masks)
+  assert_same_bits(params, update.params)
+
+
+BAD_SPARSE = {
+  "no values": ({"rows": Array(ROWS)}, "expected the array 'flat', perhaps 'rows'; got .'rows'."),
+  "extra array": (sparse() | {"more": Array(ROWS)}, "expected the array"),
+  "bits of fewer rows": (sparse(ROWS[:0]), r"uint8 of shape \(1,\) in 'rows'; got .*\(0,\)"),
+  "bits of more rows": (
+    sparse(np.append(ROWS, ROWS)),
+    r"uint8 of shape \(1,\) in 'rows'; got .*\(2,\)",
+  ),
+  "padding bit": (sparse(ROWS | 1), "rows: expected zeros after the bits of 4 rows; got ones"),
+  "bits as int8": (sparse(ROWS.astype(np.int8)), r"expected uint8 .*'rows'; got .*\|i1"),
+  "bits as bool": (sparse(np.array([True])), r"expected uint8 .*'rows'; got .*\|b1"),
+  "bits as float32": (sparse(ROWS.astype(np.float32)), r"expected uint8 .*'rows'; got .*<f4"),
+  "bits in two axes": (sparse(ROWS[None]), r"'rows'; got .*\(1, 1\)"),
+  "bits cut short": ({"flat": Array(VALUES), "rows": raw(npy(ROWS)[:-1])}, "rows: expected 1 byte"),
+  "bits are a pickle": (
+    {"flat": Array(VALUES), "rows": raw(PICKLE.getvalue())},
+    r"'rows'; got .*\|O",
+  ),
+  "bits are huge": ({"flat": Array(VALUES), "rows": raw(HUGE)}, r"'rows'; got .*\(4000000000,\)"),
+  "too few values": (sparse(flat=VALUES[:8]), r"float32 of shape \(9,\) in 'flat'; got .*\(8,\)"),
+  "too many values": (sparse(flat=np.append(VALUES, VALUES)), r"'flat'; got .*\(18,\)"),
+  "values of all rows": (sparse(flat=np.zeros(11, np.float32)), r"'flat'; got .*\(11,\)"),
+  "values as float64": (sparse(flat=VALUES.astype(float)), "'flat'; got .*<f8"),
+  "nan": (sparse(flat=np.where(VALUES == 3, np.nan, VALUES).astype("f4")), "a: .* 1 of 4 are not"),
+  "inf": (sparse(flat=np.where(VALUES > 6, np.inf, VALUES).astype("f4")), "b: .* 2 of 5 are not"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SPARSE)
+def test_a_bad_sparse_update_is_refused_with_expected_and_got(case):
+  arrays, why = BAD_SPARSE[case]
+  with pytest.raises(wire.WireError, match=why):
+    wire.unpack_update(ArrayRecord(arrays), BASE)
+
+
+def test_a_sparse_record_is_no_dense_one():
+  with pytest.raises(wire.WireError, match="expected the one array"):
+    wire.unpack(ArrayRecord(sparse()), BASE)
+
+
+def some_rows(tree, seed):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda mask: rng.random(mask.shape) < 0.5, uplink.everywhere(tree))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_sparse_round_trip_is_bit_identical_in_all_dtypes_and_shapes(seed):
+  tree, masks = params(), jax.tree.map(np.asarray, some_rows(params(), seed))
+  base = jax.tree.map(lambda leaf: np.asarray(leaf - 1, leaf.dtype), tree)
+  update = wire.unpack_update(wire.pack(tree, masks), base)
+  assert_same_bits(masks, update.masks)
+  assert_same_bits(jax.tree.map(np.where, masks, tree, base), update.params)
+
+
+def test_an_update_of_all_rows_travels_as_the_dense_one():
+  record = wire.pack(params(), uplink.everywhere(params()))
+  assert wire.serialized(record) == wire.serialized(wire.pack(params()))
+  update = wire.unpack_update(record, jax.tree.map(np.zeros_like, params()))
+  assert_same_bits(params(), update.params)
+  assert_same_bits(uplink.everywhere(params()), update.masks)
+
+
+def test_an_update_of_no_row_is_the_base():
+  nothing = jax.tree.map(np.zeros_like, uplink.everywhere(BASE))
+  update = wire.unpack_update(wire.pack(jax.tree.map(np.ones_like, BASE), nothing), BASE)
+  assert_same_bits(BASE, update.params)
+  assert_same_bits(nothing, update.masks)
+
+
+def test_unpacked_updates_share_nothing_with_record_or_base():
+  record, base = ArrayRecord(sparse()), jax.tree.map(np.copy, BASE)
+  jax.tree.map(lambda leaf: leaf.fill(7), wire.unpack_update(record, base).params)
+  assert_same_bits(BASE, base)
+  assert wire.unpack_update(record, base).params["a"][0, 1] == 1
+
+
+def test_the_base_may_lie_in_any_memory_order():
+  base = {"a": np.asfortranarray(BASE["a"]), "b": BASE["b"]}
+  record = ArrayRecord(sparse())
+  assert_same_bits(wire.unpack_update(record, base), wire.unpack_update(record, BASE))
+
+
+def test_a_tree_without_leaves_travels():
+  for record in (wire.pack({}), wire.pack({}, {})):
+    assert wire.unpack(record, {}) == {}
+    assert wire.unpack_update(record, {}) == ({}, {})
 
 
 def test_a_value_too_large_for_the_leaf_is_refused():
@@ -156,3 +280,14 @@ def test_bytes_grow_by_four_a_float():
   small, large = ({"a": np.random.default_rng(0).random(n, np.float32)} for n in (1000, 3000))
   grown = wire.record_bytes(wire.pack(large)) - wire.record_bytes(wire.pack(small))
   assert abs(grown - 4 * 2000) <= 4  # digits of the length in headers
+
+
+def test_bytes_of_a_sparse_update_are_its_values_and_a_bit_a_row():
+  tree = {"a": np.random.default_rng(0).random((64, 100), np.float32)}
+  masks = {"a": np.arange(64)[:, None] < 16}
+  sizes = {k: v.data for k, v in wire.pack(tree, masks).items()}
+  assert len(sizes["flat"]) == 128 + 16 * 100 * 4 and len(sizes["rows"]) == 128 + 64 / 8
+  sparse, dense = wire.record_bytes(wire.pack(tree, masks)), wire.record_bytes(wire.pack(tree))
+  assert 0.25 < sparse / dense < 0.29  # a quarter, the header of one more array
+  alone = wire.record_bytes(ArrayRecord({"flat": wire.pack(tree, masks)["flat"]}))
+  assert sparse - alone > len(sizes["rows"])

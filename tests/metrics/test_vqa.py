@@ -1,6 +1,10 @@
-import pytest
+import itertools
 
-from afspl_jax.metrics.vqa import normalise, vqa_accuracy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from afspl_jax.metrics.vqa import exact_match, normalise, vqa_accuracy
 
 
 # Expected values are those of the official evaluation (GT-Vision-Lab/VQA vqaEval.py).
@@ -43,6 +47,17 @@ def test_ten_humans_score_softly_leaving_one_out(matches, score):
   assert vqa_accuracy(["cat"], [answers]).accuracy == pytest.approx(score)
 
 
+WORDS = st.sampled_from(["cat", "dog", "2"])
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(prediction=WORDS, answers=st.lists(WORDS, min_size=10, max_size=10))
+def test_the_soft_score_is_the_mean_over_all_choices_of_nine_humans(prediction, answers):
+  scores = [min(1, nine.count(prediction) / 3) for nine in itertools.combinations(answers, 9)]
+  assert len(scores) == 10
+  assert vqa_accuracy([prediction], [answers]).accuracy == pytest.approx(sum(scores) / 10)
+
+
 def test_both_sides_are_normalised():
   assert vqa_accuracy(["The cat."], [["a CAT"] * 10]).accuracy == 1
 
@@ -51,6 +66,15 @@ def test_a_single_answer_is_right_or_wrong():
   scores = vqa_accuracy(["two", "left"], [["2"], ["right"]])
   assert list(scores.items) == [1, 0]
   assert scores.accuracy == 0.5
+
+
+def test_exact_match_is_the_share_of_right_answers():
+  predictions = ["The Left lung.", "left", "two", "3.5", "x-ray"]
+  assert exact_match(predictions, ["left lung", "left lung", "2", "3.5", "X ray"]) == 0.8
+  with pytest.raises(ValueError, match="at least one prediction"):
+    exact_match([], [])
+  with pytest.raises(ValueError, match="1 predictions and 2 lists"):
+    exact_match(["a"], ["a", "b"])
 
 
 def test_nothing_to_score_is_an_error():

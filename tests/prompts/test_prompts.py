@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from afspl_jax import config as settings
+from afspl_jax.errors import UserError
 from afspl_jax.prompts.fusion import Fusion
+from afspl_jax.prompts.local import LOCAL, join, split
 from afspl_jax.prompts.mapper import VisualMapper
 from afspl_jax.prompts.pool import PoolChoice, PromptPool, balance_loss
+from afspl_jax.prompts.prompter import Prompter
 from tests.conftest import CLIP, make_batch, make_model
 
 
@@ -95,21 +99,39 @@ def make_fusion(strategy, weights=()):
   return Fusion(strategy, 3, weights=weights, feature_width=4, hidden=5, rngs=nnx.Rngs(0))
 
 
+ALL = jnp.ones((32, 3), bool)
+
+
 @pytest.mark.parametrize("strategy", ["static", "learned", "dynamic"])
 def test_fusion_starts_uniform_and_sums_to_one(strategy):
-  np.testing.assert_allclose(make_fusion(strategy)(FEATURES), np.full((32, 3), 1 / 3), rtol=1e-6)
+  weights = make_fusion(strategy)(FEATURES, ALL)
+  np.testing.assert_allclose(weights, np.full((32, 3), 1 / 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["static", "learned", "dynamic"])
+def test_a_source_that_is_not_available_weighs_nothing_and_the_others_as_among_themselves(strategy):
+  fusion = make_fusion(strategy, (1.0, 2.0, 5.0) if strategy == "static" else ())
+  if strategy == "dynamic":
+    fusion.score.kernel.set_value(jax.random.normal(jax.random.key(3), (5, 3)))
+  every = np.asarray(fusion(FEATURES, ALL))
+  without = np.asarray(fusion(FEATURES, ALL.at[:16, 2].set(False)))
+  np.testing.assert_array_equal(without[:16, 2], 0)
+  np.testing.assert_allclose(
+    without[:16, :2], every[:16, :2] / every[:16, :2].sum(1, keepdims=True), rtol=1e-6
+  )
+  np.testing.assert_array_equal(without[16:], every[16:])
 
 
 def test_static_weights_are_the_given_ones_and_not_trained():
   fusion = make_fusion("static", (2.0, 1.0, 1.0))
-  np.testing.assert_allclose(fusion(FEATURES)[0], [0.5, 0.25, 0.25])
+  np.testing.assert_allclose(fusion(FEATURES, ALL)[0], [0.5, 0.25, 0.25])
   assert jax.tree.leaves(nnx.state(fusion, nnx.Param)) == []
 
 
 def test_only_dynamic_weights_differ_between_samples():
   fusion = make_fusion("dynamic")
   fusion.score.kernel.set_value(jax.random.normal(jax.random.key(3), (5, 3)))
-  weights = np.asarray(fusion(FEATURES))
+  weights = np.asarray(fusion(FEATURES, ALL))
   np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
   assert weights.std(axis=0).min() > 1e-3
 
@@ -169,16 +191,88 @@ def test_patches_that_cannot_be_pooled_are_refused():
     make_mapper("linear", patch_pool=2, num_patches=49)
 
 
+def units(model) -> np.ndarray:
+  """T5's words in the units of the prompts."""
+  embedding = np.asarray(model.frozen["embedding"])
+  return embedding / np.sqrt(np.mean(embedding**2))
+
+
+def distance(prompts, words) -> np.ndarray:
+  """Of every prompt token to the nearest word."""
+  flat = np.asarray(prompts).reshape(-1, words.shape[1])
+  return np.abs(flat[:, None] - words[None]).max(axis=-1).min(axis=1)
+
+
 def test_prompts_start_as_words_of_the_embedding():
   model = make_model()
-  embedding = np.asarray(model.frozen["embedding"])
-  words = embedding / np.sqrt(np.mean(embedding**2))
-  prompts = model.params["pool"]["prompts"].reshape(-1, words.shape[1])
-  distance = np.abs(prompts[:, None] - words[None]).max(axis=-1).min(axis=1)
-  assert distance.max() < 1e-5
+  for prompts in (
+    model.params["pool"]["prompts"],
+    model.params["visual_prompt"],
+    model.params["textual_prompt"],
+    model.params["local"]["prompt"],
+  ):
+    assert distance(prompts, units(model)).max() < 1e-5
+
+
+def test_prompts_start_at_random_with_the_scale_of_words():
+  model = make_model(init="random", pool=32, tokens=16)
+  prompts = np.asarray(model.params["pool"]["prompts"])
+  assert distance(prompts, units(model)).min() > 0.1
+  assert prompts.std() == pytest.approx(units(model).std(), rel=0.05)
+
+
+def prompter(init: str, init_ids, **other) -> Prompter:
+  config = settings.Prompter(init=init, tokens=4, pool=6, k_max=3, **other)
+  embedding = jax.random.normal(jax.random.key(0), (20, 16))
+  return Prompter(config, CLIP, embedding, jnp.asarray(init_ids, jnp.int32), rngs=nnx.Rngs(0))
+
+
+def test_prompts_start_as_the_given_words_alone():
+  made = prompter("text", [3, 7])
+  embedding = np.asarray(jax.random.normal(jax.random.key(0), (20, 16)))
+  words = (embedding / made.embedding_scale)[[3, 7]]
+  assert distance(made.pool.prompts[...], words).max() < 1e-5
+  assert distance(made.pool.prompts[...], words[:1]).max() > 0.1
+
+
+def test_text_without_words_and_unknown_starts_are_refused():
+  with pytest.raises(UserError, match="init_text: expected words to start from"):
+    prompter("text", [])
+  with pytest.raises(UserError, match="random, vocabulary, text; got 'zeros'"):
+    prompter("zeros", [])
 
 
 def test_sizes_follow_the_config():
   model = make_model(pool=5, tokens=3)
   assert model.params["pool"]["prompts"].shape == (5, 3, 16)
   assert model.params["mapper"]["project"]["kernel"].shape == (CLIP.vision.width, 16)
+  assert model.params["fusion"]["score"]["bias"].shape == (4,)
+
+
+def test_the_local_leaves_are_one_branch_and_split_and_join_are_inverse():
+  model = make_model(contrast=True)
+  shared, own = split(model.params)
+  assert set(own) == {LOCAL} and LOCAL not in shared
+  assert set(own[LOCAL]) == {"prompt", "contrast"}
+  assert jax.tree.structure(join(shared, own)) == jax.tree.structure(model.params)
+  assert split(model.params, "none") == ({}, model.params)
+
+
+def test_without_local_prompts_there_is_nothing_that_stays_and_three_sources():
+  model = make_model(local=False)
+  assert split(model.params)[1] == {}
+  assert model.params["fusion"]["score"]["bias"].shape == (3,)
+
+
+def test_a_row_that_is_not_personal_does_not_see_the_local_prompt():
+  model = make_model()
+  batch = make_batch(0, 6)._replace(personal=jnp.arange(6) < 3)
+  local = model.params["local"]["prompt"]
+  other = model.params | {"local": {"prompt": local + 1}}
+  prompts = [
+    np.asarray(model.captioner.encode(params, model.frozen, batch).prompted.prompt)
+    for params in (model.params, other)
+  ]
+  moved = np.abs(prompts[0] - prompts[1]).max(axis=(1, 2))
+  assert moved[:3].min() > 1e-3
+  np.testing.assert_array_equal(moved[3:], 0)

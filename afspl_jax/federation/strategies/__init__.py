@@ -20,6 +20,8 @@ class Reply(NamedTuple):
 
   site: str
   params: Params  # NumPy leaves, finite, of the global params' shapes and dtypes
+  masks: Params  # bool, broadcastable to the leaves: which rows count as the site's own; its params
+  # elsewhere are the global ones
   num_examples: int  # positive
   metrics: dict[str, float]  # finite
 
@@ -39,7 +41,8 @@ class Strategy(Protocol):
   def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
     """Server half: new params and state from the round's replies, at least one.
 
-    The result must not depend on the order of the replies, to the last bit.
+    A row that no reply's mask has keeps its value, and the result must not depend on the order of
+    the replies: both to the last bit.
     """
     ...
 

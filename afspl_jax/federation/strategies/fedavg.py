@@ -1,4 +1,4 @@
-"""FedAvg: the plain weighted average.
+"""FedAvg: the plain weighted average, of every row over the sites that sent it.
 
 McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 Algorithm 1.
@@ -18,7 +18,7 @@ from afspl_jax.types import Params
 
 @dataclass(frozen=True)
 class FedAvg:
-  """Averages the sites' params, weighted by their numbers of examples."""
+  """Averages the sites' params, weighted by their numbers of examples; unsent rows stay."""
 
   def client_penalty(self, params: Params, global_params: Params) -> Float[Array, ""]:
     """Zero: sites minimise their own loss."""
@@ -31,15 +31,18 @@ class FedAvg:
   def aggregate(
     self, params: Params, state: dict[str, Array], replies: Sequence[Reply]
   ) -> tuple[Params, dict[str, Array]]:
-    """The weighted mean, summed in float64 in the order of site names, in the leaves' dtypes."""
+    """Weighted means, summed in float64 in the order of site names, in the leaves' dtypes."""
     replies = sorted(replies, key=lambda reply: reply.site)
-    total = sum(reply.num_examples for reply in replies)
 
-    def mean(old, *leaves):
-      terms = (r.num_examples * x.astype(np.float64) for r, x in zip(replies, leaves, strict=True))
-      return np.asarray(sum(terms) / total).astype(old.dtype)
+    def mean(old, *leaves_and_masks):
+      leaves, masks = leaves_and_masks[: len(replies)], leaves_and_masks[len(replies) :]
+      weights = [r.num_examples * mask for r, mask in zip(replies, masks, strict=True)]
+      terms = (w * x.astype(np.float64) for w, x in zip(weights, leaves, strict=True))
+      total = sum(weights)
+      return np.where(total > 0, (sum(terms) / np.maximum(total, 1)).astype(old.dtype), old)
 
-    return jax.tree.map(mean, params, *(reply.params for reply in replies)), state
+    trees = [*(reply.params for reply in replies), *(reply.masks for reply in replies)]
+    return jax.tree.map(mean, params, *trees), state
 
 
 create = FedAvg

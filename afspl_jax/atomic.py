@@ -1,0 +1,14 @@
+"""Files that are written whole or not at all."""
+
+import os
+from pathlib import Path
+
+
+def write_text(file: Path, text: str) -> None:
+  """Replaces a file by one with this text; on disk when it returns."""
+  scratch = file.with_name(file.name + ".tmp")
+  with open(scratch, "w", encoding="utf-8") as out:
+    out.write(text)
+    out.flush()
+    os.fsync(out.fileno())
+  os.replace(scratch, file)

@@ -1,0 +1,74 @@
+"""What an experiment's settings must fulfil, checked before anything is loaded."""
+
+import math
+
+from afspl_jax.config import Experiment, choice
+from afspl_jax.errors import UserError
+from afspl_jax.federation import uplink
+
+
+def check(config: Experiment) -> None:
+  """Refuses values that no later layer would name as well.
+
+  Raises:
+    UserError: naming the field, what it may be, and what it is.
+  """
+  choice("backbone.dtype", config.backbone.dtype, ("float32", "bfloat16"))
+  for name, value in {
+    "fed.clients_per_round": config.fed.clients_per_round,
+    "fed.min_replies": config.fed.min_replies,
+    "eval.every": config.eval.every,
+    "eval.batch_size": config.eval.batch_size,
+    "eval.max_tokens": config.eval.max_tokens,
+    "optim.batch_size": config.optim.batch_size,
+    "optim.local_steps": config.optim.local_steps,
+    "prompter.tokens": config.prompter.tokens,
+    "prompter.key_dim": config.prompter.key_dim,
+    "prompter.fusion_hidden": config.prompter.fusion_hidden,
+    "prompter.mapper_hidden": config.prompter.mapper_hidden,
+    "prompter.patch_pool": config.prompter.patch_pool,
+    "data.num_clients": config.data.num_clients,
+    "data.instruction_length": config.data.instruction_length,
+    "data.target_length": config.data.target_length,
+  }.items():
+    if value < 1:
+      raise UserError(f"{name}: expected at least 1; got {value}")
+  for name, number in {
+    "prompter.temperature": config.prompter.temperature,
+    "prompter.pool_mass": config.prompter.pool_mass,
+    "data.dirichlet_alpha": config.data.dirichlet_alpha,
+    "optim.prompt_lr": config.optim.prompt_lr,
+    "optim.local_lr": config.optim.local_lr,
+    "optim.key_lr": config.optim.key_lr,
+    "optim.fusion_lr": config.optim.fusion_lr,
+    "optim.mapper_lr": config.optim.mapper_lr,
+    "optim.clip_norm": config.optim.clip_norm,
+    "optim.contrast_temperature": config.optim.contrast_temperature,
+  }.items():
+    if not (math.isfinite(number) and number > 0):
+      raise UserError(f"{name}: expected a finite number above 0; got {number}")
+  for name, share in {
+    "prompter.local_drop": config.prompter.local_drop,
+    "eval.ema": config.eval.ema,
+  }.items():
+    if not 0 <= share < 1:
+      raise UserError(f"{name}: expected a number from 0 to below 1; got {share}")
+  taking_part = config.data.num_clients - config.fed.newcomers
+  if config.fed.clients_per_round > taking_part:
+    raise UserError(
+      f"fed.clients_per_round: expected at most data.num_clients without fed.newcomers,"
+      f" {taking_part}; got {config.fed.clients_per_round}"
+    )
+  for name, number in {
+    "seed": config.seed,
+    "fed.rounds": config.fed.rounds,
+    "fed.newcomers": config.fed.newcomers,
+    "optim.balance": config.optim.balance,
+    "optim.contrast": config.optim.contrast,
+    "optim.contrast_warmup": config.optim.contrast_warmup,
+    "optim.weight_decay": config.optim.weight_decay,
+  }.items():
+    if not (math.isfinite(number) and number >= 0):
+      raise UserError(f"{name}: expected 0 or more; got {number}")
+  choice("fed.share", config.fed.share, ("all", "none"))
+  uplink.check(config.uplink)

@@ -1,0 +1,98 @@
+"""What a client keeps between rounds, on its own disk: its own prompt, and what it has not sent.
+
+One file a client and round, so that a round that is repeated after a crash starts from what the
+client knew before it, as if the crash had not been. Nothing here is ever sent.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+import jax
+import numpy as np
+from jaxtyping import Shaped
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from afspl_jax.errors import UserError
+from afspl_jax.types import Params
+
+_KEEP = 3  # rounds: those of the server's two checkpoints, and the one before them
+
+
+class ClientStore:
+  """States of the clients of this process, by site and round.
+
+  Args:
+    folder: of the run; each site gets a folder in it.
+  """
+
+  def __init__(self, folder: Path | str):
+    self._folder = Path(folder)
+
+  def save(self, site: str, round: int, state: Params) -> None:
+    """Keeps a client's state after a round; it is on disk, whole, when this returns.
+
+    Raises:
+      UserError: the disk refuses.
+    """
+    file = self._site(site) / f"round_{round:06d}.safetensors"
+    scratch = file.with_suffix(".tmp")
+    try:
+      file.parent.mkdir(parents=True, exist_ok=True)
+      save_file(_flat(state), scratch)
+      with open(scratch, "rb+") as written:
+        os.fsync(written.fileno())
+      os.replace(scratch, file)
+      for old in self._rounds(site)[:-_KEEP]:
+        old.unlink()
+    except (OSError, SafetensorError) as error:
+      raise UserError(
+        f"{file}: expected to write the state of {site}; got: {error}. Free the disk and start the"
+        " same command again"
+      ) from error
+
+  def load(self, site: str, before: int, template: Params) -> Params | None:
+    """A client's newest state of a round below `before`, or None if it is new.
+
+    Args:
+      site: its name.
+      before: a round; what the client learned in it or later is not looked at.
+      template: a state of the expected structure, shapes and dtypes.
+
+    Raises:
+      UserError: the file is damaged or of another model.
+    """
+    files = [file for file in self._rounds(site) if int(file.stem.split("_")[1]) < before]
+    if not files:
+      return None
+    expected = _flat(template)
+    try:
+      found = load_file(files[-1])
+      if _form(found) != _form(expected):
+        raise ValueError(f"leaves {_form(found)}")
+    except (OSError, SafetensorError, ValueError) as error:
+      raise UserError(
+        f"{files[-1]}: expected the state of {site} with leaves {_form(expected)}; got: {error}."
+        " Delete the file to go on from the round before"
+      ) from error
+    return jax.tree.unflatten(jax.tree.structure(template), [found[name] for name in expected])
+
+  def _site(self, site: str) -> Path:
+    return self._folder / quote(site, safe="")  # whatever it is called, a folder of its own
+
+  def _rounds(self, site: str) -> list[Path]:
+    return sorted(self._site(site).glob("round_*.safetensors"))
+
+
+def _flat(state: Params) -> dict[str, Shaped[np.ndarray, "..."]]:
+  """Leaves by path, in the order of the tree."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): np.ascontiguousarray(leaf)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+  }
+
+
+def _form(leaves: Mapping[str, np.ndarray]) -> dict[str, str]:
+  return {name: f"{leaf.dtype}{leaf.shape}" for name, leaf in sorted(leaves.items())}

@@ -1,0 +1,137 @@
+"""Sparse uplink: which rows of its update a client sends, and what becomes of the others.
+
+A *row* is what is sent or not: `leaf[i, ..., :]` of a leaf with two or more axes (of a prompt leaf
+`[m p d]`: one prompt token), a leaf with fewer as a whole. A *mask* of a leaf says which of its
+rows are meant; it has the leaf's shape with 1 for the last axis, and so broadcasts against it.
+
+With error feedback a client adds what it did not send to its next update (Stich et al. 2018,
+"Sparsified SGD with Memory", algorithm 1; Karimireddy et al. 2019, "Error Feedback Fixes SignSGD",
+algorithm 1). Their guarantee is for `weighing="cohort"`: a row is averaged over all replies, an
+unsent one counting as unchanged, so that every update reaches the server once, at the client's own
+weight. Under `"coverage"` a row is averaged over those who sent it: their updates count fully, for
+the clients that did not send too. It moves faster, but a residual that comes late is then added to
+a row that has moved in its place, and overshoots.
+"""
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+from afspl_jax import config as settings
+from afspl_jax.errors import UserError
+from afspl_jax.types import Params
+
+
+class Sent(NamedTuple):
+  """One round of a client's uplink."""
+
+  params: Params  # as the server rebuilds them: the global params where a row was not sent
+  masks: Params  # the rows that were sent
+  residual: Params  # what the client keeps for its next round
+
+
+def check(config: settings.Uplink) -> None:
+  """Raises UserError, naming the field, unless every value is one that this module knows."""
+  settings.choice("uplink.select", config.select, ("energy", "ratio", "dense"))
+  settings.choice("uplink.weighing", config.weighing, ("coverage", "cohort"))
+  for name in ("energy", "ratio"):
+    share = getattr(config, name)
+    if not 0 < share <= 1:
+      raise UserError(f"uplink.{name}: expected a share above 0 and up to 1; got {share!r}")
+
+
+def mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape of the mask of a leaf with this shape."""
+  return (*shape[:-1], 1) if shape else ()
+
+
+def everywhere(params: Params) -> Params:
+  """The masks of all rows."""
+  return jax.tree.map(lambda leaf: np.ones(mask_shape(leaf.shape), np.bool_), params)
+
+
+def no_residual(params: Params) -> Params:
+  """The residual before a client's first round: zeros."""
+  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+
+
+def choose(update: Params, config: settings.Uplink) -> Params:
+  """The masks of the rows to send.
+
+  Energy is the sum of squares, in float64; of equal rows the one with the lower index goes first.
+  "energy" sends of each leaf the fewest rows that reach the share `config.energy` of the leaf's
+  energy, and never a row of zeros; "ratio" the share `config.ratio` of its rows, rounded up;
+  "dense" all.
+
+  Args:
+    update: pytree of float arrays: what local training added to the global params.
+    config: the rule.
+
+  Returns:
+    A tree of masks like `update`.
+
+  Raises:
+    FloatingPointError: "energy" or "ratio" of an update that is not finite.
+  """
+  if config.select == "dense":
+    return everywhere(update)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: _choose_rows(path, leaf, config), update
+  )
+
+
+def compress(
+  params: Params, global_params: Params, residual: Params, config: settings.Uplink
+) -> Sent:
+  """What a client sends after local training, and what it keeps.
+
+  Args:
+    params: result of local training; a pytree of float arrays, as the other two.
+    global_params: what the server sent, from which the training started.
+    residual: what earlier rounds did not send; `no_residual` at first.
+    config: the rule.
+
+  Returns:
+    The offer, `params + residual`, as far as it is sent. With "dense" and no residual it is
+    `params` to the last bit.
+
+  Raises:
+    FloatingPointError: "energy" or "ratio" of an update that is not finite.
+  """
+  params, global_params, residual = jax.device_get((params, global_params, residual))
+  # Where there is no residual nothing is added, since -0.0 + 0.0 is another number than -0.0.
+  offered = jax.tree.map(lambda p, r: np.where(r == 0, p, p + r), params, residual)
+  update = jax.tree.map(np.subtract, offered, global_params)
+  masks = choose(update, config)
+  sent = jax.tree.map(np.where, masks, offered, global_params)
+  kept = no_residual(params)
+  if config.error_feedback:
+    kept = jax.tree.map(np.where, masks, kept, update)
+  return Sent(sent, masks, kept)
+
+
+def _choose_rows(path, update, config: settings.Uplink) -> Bool[np.ndarray, "..."]:
+  """The mask of one leaf."""
+  squares = np.square(np.asarray(update, np.float64))
+  energy = squares.sum(axis=-1 if squares.ndim else None, keepdims=True)
+  order = np.argsort(-energy, axis=None, kind="stable")
+  # Unsent energy if none, one, two, ... of the last rows were left out: small numbers are summed
+  # first, so that the share 1.0 leaves out no row but those of zeros.
+  unsent = np.cumsum(energy.ravel()[order[::-1]])
+  total = unsent[-1] if unsent.size else 0.0
+  if not np.isfinite(total):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    raise FloatingPointError(f"{name}: the update is not finite")
+  if config.select == "ratio":
+    # Decimal: in floats 7 % of 100 rows are 7.000000000000001, and would round up to 8.
+    count = math.ceil(Fraction(str(config.ratio)) * energy.size)
+  else:
+    spare = total - config.energy * total
+    count = energy.size - int(np.searchsorted(unsent, spare, side="right"))
+  mask = np.zeros(energy.shape, np.bool_)
+  mask.flat[order[:count]] = True
+  return mask

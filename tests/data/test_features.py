@@ -1,0 +1,206 @@
+"""CLIP features through a real CLIP: what they are, and the cache that keeps them."""
+
+import contextlib
+import dataclasses
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from afspl_jax.backbones import weights
+from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+from afspl_jax.data import features
+from afspl_jax.data.features import _BATCH, FeatureEncoder, default_cache
+from afspl_jax.data.sources import open_source
+from afspl_jax.errors import UserError
+
+
+def encoder(folder, cache, dtype=jnp.float32):
+  clip = weights.load_clip(folder, dtype, dtype)
+  parts = ImageProcessor(folder), Tokenizer(folder), weights.fingerprint(folder)
+  return FeatureEncoder(clip, *parts, cache)
+
+
+@pytest.fixture(scope="module")
+def source(shapes_dir):
+  return open_source("shapes", "train", str(shapes_dir))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory, source, tiny_checkpoints):
+  """A cache that holds the features of `source`."""
+  folder = tmp_path_factory.mktemp("cache")
+  encoder(tiny_checkpoints.clip, folder).images(source)
+  return folder
+
+
+@dataclasses.dataclass
+class Blind:
+  """A source whose images cannot be read."""
+
+  source: object
+
+  def __getattr__(self, name):
+    return getattr(self.source, name)
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, index):
+    return self.source[index]
+
+  def images(self):
+    return self.source.images()
+
+  def load_image(self, key):
+    raise AssertionError("an image was read")
+
+
+def test_features_are_read_from_disk_the_second_time(source, tiny_checkpoints, cache):
+  first = encoder(tiny_checkpoints.clip, cache).images(source)
+  again = encoder(tiny_checkpoints.clip, cache).images(Blind(source))
+  assert isinstance(again.tokens, np.memmap)
+  assert first.tokens.shape == (80, 17, 16) and np.isfinite(first.joint).all()
+  np.testing.assert_array_equal(first.tokens, again.tokens)
+  np.testing.assert_array_equal(first.joint, again.joint)
+
+
+def test_other_weights_splits_and_dtypes_never_share_features(
+  source, shapes_dir, tiny_checkpoints, cache, tmp_path
+):
+  other = tmp_path / "clip"
+  shutil.copytree(tiny_checkpoints.clip, other)
+  clip = weights.load_clip(other)
+  nnx.update(clip, jax.tree.map(lambda leaf: leaf + 0.01, nnx.state(clip)))
+  weights.save(clip, other)
+  for folder, dtype in ((other, jnp.float32), (tiny_checkpoints.clip, jnp.bfloat16)):
+    with pytest.raises(AssertionError, match="an image was read"):
+      encoder(folder, cache, dtype).images(Blind(source))
+  test = open_source("shapes", "test", str(shapes_dir))
+  with pytest.raises(AssertionError, match="an image was read"):
+    encoder(tiny_checkpoints.clip, cache).images(Blind(test))
+
+
+def test_features_in_bfloat16_come_back_as_bfloat16(shapes_dir, tiny_checkpoints, tmp_path):
+  test = open_source("shapes", "test", str(shapes_dir))
+  exact = encoder(tiny_checkpoints.clip, tmp_path).images(test)
+  for _ in range(2):
+    rough = encoder(tiny_checkpoints.clip, tmp_path, jnp.bfloat16).images(test)
+    assert rough.joint.dtype == rough.tokens.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rough.joint.astype(np.float32), exact.joint, atol=0.1)
+  assert np.asarray(jnp.asarray(rough.joint)).dtype == jnp.bfloat16
+
+
+def test_a_half_written_cache_is_never_read(source, tiny_checkpoints, tmp_path):
+  cache, left = tmp_path / "cache", tmp_path / "left"
+
+  class Interrupted(Blind):
+    def load_image(self, key):
+      if key == "70":
+        shutil.copytree(cache, left)  # what a kill at this moment leaves
+        raise KeyboardInterrupt
+      return self.source.load_image(key)
+
+  with pytest.raises(KeyboardInterrupt):
+    encoder(tiny_checkpoints.clip, cache).images(Interrupted(source))
+  assert not list(cache.iterdir()) and list(left.rglob("tokens.npy"))
+  shutil.copytree(left, cache, dirs_exist_ok=True)
+  whole = encoder(tiny_checkpoints.clip, cache).images(source)
+  assert np.abs(whole.joint).sum(1).min() > 0
+  again = encoder(tiny_checkpoints.clip, cache).images(Blind(source))
+  np.testing.assert_array_equal(whole.joint, again.joint)
+
+
+@contextlib.contextmanager
+def no_room(size: int):
+  """Writing a file beyond `size` bytes fails, as on a full disk."""
+  old = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(source, tiny_checkpoints, tmp_path):
+  one = encoder(tiny_checkpoints.clip, tmp_path)
+  with no_room(70_000), pytest.raises(UserError, match=r"feature cache: .* Make room") as error:
+    one.images(source)  # 87,040 bytes of tokens
+  assert "\n" not in str(error.value)
+  assert not list(tmp_path.iterdir())
+  assert one.images(source).joint.any(axis=1).all()
+
+
+def test_an_image_that_cannot_be_read_is_not_blamed_on_the_cache(
+  source, tiny_checkpoints, tmp_path
+):
+  class Broken(Blind):
+    def load_image(self, key):
+      raise FileNotFoundError(key)
+
+  with pytest.raises(FileNotFoundError):
+    encoder(tiny_checkpoints.clip, tmp_path).images(Broken(source))
+
+
+def test_a_cache_that_cannot_be_written_is_one_clear_line(source, tiny_checkpoints, tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(
+    UserError, match=r"feature cache: expected a folder .*XDG_CACHE_HOME"
+  ) as error:
+    encoder(tiny_checkpoints.clip, tmp_path / "file" / "cache").images(source)
+  assert "\n" not in str(error.value)
+
+
+def test_the_cache_lies_where_the_system_says(monkeypatch, tmp_path):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  assert default_cache() == tmp_path / "afspl_jax" / "features"
+  monkeypatch.delenv("XDG_CACHE_HOME")
+  assert default_cache().parts[-3:] == (".cache", "afspl_jax", "features")
+
+
+# Texts
+
+
+TEXTS = [f"is there a {'red ' * (i % 40)}square at {i} ?" for i in range(2 * _BATCH + 3)]
+
+
+def test_texts_of_all_lengths_are_encoded_in_their_order(tiny_checkpoints, cache):
+  found = encoder(tiny_checkpoints.clip, cache).texts(TEXTS)
+  ids, mask = Tokenizer(tiny_checkpoints.clip).tokenize(TEXTS, 77)
+  assert len(set(mask.sum(1))) > 30
+  clip = weights.load_clip(tiny_checkpoints.clip)
+  expected = clip.encode_text(jnp.asarray(ids), jnp.asarray(mask))
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_sorted_a_part_at_a_time_are_the_same(tiny_checkpoints, tmp_path, monkeypatch):
+  whole = encoder(tiny_checkpoints.clip, tmp_path / "a").texts(TEXTS)
+  monkeypatch.setattr(features, "_SORTED", _BATCH)
+  parts = encoder(tiny_checkpoints.clip, tmp_path / "b").texts(TEXTS)
+  np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_are_encoded_once_and_others_or_in_another_order_apart(tiny_checkpoints, tmp_path):
+  first = encoder(tiny_checkpoints.clip, tmp_path).texts(["a", "b"])
+  blind = encoder(tiny_checkpoints.clip, tmp_path)
+  blind._text = None  # cannot encode
+  again = blind.texts(["a", "b"])
+  assert isinstance(again, np.memmap)
+  np.testing.assert_array_equal(first, again)
+  for others in (["b", "a"], ["a"], ["a b"], ["ab", ""]):
+    with pytest.raises(TypeError):
+      blind.texts(others)
+  swapped = encoder(tiny_checkpoints.clip, tmp_path).texts(["b", "a"])
+  np.testing.assert_allclose(swapped[::-1], first, rtol=1e-4, atol=1e-5)
+  assert encoder(tiny_checkpoints.clip, tmp_path).texts([]).shape == (0, 16)
+
+
+def test_texts_in_bfloat16_come_back_as_bfloat16(tiny_checkpoints, tmp_path):
+  exact = encoder(tiny_checkpoints.clip, tmp_path).texts(TEXTS[:3])
+  rough = encoder(tiny_checkpoints.clip, tmp_path, jnp.bfloat16).texts(TEXTS[:3])
+  assert rough.dtype == jnp.bfloat16
+  np.testing.assert_allclose(rough.astype(np.float32), exact, atol=0.1)
