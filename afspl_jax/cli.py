@@ -2,26 +2,92 @@
 
 import argparse
 import json
+import shlex
 import sys
+from pathlib import Path
 
+from afspl_jax.errors import UserError
 from afspl_jax.metrics.jsonl import score_file
+
+CONFIGS = Path(__file__).parents[1] / "configs"  # of a checkout
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs one command; returns 0, or 2 after a user's mistake in one clear message."""
+  """Runs one command; returns its status: 2 after a user's mistake, in one clear message."""
   parser = argparse.ArgumentParser(prog="afspl", description=__doc__)
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
   score = commands.add_parser(
     "score", help="BLEU-1..4, CIDEr and ROUGE-L of a file of predictions, as JSON"
   )
   score.add_argument("file", help='lines like {"prediction": "...", "references": ["...", "..."]}')
-  args = parser.parse_args(argv)
+  score.set_defaults(run=_score)
+
+  ablate = commands.add_parser(
+    "ablate",
+    help="run a study of methods, settings and seeds, and tabulate it",
+    description="Runs what a study still lacks, then writes table.md, results.json and bytes.png."
+    " Exit status: 0 success, 2 a user's mistake, 1 some run failed, 130 interrupted.",
+  )
+  ablate.add_argument("config", help="a file with get_study(): in configs/, or a path")
+  ablate.add_argument("--workdir", type=Path, help="the study's folder; default runs/NAME")
+  ablate.add_argument(
+    "--jobs", type=int, default=1, help="runs at a time; they share cores and GPU (on a TPU: 1)"
+  )
+  ablate.add_argument(
+    "--only",
+    action="append",
+    default=[],
+    metavar="PART",
+    help="only variants with this in their name; may be given again",
+  )
+  ablate.add_argument("--table", action="store_true", help="run nothing; tabulate what is there")
+  ablate.set_defaults(run=_ablate)
+
+  argv = sys.argv[1:] if argv is None else argv
+  args = parser.parse_args(argv, argparse.Namespace(again=shlex.join(["afspl", *argv])))
+  try:
+    return args.run(args)
+  except UserError as error:
+    print(f"afspl {args.command}: {error}", file=sys.stderr)
+    return 2
+
+
+def _score(args: argparse.Namespace) -> int:
   try:
     print(json.dumps(score_file(args.file), indent=2))
   except (OSError, ValueError) as error:
-    print(f"afspl {args.command}: {error}", file=sys.stderr)
-    return 2
+    raise UserError(str(error)) from error
   return 0
+
+
+def _ablate(args: argparse.Namespace) -> int:
+  # `score` is to start at once, and needs none of these.
+  from afspl_jax import plots, tables
+  from afspl_jax.ablate import ablate
+  from afspl_jax.flags import find, load
+  from afspl_jax.study import Study
+
+  path = find(args.config, CONFIGS)
+  study = load(path, "get_study", Study)
+  workdir = args.workdir or Path("runs") / path.stem
+  command = shlex.join(["afspl", "ablate", args.config, f"--workdir={workdir}"])
+  if args.table and not workdir.is_dir():
+    raise UserError(f"{workdir}: expected a study's folder; got none. Run: {command}")
+  failed, interrupted = [], False
+  try:
+    if not args.table:
+      failed = ablate(study, workdir, args.jobs, args.only)
+  except KeyboardInterrupt:
+    interrupted = True
+  scored = tables.write(study, workdir, command)
+  plots.write(study, scored, workdir / "bytes.png")
+  print(f"tables: {workdir / 'table.md'}")
+  if interrupted:
+    print(f"interrupted: finished rounds are kept. Go on with: {args.again}", file=sys.stderr)
+    return 130
+  if failed:
+    print(f"{len(failed)} runs failed: {workdir / 'failures.jsonl'}", file=sys.stderr)
+  return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Command-line flags to a resolved config, through ml_collections."""
 
-import dataclasses
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import config_flags
 
 from afspl_jax.config import Experiment
 from afspl_jax.errors import UserError
+from afspl_jax.fields import check_type, known_fields, unknown
+
+T = TypeVar("T")
 
 _USAGE = """usage: python launch.py [--config=NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
 
@@ -38,15 +40,15 @@ def parse(argv: list[str], configs: Path) -> tuple[Experiment, Path]:
   if any(arg in ("-h", "--help") for arg in argv[1:]):
     print(_help(configs))
     raise SystemExit(0)
-  path = _config_path(argv, configs)
-  config = _load(path)
+  path = find(_config_name(argv), configs, "--config=")
+  config = load(path, "get_config", Experiment)
   fields = dict(known_fields(Experiment()))
   # Without its dashes, `config=x.py` is no flag: it stays, and is refused below.
   given = [arg for arg in argv[1:] if arg.split("=")[0] not in ("--config", "-config")]
   for arg in given:
     name = arg.lstrip("-").split("=")[0]
     if name.startswith("config.") and name.removeprefix("config.") not in fields:
-      raise UserError(_unknown(name.removeprefix("config."), fields))
+      raise UserError(f"--{name}: {unknown(name.removeprefix('config.'), fields)}")
   values = flags.FlagValues()
   argv = [argv[0], *given]
   flags.DEFINE_string("workdir", f"runs/{path.stem}", "the run's folder", flag_values=values)
@@ -60,21 +62,49 @@ def parse(argv: list[str], configs: Path) -> tuple[Experiment, Path]:
     raise UserError(f"{_first_line(error)}. Try --help") from error
   if rest[1:]:
     raise UserError(f"expected flags, such as --config=coco.py; got {rest[1]!r}. Try --help")
-  _check_types(config, fields)
+  for name, value in known_fields(config):  # neither a dataclass nor ml_collections sees them all
+    check_type(f"--config.{name}", value, fields.get(name))
   return config, Path(values.workdir)
 
 
-def known_fields(config: object, prefix: str = "") -> list[tuple[str, object]]:
-  """Every leaf of nested dataclasses as a dotted name with its value."""
-  out: list[tuple[str, object]] = []
-  for field in dataclasses.fields(config):  # type: ignore[arg-type]
-    value = getattr(config, field.name)
-    name = f"{prefix}{field.name}"
-    out += known_fields(value, f"{name}.") if dataclasses.is_dataclass(value) else [(name, value)]
-  return out
+def find(name: str, configs: Path, flag: str = "") -> Path:
+  """Where a config file is: `name` in the folder `configs`, or else as a path.
+
+  Raises:
+    UserError: neither is a .py file; the message begins with `flag`.
+  """
+  for path in (configs / name, Path(name)):
+    if path.is_file() and path.suffix == ".py":
+      return path.resolve()
+  raise UserError(
+    f"{flag}{name}: expected one of {_names(configs)}, or a path to a .py file;"
+    f" neither {configs / name} nor {Path(name).absolute()} is one"
+  )
 
 
-def _config_path(argv: list[str], configs: Path) -> Path:
+def load(path: Path, function: str, kind: type[T]) -> T:
+  """What a config file's `function` returns.
+
+  Raises:
+    UserError: the file does not run, or gives no `kind`.
+  """
+  namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+  try:
+    exec(compile(path.read_bytes(), path, "exec"), namespace)
+    value = namespace[function]() if function in namespace else None
+  except Exception as error:  # the user's code: whatever it raises is theirs
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    where = ":".join([str(path), *map(str, lines[-1:])])
+    raise UserError(f"{where}: {type(error).__name__}: {_first_line(error)}") from error
+  if not isinstance(value, kind):
+    a = "an" if kind.__name__[0] in "AEIOU" else "a"
+    raise UserError(
+      f"{path}: expected {function}() to return {a} {kind.__name__}; got {type(value).__name__}"
+    )
+  return value
+
+
+def _config_name(argv: list[str]) -> str:
   """The last --config wins, as with every flag."""
   name = "shapes.py"
   for i, arg in enumerate(argv):
@@ -83,53 +113,7 @@ def _config_path(argv: list[str], configs: Path) -> Path:
       name = value if equals else argv[i + 1] if i + 1 < len(argv) else ""
       if not equals:
         raise UserError(f"--config: write it with an equals sign: --config={name or 'shapes.py'}")
-  for path in (configs / name, Path(name)):
-    if path.is_file() and path.suffix == ".py":
-      return path.resolve()
-  raise UserError(
-    f"--config={name}: expected one of {_names(configs)}, or a path to a .py file;"
-    f" neither {configs / name} nor {Path(name).absolute()} is one"
-  )
-
-
-def _load(path: Path) -> Experiment:
-  """What the file's `get_config()` returns."""
-  namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-  try:
-    exec(compile(path.read_bytes(), path, "exec"), namespace)
-    config = namespace["get_config"]() if "get_config" in namespace else None
-  except Exception as error:  # the user's code: whatever it raises is theirs
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    where = ":".join([str(path), *map(str, lines[-1:])])
-    raise UserError(f"{where}: {type(error).__name__}: {_first_line(error)}") from error
-  if not isinstance(config, Experiment):
-    raise UserError(
-      f"{path}: expected get_config() to return an Experiment; got {type(config).__name__}"
-    )
-  return config
-
-
-def _check_types(config: Experiment, fields: dict[str, object]) -> None:
-  """Refuses what neither a dataclass nor ml_collections sees: a file's values, tuples' parts."""
-  for name, value in known_fields(config):
-    default = fields.get(name)
-    number = type(value) in (int, float)
-    if isinstance(default, tuple):
-      fits = isinstance(value, tuple) and all(type(part) in (int, float) for part in value)
-      wanted = "numbers, such as 0.5,0.5"
-    else:
-      fits = type(value) is type(default) or (number and isinstance(default, float))
-      wanted = f"{type(default).__name__}, such as {default!r}"
-    if not fits:
-      raise UserError(f"--config.{name}: expected {wanted}; got {value!r}")
-
-
-def _unknown(name: str, fields: dict[str, object]) -> str:
-  inside = [field for field in fields if field.startswith(f"{name}.")]
-  group = name.rpartition(".")[0]
-  near = inside or [field for field in fields if group and field.startswith(f"{group}.")]
-  groups = sorted({field.split(".")[0] for field in fields})
-  return f"--config.{name}: no such field; known here: {', '.join(near or groups)}"
+  return name
 
 
 def _wrong_type(given: list[str], fields: dict[str, object], error: BaseException) -> str:

@@ -97,11 +97,11 @@ class RunFolder:
 
   def metrics(self) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; call `rewind` first after a restart."""
-    return _read_lines(self.path / METRICS)
+    return read_lines(self.path / METRICS)
 
   def clients(self) -> list[dict[str, Any]]:
     """The lines of clients.jsonl; call `rewind` first after a restart."""
-    return _read_lines(self.path / CLIENTS)
+    return read_lines(self.path / CLIENTS)
 
   def predictions(self, round: int) -> Path:
     """Where a round's predictions go; the folder exists."""
@@ -117,7 +117,7 @@ class RunFolder:
     """
     for name in (METRICS, CLIENTS):
       path = self.path / name
-      lines = [line for line in _read_lines(path) if line["round"] <= round]
+      lines = [line for line in read_lines(path) if line["round"] <= round]
       text = "".join(_to_json(line) for line in lines)
       if path.exists() and path.read_bytes() != text.encode():
         write_text(path, text)
@@ -184,7 +184,12 @@ def _versions() -> dict[str, str]:
   return versions
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+  """The lines of a run's file, but for a last one that was cut short.
+
+  Raises:
+    UserError: a line that is not JSON; names file and line.
+  """
   if not path.exists():
     return []
   lines = []

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from afspl_jax.cli import main
 from afspl_jax.metrics.captions import score_captions
 
@@ -21,3 +23,59 @@ def test_a_bad_line_or_file_is_one_clear_line_and_status_2(tmp_path, capsys):
     assert main(["score", str(path)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and wanted in err and err.count("\n") == 1
+
+
+STUDY = """
+from afspl_jax.config import Experiment
+from afspl_jax.study import Study
+
+def get_study():
+  variants = {"full AFSPL": {}, "dense FedAvg": {"fed.rounds": 1, **EXTRA}}
+  return Study(Experiment(), {"iid": {}}, variants, (0,))
+"""
+
+
+def one_line(argv: list[str], capsys) -> str:
+  """The complaint that a command ends with."""
+  assert main(argv) == 2
+  out, err = capsys.readouterr()
+  assert out == "" and err.count("\n") == 1 and err.startswith("afspl ablate: ")
+  return err
+
+
+def test_a_study_that_does_not_work_is_one_clear_line_and_status_2(tmp_path, capsys):
+  file, workdir = tmp_path / "study.py", tmp_path / "w"
+  for text, wanted in (
+    ("x = 1", "expected get_study() to return a Study; got NoneType"),
+    (STUDY, f"{file}:6: NameError"),
+    ('EXTRA = {"fed.round": 1}' + STUDY, "'dense FedAvg' in 'iid': fed.round: no such field"),
+  ):
+    file.write_text(text)
+    assert wanted in one_line(["ablate", str(file), f"--workdir={workdir}"], capsys)
+  assert "path to a .py file" in one_line(["ablate", "no.py"], capsys)
+  assert not workdir.exists()
+
+
+def test_tables_of_a_study_that_never_ran_say_what_to_do(tmp_path, capsys):
+  file = tmp_path / "study.py"
+  file.write_text("EXTRA = {}" + STUDY)
+  command = ["ablate", str(file), f"--workdir={tmp_path / 'w'}"]
+  assert f"Run: afspl {' '.join(command)}" in one_line([*command, "--table"], capsys)
+
+
+def test_tables_of_a_study_that_has_not_finished_are_written(tmp_path, capsys):
+  file, workdir = tmp_path / "study.py", tmp_path / "w"
+  file.write_text("EXTRA = {}" + STUDY)
+  workdir.mkdir()
+  assert main(["ablate", str(file), f"--workdir={workdir}", "--table"]) == 0
+  assert capsys.readouterr().out == f"tables: {workdir / 'table.md'}\n"
+  text = (workdir / "table.md").read_text()
+  assert f"`afspl ablate {file} --workdir={workdir}`" in text.splitlines()[0]
+  assert "- dense FedAvg, seed 0: not run to its end" in text
+
+
+def test_help_names_every_command(capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(["--help"])
+  assert stop.value.code == 0
+  assert "ablate" in (text := capsys.readouterr().out) and "score" in text

@@ -12,7 +12,10 @@ PACKAGE = "afspl_jax"
 # import each other; a folder that is cut into two layers names its upper files.
 LAYERS = {
   "errors": 0,
+  "atomic": 0,
   "config": 0,
+  "fields": 0,
+  "study": 0,
   "types": 0,
   "metrics": 0,
   "backbones": 1,
@@ -28,10 +31,17 @@ LAYERS = {
   "run_folder": 4,
   "evaluate": 5,
   "federation": 6,
+  "checks": 7,
+  "setup": 7,
+  "final": 7,
   "run": 7,
   "flags": 7,
-  "cli": 7,
   "pretrain": 7,
+  "workers": 8,
+  "tables": 8,
+  "plots": 8,
+  "ablate": 8,
+  "cli": 8,
 }
 
 

@@ -105,8 +105,8 @@ class FeatureEncoder:
       lengths = mask.sum(axis=1)
       order = np.argsort(lengths, kind="stable")
       out = np.empty((len(ids), self._config.joint_width), self._dtype)
-      # Texts of like length together: CLIP's 77 tokens are mostly padding, which takes its time.
-      # 10,711 captions of the shapes world by the tiny CLIP, two CPU cores: {MEASURED}.
+      # Texts of like length together, as most of CLIP's 77 tokens are padding. The shapes world's
+      # 10,645 training captions, tiny CLIP, tokenizer included: 5.9 s of CPU time instead of 10.1.
       for first in range(0, len(ids), _BATCH):
         rows = order[first : first + _BATCH]
         length = -(-int(lengths[rows[-1]]) // _PAD_TO) * _PAD_TO

@@ -1,0 +1,69 @@
+"""Fields of an experiment by their dotted names, such as `fed.rounds`: listed, checked, changed."""
+
+import copy
+import dataclasses
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from afspl_jax.config import Experiment
+from afspl_jax.errors import UserError
+
+
+def known_fields(config: object, prefix: str = "") -> list[tuple[str, object]]:
+  """Every leaf of nested dataclasses as a dotted name with its value."""
+  out: list[tuple[str, object]] = []
+  for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    value = getattr(config, field.name)
+    name = f"{prefix}{field.name}"
+    out += known_fields(value, f"{name}.") if dataclasses.is_dataclass(value) else [(name, value)]
+  return out
+
+
+def changed(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
+  """A copy of `config` with other values of some fields.
+
+  Args:
+    config: stays as it is.
+    changes: values by dotted name; an int is taken for a float field.
+
+  Raises:
+    UserError: a field that is not known, or a value of the wrong type.
+  """
+  fields = dict(known_fields(config))
+  config = copy.deepcopy(config)
+  for name, value in changes.items():
+    if name not in fields:
+      raise UserError(f"{name}: {unknown(name, fields)}")
+    check_type(name, value, fields[name])
+    group, _, leaf = name.rpartition(".")
+    owner = operator.attrgetter(group)(config) if group else config
+    # Equal numbers must make equal configs: 0 and 0.0 are told apart in JSON, and so by digest.
+    setattr(owner, leaf, float(value) if isinstance(fields[name], float) else value)
+  return config
+
+
+def check_type(name: str, value: object, default: object) -> None:
+  """Refuses a value that is not of its field's type.
+
+  Raises:
+    UserError: naming the field, the type with an example, and the value.
+  """
+  number = type(value) in (int, float)
+  if isinstance(default, tuple):
+    fits = isinstance(value, tuple) and all(type(part) in (int, float) for part in value)
+    wanted = "numbers, such as 0.5,0.5"
+  else:
+    fits = type(value) is type(default) or (number and isinstance(default, float))
+    wanted = f"{type(default).__name__}, such as {default!r}"
+  if not fits:
+    raise UserError(f"{name}: expected {wanted}; got {value!r}")
+
+
+def unknown(name: str, fields: Mapping[str, object]) -> str:
+  """Says that there is no such field, and which there are in its neighbourhood."""
+  inside = [field for field in fields if field.startswith(f"{name}.")]
+  group = name.rpartition(".")[0]
+  near = inside or [field for field in fields if group and field.startswith(f"{group}.")]
+  groups = sorted({field.split(".")[0] for field in fields})
+  return f"no such field; known here: {', '.join(near or groups)}"

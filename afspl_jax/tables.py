@@ -1,0 +1,278 @@
+"""A study's tables: means over seeds with their 95 % intervals, from the runs' files alone."""
+
+import json
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from scipy.special import stdtrit
+
+from afspl_jax.atomic import write_text
+from afspl_jax.run_folder import METRICS, read_lines
+from afspl_jax.study import Cell, Study, cells
+
+MISSING = "–"
+FINISHED = "finished"  # a file in a run's folder
+Metrics = Mapping[str, Mapping[str, Any]]  # a run's last lines, by split
+
+
+class Estimate(NamedTuple):
+  """A mean over seeds."""
+
+  mean: float
+  half_width: float  # of the 95 % interval; nan for one seed
+  seeds: int
+
+  def text(self, decimals: int, sign: str = "") -> str:
+    """As `0.123 ± 0.004`; one seed has no interval."""
+    mean = f"{self.mean:{sign}.{decimals}f}"
+    return mean if self.seeds == 1 else f"{mean} ± {self.half_width:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Column:
+  """One number of a run."""
+
+  name: str
+  meaning: str
+  split: str  # of the line in metrics.jsonl
+  key: str
+  decimals: int = 3
+  scale: float = 1.0
+
+
+CIDER = Column("CIDEr", "of the global prompter on the common test split", "test", "cider")
+MEGABYTES = Column(
+  "MB up", "sent by all clients in all rounds, in 10⁶ bytes", "test", "bytes_up", 2, 1e-6
+)
+MAIN = (
+  CIDER,
+  Column("BLEU-4", "the same texts, by their 4-grams", "test", "bleu4"),
+  Column("VQA", "share of right answers of the global prompter", "test", "vqa_accuracy"),
+  Column(
+    "CIDEr, own",
+    "every test example answered by its own client's personal prompter",
+    "test_personal",
+    "cider",
+  ),
+  Column("VQA, own", "the same, of questions", "test_personal", "vqa_accuracy"),
+  Column(
+    "CIDEr, common",
+    "of personal prompters on one common sample, mean over clients",
+    "test_personal_common",
+    "cider",
+  ),
+  MEGABYTES,
+)
+MORE = (
+  Column("blind", "CIDEr of the global prompter, shown no image", "test_blind", "cider"),
+  Column("mean fusion", "CIDEr with fusion weights as their mean", "test_mean_fusion", "cider"),
+  Column("changed", "share of texts that are then others", "test_mean_fusion", "changed"),
+  Column(
+    "newcomers",
+    "CIDEr of the global prompter at sites that took no part",
+    "newcomer_global",
+    "cider",
+  ),
+  Column("before", "CIDEr of their personal prompters, untrained", "newcomer_before", "cider"),
+  Column("after", "and after a round of training", "newcomer_after", "cider"),
+)  # one by one, where some run has it
+
+
+@dataclass(frozen=True)
+class Scored:
+  """A cell with what its run measured."""
+
+  cell: Cell
+  metrics: Metrics
+  finished: bool  # nothing is left to run
+  failure: str = ""  # else: why the last attempt failed, if it did
+
+  def value(self, column: Column) -> float | None:
+    """The run's number, in the column's unit; None where it was not measured."""
+    value = self.metrics.get(column.split, {}).get(column.key)
+    return None if value is None else value * column.scale
+
+
+def metrics_of(workdir: Path, run: str) -> Metrics:
+  """What a run measured after its last round: the last line of each split, or nothing yet."""
+  lines = read_lines(workdir / "runs" / run / METRICS)
+  return {line["split"]: line for line in lines if line["split"] not in ("train", "val")}
+
+
+def is_finished(workdir: Path, run: str) -> bool:
+  """Whether a run ended well; it may have its scores, and yet not all of them."""
+  return (workdir / "runs" / run / FINISHED).exists()
+
+
+def read(study: Study, workdir: Path) -> list[Scored]:
+  """Every cell of a study with what there is of its run."""
+  everything = cells(study)
+  failures = {line["run"]: line["reason"] for line in read_lines(workdir / "failures.jsonl")}
+  out = []
+  for cell in everything:
+    done = is_finished(workdir, cell.run)
+    failure = "" if done else failures.get(cell.run, "")
+    out.append(Scored(cell, metrics_of(workdir, cell.run), done, failure))
+  return out
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+  """Mean and Student's t interval of some seeds' values; None of none."""
+  number = len(values)
+  if number < 2:
+    return Estimate(values[0], math.nan, 1) if values else None
+  t = float(stdtrit(number - 1, 0.975))
+  return Estimate(fmean(values), t * stdev(values) / math.sqrt(number), number)
+
+
+class Rows:
+  """Numbers of a study by setting and variant; seeds are kept apart until they are paired."""
+
+  def __init__(self, scored: Sequence[Scored]):
+    self._scored: dict[tuple[str, str], list[Scored]] = {}
+    for one in scored:
+      self._scored.setdefault((one.cell.setting, one.cell.variant), []).append(one)
+
+  def by_seed(self, setting: str, variant: str, column: Column) -> dict[int, float]:
+    """The column's number of every seed that has it."""
+    values = {one.cell.seed: one.value(column) for one in self._scored[setting, variant]}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+  def mean(self, setting: str, variant: str, column: Column) -> Estimate | None:
+    """Over the seeds that have it."""
+    return estimate(list(self.by_seed(setting, variant, column).values()))
+
+  def paired(
+    self,
+    setting: str,
+    variant: str,
+    other: str,
+    column: Column,
+    compare: Callable[[float, float], float],
+  ) -> Estimate | None:
+    """Compares two variants seed by seed, over the seeds that both have."""
+    ours, theirs = (self.by_seed(setting, name, column) for name in (variant, other))
+    return estimate([compare(ours[seed], theirs[seed]) for seed in ours if seed in theirs])
+
+
+class Shown(NamedTuple):
+  """A column of a table as text."""
+
+  name: str
+  meaning: str
+  text: Callable[[str, str], str]  # of setting and variant
+
+
+def markdown(study: Study, scored: Sequence[Scored], command: str) -> str:
+  """The tables as text.
+
+  Args:
+    study: gives the order of settings and variants.
+    scored: from `read`.
+    command: what made the numbers, for the reader to repeat it.
+  """
+  rows = Rows(scored)
+  more = [c for c in MORE if any(one.value(c) is not None for one in scored)]
+  tables = [
+    [*(_shown(rows, c) for c in MAIN), _share(study, rows), _gain(study, rows)],
+    [_shown(rows, c) for c in more],
+  ]
+  number = len(study.seeds)
+  text = [
+    f"Made by `{command}`, from what its runs measured.",
+    "",
+    f"A number is the mean over seeds ± half the width of its 95 % interval (Student's t), which"
+    f" one seed does not have. {MISSING} was not measured.",
+    "",
+    *(f"- **{column.name}**: {column.meaning}" for table in tables for column in table),
+  ]
+  for setting in study.settings:
+    text += ["", f"## {setting} ({number} seed{'s' * (number > 1)})"]
+    for table in filter(None, tables):
+      text += ["", _row(["", *(c.name for c in table)]), _row(["---"] + ["---:"] * len(table))]
+      for variant in study.variants:
+        have = len(rows.by_seed(setting, variant, CIDER))
+        name = variant + (f" ({have} of {number} seeds)" if 0 < have < number else "")
+        text.append(_row([name, *(column.text(setting, variant) for column in table)]))
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for one in scored:
+      if one.cell.setting == setting and not one.finished:
+        why = one.failure or "not run to its end"
+        lacking.setdefault((one.cell.variant, why), []).append(str(one.cell.seed))
+    if lacking:
+      text += ["", "Missing:", ""]
+      text += [f"- {name}, seed {', '.join(of)}: {why}" for (name, why), of in lacking.items()]
+  return "\n".join(text) + "\n"
+
+
+def _shown(rows: Rows, column: Column) -> Shown:
+  def text(setting: str, variant: str) -> str:
+    return _text(rows.mean(setting, variant, column), column.decimals)
+
+  return Shown(column.name, column.meaning, text)
+
+
+def _share(study: Study, rows: Rows) -> Shown:
+  def percentage(part: float, whole: float) -> float:
+    return 100 * part / whole if whole else math.nan
+
+  def text(setting: str, variant: str) -> str:
+    return _text(rows.paired(setting, variant, study.reference, MEGABYTES, percentage), 1)
+
+  name = f"% of {study.reference}"
+  return Shown(name, f"MB up, of those of *{study.reference}* with the same seed", text)
+
+
+def _gain(study: Study, rows: Rows) -> Shown:
+  def text(setting: str, variant: str) -> str:
+    if variant == study.full:
+      return ""
+    return _text(rows.paired(setting, variant, study.full, CIDER, operator.sub), 3, "+")
+
+  meaning = f"difference in CIDEr to *{study.full}* with the same seed"
+  return Shown(f"CIDEr − {study.full}", meaning, text)
+
+
+def results(scored: Sequence[Scored]) -> list[dict[str, Any]]:
+  """Every number of every cell, as results.json holds it."""
+  return [
+    {
+      "setting": one.cell.setting,
+      "variant": one.cell.variant,
+      "seed": one.cell.seed,
+      "run": f"runs/{one.cell.run}",
+      "finished": one.finished,
+      "failure": one.failure,
+      "metrics": one.metrics,
+    }
+    for one in scored
+  ]
+
+
+def write(study: Study, workdir: Path, command: str) -> list[Scored]:
+  """Writes table.md and results.json, each whole or not at all, from what there is.
+
+  Returns:
+    What they hold, for a picture.
+
+  Raises:
+    UserError: a line of a run that is not JSON.
+  """
+  scored = read(study, workdir)
+  write_text(workdir / "table.md", markdown(study, scored, command))
+  numbers = json.dumps(results(scored), indent=2, ensure_ascii=False)
+  write_text(workdir / "results.json", numbers + "\n")
+  return scored
+
+
+def _text(value: Estimate | None, decimals: int, sign: str = "") -> str:
+  return MISSING if value is None or math.isnan(value.mean) else value.text(decimals, sign)
+
+
+def _row(parts: Sequence[str]) -> str:
+  return f"| {' | '.join(part.replace('|', '/') for part in parts)} |"

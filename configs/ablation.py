@@ -1,0 +1,62 @@
+"""Every part of AFSPL switched off in turn, and its baselines, in four kinds of heterogeneity.
+
+`afspl ablate configs/ablation.py --workdir=runs/ablation`
+"""
+
+from afspl_jax.config import Data, Eval, Experiment, Fed, Optim
+from afspl_jax.study import Study
+
+ROUNDS = 30
+CLIENTS = 10
+LOCAL_STEPS = 8
+TEST_EXAMPLES = 0  # all
+SEEDS = (0, 1, 2)
+
+# Where sites do not matter, every setting asks for the same run, which is then made once.
+NO_SITES = {"data.partition": "iid", "data.dirichlet_alpha": Data.dirichlet_alpha}
+
+
+def get_config() -> Experiment:
+  return Experiment(
+    data=Data(num_clients=CLIENTS),
+    optim=Optim(local_steps=LOCAL_STEPS),
+    fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS),
+    eval=Eval(every=ROUNDS, test_examples=TEST_EXAMPLES),
+  )
+
+
+def get_study() -> Study:
+  return Study(
+    base=get_config(),
+    settings={
+      "iid": {"data.partition": "iid"},
+      "Dirichlet 0.5": {"data.partition": "dirichlet", "data.dirichlet_alpha": 0.5},
+      "Dirichlet 0.1": {"data.partition": "dirichlet", "data.dirichlet_alpha": 0.1},
+      "natural": {"data.partition": "natural"},
+    },
+    variants={
+      "zero-shot": {**NO_SITES, "fed.rounds": 0, "prompter.local": False},
+      "local-only": {"fed.share": "none"},
+      "centralised": {
+        **NO_SITES,
+        "data.num_clients": 1,
+        "fed.clients_per_round": 1,
+        "optim.local_steps": CLIENTS * LOCAL_STEPS,
+        "prompter.local": False,
+      },
+      "dense FedAvg": {"prompter.local": False, "uplink.select": "dense", "optim.contrast": 0.0},
+      "full AFSPL": {},
+      "- local prompts": {"prompter.local": False},
+      "- sparse uplink": {"uplink.select": "dense"},
+      "- error feedback": {"uplink.error_feedback": False},
+      "- adaptive k (fixed)": {"prompter.pool_mode": "fixed"},
+      "- adaptive k (dense)": {"prompter.pool_mode": "dense"},
+      "- dynamic fusion (learned)": {"prompter.fusion": "learned"},
+      "- dynamic fusion (static)": {"prompter.fusion": "static"},
+      "- contrastive": {"optim.contrast": 0.0},
+      "- load balance": {"optim.balance": 0.0},
+      "- word init": {"prompter.init": "random"},
+      "- image": {"prompter.see_image": False},
+    },
+    seeds=SEEDS,
+  )
