@@ -29,6 +29,17 @@ def leaves(module: nnx.Module) -> Params:
   return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
+def prefix(prompted: Prompted) -> Float[Array, "b x d"]:
+  """`[F ; V]`, the vectors before the instruction."""
+  return jnp.concatenate([prompted.prompt, prompted.visual], axis=1)
+
+
+def mean_state(states: Float[Array, "b l d"], mask: Bool[Array, "b l"]) -> Float[Array, "b d"]:
+  """The mean of the encoder states that `mask` keeps."""
+  kept = mask[..., None]
+  return jnp.sum(states * kept, axis=1) / jnp.sum(kept, axis=1)
+
+
 class Captioner:
   """The forward passes, for a prompter and a T5 of given structure.
 
@@ -42,37 +53,51 @@ class Captioner:
     self._prompter, self._t5 = nnx.graphdef(prompter), nnx.graphdef(t5)
     self.pad_id, self.eos_id = t5.config.pad_id, t5.config.eos_id
 
+  def prompt(self, params: Params, batch: Batch) -> Prompted:
+    """Makes the prompts of a batch; T5 does not run."""
+    prompter = nnx.merge(self._prompter, params)
+    return prompter(batch.tokens, batch.image, batch.text, batch.personal)
+
   def encode(self, params: Params, frozen: Params, batch: Batch) -> Encoded:
     """Builds `[F ; V ; embed(instruction)]` and encodes it; never looks at the targets."""
-    prompted = nnx.merge(self._prompter, params)(
-      batch.tokens, batch.image, batch.text, batch.personal
-    )
+    prompted = self.prompt(params, batch)
+    states, mask = self.read(frozen, prefix(prompted), batch.instruction, batch.instruction_mask)
+    return Encoded(states, mask, prompted)
+
+  def read(
+    self,
+    frozen: Params,
+    prefix: Float[Array, "b x d"],
+    instruction: Int[Array, "b l"],
+    instruction_mask: Bool[Array, "b l"],
+  ) -> tuple[Float[Array, "b xl d"], Bool[Array, "b xl"]]:
+    """Encodes `[prefix ; embed(instruction)]`: the states, and which of them may be attended to."""
     t5 = nnx.merge(self._t5, frozen)
-    words = t5.embed(batch.instruction)
-    made = jnp.concatenate([prompted.prompt, prompted.visual], axis=1)
-    embeddings = jnp.concatenate([made.astype(words.dtype), words], axis=1)
-    made_mask = jnp.ones(made.shape[:2], bool)
-    mask = jnp.concatenate([made_mask, batch.instruction_mask], axis=1)
-    return Encoded(t5.encode(embeddings, mask), mask, prompted)
+    words = t5.embed(instruction)
+    embeddings = jnp.concatenate([prefix.astype(words.dtype), words], axis=1)
+    mask = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), instruction_mask], axis=1)
+    return t5.encode(embeddings, mask), mask
 
-  def pool_prompt(self, params: Params, batch: Batch) -> Float[Array, "b p d"]:
-    """The prompt that each row's keys match in the pool; T5 does not run."""
-    prompter = nnx.merge(self._prompter, params)
-    return prompter(batch.tokens, batch.image, batch.text, batch.personal).pool.prompt
-
-  def projected(self, params: Params, encoded: Encoded) -> Float[Array, "b f"]:
-    """The mean encoder state in CLIP's joint space, for the contrastive loss."""
-    mask = encoded.mask[..., None]
-    mean = jnp.sum(encoded.states * mask, axis=1) / jnp.sum(mask, axis=1)
-    return nnx.merge(self._prompter, params).local.contrast(mean.astype(jnp.float32))
+  def projected(self, params: Params, mean_states: Float[Array, "b d"]) -> Float[Array, "b f"]:
+    """Mean encoder states in CLIP's joint space, for the contrastive loss."""
+    return nnx.merge(self._prompter, params).local.contrast(mean_states.astype(jnp.float32))
 
   def logits(
     self, frozen: Params, encoded: Encoded, targets: Int[Array, "b t"]
   ) -> Float[Array, "b t n"]:
     """Teacher-forced logits of each target token."""
+    return self.teach(frozen, encoded.states, encoded.mask, targets)
+
+  def teach(
+    self,
+    frozen: Params,
+    states: Float[Array, "b l d"],
+    mask: Bool[Array, "b l"],
+    targets: Int[Array, "b t"],
+  ) -> Float[Array, "b t n"]:
+    """The same from bare encoder states."""
     t5 = nnx.merge(self._t5, frozen)
-    inputs = shift_right(targets, self.pad_id)
-    return t5.logits(t5.decode(inputs, encoded.states, encoded.mask))
+    return t5.logits(t5.decode(shift_right(targets, self.pad_id), states, mask))
 
   def start_cache(self, frozen: Params, encoded: Encoded, length: int) -> DecodeCache:
     """Prepares decoding of up to `length` tokens."""

@@ -16,6 +16,7 @@ def check(config: Experiment) -> None:
   choice("backbone.dtype", config.backbone.dtype, ("float32", "bfloat16"))
   for name, value in {
     "fed.clients_per_round": config.fed.clients_per_round,
+    "fed.cohort": config.fed.cohort,
     "fed.min_replies": config.fed.min_replies,
     "eval.every": config.eval.every,
     "eval.batch_size": config.eval.batch_size,

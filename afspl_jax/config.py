@@ -66,10 +66,10 @@ class Prompter:
 class Optim:
   """Local optimisation at a client."""
 
-  batch_size: int = 32  # examples a local step
-  local_steps: int = 8  # steps a client trains each round
-  prompt_lr: float = 1e-1  # Adam; prompts and the mapper's place embedding
-  local_lr: float = 1e-1  # Adam; the client's own prompt
+  batch_size: int = 16  # examples a local step
+  local_steps: int = 16  # steps a client trains each round
+  prompt_lr: float = 3e-1  # Adam; prompts and the mapper's place embedding
+  local_lr: float = 3e-1  # Adam; the client's own prompt
   key_lr: float = 1e-2  # Adam; the pool's keys and query
   fusion_lr: float = 1e-2  # Adam; fusion, and the contrastive projection
   mapper_lr: float = 1e-2  # Adam; the mapper's layers
@@ -91,10 +91,10 @@ class Optim:
 class Uplink:
   """What a client sends of its update: rows of leaves (of prompts: tokens) of most energy."""
 
-  select: str = "dense"  # energy | ratio | dense (all)
-  energy: float = 0.9  # "energy": of each leaf, the fewest rows with this share of its energy
+  select: str = "energy"  # energy | ratio | dense (all)
+  energy: float = 0.6  # "energy": of each leaf, the fewest rows with this share of its energy
   ratio: float = 0.35  # "ratio": of each leaf, this share of its rows
-  error_feedback: bool = True  # what was not sent is added to the client's next update
+  error_feedback: str = "resume"  # what was not sent: resume (trained on from) | add | none (lost)
   weighing: str = "coverage"  # a row is averaged over: coverage (who sent it) | cohort (all)
 
 
@@ -104,6 +104,7 @@ class Fed:
 
   rounds: int = 30  # rounds in all; 0 scores the untrained prompter (zero-shot)
   clients_per_round: int = 10  # selected each round, seeded by (seed, round)
+  cohort: int = 10  # clients that one step trains together; memory grows with it
   min_replies: int = 1  # valid replies without which a round fails
   strategy: str = "fedavg"  # a name in federation/strategies
   share: str = "all"  # all | none: every client trains alone (the local-only baseline)

@@ -5,6 +5,7 @@ axis and everything else replicated. Sums over the batch are global, so the numb
 on how many devices there are.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,11 +16,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from afspl_jax.captioner import Captioner
+from afspl_jax.captioner import Captioner, prefix
 from afspl_jax.config import Optim, choice
 from afspl_jax.errors import UserError
 from afspl_jax.losses import TokenLoss, contrastive, token_cross_entropy
 from afspl_jax.prompts.pool import balance_loss
+from afspl_jax.prompts.prompter import Prompted
+from afspl_jax.row_loss import RowLoss
 from afspl_jax.types import Batch, Params
 
 # A strategy's addition to the local loss, of (params, the round's global params).
@@ -27,7 +30,7 @@ Penalty = Callable[[Params, Params], Float[Array, ""]]
 
 
 class TrainState(NamedTuple):
-  """What a local step changes."""
+  """What a local step changes; the leaves of the first two have a leading axis of clients."""
 
   params: Params
   opt_state: Any
@@ -35,7 +38,7 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-  """What a local step tells; with a leading axis after a scan."""
+  """What a local step tells of each client; the leading axes are `c`, after a scan `k c`."""
 
   loss: Float[Array, "*k"]  # cross-entropy, nats a token
   balance: Float[Array, "*k"]
@@ -99,77 +102,118 @@ def make_schedule(config: Optim, rounds: int) -> optax.Schedule:
 
 
 def make_train_step(
-  captioner: Captioner, config: Optim, rounds: int, penalty: Penalty
+  captioner: Captioner, config: Optim, rounds: int, penalty: Penalty, mesh: Mesh
 ) -> Callable[[TrainState, Params, Params, Batch], tuple[TrainState, StepMetrics]]:
-  """Returns the pure `train_step(state, frozen, global_params, batch)`."""
+  """Returns the pure `train_step(state, frozen, global_params, batch)` of a cohort.
+
+  Params, Adam's moments and the batch have a leading axis `c` of clients, `frozen` is shared. The
+  prompters run client by client, T5 sees the rows of all as one batch. A client's numbers are its
+  own: clients meet only in the sum of their objectives, whose gradient for the params of one is
+  that of its own objective, also where another's is not finite.
+  """
   optimizer, schedule = make_optimizer(config), make_schedule(config, rounds)
+  row_loss = RowLoss(captioner, config.label_smoothing, mesh)
 
   def train_step(
     state: TrainState, frozen: Params, global_params: Params, batch: Batch
   ) -> tuple[TrainState, StepMetrics]:
-    def loss_fn(params: Params):
-      encoded = captioner.encode(params, frozen, batch)
-      logits = captioner.logits(frozen, encoded, batch.targets)
-      sums = token_cross_entropy(logits, batch.targets, batch.targets_mask, config.label_smoothing)
-      loss = sums.nats / jnp.maximum(sums.tokens, 1.0)
+    factor = schedule(state.step)
+    ramp = jnp.minimum((state.step + 1) / (config.contrast_warmup * config.local_steps), 1.0)
+    merged, clients = _merge(batch), len(batch.targets)
+    tokens = jnp.maximum(jnp.sum(batch.targets_mask, axis=(1, 2), dtype=jnp.float32), 1.0)
+    weights = _merge(jnp.broadcast_to(1 / tokens[:, None], batch.personal.shape))
+
+    def contrasts(params: Params, states: Float[Array, "c b d"]) -> Float[Array, " c"]:
+      project = jax.vmap(captioner.projected)(params, states)
+      loss = functools.partial(contrastive, temperature=config.contrast_temperature)
+      return jax.vmap(loss)(project, batch.caption)
+
+    def of_prompter(params: Params, start: Params, batch: Batch, prompted: Prompted):
       rows = batch.targets_mask.any(axis=-1).astype(jnp.float32)
-      pool = encoded.prompted.pool
+      pool = prompted.pool
       balance = balance_loss(pool, rows)
       usage = rows @ (pool.weights > 0).astype(jnp.float32) / jnp.maximum(rows.sum(), 1.0)
-      contrast = jnp.zeros(())
-      if config.contrast:
-        projected = captioner.projected(params, encoded)
-        contrast = contrastive(projected, batch.caption, config.contrast_temperature)
-      ramp = jnp.minimum((state.step + 1) / (config.contrast_warmup * config.local_steps), 1.0)
-      objective = loss + config.balance * balance + config.contrast * ramp * contrast
-      return objective + penalty(params, global_params), (loss, balance, contrast, usage)
+      return config.balance * balance + penalty(params, start), balance, usage
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (objective, (loss, balance, contrast, usage)), grads = grad_fn(state.params)
-    norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(objective) & jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    factor = schedule(state.step)
-    params = jax.tree.map(lambda p, u: p + factor * u, state.params, updates)
-    params, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old),
-      (params, opt_state),
-      (state.params, state.opt_state),
-    )
+    def of_all(params: Params):
+      prompted = jax.vmap(captioner.prompt)(params, batch)
+      made = _merge(jax.vmap(prefix)(prompted))
+      objectives, balance, usage = jax.vmap(of_prompter)(params, global_params, batch, prompted)
+      contrast, pull = jnp.zeros(clients), None
+      if config.contrast:
+        # Its gradient for the encoder's states goes through T5 together with that of the tokens.
+        states = _split(row_loss.states(frozen, made, merged), clients)
+        contrast = contrasts(params, states)
+        objectives += config.contrast * ramp * contrast
+        total = lambda states: contrasts(jax.lax.stop_gradient(params), states).sum()  # noqa: E731
+        pull = config.contrast * ramp * _merge(jax.grad(total)(states))
+      costs, nats = row_loss(frozen, made, merged, weights, pull)
+      objectives += _split(costs, clients).sum(axis=1)
+      loss = _split(nats, clients).sum(axis=1) / tokens
+      return objectives.sum(), (objectives, loss, balance, contrast, usage)
+
+    def move(objective: Array, grads: Params, params: Params, opt_state: Any):
+      norm = optax.tree.norm(grads)
+      finite = jnp.isfinite(objective) & jnp.isfinite(norm)
+      updates, new_opt_state = optimizer.update(grads, opt_state, params)
+      new_params = jax.tree.map(lambda p, u: p + factor * u, params, updates)
+      new, old = (new_params, new_opt_state), (params, opt_state)
+      return *jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), norm, finite
+
+    grads, (objectives, *rest, usage) = jax.grad(of_all, has_aux=True)(state.params)
+    loss, balance, contrast = rest
+    moved = jax.vmap(move)(objectives, grads, state.params, state.opt_state)
+    params, opt_state, norm, finite = moved
     metrics = StepMetrics(loss, balance, contrast, norm, finite, usage)
     return TrainState(params, opt_state, state.step + 1), metrics
 
   return train_step
 
 
+def _merge(tree: Any) -> Any:
+  """`[c b ...]` to rows `[b*c ...]`: the sharded axis stays outermost, so nothing moves."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def _split(rows: Array, clients: int) -> Array:
+  """The inverse of `_merge`."""
+  return rows.reshape(-1, clients, *rows.shape[1:]).swapaxes(0, 1)
+
+
 def make_local_training(
   captioner: Captioner, config: Optim, rounds: int, penalty: Penalty, mesh: Mesh
-) -> Callable[[Params, Params, Batch, Any], tuple[Params, StepMetrics]]:
-  """Compiles a client's round: `(params, frozen, batches, first_step) -> params, metrics`.
+) -> Callable[[Params, Params, Params, Batch, Any], tuple[Params, StepMetrics]]:
+  """Compiles a cohort's round.
 
-  `batches` has a leading axis of local steps, which run in one `lax.scan`. Adam starts afresh
-  each round, as a client may not have been selected before. `params` is donated.
+  It takes `(params, frozen, global_params, batches, first_step)` and gives `(params, metrics)`.
+  Both params have a leading axis of clients, `batches` one of local steps, which run in one
+  `lax.scan`, and then that of clients. Adam starts afresh each round, as a client may not have
+  been selected before. `params` is donated.
 
   Raises:
     UserError: batches that cannot be split evenly over the devices.
   """
   check_divides(config.batch_size, mesh, "optim.batch_size")
-  train_step = make_train_step(captioner, config, rounds, penalty)
+  train_step = make_train_step(captioner, config, rounds, penalty, mesh)
   optimizer = make_optimizer(config)
 
   def local_training(
-    params: Params, frozen: Params, batches: Batch, first_step: Int[Array, ""]
+    params: Params,
+    frozen: Params,
+    global_params: Params,
+    batches: Batch,
+    first_step: Int[Array, ""],
   ) -> tuple[Params, StepMetrics]:
-    start = TrainState(params, optimizer.init(params), first_step)
-    step = lambda state, batch: train_step(state, frozen, params, batch)  # noqa: E731
+    start = TrainState(params, jax.vmap(optimizer.init)(params), first_step)
+    step = lambda state, batch: train_step(state, frozen, global_params, batch)  # noqa: E731
     state, metrics = jax.lax.scan(step, start, batches)
     return state.params, metrics
 
   everywhere = NamedSharding(mesh, PartitionSpec())
-  rows = NamedSharding(mesh, PartitionSpec(None, "data"))
+  rows = NamedSharding(mesh, PartitionSpec(None, None, "data"))
   return jax.jit(
     local_training,
-    in_shardings=(everywhere, everywhere, rows, everywhere),
+    in_shardings=(everywhere, everywhere, everywhere, rows, everywhere),
     out_shardings=everywhere,
     donate_argnums=0,
   )
@@ -183,7 +227,7 @@ def make_matching(captioner: Captioner, mesh: Mesh) -> Callable[[Params, Batch],
 
   def matching(params: Params, batch: Batch) -> Float[Array, "p d"]:
     rows = batch.targets_mask.any(axis=-1).astype(jnp.float32)
-    prompts = captioner.pool_prompt(params, batch)
+    prompts = captioner.prompt(params, batch).pool.prompt
     return jnp.einsum("b,bpd->pd", rows, prompts) / jnp.maximum(rows.sum(), 1.0)
 
   everywhere = NamedSharding(mesh, PartitionSpec())

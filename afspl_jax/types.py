@@ -61,7 +61,7 @@ class Batch(NamedTuple):
 
   tokens: Float[Array, "*k b v w"]  # CLIP vision tokens, CLS first
   image: Float[Array, "*k b f"]  # CLIP joint feature of the image
-  text: Float[Array, "*k b f"]  # CLIP feature of the instruction; never of the caption
+  text: Float[Array, "*k b f"]  # CLIP's direction of the instruction; never of the caption
   instruction: Int[Array, "*k b l"]  # T5 ids of the instruction
   instruction_mask: Bool[Array, "*k b l"]
   targets: Int[Array, "*k b t"]  # T5 ids of the caption or answer, end token included

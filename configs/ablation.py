@@ -6,10 +6,10 @@
 from afspl_jax.config import Data, Eval, Experiment, Fed, Optim
 from afspl_jax.study import Study
 
-ROUNDS = 30
+ROUNDS = 12
 CLIENTS = 10
-LOCAL_STEPS = 8
-TEST_EXAMPLES = 0  # all
+LOCAL_STEPS = 16
+TEST_EXAMPLES = 500
 SEEDS = (0, 1, 2)
 
 # Where sites do not matter, every setting asks for the same run, which is then made once.
@@ -21,7 +21,7 @@ def get_config() -> Experiment:
     data=Data(num_clients=CLIENTS),
     optim=Optim(local_steps=LOCAL_STEPS),
     fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS),
-    eval=Eval(every=ROUNDS, test_examples=TEST_EXAMPLES),
+    eval=Eval(every=ROUNDS, val_examples=50, test_examples=TEST_EXAMPLES, common_examples=60),
   )
 
 
@@ -44,18 +44,20 @@ def get_study() -> Study:
         "optim.local_steps": CLIENTS * LOCAL_STEPS,
         "prompter.local": False,
       },
-      "dense FedAvg": {"prompter.local": False, "uplink.select": "dense", "optim.contrast": 0.0},
+      "dense FedAvg": {"prompter.local": False, "uplink.select": "dense"},
       "full AFSPL": {},
       "- local prompts": {"prompter.local": False},
       "- sparse uplink": {"uplink.select": "dense"},
-      "- error feedback": {"uplink.error_feedback": False},
+      "- resume (added feedback)": {"uplink.error_feedback": "add"},
+      "- error feedback": {"uplink.error_feedback": "none"},
       "- adaptive k (fixed)": {"prompter.pool_mode": "fixed"},
       "- adaptive k (dense)": {"prompter.pool_mode": "dense"},
+      "- pool (one prompt)": {"prompter.pool": 1, "prompter.k_max": 1},
       "- dynamic fusion (learned)": {"prompter.fusion": "learned"},
       "- dynamic fusion (static)": {"prompter.fusion": "static"},
-      "- contrastive": {"optim.contrast": 0.0},
       "- load balance": {"optim.balance": 0.0},
-      "- word init": {"prompter.init": "random"},
+      "- word init (random)": {"prompter.init": "random"},
+      "+ contrastive": {"optim.contrast": 0.02},
       "- image": {"prompter.see_image": False},
     },
     seeds=SEEDS,

@@ -5,10 +5,10 @@
 
 from typing import Any
 
-from afspl_jax.config import Data, Eval, Experiment, Fed
+from afspl_jax.config import Data, Eval, Experiment, Fed, Uplink
 from afspl_jax.study import Study
 
-ROUNDS = 30
+ROUNDS = 12
 SEEDS = (0, 1, 2)
 
 
@@ -16,29 +16,27 @@ def get_config() -> Experiment:
   return Experiment(
     data=Data(partition="dirichlet", dirichlet_alpha=0.1),
     fed=Fed(rounds=ROUNDS),
-    eval=Eval(every=ROUNDS),
+    eval=Eval(every=ROUNDS, val_examples=50, test_examples=500, common_examples=60),
   )
 
 
 def get_study() -> Study:
   variants: dict[str, dict[str, Any]] = {"dense": {"uplink.select": "dense"}}
-  shares = [("energy", share) for share in (0.5, 0.7, 0.9)]
-  shares += [("ratio", share) for share in (0.1, 0.2, 0.35, 0.5)]
-  for select, share in shares:
-    for weighing in ("coverage", "cohort"):
-      for feedback in (True, False):
-        name = f"{select} {share}, {weighing}{'' if feedback else ', no feedback'}"
-        variants[name] = {
-          "uplink.select": select,
-          f"uplink.{select}": share,
-          "uplink.weighing": weighing,
-          "uplink.error_feedback": feedback,
-        }
+  for select, shares in {"energy": (0.3, 0.5, 0.6, 0.8), "ratio": (0.2, 0.35, 0.5)}.items():
+    for share in shares:
+      variants[f"{select} {share}"] = {"uplink.select": select, f"uplink.{select}": share}
+  usual = {"uplink.select": "energy", "uplink.energy": Uplink.energy}
+  name = f"energy {Uplink.energy}"
+  variants |= {
+    f"{name}, averaged over all": {**usual, "uplink.weighing": "cohort"},
+    f"{name}, feedback added": {**usual, "uplink.error_feedback": "add"},
+    f"{name}, no feedback": {**usual, "uplink.error_feedback": "none"},
+  }
   return Study(
     base=get_config(),
     settings={"Dirichlet 0.1": {}},
     variants=variants,
     seeds=SEEDS,
     reference="dense",
-    full="energy 0.9, coverage",
+    full=name,
   )

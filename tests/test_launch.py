@@ -1,84 +1,18 @@
 """launch.py as a user starts it: a process of its own, judged by its exit status and its files."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file
 
 from afspl_jax.config import Optim
-
-ROOT = Path(__file__).parents[1]
-ROUNDS = 3
-
-
-class Launcher:
-  """Starts launch.py with small checkpoints and data, and caches of its own."""
-
-  def __init__(self, base: Path, checkpoints, shapes_dir: Path):
-    self.base = base
-    self.env = {
-      **os.environ,
-      "XLA_FLAGS": "",  # the one device that a laptop has
-      "JAX_PLATFORMS": "cpu",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # the program that users run
-      "XDG_CACHE_HOME": str(base / "cache"),
-      "HF_HOME": str(base / "no_hugging_face"),
-      "TFDS_DATA_DIR": str(base / "no_data_sets"),
-      "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),  # no process compiles what another did
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "COLUMNS": "200",
-    }
-    fields = {
-      "backbone.clip": checkpoints.clip,
-      "backbone.t5": checkpoints.t5,
-      "data.dir": shapes_dir,
-      "data.target_length": 12,
-      "prompter.tokens": 4,
-      "prompter.pool": 3,
-      "prompter.k_max": 2,
-      "optim.batch_size": 4,
-      "optim.local_steps": 2,
-      "fed.rounds": ROUNDS,
-      "fed.clients_per_round": 3,
-      "eval.every": 2,
-      "eval.val_examples": 8,
-      "eval.test_examples": 8,
-      "eval.batch_size": 8,
-      "eval.max_tokens": 6,
-    }
-    self.small = [f"--config.{name}={value}" for name, value in fields.items()]
-
-  def start(self, *args: str) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "launch.py"), *args]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-      command, cwd=self.base, env=self.env, stdout=pipe, stderr=pipe, text=True
-    )
-
-  def run(self, *args: str) -> subprocess.CompletedProcess:
-    """Runs to the end."""
-    return self.ended(self.start(*args))
-
-  def ended(self, process: subprocess.Popen) -> subprocess.CompletedProcess:
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-  def interrupted(self, when: Path, how: signal.Signals, *args: str, size: int = 1):
-    """Sends a signal as soon as the file `when` has `size` lines, or the folder is there."""
-    process = self.start(*args)
-    while process.poll() is None:
-      if when.is_dir() or (when.is_file() and len(when.read_bytes().splitlines()) >= size):
-        process.send_signal(how)
-        break
-      time.sleep(0.002)
-    return self.ended(process)
+from tests.launcher import ROUNDS, Launcher
 
 
 @pytest.fixture(scope="session")
@@ -98,10 +32,15 @@ def troubled(launcher, finished):
   """The same run, interrupted with Ctrl-C, killed twice, and started again each time."""
   folder = launcher.base / "troubled"
   args = (*launcher.small, f"--workdir={folder}")
+
+  def written(pattern):
+    return lambda: next(folder.glob(pattern), None)
+
   attempts = [
-    launcher.interrupted(folder / "metrics.jsonl", signal.SIGINT, *args),
-    launcher.interrupted(folder / "clients.jsonl", signal.SIGKILL, *args, size=3),
-    launcher.interrupted(folder / "checkpoints" / "2", signal.SIGKILL, *args),
+    launcher.interrupted(written("predictions/round_0000.jsonl"), signal.SIGINT, *args),
+    # A client has trained, and knows what the server does not: in the middle of a round.
+    launcher.interrupted(written("clients/*/round_000002.safetensors"), signal.SIGKILL, *args),
+    launcher.interrupted(written("checkpoints/2"), signal.SIGKILL, *args),
   ]
   return folder, attempts, launcher.run(*args)
 
@@ -177,7 +116,7 @@ def test_a_changed_config_is_refused_and_names_what_changed(launcher, finished):
 def test_a_run_ends_well_and_says_its_scores(finished):
   folder, done = finished
   assert done.returncode == 0, done.stderr
-  test = lines(folder / "metrics.jsonl")[-1]
+  (test,) = [x for x in lines(folder / "metrics.jsonl") if x["split"] == "test"]
   assert f"test split, round {ROUNDS}: cider {test['cider']:.3f}, " in done.stdout
   assert str(folder) in done.stdout.splitlines()[-1]
 
@@ -193,14 +132,19 @@ def test_the_metrics_hold_a_line_per_evaluation(finished):
     (3, "train"),
     (3, "val"),
     (3, "test"),
+    (3, "test_blind"),
+    (3, "test_mean_fusion"),
+    (3, "test_personal"),
+    (3, "test_personal_common"),
   ]
   scores = {"loss", "cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "vqa_accuracy"}
+  scores |= {"exact_match"}
   for line in metrics:
-    assert line["loss"] > 0
-    if line["split"] != "train":
-      assert line.keys() >= scores
-    if line["split"] != "test":
+    if line["split"] in ("train", "val", "test"):
+      assert line["loss"] > 0
       assert line.keys() >= {"bytes_up", "bytes_down", "seconds", "clients"}
+    if line["split"] != "train":
+      assert line.keys() >= scores - {"loss"}
   train, val = ([x for x in metrics if x["split"] == split] for split in ("train", "val"))
   assert all(line["clients"] == 3 and line["bytes_up"] > 10_000 for line in train)
   assert [line["bytes_up"] for line in val] == [
@@ -223,13 +167,16 @@ def test_the_clients_hold_a_line_per_client_and_round(finished):
 def test_predictions_say_how_each_example_was_prompted(finished):
   folder, _ = finished
   files = sorted(path.name for path in (folder / "predictions").iterdir())
-  assert files == ["round_0000.jsonl", "round_0002.jsonl", "round_0003.jsonl", "test.jsonl"]
+  rounds = ["round_0000.jsonl", "round_0002.jsonl", "round_0003.jsonl"]
+  assert files == [*rounds, "test.jsonl", "test_blind.jsonl", "test_personal.jsonl"]
   for name in files:
     predictions = lines(folder / "predictions" / name)
     assert len({line["id"] for line in predictions}) == len(predictions) == 8
     for line in predictions:
       assert isinstance(line["prediction"], str)
       assert len(line["references"]) == (1 if "question" in line else 5)
+      assert list(line["fusion"]) == ["global", "visual", "textual", "local"]
+      assert (line["fusion"]["local"] > 0) == (name == "test_personal.jsonl")
       assert sum(line["fusion"].values()) == pytest.approx(1, abs=1e-3)
       assert sum(line["prompts"].values()) == pytest.approx(1, abs=1e-3)
       assert 1 <= len(line["prompts"]) <= 2 and set(line["prompts"]) <= {"0", "1", "2"}
@@ -273,8 +220,12 @@ def test_a_run_killed_twice_ends_as_one_that_never_was(finished, troubled):
 
   for name in ("metrics.jsonl", "clients.jsonl"):
     assert without_time(folder / name) == without_time(whole / name)
-  for file in sorted((whole / "predictions").iterdir()):
-    assert (folder / "predictions" / file.name).read_text() == file.read_text()
+  files = [path.relative_to(whole) for path in (whole / "predictions").iterdir()]
+  states = [path.relative_to(whole) for path in (whole / "clients").rglob("*.safetensors")]
+  assert len(files) == 6 and len(states) == 3 * ROUNDS
+  assert any("residual/pool/prompts" in load_file(whole / state) for state in states)
+  for file in [*files, *states, "sites.jsonl"]:
+    assert (folder / file).read_bytes() == (whole / file).read_bytes(), file
   ours, expected = (flat(final_params(path)) for path in (folder, whole))
   assert ours.keys() == expected.keys()
   for name, leaf in expected.items():

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from itertools import pairwise
 
 import jax
@@ -6,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
+from afspl_jax.captioner import mean_state
 from afspl_jax.config import Optim
 from afspl_jax.losses import contrastive, token_cross_entropy
 from afspl_jax.step import (
@@ -33,11 +36,40 @@ def no_penalty(params, global_params):
   return jnp.zeros(())
 
 
+def alone(tree, axis=0):
+  """A cohort of one."""
+  return jax.tree.map(lambda x: jnp.expand_dims(x, axis), tree)
+
+
+def of_the_only(tree, axis=0):
+  return jax.tree.map(lambda x: np.asarray(x).squeeze(axis), tree)
+
+
+@functools.cache  # a program takes seconds to compile
+def program_of(captioner, optim, penalty, mesh):
+  return make_local_training(captioner, Optim(*optim), 10, penalty, mesh)
+
+
 def train(model, mesh, batches, optim=OPTIM, penalty=no_penalty):
-  program = make_local_training(model.captioner, optim, 10, penalty, mesh)
-  params = replicate(jax.tree.map(jnp.array, model.params), mesh)
-  out = program(params, replicate(model.frozen, mesh), batches, jnp.asarray(0, jnp.int32))
-  return jax.device_get(out)
+  program = program_of(model.captioner, dataclasses.astuple(optim), penalty, mesh)
+  params = replicate(alone(model.params), mesh)
+  frozen, start = replicate(model.frozen, mesh), alone(model.params)
+  out = program(params, frozen, start, alone(batches, 1), jnp.asarray(0, jnp.int32))
+  return of_the_only(out[0]), of_the_only(out[1], 1)
+
+
+def start_of(model):
+  params = alone(model.params)
+  return TrainState(params, jax.vmap(make_optimizer(OPTIM).init)(params), jnp.asarray(0, jnp.int32))
+
+
+def products(jaxpr):
+  """Shapes of all matrix products, in whatever loop or branch."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      yield from (tuple(out.aval.shape) for out in equation.outvars)
+    for inner in jaxprs_in_params(equation.params):
+      yield from products(inner)
 
 
 def test_one_and_four_devices_give_the_same_numbers(model, one_device, four_devices):
@@ -45,7 +77,7 @@ def test_one_and_four_devices_give_the_same_numbers(model, one_device, four_devi
   one, one_metrics = train(model, one_device, batches)
   four, four_metrics = train(model, four_devices, batches)
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-6)
+    assert np.linalg.norm(a - b) <= 1e-6 * max(1.0, float(np.linalg.norm(b)))
   np.testing.assert_allclose(one_metrics.loss, four_metrics.loss, rtol=1e-6)
   np.testing.assert_allclose(one_metrics.grad_norm, four_metrics.grad_norm, rtol=1e-5)
 
@@ -53,23 +85,22 @@ def test_one_and_four_devices_give_the_same_numbers(model, one_device, four_devi
 def test_the_scan_equals_single_steps(model, one_device):
   batches = make_batch(0, 3, 8)
   scanned, metrics = train(model, one_device, batches)
-  step = jax.jit(make_train_step(model.captioner, OPTIM, 10, no_penalty))
-  opt_state = make_optimizer(OPTIM).init(model.params)
-  state = TrainState(model.params, opt_state, jnp.asarray(0, jnp.int32))
+  step = jax.jit(make_train_step(model.captioner, OPTIM, 10, no_penalty, one_device))
+  state = start_of(model)
   for i in range(3):
-    batch = jax.tree.map(lambda x, i=i: x[i], batches)
-    state, single = step(state, model.frozen, model.params, batch)
-    np.testing.assert_allclose(single.loss, metrics.loss[i], rtol=1e-5)
+    batch = jax.tree.map(lambda x, i=i: x[i], alone(batches, 1))
+    state, single = step(state, model.frozen, alone(model.params), batch)
+    np.testing.assert_allclose(single.loss[0], metrics.loss[i], rtol=1e-5)
   for a, b in zip(jax.tree.leaves(scanned), jax.tree.leaves(state.params), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_allclose(a, b[0], atol=1e-5)
 
 
 def test_frozen_leaves_are_bit_identical_after_training_and_the_params_are_not(model, one_device):
   before = jax.tree.map(lambda x: np.array(x), model.frozen)
   program = make_local_training(model.captioner, OPTIM, 10, no_penalty, one_device)
-  frozen = replicate(model.frozen, one_device)
-  params = replicate(jax.tree.map(jnp.array, model.params), one_device)
-  trained, _ = program(params, frozen, make_batch(0, 3, 8), jnp.asarray(0, jnp.int32))
+  frozen, params = replicate(model.frozen, one_device), replicate(alone(model.params), one_device)
+  batches, first = alone(make_batch(0, 3, 8), 1), jnp.asarray(0, jnp.int32)
+  trained, _ = program(params, frozen, alone(model.params), batches, first)
   for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(frozen), strict=True):
     np.testing.assert_array_equal(a, b)
   unmoved = [
@@ -77,7 +108,7 @@ def test_frozen_leaves_are_bit_identical_after_training_and_the_params_are_not(m
     for (path, a), b in zip(
       jax.tree_util.tree_leaves_with_path(model.params), jax.tree.leaves(trained), strict=True
     )
-    if np.array_equal(a, b)
+    if np.array_equal(a, b[0])
   ]
   assert unmoved == []
 
@@ -89,18 +120,13 @@ def test_the_optimizer_state_is_of_the_prompter_alone(model):
   assert arrays == 2 * sizes  # Adam's two moments of every trainable leaf, and nothing else
 
 
-def test_no_gradient_of_a_frozen_leaf_is_ever_computed(model):
-  step = make_train_step(model.captioner, OPTIM, 10, no_penalty)
-  state = TrainState(model.params, make_optimizer(OPTIM).init(model.params), jnp.asarray(0))
-  jaxpr = jax.make_jaxpr(step)(state, model.frozen, model.params, make_batch(0, 8))
+def test_no_gradient_of_a_frozen_leaf_is_ever_computed(model, one_device):
+  step = make_train_step(model.captioner, OPTIM, 10, no_penalty, one_device)
+  batch = alone(make_batch(0, 8))
+  jaxpr = jax.make_jaxpr(step)(start_of(model), model.frozen, alone(model.params), batch)
   # The head's gradient alone would be a [d n] product; only the prompter has outputs like that.
-  head = model.frozen["head"].shape
-  made = {
-    tuple(v.aval.shape)
-    for eqn in jaxpr.jaxpr.eqns
-    if eqn.primitive.name == "dot_general"
-    for v in eqn.outvars
-  }
+  head, made = model.frozen["head"].shape, set(products(jaxpr.jaxpr))
+  assert (8, 7, model.frozen["head"].shape[1]) in made  # the logits: it looks where T5 is
   assert head not in made and head[::-1] not in made
 
 
@@ -141,9 +167,10 @@ def test_one_compile_whatever_the_data(model, one_device):
   evaluate = make_eval_step(model.captioner, one_device)
   frozen = replicate(model.frozen, one_device)
   for round in range(3):
-    params = replicate(jax.tree.map(jnp.array, model.params), one_device)
-    evaluate(params, frozen, make_batch(round, 8))
-    program(params, frozen, make_batch(round, 3, 8), jnp.asarray(3 * round, jnp.int32))
+    evaluate(model.params, frozen, make_batch(round, 8))
+    params, batches = replicate(alone(model.params), one_device), make_batch(round, 3, 8)
+    first = jnp.asarray(3 * round, jnp.int32)
+    program(params, frozen, alone(model.params), alone(batches, 1), first)
   assert program._cache_size() == 1
   assert evaluate._cache_size() == 1
 
@@ -185,7 +212,8 @@ def test_the_contrastive_loss_has_gradient_into_the_prompter(one_device):
 
   def loss(params):
     encoded = model.captioner.encode(params, model.frozen, batch)
-    return contrastive(model.captioner.projected(params, encoded), batch.caption, 0.1)
+    states = mean_state(encoded.states, encoded.mask)
+    return contrastive(model.captioner.projected(params, states), batch.caption, 0.1)
 
   grads = jax.grad(loss)(model.params)
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
@@ -202,14 +230,16 @@ def test_the_contrastive_loss_has_gradient_into_the_prompter(one_device):
 
 def test_the_contrastive_loss_is_weighed_in_over_its_warmup(one_device):
   model = make_model(contrast=True)
-  step = jax.jit(make_train_step(model.captioner, CONTRAST, 10, no_penalty))
-  plain = jax.jit(make_train_step(model.captioner, OPTIM, 10, no_penalty))
-  opt_state = make_optimizer(OPTIM).init(model.params)
-  batch, share = make_batch(0, 8), []
+  step, plain = (
+    jax.jit(make_train_step(model.captioner, optim, 10, no_penalty, one_device))
+    for optim in (CONTRAST, OPTIM)
+  )
+  batch, share = alone(make_batch(0, 8)), []
   for number in (0, 2, 5, 50):
-    state = TrainState(model.params, opt_state, jnp.asarray(number, jnp.int32))
+    state = start_of(model)._replace(step=jnp.asarray(number, jnp.int32))
     norms = [
-      float(each(state, model.frozen, model.params, batch)[1].grad_norm) for each in (step, plain)
+      each(state, model.frozen, alone(model.params), batch)[1].grad_norm.item()
+      for each in (step, plain)
     ]
     share.append(norms[0] - norms[1])
   assert share[0] < share[1] < share[2] == share[3]  # 2 rounds of 3 steps: full from step 5 on

@@ -46,7 +46,7 @@ class Split:
     distinct = sorted(set(asked))
     position = {text: i for i, text in enumerate(distinct)}
     self._asked = np.array([position[text] for text in asked])
-    self._text = encoder.texts(distinct)
+    self._text = encoder.directions(distinct)
     self._instruction = _trimmed(*tokenizer.tokenize(distinct, config.instruction_length))
 
     # Each distinct target once, captions before answers: the features of captions are then a
@@ -58,7 +58,7 @@ class Split:
       *tokenizer.tokenize([text for _, text in targets], config.target_length)
     )
     captions = [text for answer, text in targets if contrast and not answer]
-    self._captions = encoder.texts(captions)
+    self._captions = encoder.directions(captions)
     counts = np.array([len(example.references) for example in self.examples])
     self._first_reference = np.cumsum(counts) - counts
     self._num_references = counts

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -36,6 +37,15 @@ class Trainer(Protocol):
 
   def site(self, client: int) -> str:
     """The site's name, unique in the federation."""
+    ...
+
+
+@runtime_checkable
+class CohortTrainer(Trainer, Protocol):
+  """Trains clients of one process together, if it is told who will ask."""
+
+  def expect(self, clients: Sequence[int]) -> None:
+    """Tells which clients' `train` will be called next, from equal params."""
     ...
 
 

@@ -80,7 +80,8 @@ class ClientStore:
     return jax.tree.unflatten(jax.tree.structure(template), [found[name] for name in expected])
 
   def _site(self, site: str) -> Path:
-    return self._folder / quote(site, safe="")  # whatever it is called, a folder of its own
+    # Whatever it is called, a folder of its own and inside ours: quote leaves dots as they are.
+    return self._folder / quote(site, safe="").replace(".", "%2E")
 
   def _rounds(self, site: str) -> list[Path]:
     return sorted(self._site(site).glob("round_*.safetensors"))
@@ -89,7 +90,7 @@ class ClientStore:
 def _flat(state: Params) -> dict[str, Shaped[np.ndarray, "..."]]:
   """Leaves by path, in the order of the tree."""
   return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): np.ascontiguousarray(leaf)
+    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, order="C")
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
   }
 

@@ -4,7 +4,7 @@ The only file that imports private names of Flower (series 1.41).
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -15,7 +15,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from afspl_jax.federation.wire import serialized
+from afspl_jax.federation.wire import TRAIN, serialized
 
 _RUN_ID = 1
 _SERVER_NODE = 1
@@ -40,13 +40,23 @@ class LocalGrid(Grid):
 
   A client that hangs hangs the caller: `timeout` cannot be enforced in one process and is
   ignored. Deadlines are for the networked roles.
+
+  Args:
+    app: of every client.
+    num_clients: nodes of this grid.
+    announce: is told which clients a push asks to train, before the first of them is asked.
   """
 
-  def __init__(self, app: ClientApp, num_clients: int):
+  def __init__(
+    self,
+    app: ClientApp,
+    num_clients: int,
+    announce: Callable[[Sequence[int]], None] = lambda clients: None,
+  ):
     # A Message takes its run and sender from the process.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, _SERVER_NODE
     self.transfers: dict[str, Transfer] = {}  # of the latest push, by message id
-    self._app = app
+    self._app, self._announce = app, announce
     self._run = Run.create_empty(_RUN_ID)
     self._contexts = {
       _FIRST_CLIENT_NODE + client: Context(
@@ -97,6 +107,14 @@ class LocalGrid(Grid):
       ValueError: a message to an unknown node.
     """
     self.transfers = {}
+    messages = list(messages)
+    for message in messages:
+      if message.metadata.dst_node_id not in self._contexts:
+        node, known = message.metadata.dst_node_id, list(self._contexts)
+        raise ValueError(f"message to node {node}: expected one of {known}")
+    training = [m.metadata.dst_node_id for m in messages if m.metadata.message_type == TRAIN]
+    if training:
+      self._announce([node - _FIRST_CLIENT_NODE for node in training])
     return [self._deliver(message) for message in messages]
 
   def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -111,8 +129,6 @@ class LocalGrid(Grid):
 
   def _deliver(self, message: Message) -> str:
     node = message.metadata.dst_node_id
-    if node not in self._contexts:
-      raise ValueError(f"message to node {node}: expected one of {list(self._contexts)}")
     received, down = _travel(message)
     message_id = received.metadata.message_id
     message.metadata.__dict__["_message_id"] = message_id  # the sender learns it, as on the network

@@ -1,6 +1,8 @@
-"""Local training of simulated clients: one compiled program and one frozen copy for all."""
+"""Local training of simulated clients: cohorts in one compiled program, one frozen copy for all."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +13,30 @@ from jaxtyping import Int
 from afspl_jax.captioner import Captioner
 from afspl_jax.config import Experiment
 from afspl_jax.data.batches import Split
+from afspl_jax.errors import UserError
 from afspl_jax.federation import uplink
 from afspl_jax.federation.client import LocalResult
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.prompts.local import LOCAL, join, split
-from afspl_jax.step import Penalty, make_local_training, make_matching, replicate
-from afspl_jax.types import Params
+from afspl_jax.step import Penalty, StepMetrics, make_local_training, make_matching, replicate
+from afspl_jax.types import Batch, Params
+
+
+class _Trained(NamedTuple):
+  """What local training made of a client, until it asks for it."""
+
+  residual: Params  # from before
+  params: Params  # all leaves
+  metrics: StepMetrics  # [k ...]
 
 
 class LocalTrainer:
   """Trains any client of this process on its own part of the training split.
+
+  Clients ask one at a time, each with the params that it received. Those that `expect` announced
+  train together when the first of them asks; each gets its own result when it asks itself, and
+  only then is its state written, or its failure raised. What was trained for another round or
+  from other params is thrown away. A client that was not announced trains alone.
 
   Args:
     captioner: the forward passes.
@@ -51,12 +67,28 @@ class LocalTrainer:
     self._clients, self._config = clients, config
     shared, self._own = split(untrained, config.fed.share)
     self._no_residual = uplink.no_residual(shared)
-    self._feedback = config.uplink.select != "dense" and config.uplink.error_feedback
+    self._feedback = config.uplink.select != "dense" and config.uplink.error_feedback != "none"
     self._template = {"own": self._own}
     if self._feedback:
       self._template["residual"] = self._no_residual
     self._matching = make_matching(captioner, mesh)
     self.program = make_local_training(captioner, config.optim, config.fed.rounds, penalty, mesh)
+    self._cohorts: dict[int, Sequence[int]] = {}  # that have yet to train, by each of their clients
+    self._cohort_size = 1
+    self._asked: tuple[Params, int, int] = ({}, 0, 0)
+    self._trained: dict[int, _Trained] = {}  # for `_asked`, and not yet fetched
+
+  def expect(self, clients: Sequence[int]) -> None:
+    """Tells which clients will be asked to train next, from equal params.
+
+    They are cut into as few cohorts as `fed.cohort` allows, and these as even as can be, since a
+    smaller one is filled up with copies.
+    """
+    number = max(1, -(-len(clients) // self._config.fed.cohort))
+    cohorts = [part.tolist() for part in np.array_split(clients, number)]
+    self._cohort_size = len(cohorts[0])
+    self._cohorts = {client: cohort for cohort in cohorts for client in cohort}
+    self._trained = {}
 
   def site(self, client: int) -> str:
     """The client's name."""
@@ -83,31 +115,27 @@ class LocalTrainer:
     Raises:
       FloatingPointError: no step had a finite loss and gradient.
     """
-    optim, site = self._config.optim, self._names[client]
-    indices, steps = self._clients[site], optim.local_steps
-    state = self._state(shared, client, round)
-    rng = np.random.default_rng((self._config.seed, round, client))
-    personal = 1.0 - self._config.prompter.local_drop
-    batches = self._data.local_batches(indices, steps, optim.batch_size, rng, personal)
-    first = jnp.asarray((round - 1) * steps if first_step is None else first_step, jnp.int32)
-    params = jax.tree.map(jnp.array, join(shared, state["own"]))
-    placed = replicate(params, self._mesh)
-    trained, metrics = jax.device_get(self.program(placed, self._frozen, batches, first))
+    site, steps = self._names[client], self._config.optim.local_steps
+    asked = (shared, round, (round - 1) * steps if first_step is None else first_step)
+    if not (self._trained and jax.tree.all(jax.tree.map(np.array_equal, self._asked, asked))):
+      self._asked, self._trained = asked, {}
+    if client not in self._trained:
+      self._trained |= self._train_cohort(client, *asked)
+    residual, params, metrics = self._trained.pop(client)
     finite = np.asarray(metrics.finite)
     if not finite.any():
       raise FloatingPointError(
         f"none of {steps} local steps had a finite loss and gradient; lower optim.prompt_lr and"
         " optim.mapper_lr, or look for bad examples"
       )
-    trained_shared, own = split(trained, self._config.fed.share)
-    residual = state.get("residual", self._no_residual)
+    trained_shared, own = split(params, self._config.fed.share)
     sent = uplink.compress(trained_shared, shared, residual, self._config.uplink)
     keep = {"own": own, "residual": sent.residual}
     self._store.save(site, round, {name: keep[name] for name in self._template})
     usage = np.mean(metrics.usage[finite], axis=0)
     return LocalResult(
       sent.params,
-      len(indices),
+      len(self._clients[site]),
       {
         "loss": float(np.mean(metrics.loss[finite])),
         "balance": float(np.mean(metrics.balance[finite])),
@@ -119,6 +147,48 @@ class LocalTrainer:
       | {f"pool_usage_{i}": float(share) for i, share in enumerate(usage)},
       sent.masks,
     )
+
+  def _train_cohort(
+    self, client: int, shared: Params, round: int, first_step: int
+  ) -> dict[int, _Trained]:
+    """Trains the client and those of its cohort that can start; one that cannot fails alone."""
+    cohort = self._cohorts.pop(client, None)
+    size = 1 if cohort is None else self._cohort_size
+    states = {client: self._state(shared, client, round)}
+    for other in cohort or ():
+      if other in self._cohorts:  # else it failed before
+        with contextlib.suppress(UserError):  # which it will meet again when it asks itself
+          states[other] = self._state(shared, other, round)
+          del self._cohorts[other]  # a second time, it trains alone
+    residuals = {name: state.get("residual", self._no_residual) for name, state in states.items()}
+    # What fills a cohort up are copies of a real client: one compile serves every number.
+    names = [*states, *[client] * (size - len(states))]
+    own = [states[name]["own"] for name in names]
+    starts = [uplink.begin(shared, residuals[name], self._config.uplink) for name in names]
+    trained = self.program(
+      replicate(_stacked([join(*each) for each in zip(starts, own, strict=True)]), self._mesh),
+      self._frozen,
+      _stacked([join(shared, each) for each in own]),
+      _stacked([self._batches(name, round) for name in names], axis=1),
+      jnp.asarray(first_step, jnp.int32),
+    )
+    params, metrics = jax.device_get(trained)
+    return {
+      name: _Trained(
+        residuals[name],
+        jax.tree.map(lambda leaf, i=i: leaf[i], params),
+        jax.tree.map(lambda leaf, i=i: leaf[:, i], metrics),
+      )
+      for i, name in enumerate(states)
+    }
+
+  def _batches(self, client: int, round: int) -> Batch:
+    """The client's batches of a round, which depend on nothing but its data and the seed."""
+    optim = self._config.optim
+    rng = np.random.default_rng((self._config.seed, round, client))
+    personal = 1.0 - self._config.prompter.local_drop
+    indices = self._clients[self._names[client]]
+    return self._data.local_batches(indices, optim.local_steps, optim.batch_size, rng, personal)
 
   def _state(self, shared: Params, client: int, before: int) -> Params:
     """What the client knows, or what a new one starts from."""
@@ -132,3 +202,7 @@ class LocalTrainer:
     prompt = np.asarray(self._matching(join(shared, self._own), batch))
     own = self._own | {LOCAL: self._own[LOCAL] | {"prompt": prompt}}
     return self._template | {"own": own}
+
+
+def _stacked(trees: Sequence[Any], axis: int = 0) -> Any:
+  return jax.tree.map(lambda *leaves: np.stack(leaves, axis=axis), *trees)

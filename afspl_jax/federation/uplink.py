@@ -4,13 +4,16 @@ A *row* is what is sent or not: `leaf[i, ..., :]` of a leaf with two or more axe
 `[m p d]`: one prompt token), a leaf with fewer as a whole. A *mask* of a leaf says which of its
 rows are meant; it has the leaf's shape with 1 for the last axis, and so broadcasts against it.
 
-With error feedback a client adds what it did not send to its next update (Stich et al. 2018,
-"Sparsified SGD with Memory", algorithm 1; Karimireddy et al. 2019, "Error Feedback Fixes SignSGD",
-algorithm 1). Their guarantee is for `weighing="cohort"`: a row is averaged over all replies, an
-unsent one counting as unchanged, so that every update reaches the server once, at the client's own
-weight. Under `"coverage"` a row is averaged over those who sent it: their updates count fully, for
-the clients that did not send too. It moves faster, but a residual that comes late is then added to
-a row that has moved in its place, and overshoots.
+What was not sent is not lost (error feedback). Stich et al. 2018, "Sparsified SGD with Memory",
+algorithm 1, and Karimireddy et al. 2019, "Error Feedback Fixes SignSGD", algorithm 1, add it to the
+next update ("add"). That is meant for gradients. A client that trains many steps from the global
+params learns in them again what its residual already holds, and the sum overshoots; so the default
+is that local training goes on from the global params plus the residual ("resume").
+
+With `weighing="cohort"` a row is averaged over all replies, an unsent one counting as unchanged, so
+that every update reaches the server once, at the client's own weight. With `"coverage"` it is
+averaged over those who sent it: it moves faster, and their updates count fully, for the clients
+that did not send too.
 """
 
 import math
@@ -38,6 +41,7 @@ def check(config: settings.Uplink) -> None:
   """Raises UserError, naming the field, unless every value is one that this module knows."""
   settings.choice("uplink.select", config.select, ("energy", "ratio", "dense"))
   settings.choice("uplink.weighing", config.weighing, ("coverage", "cohort"))
+  settings.choice("uplink.error_feedback", config.error_feedback, ("resume", "add", "none"))
   for name in ("energy", "ratio"):
     share = getattr(config, name)
     if not 0 < share <= 1:
@@ -84,34 +88,43 @@ def choose(update: Params, config: settings.Uplink) -> Params:
   )
 
 
+def begin(global_params: Params, residual: Params, config: settings.Uplink) -> Params:
+  """Where a client's local training starts from."""
+  return _plus(global_params, residual) if config.error_feedback == "resume" else global_params
+
+
 def compress(
   params: Params, global_params: Params, residual: Params, config: settings.Uplink
 ) -> Sent:
   """What a client sends after local training, and what it keeps.
 
   Args:
-    params: result of local training; a pytree of float arrays, as the other two.
-    global_params: what the server sent, from which the training started.
+    params: result of local training from `begin`; a pytree of float arrays, as the other two.
+    global_params: what the server sent.
     residual: what earlier rounds did not send; `no_residual` at first.
     config: the rule.
 
   Returns:
-    The offer, `params + residual`, as far as it is sent. With "dense" and no residual it is
-    `params` to the last bit.
+    The offer, `params`, with "add" `params + residual`, as far as it is sent. With "dense" and no
+    residual it is `params` to the last bit.
 
   Raises:
     FloatingPointError: "energy" or "ratio" of an update that is not finite.
   """
   params, global_params, residual = jax.device_get((params, global_params, residual))
-  # Where there is no residual nothing is added, since -0.0 + 0.0 is another number than -0.0.
-  offered = jax.tree.map(lambda p, r: np.where(r == 0, p, p + r), params, residual)
+  offered = _plus(params, residual) if config.error_feedback == "add" else params
   update = jax.tree.map(np.subtract, offered, global_params)
   masks = choose(update, config)
   sent = jax.tree.map(np.where, masks, offered, global_params)
   kept = no_residual(params)
-  if config.error_feedback:
+  if config.error_feedback != "none":
     kept = jax.tree.map(np.where, masks, kept, update)
   return Sent(sent, masks, kept)
+
+
+def _plus(params: Params, residual: Params) -> Params:
+  # Where there is no residual nothing is added, since -0.0 + 0.0 is another number than -0.0.
+  return jax.tree.map(lambda p, r: np.where(r == 0, p, p + r), params, residual)
 
 
 def _choose_rows(path, update, config: settings.Uplink) -> Bool[np.ndarray, "..."]:

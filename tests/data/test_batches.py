@@ -71,16 +71,31 @@ def test_a_batch_holds_what_its_examples_say(split, tiny_checkpoints):
   assert batch.instruction.shape == (4, 12) and batch.targets.shape == (4, 20)
 
 
+def directions(tiny_checkpoints, texts):
+  """By CLIP alone: unit features less the mean of those of all words, of unit length again."""
+  clip, tokenizer = weights.load_clip(tiny_checkpoints.clip), Tokenizer(tiny_checkpoints.clip)
+
+  def unit_features(texts):
+    ids, mask = tokenizer.tokenize(texts, 77)
+    features = np.asarray(clip.encode_text(jnp.asarray(ids), jnp.asarray(mask)), np.float64)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+  every = [
+    tokenizer.decode(np.array([[i]], np.int32))[0].strip() for i in range(tokenizer.vocab_size)
+  ]
+  offset = unit_features(texts) - unit_features(sorted(set(every) - {""})).mean(axis=0)
+  return offset / np.linalg.norm(offset, axis=1, keepdims=True)
+
+
 def test_features_are_clips_own_of_that_image_and_instruction(split, source, tiny_checkpoints):
   clip = weights.load_clip(tiny_checkpoints.clip)
-  processor, tokenizer = ImageProcessor(tiny_checkpoints.clip), Tokenizer(tiny_checkpoints.clip)
+  processor = ImageProcessor(tiny_checkpoints.clip)
   rows = np.array([5, 33])
   batch = split.batch(rows, 2)
   images = [source.load_image(split.examples[row].image) for row in rows]
   tokens, joint = clip.encode_image(jnp.asarray(processor(images)))
   texts = [split.examples[row].question or "describe the picture ." for row in rows]
-  ids, mask = tokenizer.tokenize(texts, 77)
-  text = clip.encode_text(jnp.asarray(ids), jnp.asarray(mask))
+  text = directions(tiny_checkpoints, texts)
   for ours, expected in ((batch.tokens, tokens), (batch.image, joint), (batch.text, text)):
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
@@ -193,12 +208,6 @@ def test_a_share_of_local_rows_is_personal_and_changes_nothing_else(split, mine)
 # Captions' features
 
 
-def caption_features(tiny_checkpoints, texts):
-  clip, tokenizer = weights.load_clip(tiny_checkpoints.clip), Tokenizer(tiny_checkpoints.clip)
-  ids, mask = tokenizer.tokenize(texts, 77)
-  return clip.encode_text(jnp.asarray(ids), jnp.asarray(mask))
-
-
 def test_a_caption_is_clips_feature_of_the_very_reference_that_is_the_target(
   contrasted, tiny_checkpoints
 ):
@@ -209,7 +218,7 @@ def test_a_caption_is_clips_feature_of_the_very_reference_that_is_the_target(
     for k, references in zip(which, (contrasted.examples[i].references for i in rows), strict=True)
   ]
   batch = contrasted.batch(rows, 4, which)
-  expected = caption_features(tiny_checkpoints, texts)
+  expected = directions(tiny_checkpoints, texts)
   np.testing.assert_allclose(batch.caption, expected, rtol=1e-4, atol=1e-5)
   assert len({row.tobytes() for row in batch.caption}) == 4
 

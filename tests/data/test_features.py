@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from afspl_jax.backbones import weights
+from afspl_jax.backbones.locate import locate
 from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
 from afspl_jax.data import features
 from afspl_jax.data.features import _BATCH, FeatureEncoder, default_cache
@@ -204,3 +205,16 @@ def test_texts_in_bfloat16_come_back_as_bfloat16(tiny_checkpoints, tmp_path):
   rough = encoder(tiny_checkpoints.clip, tmp_path, jnp.bfloat16).texts(TEXTS[:3])
   assert rough.dtype == jnp.bfloat16
   np.testing.assert_allclose(rough.astype(np.float32), exact, atol=0.1)
+
+
+def test_directions_tell_questions_apart_that_the_cone_hides(tmp_path):
+  shipped = encoder(locate("tiny", "clip"), tmp_path)
+  texts = ["what colour is the star ?", "how many shapes are there ?", "describe the picture ."]
+  found = shipped.texts(texts)
+  found = found / np.linalg.norm(found, axis=1, keepdims=True)
+  directions = shipped.directions(texts)
+  np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-5)
+  others = ~np.eye(3, dtype=bool)
+  assert (found @ found.T)[others].min() > 0.9
+  assert (directions @ directions.T)[others].max() < 0.7
+  np.testing.assert_allclose(shipped.directions(texts[::-1]), directions[::-1], atol=1e-5)

@@ -8,10 +8,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from afspl_jax.backbones.processing import Tokenizer
-from afspl_jax.data.shapes import language
+from afspl_jax.data.shapes import builder, language, source
 from afspl_jax.data.shapes.language import FORMS, Style
 from afspl_jax.data.shapes.scene import COLOURS, SHAPES, SPLITS, Scene, Thing, draw, sample_scene
 from afspl_jax.data.shapes.sites import SITES, sample_record
+from afspl_jax.errors import UserError
 from afspl_jax.pretrain.corpus import pretraining_scene
 
 SITE_NAMES = [site.name for site in SITES]
@@ -88,21 +89,45 @@ def test_sites_share_no_scene_and_repeat_none(records):
 
 
 def test_the_prepared_splits_share_no_scene(shapes_dir):
-  builder = tfds.builder_from_directory(str(shapes_dir / "shapes_world" / "1.0.0"))
+  prepared = tfds.builder_from_directory(str(shapes_dir / "shapes_world" / "1.0.0"))
   scenes = {
-    split: [r["scene"].decode() for r in source_of(builder, split)]
+    split: [r["scene"].decode() for r in source_of(prepared, split)]
     for split in ("train", "validation", "test")
   }
   for split, identities in scenes.items():
-    assert len(set(identities)) == len(identities) == builder.info.splits[split].num_examples
+    assert len(set(identities)) == len(identities) == prepared.info.splits[split].num_examples
     assert all(Scene(things(identity)).split == split for identity in identities)
   assert not set(scenes["train"]) & set(scenes["test"])
   assert not set(scenes["validation"]) & (set(scenes["train"]) | set(scenes["test"]))
 
 
-def source_of(builder, split):
+def test_two_processes_that_draw_the_world_at_once_both_get_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(builder, "PER_SITE", {"train": 1, "validation": 1, "test": 1})
+  generate = builder.ShapesWorld._generate_examples
+  quicker = []
+
+  def overtaken(self, split):
+    if not quicker:  # while the first is at its first split, the second draws them all
+      quicker.append(None)
+      quicker[0] = source.open_split("test", str(tmp_path))
+    return generate(self, split)
+
+  monkeypatch.setattr(builder.ShapesWorld, "_generate_examples", overtaken)
+  slower = source.open_split("test", str(tmp_path))
+  assert [slower[i] for i in range(len(slower))] == [quicker[0][i] for i in range(len(slower))]
+  assert len(slower) >= len(SITES)
+  assert [path.name for path in (tmp_path / "shapes_world").iterdir()] == ["1.0.0"]
+
+
+def test_a_folder_that_the_world_cannot_be_drawn_into_is_one_clear_error(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match=r"data.dir: expected a folder .* --config.data.dir=FOLDER$"):
+    source.open_split("test", str(tmp_path / "file"))
+
+
+def source_of(prepared, split):
   raw = {"image": tfds.decode.SkipDecoding()}
-  return builder.as_data_source(split=split, decoders=raw)
+  return prepared.as_data_source(split=split, decoders=raw)
 
 
 def things(identity: str) -> tuple[Thing, ...]:

@@ -6,6 +6,8 @@ import numpy as np
 
 from afspl_jax.federation.client import LocalResult
 
+CLIENTS = 4  # of the federations in one process
+
 
 def init_params(width=3):
   return {
@@ -50,3 +52,32 @@ class LeastSquares:
     x, y = self.data(client, round)
     params, loss = sgd(params, x, y)
     return LocalResult(params, len(x), {"loss": float(loss)})
+
+
+def evaluate(round, params):
+  """Scores every second round."""
+  if round % 2:
+    return None
+  x, y = LeastSquares().data(1, 0)
+  return {"loss": float(((predict(params, x) - y) ** 2).mean())}
+
+
+def reference(rounds, clients_of=lambda round: range(CLIENTS), params=None):
+  """FedAvg by hand, in NumPy."""
+  params, trainer = params or init_params(), LeastSquares()
+  for round in range(1, rounds + 1):
+    results = [jax.device_get(trainer.train(params, c, round)) for c in clients_of(round)]
+    total = sum(r.num_examples for r in results)
+    params = jax.tree.map(
+      lambda *leaves, results=results, total=total: np.asarray(
+        sum(r.num_examples * x.astype(np.float64) for r, x in zip(results, leaves, strict=True))
+        / total
+      ).astype(np.float32),
+      *(r.params for r in results),
+    )
+  return params
+
+
+def assert_same_bits(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.shape == y.shape and x.tobytes() == y.tobytes()

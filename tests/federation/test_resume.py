@@ -30,6 +30,8 @@ def test_a_run_killed_at_every_kind_of_moment_ends_as_one_never_interrupted(kill
   died = report["moments"]["died"]
   assert {kind[:-2] for kind in died} == {
     "train",
+    "half of client state",
+    "after client state",
     "half of clients.jsonl",
     "after clients.jsonl",
     "half of metrics.jsonl",
@@ -53,6 +55,7 @@ def test_the_uninterrupted_run_is_whole(killed_run):
   lines = [json.loads(line) for line in (base / "whole" / "metrics.jsonl").open()]
   assert [line["round"] for line in lines if line["split"] == "train"] == list(range(1, 25))
   assert sorted(p.name for p in (base / "whole" / "checkpoints").iterdir()) == ["23", "24"]
+  assert len(list((base / "whole" / "clients").rglob("*"))) == 3 + 3 * 3  # three rounds a site
 
 
 def test_a_run_writes_nothing_to_stderr(tmp_path):

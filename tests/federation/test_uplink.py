@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 from fractions import Fraction
 
@@ -120,14 +121,16 @@ def test_dense_offers_the_params_to_the_last_bit(dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("config", [Uplink("energy", energy=0.6), Uplink("ratio", ratio=0.5)])
-def test_what_is_not_sent_is_kept_and_nothing_else(config, dtype):
+@pytest.mark.parametrize("select", ["energy", "ratio"])
+@pytest.mark.parametrize("feedback", ["add", "resume"])
+def test_what_is_not_sent_is_kept_and_nothing_else(select, feedback, dtype):
+  config = Uplink(select, energy=0.6, ratio=0.5, error_feedback=feedback)
   params, start, residual = tree(0, dtype), tree(1, dtype), tree(2, dtype)
   sent = uplink.compress(params, start, residual, config)
   sizes = [mask.size - mask.sum() for mask in jax.tree.leaves(sent.masks)]
   assert sum(sizes) > 3
   for name, mask in sent.masks.items():
-    offered = params[name] + residual[name]
+    offered = params[name] + residual[name] if feedback == "add" else params[name]
     assert same_bits(sent.params[name], np.where(mask, offered, start[name]))
     assert same_bits(
       sent.residual[name], np.where(mask, np.zeros_like(offered), offered - start[name])
@@ -147,30 +150,41 @@ def test_inputs_are_left_alone():
   assert same_bits(given_, [tree(0), tree(1), tree(2)])
 
 
+def offer(start, update, residual, config, feedback):
+  """A round of a client whose local training adds `update` to where it starts."""
+  config = dataclasses.replace(config, error_feedback=feedback)
+  begun = uplink.begin(start, residual, config)
+  return uplink.compress(begun + update, start, residual, config)
+
+
+@pytest.mark.parametrize("feedback", ["add", "resume"])
 @examples
 @given(
   updates=st.lists(arrays(np.float32, (4, 2), elements=WHOLE), min_size=1, max_size=6),
   moves=arrays(np.float32, (6, 4, 2), elements=WHOLE),
   config=CONFIGS,
 )
-def test_error_feedback_loses_nothing(updates, moves, config):
+def test_error_feedback_loses_nothing(feedback, updates, moves, config):
   """What was sent and the last residual sum to all updates, whatever the server does meanwhile."""
   residual, total = uplink.no_residual(updates[0]), np.zeros((4, 2))
   for update, start in zip(updates, moves, strict=False):
-    sent, _, residual = uplink.compress(start + update, start, residual, config)
+    sent, _, residual = offer(start, update, residual, config, feedback)
     total += sent - start
   np.testing.assert_array_equal(total + residual, sum(updates))
 
 
+@pytest.mark.parametrize("feedback", ["add", "resume"])
 @examples
 @given(updates=arrays(np.float32, (5, 4, 3, 2), elements=WHOLE), config=CONFIGS)
-def test_averaged_over_all_the_global_params_and_the_residuals_hold_every_update(updates, config):
+def test_averaged_over_all_the_global_params_and_the_residuals_hold_every_update(
+  feedback, updates, config
+):
   """The theory of error feedback is about "cohort"; a power of two of clients averages exactly."""
   start = np.zeros((3, 2), np.float32)
   residuals = [uplink.no_residual(start)] * 4
   for of_clients in updates:
     offers = [
-      uplink.compress(start + update, start, residual, config)
+      offer(start, update, residual, config, feedback)
       for update, residual in zip(of_clients, residuals, strict=True)
     ]
     start = np.mean([offer.params for offer in offers], axis=0)
@@ -180,8 +194,16 @@ def test_averaged_over_all_the_global_params_and_the_residuals_hold_every_update
   )
 
 
+def test_only_resume_starts_from_what_was_not_sent():
+  start, residual = tree(0), tree(1)
+  for feedback in ("add", "none"):
+    assert same_bits(uplink.begin(start, residual, Uplink(error_feedback=feedback)), start)
+  begun = uplink.begin(start, residual, Uplink(error_feedback="resume"))
+  assert same_bits(begun, jax.tree.map(np.add, start, residual))
+
+
 def test_without_error_feedback_nothing_is_kept():
-  config = Uplink("ratio", ratio=0.25, error_feedback=False)
+  config = Uplink("ratio", ratio=0.25, error_feedback="none")
   sent = uplink.compress(tree(0), tree(1), uplink.no_residual(tree(0)), config)
   assert same_bits(sent.residual, uplink.no_residual(tree(0)))
   assert not all(mask.all() for mask in jax.tree.leaves(sent.masks))
@@ -191,8 +213,7 @@ def test_a_row_that_waits_is_sent_once_its_residual_has_grown():
   config, start = Uplink("ratio", ratio=0.5), np.zeros((2, 1), np.float32)
   residual, sent_rows = uplink.no_residual(start), []
   for _ in range(4):
-    update = np.float32([[1.0], [0.4]])
-    _, mask, residual = uplink.compress(start + update, start, residual, config)
+    _, mask, residual = offer(start, np.float32([[1.0], [0.4]]), residual, config, "resume")
     sent_rows.append(int(mask.ravel().argmax()))
   assert sent_rows == [0, 0, 1, 0]
 

@@ -21,7 +21,10 @@ def open_split(split: str, folder: str) -> TfdsSource:
 
   from afspl_jax.data.shapes.builder import ShapesWorld
 
-  builder = ShapesWorld(data_dir=data_dir(folder), file_format="array_record")
+  def found() -> ShapesWorld:
+    return ShapesWorld(data_dir=data_dir(folder), file_format="array_record")
+
+  builder = found()
   if not builder.data_path.exists():
     tfds.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -30,10 +33,12 @@ def open_split(split: str, folder: str) -> TfdsSource:
       with contextlib.redirect_stdout(io.StringIO()):  # speaks of a download
         builder.download_and_prepare()
     except OSError as error:
-      raise UserError(
-        f"data.dir: expected a folder that can be written; got {data_dir(folder)}: {error}."
-        " Choose another with --config.data.dir=FOLDER"
-      ) from error
+      if not builder.data_path.exists():  # otherwise another process was quicker
+        raise UserError(
+          f"data.dir: expected a folder that can be written; got {data_dir(folder)}: {error}."
+          " Choose another with --config.data.dir=FOLDER"
+        ) from error
+    builder = found()  # what another process drew was not there for the first to read
   return TfdsSource(builder, split, _examples)
 
 

@@ -1,0 +1,244 @@
+"""What becomes of replies that are not what was agreed on."""
+
+import jax
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from least_squares import CLIENTS, LeastSquares, assert_same_bits, init_params, reference
+
+from afspl_jax.federation import wire
+from afspl_jax.federation.client import LocalResult, make_client_app
+from afspl_jax.federation.local_grid import LocalGrid
+from afspl_jax.federation.rounds import RoundFailed, run_rounds
+from afspl_jax.federation.screening import MAX_EXAMPLES
+from afspl_jax.federation.server import meet, run_local
+
+
+class Faulty(ClientApp):
+  """Client 2's honest reply, spoilt; every reply is still a real message."""
+
+  def __init__(self, spoil, clients=(2,), rounds=range(99)):
+    super().__init__()
+    self.honest = make_client_app(LeastSquares(), init_params())
+    self.spoil, self.clients, self.rounds = spoil, clients, rounds
+
+  def __call__(self, message, context):
+    reply = self.honest(message, context)
+    client = context.node_config["partition-id"]
+    if message.metadata.message_type != "train" or client not in self.clients:
+      return reply
+    if message.content["config"]["round"] not in self.rounds:
+      return reply
+    return self.spoil(reply) or reply
+
+
+def raising(reply):
+  raise OSError("disk full")
+
+
+def erring(reply):
+  reply.content = None
+  reply.error = Error(8)
+
+
+def no_content(reply):
+  reply.content = RecordDict()
+
+
+def flat(change):
+  def spoil(reply):
+    change(reply.content["arrays"])
+
+  return spoil
+
+
+def nan(arrays):
+  values = arrays["flat"].numpy().copy()
+  values[3] = np.nan
+  arrays["flat"] = Array(values)
+
+
+def of_shape(*shape):
+  return lambda arrays: arrays.update(flat=Array(np.zeros(shape, np.float32)))
+
+
+def metric(**values):
+  def spoil(reply):
+    reply.content["metrics"] = MetricRecord(
+      {**reply.content["metrics"], **{k.replace("_", "-"): v for k, v in values.items()}}
+    )
+
+  return spoil
+
+
+def no_count(reply):
+  del reply.content["metrics"]["num-examples"]
+
+
+def extra_record(reply):
+  reply.content["surprise"] = ConfigRecord({"a": 1})
+
+
+def wrong_type(reply):
+  reply.content["arrays"] = MetricRecord({"a": 1})
+
+
+def other_structure(reply):
+  reply.content["config"] = ConfigRecord({"structure": "0123"})
+
+
+def chatty(reply):
+  raise OSError("a\nlong " + "word " * 500)
+
+
+FAULTS = {
+  "raises": (raising, "failed: OSError: disk full"),
+  "crashes": (erring, "failed: Flower error 8"),
+  "says a lot": (chatty, "failed: OSError: a long word"),
+  "nan": (flat(nan), "rejected: mapper/kernel: expected finite values; 1 of 6 are not"),
+  "wrong size": (flat(of_shape(3)), "rejected: expected float32 of shape (15,)"),
+  "broadcastable": (flat(of_shape(15, 1)), "rejected: expected float32 of shape (15,)"),
+  "extra array": (
+    flat(lambda arrays: arrays.update(x=Array(np.zeros(1)))),
+    "rejected: expected the array 'flat', perhaps 'rows'; got ['flat', 'x']",
+  ),
+  "no array": (
+    flat(ArrayRecord.clear),
+    "rejected: expected the array 'flat', perhaps 'rows'; got []",
+  ),
+  "empty reply": (no_content, "rejected: expected the records"),
+  "extra record": (extra_record, "rejected: expected the records"),
+  "record of another type": (wrong_type, "rejected: expected the records"),
+  "other structure": (other_structure, "rejected: expected params of structure"),
+  "zero examples": (metric(num_examples=0), "rejected: num-examples: expected an int from 1"),
+  "negative examples": (metric(num_examples=-3), "rejected: num-examples: expected an int from 1"),
+  "nan examples": (metric(num_examples=float("nan")), "rejected: num-examples: expected an int"),
+  "float examples": (metric(num_examples=8.0), "rejected: num-examples: expected an int"),
+  "list of examples": (metric(num_examples=[8]), "rejected: num-examples: expected an int"),
+  "absurd examples": (metric(num_examples=2**62), "rejected: num-examples: expected an int from"),
+  "too many examples": (metric(num_examples=MAX_EXAMPLES + 1), "rejected: num-examples"),
+  "no examples": (no_count, "rejected: num-examples: expected an int"),
+  "nan loss": (metric(loss=float("nan")), "rejected: loss: expected a finite number; got nan"),
+  "list of losses": (metric(loss=[1.0]), "rejected: loss: expected a finite number"),
+}
+
+
+def run_with(app, run):
+  grid = LocalGrid(app, CLIENTS)
+  return run_rounds(grid, meet(grid, wire.structure_digest(run.params), CLIENTS), run)
+
+
+@pytest.fixture(scope="module")
+def without_client_2():
+  return reference(1, lambda round: [0, 1, 3])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_client_is_left_out_by_name_and_the_model_is_the_others(
+  plan, without_client_2, fault
+):
+  spoil, why = FAULTS[fault]
+  run = plan(rounds=1)
+  assert_same_bits(run_with(Faulty(spoil), run), without_client_2)
+  lines = {line["client"]: line for line in run.folder.clients()}
+  assert len(lines) == CLIENTS
+  bad = lines.pop("site_02")
+  assert bad["status"].startswith(why) and len(bad["status"]) <= 300
+  assert bad["num_examples"] is bad["loss"] is None and bad["bytes_up"] > 0
+  assert {line["status"] for line in lines.values()} == {"ok"}
+  assert run.folder.metrics()[-1]["clients"] == 3
+
+
+def test_a_client_that_does_not_answer_is_left_out(plan, without_client_2):
+  class Lossy(LocalGrid):
+    def send_and_receive(self, messages, *, timeout=None):
+      replies = super().send_and_receive(messages, timeout=timeout)
+      return replies if len(self.transfers) == 1 else [r for r in replies if self.keeps(r)]
+
+    def keeps(self, reply):
+      return reply.metadata.message_type != "train" or reply.metadata.src_node_id != 4
+
+  run = plan(rounds=1)
+  grid = Lossy(make_client_app(LeastSquares(), run.params), CLIENTS)
+  params = run_rounds(grid, meet(grid, wire.structure_digest(run.params), CLIENTS), run)
+  assert_same_bits(params, without_client_2)
+  assert run.folder.clients()[2]["status"] == "failed: no reply"
+
+
+class Diverging(LeastSquares):
+  def __init__(self, params=np.nan, loss=1.0):
+    super().__init__()
+    self.params, self.loss = params, loss
+
+  def train(self, params, client, round):
+    result = super().train(params, client, round)
+    if client != 2:
+      return result
+    bad = jax.tree.map(lambda x: x * self.params, result.params)
+    return LocalResult(bad, result.num_examples, {"loss": self.loss})
+
+
+def test_a_trainer_that_diverges_is_left_out(plan, without_client_2):
+  run = plan(rounds=1)
+  assert_same_bits(run_local(run, Diverging(), CLIENTS), without_client_2)
+  assert run.folder.clients()[2]["status"].startswith("rejected: mapper/bias: expected finite")
+
+
+def test_a_trainer_whose_loss_is_not_finite_is_left_out(plan, without_client_2):
+  run = plan(rounds=1)
+  assert_same_bits(run_local(run, Diverging(1.0, float("inf")), CLIENTS), without_client_2)
+  assert "loss: expected a finite number; got inf" in run.folder.clients()[2]["status"]
+
+
+def test_a_round_fails_when_all_fail_and_goes_on_when_put_right(plan):
+  def raise_all(reply):
+    raise OSError("disk full")
+
+  run = plan("run")
+  with pytest.raises(RoundFailed) as error:
+    run_with(Faulty(raise_all, range(CLIENTS), rounds=[3]), run)
+  message = str(error.value)
+  assert "round 3: expected at least 1 valid replies; got 0 of 4" in message
+  for client in range(CLIENTS):
+    assert f"site_{client:02d}: failed: OSError: disk full" in message
+  assert "start the same command again to go on after round 2" in message
+  assert max(line["round"] for line in run.folder.metrics()) == 2
+  assert max(line["round"] for line in run.folder.clients()) == 2
+  run.checkpoints.close()
+  run.folder.close()
+  # a new process would do the same
+  again = plan("run")
+  assert_same_bits(run_local(again, LeastSquares(), CLIENTS), reference(4))
+
+
+@pytest.mark.parametrize("min_replies, fails", [(3, False), (4, True)])
+def test_min_replies_counts_valid_ones(plan, min_replies, fails):
+  run = plan(rounds=1, min_replies=min_replies)
+  if not fails:
+    run_with(Faulty(raising), run)
+    return
+  with pytest.raises(RoundFailed, match=r"at least 4 .* got 3 of 4\. site_02: failed: OSError"):
+    run_with(Faulty(raising), run)
+
+
+def test_what_a_trainer_raises_does_not_leave_the_site(plan, caplog):
+  class Careless(LeastSquares):
+    def train(self, params, client, round):
+      if client == 2:
+        raise KeyError("a 64 year old man, /data/patients/0017.png")
+      return super().train(params, client, round)
+
+  run = plan(rounds=1)
+  run_local(run, Careless(), CLIENTS)
+  status = run.folder.clients()[2]["status"]
+  assert status.startswith("failed: SiteFault: KeyError in local training")
+  assert "64" not in (run.folder.path / "clients.jsonl").read_text()
+  assert "0017.png" in caplog.text  # the site's own log has it
+
+
+def test_no_metric_of_a_site_stands_for_what_the_server_says(plan):
+  run = plan(rounds=1)
+  run_with(Faulty(metric(round=99.0, split=1.0, clients=7.0), range(CLIENTS)), run)
+  train = [line for line in run.folder.metrics() if line["split"] == "train"]
+  assert [(line["round"], line["clients"]) for line in train] == [(1, CLIENTS)]

@@ -1,0 +1,111 @@
+"""A whole small experiment in this process, with all that was sent in it, to be looked at."""
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+import pytest
+from flwr.app import Message
+from tqdm import tqdm
+
+from afspl_jax import run
+from afspl_jax.config import Experiment
+from afspl_jax.federation import server
+from afspl_jax.federation.local_grid import LocalGrid
+from afspl_jax.fields import changed
+from afspl_jax.run_folder import read_lines
+from afspl_jax.setup import Setup
+from afspl_jax.types import Params
+
+FIELDS = {
+  "data.target_length": 12,
+  "prompter.tokens": 4,
+  "prompter.pool": 3,
+  "prompter.k_max": 2,
+  "optim.batch_size": 4,
+  "optim.local_steps": 2,
+  "fed.rounds": 3,
+  "eval.every": 3,
+  "eval.val_examples": 8,
+  "eval.batch_size": 16,
+  "eval.max_tokens": 6,
+  "eval.common_examples": 12,
+}
+
+
+@dataclass(frozen=True)
+class Recorded:
+  """A finished run."""
+
+  config: Experiment
+  path: Path
+  setup: Setup
+  sent: list[Message] = field(default_factory=list)  # to sites, in order
+  replies: list[Message] = field(default_factory=list)
+  bytes_up: list[int] = field(default_factory=list)  # of each reply, as it was counted
+
+  def checkpoint(self, round: int) -> Params:
+    """The server's state after a round."""
+    return ocp.PyTreeCheckpointer().restore(self.path / "checkpoints" / str(round) / "state")
+
+  def lines(self, name: str) -> list[dict]:
+    return read_lines(self.path / name)
+
+  def line(self, split: str) -> dict:
+    (line,) = [line for line in self.lines("metrics.jsonl") if line["split"] == split]
+    return line
+
+
+@functools.cache
+def recorded_run(path: Path, checkpoints, shapes_dir: Path, **fields) -> Recorded:
+  """Runs the experiment of FIELDS and `fields`, once whoever asks.
+
+  Args:
+    path: the run's folder.
+    checkpoints: of CLIP and T5.
+    shapes_dir: the data.
+    **fields: by dotted name.
+  """
+  small = FIELDS | fields
+  small |= {"backbone.clip": str(checkpoints.clip), "backbone.t5": str(checkpoints.t5)}
+  config = changed(Experiment(), small | {"data.dir": str(shapes_dir)})
+  found: dict[str, list] = {"setup": [], "sent": [], "replies": [], "bytes_up": []}
+
+  class Recording(LocalGrid):
+    def send_and_receive(self, messages, *, timeout=None):
+      messages = list(messages)
+      replies = super().send_and_receive(messages, timeout=timeout)
+      found["sent"] += messages
+      found["replies"] += replies
+      ids = (reply.metadata.reply_to_message_id for reply in replies)
+      found["bytes_up"] += [self.transfers[i].up for i in ids]
+      return replies
+
+  prepare = run.prepare
+
+  def remembered(*args):
+    found["setup"].append(prepare(*args))
+    return found["setup"][0]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XDG_CACHE_HOME", str(path.parent / "features"))
+    patch.setattr(server, "LocalGrid", Recording)
+    patch.setattr(run, "prepare", remembered)
+    silent = functools.partial(tqdm, disable=True)
+    run.federate(config, path, progress=silent, say=lambda text: None)
+  (setup,) = found.pop("setup")
+  return Recorded(config, path, setup, **found)
+
+
+def rich_run(base: Path, checkpoints, shapes_dir: Path) -> Recorded:
+  """A federation with all that may go wrong with privacy and with the last scores."""
+  fields = {
+    "fed.newcomers": 2,
+    "fed.clients_per_round": 4,
+    "optim.contrast": 0.1,
+    "uplink.select": "ratio",
+    "uplink.ratio": 0.5,
+    "eval.ema": 0.6,
+  }
+  return recorded_run(base / "rich", checkpoints, shapes_dir, **fields)

@@ -1,0 +1,106 @@
+"""Values that no experiment can have are refused by the name of their field."""
+
+import pytest
+
+from afspl_jax.checks import check
+from afspl_jax.config import Experiment
+from afspl_jax.errors import UserError
+from afspl_jax.fields import changed, known_fields
+
+AT_LEAST_1 = (
+  "fed.clients_per_round",
+  "fed.cohort",
+  "fed.min_replies",
+  "eval.every",
+  "eval.batch_size",
+  "eval.max_tokens",
+  "optim.batch_size",
+  "optim.local_steps",
+  "prompter.tokens",
+  "prompter.key_dim",
+  "prompter.fusion_hidden",
+  "prompter.mapper_hidden",
+  "prompter.patch_pool",
+  "data.num_clients",
+  "data.instruction_length",
+  "data.target_length",
+)
+ABOVE_0 = (
+  "prompter.temperature",
+  "prompter.pool_mass",
+  "data.dirichlet_alpha",
+  "optim.prompt_lr",
+  "optim.local_lr",
+  "optim.key_lr",
+  "optim.fusion_lr",
+  "optim.mapper_lr",
+  "optim.clip_norm",
+  "optim.contrast_temperature",
+)
+BELOW_1 = ("prompter.local_drop", "eval.ema")
+NOT_NEGATIVE = ("optim.balance", "optim.contrast", "optim.contrast_warmup", "optim.weight_decay")
+COUNTS = ("seed", "fed.rounds", "fed.newcomers")
+SHARES = ("uplink.energy", "uplink.ratio")
+NAN, INF = float("nan"), float("inf")
+
+REFUSED = [
+  *((name, value, "expected at least 1") for name in AT_LEAST_1 for value in (0, -1)),
+  *((n, v, "expected a finite number above 0") for n in ABOVE_0 for v in (0.0, -1.0, NAN, INF)),
+  *((n, v, "expected a number from 0 to below 1") for n in BELOW_1 for v in (-0.1, 1.0, NAN)),
+  *((name, value, "expected 0 or more") for name in NOT_NEGATIVE for value in (-0.1, NAN, INF)),
+  *((name, -1, "expected 0 or more") for name in COUNTS),
+  *((n, v, "expected a share above 0 and up to 1") for n in SHARES for v in (0.0, 1.1, NAN)),
+  ("backbone.dtype", "float16", "expected one of float32, bfloat16"),
+  ("fed.share", "some", "expected one of all, none"),
+  ("uplink.select", "all", "expected one of energy, ratio, dense"),
+  ("uplink.weighing", "mean", "expected one of coverage, cohort"),
+  ("fed.clients_per_round", 11, "expected at most data.num_clients without fed.newcomers, 10"),
+]
+
+
+@pytest.mark.parametrize("name, value, why", REFUSED)
+def test_a_value_that_cannot_be_is_refused_by_its_field(name, value, why):
+  with pytest.raises(UserError) as error:
+    check(changed(Experiment(), {name: value}))
+  assert str(error.value).startswith(f"{name}: {why}")
+  assert str(error.value).endswith(f"; got {value!r}") and "\n" not in str(error.value)
+
+
+def test_newcomers_do_not_count_among_those_who_are_selected():
+  many = {"fed.clients_per_round": 9, "fed.newcomers": 2}
+  with pytest.raises(UserError, match=r"fed.clients_per_round: .*, 8; got 9"):
+    check(changed(Experiment(), many))
+  check(changed(Experiment(), many | {"fed.clients_per_round": 8}))
+
+
+@pytest.mark.parametrize(
+  "name, value",
+  [
+    *((name, 1) for name in AT_LEAST_1),
+    *((name, 0.0) for name in (*BELOW_1, *NOT_NEGATIVE)),
+    *((name, 0) for name in COUNTS),
+    *((name, 1.0) for name in SHARES),
+  ],
+)
+def test_the_outermost_value_that_can_be_is_taken(name, value):
+  fewer = {"fed.clients_per_round": 1} if name == "data.num_clients" else {}
+  check(changed(Experiment(), {name: value} | fewer))
+
+
+def test_every_number_of_an_experiment_is_checked_here_or_named_below():
+  elsewhere = {
+    "prompter.pool",  # prompts/pool.py: sizes that must fit each other
+    "prompter.k_min",
+    "prompter.k_max",
+    "data.min_examples",  # 0 or less is no floor
+    "eval.val_examples",  # 0 or less means all
+    "eval.test_examples",
+    "eval.common_examples",
+    "optim.final_lr",  # any factor
+    "optim.warmup_rounds",
+    "optim.b1",
+    "optim.b2",
+    "optim.label_smoothing",
+  }
+  numbers = {name for name, value in known_fields(Experiment()) if type(value) in (int, float)}
+  assert numbers - elsewhere == {name for name, value, _ in REFUSED if not isinstance(value, str)}
