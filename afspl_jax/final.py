@@ -159,6 +159,8 @@ class Final:
     after = self._config.fed.rounds + 1
     warm = int(optim.warmup_rounds * optim.local_steps)
 
+    trainer.expect(self._newcomers())
+
     def trained(client: int) -> Params:
       trainer.train(self._shared, client, after, warm)
       return trainer.personal(self._shared, client, after)
@@ -167,11 +169,15 @@ class Final:
 
   def _of_newcomers(self, params: Callable[[int], Params], personal: bool) -> Scores:
     owner, predictions = self._owner(), []
-    for client in range(len(self._names) - self._config.fed.newcomers, len(self._names)):
+    for client in self._newcomers():
       rows = [row for row in self._rows if owner[row] == self._names[client]]
       found = self._setup.evaluator.predict(params(client), self._split, rows, personal)
       predictions += found
     return score(predictions)
+
+  def _newcomers(self) -> range:
+    """Those that took no part: the last by name."""
+    return range(len(self._names) - self._config.fed.newcomers, len(self._names))
 
   def _owner(self) -> dict[int, str]:
     """The client of every example."""

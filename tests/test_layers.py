@@ -25,6 +25,7 @@ LAYERS = {
   "prompts": 2,
   "captioner": 3,
   "losses": 4,
+  "row_loss": 4,
   "step": 4,
   "decode": 4,
   "checkpoint": 4,

@@ -6,7 +6,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from afspl_jax.federation import wire
-from afspl_jax.federation.client import Trainer, make_client_app
+from afspl_jax.federation.client import CohortTrainer, Trainer, make_client_app
 from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.federation.rounds import Plan, ask, newest_state, run_rounds, scored_params
 from afspl_jax.types import Params
@@ -47,7 +47,8 @@ def run_local(plan: Plan, trainer: Trainer, num_clients: int) -> Params:
   Raises:
     RoundFailed: too few valid replies in a round.
   """
-  grid = LocalGrid(make_client_app(trainer, plan.params), num_clients)
+  announce = trainer.expect if isinstance(trainer, CohortTrainer) else lambda clients: None
+  grid = LocalGrid(make_client_app(trainer, plan.params), num_clients, announce)
   context = Context(grid.run.run_id, 1, node_config={}, state=RecordDict(), run_config={})
   make_server_app(plan, num_clients)(grid, context)
   return scored_params(newest_state(plan)[1])

@@ -114,7 +114,7 @@ def tree(seed, dtype=np.float32):
 def test_dense_offers_the_params_to_the_last_bit(dtype):
   params, start = tree(0, dtype), tree(1, dtype)
   params["bias"][:] = -0.0, 1, -0.0
-  sent = uplink.compress(params, start, uplink.no_residual(params), Uplink())
+  sent = uplink.compress(params, start, uplink.no_residual(params), Uplink("dense"))
   assert same_bits(sent.params, params)
   assert same_bits(sent.masks, uplink.everywhere(params))
   assert same_bits(sent.residual, uplink.no_residual(params))
