@@ -32,8 +32,11 @@ def main(argv: list[str]) -> int:
     again = shlex.join([sys.executable, *argv])
     print(f"\ninterrupted: finished rounds are kept. Go on with: {again}", file=sys.stderr)
     return 130
-  named = [f"{name} {scores[name]:.3f}" for name in run.HEADLINE if name in scores]
-  print(f"test split, round {scores['round']}: {', '.join(named)}")
+  for split, title in (("test", "test split"), ("test_personal", "with each site's own prompt")):
+    if split in scores:
+      line = scores[split]
+      named = [f"{name} {line[name]:.3f}" for name in run.HEADLINE if name in line]
+      print(f"{title}, round {line['round']}: {', '.join(named)}")
   print(f"run folder: {workdir}")
   return 0
 

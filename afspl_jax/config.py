@@ -38,10 +38,10 @@ class Backbone:
 
 @dataclass
 class Prompter:
-  """The trainable part (DESIGN: visual mapper, prompt sources, fusion)."""
+  """The trainable part (BUILD.md, "Method")."""
 
   local: bool = True  # each client has a prompt of its own, which never leaves it
-  local_drop: float = 0.5  # share of rows trained without it, as newcomers and the server are
+  local_drop: float = 0.5  # share of rows trained without it, as the global prompter is used
 
   tokens: int = 16  # tokens per prompt (p)
   pool: int = 8  # candidate prompts in the pool (m)

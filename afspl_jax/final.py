@@ -15,6 +15,7 @@ from afspl_jax.metrics.captions import score_captions
 from afspl_jax.metrics.vqa import vqa_accuracy
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.setup import Setup
+from afspl_jax.step import warmup_steps
 from afspl_jax.types import Params
 
 Scores = dict[str, Any]
@@ -22,18 +23,22 @@ Scores = dict[str, Any]
 
 def score_finished(
   setup: Setup, folder: RunFolder, shared: Params, progress: Callable[..., tqdm] = tqdm
-) -> Scores:
-  """Adds the lines of the test split to metrics.jsonl, each once, and returns the first.
+) -> dict[str, Scores]:
+  """Adds the lines of the test split to metrics.jsonl, each once, and returns them by their split.
+
+  Where clients share nothing there is no global prompter, and only the last two of the first six.
 
   - `test`: the global prompter.
+  - `test_common`: the same, on the examples of `test_personal_common`.
   - `test_blind`: the same, shown no image.
   - `test_mean_fusion`: the same, every sample's fusion weights replaced by their mean; `changed`
     is the share of texts that differ.
-  - `test_personal`: every example answered by the prompter of the client whose it is.
+  - `test_personal`: every example answered by the prompter of the client whose it is, if that took
+    part.
   - `test_personal_common`: the mean over clients, each answering examples of all.
   - `newcomer_global`, `newcomer_before`, `newcomer_after`: of the clients that took no part, on
     their own examples: without a prompt of their own, with what their examples match in the pool,
-    and after one round of local training.
+    and after one round of local training, which the server's leaves have not seen.
 
   Args:
     setup: the run's.
@@ -47,13 +52,13 @@ def score_finished(
     if name not in done:
       begin = time.perf_counter()
       line = {"round": setup.config.fed.rounds, "split": name, **scores()}
-      if name == "test":
+      if name == next(iter(final.views())):
         trained = [line for line in folder.metrics() if line["split"] == "train"]
         line["bytes_up"] = sum(line["bytes_up"] for line in trained)
         line["bytes_down"] = sum(line["bytes_down"] for line in trained)
         line["clients"] = trained[-1]["clients"] if trained else 0
       folder.append_metrics(line | {"seconds": round(time.perf_counter() - begin, 3)})
-  return next(line for line in folder.metrics() if line["split"] == "test")
+  return {line["split"]: line for line in folder.metrics() if line["split"] in final.views()}
 
 
 class Final:
@@ -74,11 +79,18 @@ class Final:
 
   def views(self) -> dict[str, Callable[[], Scores]]:
     """Those that this run has, by the split that metrics.jsonl names them."""
-    views: dict[str, Callable[[], Scores]] = {"test": self.test, "test_blind": self.blind}
+    own = {"test_personal": self.personal, "test_personal_common": self.personal_common}
+    if self._config.fed.share == "none":
+      return own
+    views: dict[str, Callable[[], Scores]] = {
+      "test": self.test,
+      "test_common": self.common,
+      "test_blind": self.blind,
+    }
     if self._config.prompter.fusion == "dynamic":
       views["test_mean_fusion"] = self.mean_fusion
-    if self._config.prompter.local or self._config.fed.share == "none":
-      views |= {"test_personal": self.personal, "test_personal_common": self.personal_common}
+    if self._config.prompter.local:
+      views |= own
     if self._config.fed.newcomers:
       views["newcomer_global"] = self.newcomer_global
       views |= {"newcomer_before": self.newcomer_before, "newcomer_after": self.newcomer_after}
@@ -91,6 +103,12 @@ class Final:
     write(predictions, self._files / "test.jsonl")
     loss = setup.evaluator.loss(params, self._split, self._rows)
     return {"loss": loss, **score(predictions), **_fusion(predictions)}
+
+  def common(self) -> Scores:
+    """The global prompter on the examples that every client answers."""
+    rows = spread(len(self._split), self._config.eval.common_examples)
+    whole = self._setup.whole(self._shared)
+    return score(self._setup.evaluator.predict(whole, self._split, rows))
 
   def blind(self) -> Scores:
     """The global prompter, shown no image."""
@@ -119,16 +137,20 @@ class Final:
 
   def personal(self) -> Scores:
     """Every example answered by its own client's prompter; sites.jsonl has it client by client."""
-    by_row: dict[int, Prediction] = {}
-    owner = self._owner()
-    for client, name in enumerate(self._names):
-      rows = [row for row in self._rows if owner[row] == name]
+    owner, by_row = self._owner(), dict[int, Prediction]()
+    for client in self._participants():
+      rows = [row for row in self._rows if owner[row] == self._names[client]]
       params = self._setup.trainer.personal(self._shared, client, self._config.fed.rounds)
       found = self._setup.evaluator.predict(params, self._split, rows, personal=True)
       by_row.update(zip(rows, found, strict=True))
-    predictions = [by_row[row] for row in self._rows]
+    rows = sorted(by_row)
+    predictions = [by_row[row] for row in rows]
     write(predictions, self._files / "test_personal.jsonl")
-    sites = _by_client([owner[row] for row in self._rows], self._usual(), predictions)
+    texts = {"personal": [p.prediction for p in predictions]}
+    if self._config.fed.share != "none":
+      usual = dict(zip(self._rows, self._usual(), strict=True))
+      texts["global"] = [usual[row]["prediction"] for row in rows]
+    sites = _by_client([owner[row] for row in rows], predictions, texts)
     lines = "".join(json.dumps(line) + "\n" for line in sites)
     write_text(self._files.parent / "sites.jsonl", lines)
     return score(predictions)
@@ -137,7 +159,7 @@ class Final:
     """The mean over clients, each answering the same examples, which are of all clients."""
     rows = spread(len(self._split), self._config.eval.common_examples)
     found = []
-    for client in range(len(self._names) - self._config.fed.newcomers):
+    for client in self._participants():
       params = self._setup.trainer.personal(self._shared, client, self._config.fed.rounds)
       found.append(score(self._setup.evaluator.predict(params, self._split, rows, personal=True)))
     return {name: float(np.mean([scores[name] for scores in found])) for name in found[0]}
@@ -157,7 +179,7 @@ class Final:
     """Newcomers' own examples, after a first round of local training at the full rates."""
     trainer, optim = self._setup.trainer, self._config.optim
     after = self._config.fed.rounds + 1
-    warm = int(optim.warmup_rounds * optim.local_steps)
+    warm = warmup_steps(optim, self._config.fed.rounds)
 
     trainer.expect(self._newcomers())
 
@@ -174,6 +196,10 @@ class Final:
       found = self._setup.evaluator.predict(params(client), self._split, rows, personal)
       predictions += found
     return score(predictions)
+
+  def _participants(self) -> range:
+    """The clients of the federation."""
+    return range(len(self._names) - self._config.fed.newcomers)
 
   def _newcomers(self) -> range:
     """Those that took no part: the last by name."""
@@ -203,22 +229,18 @@ def _fusion(predictions: Sequence[Prediction]) -> Scores:
 
 
 def _by_client(
-  owners: Sequence[str], usual: Sequence[dict[str, Any]], own: Sequence[Prediction]
+  owners: Sequence[str], examples: Sequence[Prediction], texts: dict[str, list[str]]
 ) -> list[dict[str, Any]]:
-  """Mean scores of each client's examples by the global prompter and by its own.
+  """Mean scores of each client's examples, for what each prompter said of them.
 
   CIDEr takes its document frequencies from the examples of all clients, so that clients compare.
   """
-  texts = {
-    "global": [line["prediction"] for line in usual],
-    "personal": [p.prediction for p in own],
-  }
   lines = {name: {"client": name, "examples": owners.count(name)} for name in sorted(set(owners))}
   for asked, key in ((False, "cider"), (True, "vqa_accuracy")):
-    index = [i for i, p in enumerate(own) if bool(p.question) == asked]
+    index = [i for i, p in enumerate(examples) if bool(p.question) == asked]
     if not index:
       continue
-    references = [own[i].references for i in index]
+    references = [examples[i].references for i in index]
     for prompter, said in texts.items():
       chosen = [said[i] for i in index]
       items = (

@@ -1,4 +1,4 @@
-"""What local training minimises (DESIGN, "Method": Loss)."""
+"""What local training minimises (BUILD.md, "Method")."""
 
 from typing import NamedTuple
 

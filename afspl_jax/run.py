@@ -28,7 +28,7 @@ def federate(
   workdir: Path,
   progress: Callable[..., tqdm] = tqdm,
   say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> dict[str, dict[str, Any]]:
   """Runs an experiment, or what is left of it, and scores its last prompter on the test split.
 
   Args:
@@ -38,7 +38,7 @@ def federate(
     say: tells the user what is about to run.
 
   Returns:
-    The "test" line of metrics.jsonl.
+    The lines of metrics.jsonl about the test split, by their name for it.
 
   Raises:
     UserError: a user's mistake, in one clear message.

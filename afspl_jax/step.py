@@ -92,13 +92,18 @@ GROUPS = {
 def make_schedule(config: Optim, rounds: int) -> optax.Schedule:
   """The factor on every learning rate, by local steps since round 1."""
   choice("optim.schedule", config.schedule, ("constant", "cosine"))
-  steps = max(rounds, 1) * config.local_steps
-  warmup = min(round(config.warmup_rounds * config.local_steps), steps - 1)
+  steps, warmup = max(rounds, 1) * config.local_steps, warmup_steps(config, rounds)
   if config.schedule == "constant":
     return optax.schedules.linear_schedule(1 / (warmup + 1), 1.0, warmup)
   return optax.schedules.warmup_cosine_decay_schedule(
     1 / (warmup + 1), 1.0, warmup, steps, config.final_lr
   )
+
+
+def warmup_steps(config: Optim, rounds: int) -> int:
+  """Local steps until the learning rates are at their peak."""
+  wanted = round(config.warmup_rounds * config.local_steps)
+  return min(wanted, max(rounds, 1) * config.local_steps - 1)
 
 
 def make_train_step(

@@ -60,9 +60,10 @@ MAIN = (
     "cider",
   ),
   Column("VQA, own", "the same, of questions", "test_personal", "vqa_accuracy"),
+  Column("CIDEr, sample", "of the global prompter on a common sample", "test_common", "cider"),
   Column(
-    "CIDEr, common",
-    "of personal prompters on one common sample, mean over clients",
+    "own on it",
+    "CIDEr of personal prompters on the same sample, mean over clients",
     "test_personal_common",
     "cider",
   ),
@@ -70,6 +71,7 @@ MAIN = (
 )
 MORE = (
   Column("blind", "CIDEr of the global prompter, shown no image", "test_blind", "cider"),
+  Column("VQA, blind", "its right answers, shown no image", "test_blind", "vqa_accuracy"),
   Column("mean fusion", "CIDEr with fusion weights as their mean", "test_mean_fusion", "cider"),
   Column("changed", "share of texts that are then others", "test_mean_fusion", "changed"),
   Column(
@@ -93,7 +95,9 @@ class Scored:
   failure: str = ""  # else: why the last attempt failed, if it did
 
   def value(self, column: Column) -> float | None:
-    """The run's number, in the column's unit; None where it was not measured."""
+    """The run's number, in the column's unit; None where it was not measured, or not to its end."""
+    if not self.finished:
+      return None
     value = self.metrics.get(column.split, {}).get(column.key)
     return None if value is None else value * column.scale
 
@@ -196,7 +200,8 @@ def markdown(study: Study, scored: Sequence[Scored], command: str) -> str:
     for table in filter(None, tables):
       text += ["", _row(["", *(c.name for c in table)]), _row(["---"] + ["---:"] * len(table))]
       for variant in study.variants:
-        have = len(rows.by_seed(setting, variant, CIDER))
+        of = (one for one in scored if (one.cell.setting, one.cell.variant) == (setting, variant))
+        have = sum(one.finished for one in of)
         name = variant + (f" ({have} of {number} seeds)" if 0 < have < number else "")
         text.append(_row([name, *(column.text(setting, variant) for column in table)]))
     lacking: dict[tuple[str, str], list[str]] = {}

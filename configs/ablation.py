@@ -36,13 +36,14 @@ def get_study() -> Study:
     },
     variants={
       "zero-shot": {**NO_SITES, "fed.rounds": 0, "prompter.local": False},
-      "local-only": {"fed.share": "none"},
+      "local-only": {"fed.share": "none", "prompter.local": False},
       "centralised": {
         **NO_SITES,
         "data.num_clients": 1,
         "fed.clients_per_round": 1,
         "optim.local_steps": CLIENTS * LOCAL_STEPS,
         "prompter.local": False,
+        "uplink.select": "dense",
       },
       "dense FedAvg": {"prompter.local": False, "uplink.select": "dense"},
       "full AFSPL": {},

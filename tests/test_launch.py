@@ -132,6 +132,7 @@ def test_the_metrics_hold_a_line_per_evaluation(finished):
     (3, "train"),
     (3, "val"),
     (3, "test"),
+    (3, "test_common"),
     (3, "test_blind"),
     (3, "test_mean_fusion"),
     (3, "test_personal"),

@@ -1,4 +1,4 @@
-"""A module imports lower layers or its own folder, never upward (DESIGN.md, section 4)."""
+"""A module imports lower layers or its own folder, never upward (BUILD.md, "Layers")."""
 
 import ast
 from pathlib import Path

@@ -32,7 +32,7 @@ class ClientStore:
     self._folder = Path(folder)
 
   def save(self, site: str, round: int, state: Params) -> None:
-    """Keeps a client's state after a round; it is on disk, whole, when this returns.
+    """Keeps a client's state after a round, whole, in place of any of that round or later.
 
     Raises:
       UserError: the disk refuses.
@@ -40,13 +40,17 @@ class ClientStore:
     file = self._site(site) / f"round_{round:06d}.safetensors"
     scratch = file.with_suffix(".tmp")
     try:
-      file.parent.mkdir(parents=True, exist_ok=True)
+      self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the sites' own eyes only
+      file.parent.mkdir(exist_ok=True)
       save_file(_flat(state), scratch)
       with open(scratch, "rb+") as written:
         os.fsync(written.fileno())
       os.replace(scratch, file)
-      for old in self._rounds(site)[:-_KEEP]:
-        old.unlink()
+      rounds = self._rounds(site)
+      here = rounds.index(file)
+      # What is newer is of a run that began again further back, and knew what this one does not.
+      for stale in (*rounds[: max(here + 1 - _KEEP, 0)], *rounds[here + 1 :]):
+        stale.unlink()
     except (OSError, SafetensorError) as error:
       raise UserError(
         f"{file}: expected to write the state of {site}; got: {error}. Free the disk and start the"

@@ -1,4 +1,4 @@
-"""Fusion: the weights of the prompt sources (DESIGN, "Method")."""
+"""Fusion: the weights of the prompt sources (BUILD.md, "Method")."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The visual mapper: CLIP's vision tokens to vectors that T5 reads as words (DESIGN, "Method")."""
+"""The visual mapper: CLIP's vision tokens to vectors that T5 reads as words (BUILD, "Method")."""
 
 import math
 

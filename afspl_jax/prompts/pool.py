@@ -1,4 +1,4 @@
-"""A pool of candidate prompts and the adaptive choice among them (DESIGN, "Method")."""
+"""A pool of candidate prompts and the adaptive choice among them (BUILD.md, "Method")."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The prompter: everything that is trained (DESIGN, "Method"); all but `local` travels."""
+"""The prompter: everything that is trained (BUILD.md, "Method"); all but `local` travels."""
 
 from typing import NamedTuple
 
@@ -87,13 +87,6 @@ class Prompter(nnx.Module):
     )
     self.visual_prompt = nnx.Param(prompts(1)[0])
     self.textual_prompt = nnx.Param(prompts(1)[0])
-    self.local = Local(
-      prompts(1)[0] if config.local else None,
-      width=width,
-      feature_width=clip.joint_width,
-      contrast=contrast,
-      rngs=rngs,
-    )
     self.fusion = Fusion(
       config.fusion,
       len(SOURCES) - (not config.local),
@@ -110,6 +103,14 @@ class Prompter(nnx.Module):
       joint_width=clip.joint_width,
       width=width,
       hidden=config.mapper_hidden,
+      rngs=rngs,
+    )
+    # Last, so that the leaves above start the same with and without it.
+    self.local = Local(
+      prompts(1)[0] if config.local else None,
+      width=width,
+      feature_width=clip.joint_width,
+      contrast=contrast,
       rngs=rngs,
     )
 

@@ -171,3 +171,13 @@ def test_kill_9_leaves_whole_states_only(tmp_path):
     writer.stdout.close()
   found = ClientStore(tmp_path).load("a", 10**6, {"x": np.zeros(200_000, np.float32)})["x"]
   assert found.min() == found.max() and found[0] in (said[-1], said[-1] + 1)
+
+
+def test_a_run_that_begins_again_further_back_keeps_what_it_learns(tmp_path):
+  store = ClientStore(tmp_path / "clients")
+  for round in (22, 23, 24, 1):
+    store.save("alder", round, {"own": np.full(2, round, np.float32)})
+  template = {"own": np.zeros(2, np.float32)}
+  np.testing.assert_array_equal(store.load("alder", 2, template)["own"], 1)
+  np.testing.assert_array_equal(store.load("alder", 99, template)["own"], 1)
+  assert (tmp_path / "clients").stat().st_mode & 0o777 == 0o700
