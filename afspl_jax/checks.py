@@ -4,7 +4,9 @@ import math
 
 from afspl_jax.config import Experiment, choice
 from afspl_jax.errors import UserError
-from afspl_jax.federation import uplink
+from afspl_jax.federation import selection, strategies, uplink
+
+MAX_EXAMPLES = 2**29  # as a weight it leaves the mean of equal float32 params what they are
 
 
 def check(config: Experiment) -> None:
@@ -18,6 +20,7 @@ def check(config: Experiment) -> None:
     "fed.clients_per_round": config.fed.clients_per_round,
     "fed.cohort": config.fed.cohort,
     "fed.min_replies": config.fed.min_replies,
+    "fed.max_examples": config.fed.max_examples,
     "eval.every": config.eval.every,
     "eval.batch_size": config.eval.batch_size,
     "eval.max_tokens": config.eval.max_tokens,
@@ -37,6 +40,7 @@ def check(config: Experiment) -> None:
   for name, number in {
     "prompter.temperature": config.prompter.temperature,
     "prompter.pool_mass": config.prompter.pool_mass,
+    "fed.deadline": config.fed.deadline,
     "data.dirichlet_alpha": config.data.dirichlet_alpha,
     "optim.prompt_lr": config.optim.prompt_lr,
     "optim.local_lr": config.optim.local_lr,
@@ -64,6 +68,9 @@ def check(config: Experiment) -> None:
     "seed": config.seed,
     "fed.rounds": config.fed.rounds,
     "fed.newcomers": config.fed.newcomers,
+    "fed.retries": config.fed.retries,
+    "fed.wait": config.fed.wait,
+    "fed.max_update_norm": config.fed.max_update_norm,
     "optim.balance": config.optim.balance,
     "optim.contrast": config.optim.contrast,
     "optim.contrast_warmup": config.optim.contrast_warmup,
@@ -71,5 +78,17 @@ def check(config: Experiment) -> None:
   }.items():
     if not (math.isfinite(number) and number >= 0):
       raise UserError(f"{name}: expected 0 or more; got {number}")
+  if config.fed.max_examples > MAX_EXAMPLES:
+    raise UserError(
+      f"fed.max_examples: expected at most {MAX_EXAMPLES}, whose products with float32 are exact;"
+      f" got {config.fed.max_examples}"
+    )
   choice("fed.share", config.fed.share, ("all", "none"))
+  choice("fed.selection", config.fed.selection, selection.METHODS)
+  strategies.get(config.fed.strategy)
+  if config.fed.share == "none" and config.fed.strategy != "fedavg":
+    raise UserError(
+      f"fed.strategy: expected fedavg with fed.share=none, where there is nothing to average;"
+      f" got {config.fed.strategy!r}"
+    )
   uplink.check(config.uplink)

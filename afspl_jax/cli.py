@@ -43,6 +43,25 @@ def main(argv: list[str] | None = None) -> int:
   ablate.add_argument("--table", action="store_true", help="run nothing; tabulate what is there")
   ablate.set_defaults(run=_ablate)
 
+  status = commands.add_parser(
+    "status", help="what a running or finished federation did: rounds, scores, and every site"
+  )
+  status.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+  status.set_defaults(run=_status)
+
+  keys = commands.add_parser("keys", help="make the certificates and keys of a federation")
+  kinds = keys.add_subparsers(dest="kind", required=True, metavar="KIND")
+  server = kinds.add_parser("server", help="the server's: ca.crt goes to every site")
+  server.add_argument("hosts", nargs="*", help="names and addresses by which sites reach it")
+  server.add_argument("--days", type=int, default=3650, help="until the certificates expire")
+  site = kinds.add_parser(
+    "site", help="a site's: NAME.pub goes to the server"
+  )
+  site.add_argument("name", help="the site's name in the federation")
+  for kind in (server, site):
+    kind.add_argument("--folder", type=Path, default=Path("keys"), help="default: keys")
+    kind.set_defaults(run=_keys)
+
   argv = sys.argv[1:] if argv is None else argv
   args = parser.parse_args(argv, argparse.Namespace(again=shlex.join(["afspl", *argv])))
   try:
@@ -57,6 +76,27 @@ def _score(args: argparse.Namespace) -> int:
     print(json.dumps(score_file(args.file), indent=2))
   except (OSError, ValueError) as error:
     raise UserError(str(error)) from error
+  return 0
+
+
+def _keys(args: argparse.Namespace) -> int:
+  from afspl_jax.federation.net import keys
+
+  if args.kind == "server":
+    made = keys.make_server_keys(args.folder, args.hosts, args.days)
+    print(f"give every site a copy of {made.ca}; put each site's NAME.pub into {args.folder}/sites")
+    print(f"keep to this host: {made.key}; better still elsewhere: {args.folder / 'ca.key'}")
+  else:
+    pair = keys.make_site_key(args.folder, args.name)
+    print(f"give the server a copy of {pair.public}; get its ca.crt and put it into {args.folder}")
+    print(f"keep to this host: {pair.private}")
+  return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+  from afspl_jax.status import describe
+
+  print(describe(args.folder))
   return 0
 
 

@@ -105,8 +105,14 @@ class Fed:
   rounds: int = 30  # rounds in all; 0 scores the untrained prompter (zero-shot)
   clients_per_round: int = 10  # selected each round, seeded by (seed, round)
   cohort: int = 10  # clients that one step trains together; memory grows with it
+  selection: str = "uniform"  # uniform | size | round_robin | power_of_choice (by last loss)
   min_replies: int = 1  # valid replies without which a round fails
-  strategy: str = "fedavg"  # a name in federation/strategies
+  retries: int = 1  # times that a failed round is tried again before the run stops
+  deadline: float = 3600.0  # seconds after which a round closes without late replies (networked)
+  wait: float = 600.0  # seconds to wait for sites: at the start all, later min_replies (networked)
+  max_examples: int = 10_000_000  # that a site may claim: its weight in the average
+  max_update_norm: float = 0.0  # largest L2 norm of a site's update; 0 = any
+  strategy: str = "fedavg"  # a name in federation/strategies, with options: "fedadam:tau=0.01"
   share: str = "all"  # all | none: every client trains alone (the local-only baseline)
   newcomers: int = 0  # sites kept out of all rounds, to be scored as new ones after the last
 

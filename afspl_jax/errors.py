@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to put right."""
+"""Errors that end a run in one clear message."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
   The message is for the user: what was expected, what was found, what to do. `launch.py` and
   `afspl` print it without a traceback and exit with status 2.
   """
+
+
+class Stopped(RuntimeError):
+  """A run that cannot go on now, in one clear message: what is finished is kept."""

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from afspl_jax.atomic import write_text
 from afspl_jax.evaluate import Prediction, score, spread, write
+from afspl_jax.federation.training import LocalTrainer
 from afspl_jax.metrics.captions import score_captions
 from afspl_jax.metrics.vqa import vqa_accuracy
 from afspl_jax.run_folder import RunFolder
@@ -27,6 +28,7 @@ def score_finished(
   """Adds the lines of the test split to metrics.jsonl, each once, and returns them by their split.
 
   Where clients share nothing there is no global prompter, and only the last two of the first six.
+  Where clients are on other hosts, there are only the first four.
 
   - `test`: the global prompter.
   - `test_common`: the same, on the examples of `test_personal_common`.
@@ -74,7 +76,7 @@ class Final:
     self._setup, self._files, self._shared = setup, files, shared
     self._config, self._split = setup.config, setup.splits["test"]
     self._rows = spread(len(self._split), self._config.eval.test_examples)
-    self._names = sorted(setup.clients["train"])
+    self._names = sorted(setup.clients.get("train", ()))
     files.mkdir(exist_ok=True)
 
   def views(self) -> dict[str, Callable[[], Scores]]:
@@ -89,6 +91,8 @@ class Final:
     }
     if self._config.prompter.fusion == "dynamic":
       views["test_mean_fusion"] = self.mean_fusion
+    if self._setup.trainer is None:  # sites keep their prompts, and these are elsewhere
+      return views
     if self._config.prompter.local:
       views |= own
     if self._config.fed.newcomers:
@@ -140,7 +144,7 @@ class Final:
     owner, by_row = self._owner(), dict[int, Prediction]()
     for client in self._participants():
       rows = [row for row in self._rows if owner[row] == self._names[client]]
-      params = self._setup.trainer.personal(self._shared, client, self._config.fed.rounds)
+      params = self._trainer.personal(self._shared, client, self._config.fed.rounds)
       found = self._setup.evaluator.predict(params, self._split, rows, personal=True)
       by_row.update(zip(rows, found, strict=True))
     rows = sorted(by_row)
@@ -160,7 +164,7 @@ class Final:
     rows = spread(len(self._split), self._config.eval.common_examples)
     found = []
     for client in self._participants():
-      params = self._setup.trainer.personal(self._shared, client, self._config.fed.rounds)
+      params = self._trainer.personal(self._shared, client, self._config.fed.rounds)
       found.append(score(self._setup.evaluator.predict(params, self._split, rows, personal=True)))
     return {name: float(np.mean([scores[name] for scores in found])) for name in found[0]}
 
@@ -172,12 +176,12 @@ class Final:
   def newcomer_before(self) -> Scores:
     """Newcomers' own examples, with what their examples match in the pool as their prompt."""
     rounds = self._config.fed.rounds
-    own = self._setup.trainer.personal
+    own = self._trainer.personal
     return self._of_newcomers(lambda client: own(self._shared, client, rounds), personal=True)
 
   def newcomer_after(self) -> Scores:
     """Newcomers' own examples, after a first round of local training at the full rates."""
-    trainer, optim = self._setup.trainer, self._config.optim
+    trainer, optim = self._trainer, self._config.optim
     after = self._config.fed.rounds + 1
     warm = warmup_steps(optim, self._config.fed.rounds)
 
@@ -196,6 +200,12 @@ class Final:
       found = self._setup.evaluator.predict(params(client), self._split, rows, personal)
       predictions += found
     return score(predictions)
+
+  @property
+  def _trainer(self) -> LocalTrainer:
+    trainer = self._setup.trainer
+    assert trainer is not None, "no view asks for clients that are elsewhere"
+    return trainer
 
   def _participants(self) -> range:
     """The clients of the federation."""

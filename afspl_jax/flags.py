@@ -2,39 +2,64 @@
 
 import traceback
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 from ml_collections import config_flags
 
-from afspl_jax.config import Experiment
+from afspl_jax.config import Experiment, choice
 from afspl_jax.errors import UserError
 from afspl_jax.fields import check_type, known_fields, unknown
 
 T = TypeVar("T")
 
-_USAGE = """usage: python launch.py [--config=NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
+ROLES = ("local", "server", "client", "local-net")
 
-  --config   an experiment: a file in configs/ ({names}), or a path to one; default shapes.py
-  --workdir  the run's folder; default runs/NAME. The same command again goes on after the last
-             finished round.
+_USAGE = """usage: python launch.py [--config=NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
+                        [--role=local|server|client|local-net] [--superlink=HOST:PORT]
+                        [--keys=FOLDER] [--site=NAME] [--data=FOLDER] [--insecure]
+
+  --config     an experiment: a file in configs/ ({names}), or a path to one; default shapes.py
+  --workdir    the run's folder; default runs/NAME, of a client runs/NAME-SITE. The same command
+               again goes on after the last finished round.
+  --role       local (default): every client in this process; server: the sites are on other hosts;
+               client: this host is a site; local-net: server and sites on this host, over TLS
+  --superlink  HOST:PORT. Of a client: the server's. Of a server: what it listens on; default
+               0.0.0.0:8000
+  --keys       folder of `afspl keys`; default keys. A server finds sites' public keys in
+               FOLDER/sites
+  --site       a client's name in the federation
+  --data       a client's own data, all of it (config.data.dir); without it, the client trains on
+               its part of the experiment's data
+  --insecure   no TLS and no keys: whoever reaches the port can read and take part. For experiments
 
 fields that --config.FIELD=VALUE sets:
 {fields}"""
 
 
-def parse(argv: list[str], configs: Path) -> tuple[Experiment, Path]:
+class Launch(NamedTuple):
+  """What a command line asks for."""
+
+  config: Experiment
+  workdir: Path
+  role: str = "local"
+  superlink: str = ""
+  keys: Path = Path("keys")
+  site: str = ""
+  own_data: bool = False  # all of a client's data is its own
+  insecure: bool = False
+
+
+def parse(argv: list[str], configs: Path) -> Launch:
   """Reads the config file that the flags name, and applies their overrides.
 
   Args:
     argv: as in sys.argv.
     configs: folder where `--config=NAME.py` is looked up first.
 
-  Returns:
-    The experiment and the run's folder.
-
   Raises:
-    UserError: no such config, an unknown flag or field, or a value of the wrong type.
+    UserError: no such config, an unknown flag or field, a value of the wrong type, or a flag that
+      the role lacks or has no use for.
     SystemExit: after printing what `--help` asks for.
   """
   if any(arg in ("-h", "--help") for arg in argv[1:]):
@@ -51,7 +76,9 @@ def parse(argv: list[str], configs: Path) -> tuple[Experiment, Path]:
       raise UserError(f"--{name}: {unknown(name.removeprefix('config.'), fields)}")
   values = flags.FlagValues()
   argv = [argv[0], *given]
-  flags.DEFINE_string("workdir", f"runs/{path.stem}", "the run's folder", flag_values=values)
+  for name, default in {"role": "local", **_OF_ROLES, "workdir": ""}.items():
+    flags.DEFINE_string(name, default, "see _USAGE", flag_values=values)
+  flags.DEFINE_boolean("insecure", False, "see _USAGE", flag_values=values)
   try:
     flag = config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=argv)
     rest = values(argv)
@@ -64,7 +91,46 @@ def parse(argv: list[str], configs: Path) -> tuple[Experiment, Path]:
     raise UserError(f"expected flags, such as --config=coco.py; got {rest[1]!r}. Try --help")
   for name, value in known_fields(config):  # neither a dataclass nor ml_collections sees them all
     check_type(f"--config.{name}", value, fields.get(name))
-  return config, Path(values.workdir)
+  _check_role(values)
+  if values.data:
+    config.data.dir = values.data
+  return Launch(
+    config=config,
+    workdir=Path(values.workdir or "-".join(filter(None, (f"runs/{path.stem}", values.site)))),
+    role=values.role,
+    superlink=values.superlink or "0.0.0.0:8000",
+    keys=Path(values.keys or "keys"),
+    site=values.site,
+    own_data=bool(values.data),
+    insecure=values.insecure,
+  )
+
+
+_OF_ROLES = {"superlink": "", "keys": "", "site": "", "data": ""}  # flags that not every role has
+_TAKES = {
+  "local": (),
+  "local-net": (),
+  "server": ("superlink", "keys"),
+  "client": ("superlink", "keys", "site", "data"),
+}
+
+
+def _check_role(values: flags.FlagValues) -> None:
+  role = choice("--role", values.role, ROLES)
+  for name in _OF_ROLES:
+    if values[name].value and name not in _TAKES[role]:
+      takers = " or ".join(f"--role={other}" for other in ROLES if name in _TAKES[other])
+      raise UserError(f"--{name}: expected with {takers}; got --role={role}. Leave it out")
+  if values.insecure and role not in ("server", "client"):
+    raise UserError(f"--insecure: expected with --role=server or client; got --role={role}")
+  if role == "client":
+    for name, meant in (("superlink", "the server's HOST:PORT"), ("site", "this site's name")):
+      if not values[name].value:
+        raise UserError(f"--{name}: expected {meant} with --role=client; got nothing")
+  if values.superlink:
+    host, colon, port = values.superlink.rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
+      raise UserError(f"--superlink: expected HOST:PORT; got {values.superlink!r}")
 
 
 def find(name: str, configs: Path, flag: str = "") -> Path:

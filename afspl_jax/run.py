@@ -1,6 +1,6 @@
-"""An experiment from its config to its scores, in this process."""
+"""An experiment from its config to its scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,30 @@ from afspl_jax.federation.rounds import Plan, RoundReport
 from afspl_jax.federation.server import run_local
 from afspl_jax.final import score_finished
 from afspl_jax.run_folder import RunFolder
-from afspl_jax.setup import Setup, find, prepare
+from afspl_jax.setup import SPLITS, Setup, find, prepare
+from afspl_jax.status import client_text
 from afspl_jax.types import Params
 
+# Runs a plan's rounds on some Grid, and returns the params to score.
+Carrier = Callable[[Setup, Plan], Params]
+
 HEADLINE = ("cider", "bleu4", "rouge_l", "vqa_accuracy", "loss")
+
+
+def in_process(setup: Setup, plan: Plan) -> Params:
+  """Every client in this process, over one copy of the frozen models."""
+  assert setup.trainer is not None, "there are clients here"
+  taking_part = len(setup.clients["train"]) - setup.config.fed.newcomers
+  return run_local(plan, setup.trainer, taking_part)
 
 
 def federate(
   config: Experiment,
   workdir: Path,
   progress: Callable[..., tqdm] = tqdm,
-  say: Callable[[str], None] = print,
+  say: Callable[[str], None] = tqdm.write,
+  carry: Carrier = in_process,
+  splits: Sequence[str] = SPLITS,
 ) -> dict[str, dict[str, Any]]:
   """Runs an experiment, or what is left of it, and scores its last prompter on the test split.
 
@@ -35,7 +48,9 @@ def federate(
     config: the experiment.
     workdir: the run's folder; a run in it with the same config goes on.
     progress: makes the progress bar.
-    say: tells the user what is about to run.
+    say: tells the user what is about to run, and what happens to sites elsewhere.
+    carry: brings the rounds to the clients.
+    splits: what this process reads; without "train" its clients are elsewhere.
 
   Returns:
     The lines of metrics.jsonl about the test split, by their name for it.
@@ -45,7 +60,7 @@ def federate(
     RoundFailed: too few clients gave a valid reply.
   """
   check(config)
-  inputs = find(config)
+  inputs = find(config, splits)
   bar: tqdm | None = None
   with RunFolder.open(workdir, to_dict(config)) as folder:
     setup = prepare(config, inputs, ClientStore(folder.path / "clients"))
@@ -74,8 +89,8 @@ def federate(
         last["CIDEr"] = f"{report.val['cider']:.3f}"
       bar.set_postfix(last)
       for line in report.clients:
-        if line["status"] != "ok":
-          bar.write(f"round {report.round}: {line['client']}: {line['status']}")
+        if line["status"] != "ok" or setup.trainer is None:
+          bar.write(client_text(line))
 
     plan = Plan(
       params=setup.shared,
@@ -87,11 +102,13 @@ def federate(
       evaluate=evaluate,
       weighing=config.uplink.weighing,
       ema=config.eval.ema,
+      terms=setup.terms,
       on_round=on_round,
+      say=say,
+      on_site=say if setup.trainer is None else lambda text: None,
     )
     try:
-      taking_part = len(setup.clients["train"]) - config.fed.newcomers
-      shared = run_local(plan, setup.trainer, taking_part)
+      shared = carry(setup, plan)
     finally:
       checkpoints.close()
       if bar is not None:
@@ -100,14 +117,19 @@ def federate(
 
 
 def _summary(setup: Setup) -> str:
-  config, sizes = setup.config, [len(rows) for rows in setup.clients["train"].values()]
+  config = setup.config
+  if setup.clients:
+    sizes = [len(rows) for rows in setup.clients["train"].values()]
+    who = f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples"
+    who += f" ({config.data.partition})"
+  else:
+    who = f"{config.data.num_clients} sites on other hosts"
   travels, stays = (
     sum(leaf.size for leaf in jax.tree.leaves(leaves)) for leaves in (setup.shared, setup.own)
   )
   devices = jax.local_devices()
   return (
-    f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples ({config.data.partition}),"
-    f" {config.fed.rounds} rounds of {config.fed.strategy}; of {travels + stays:,} trainable"
+    f"{who}, {config.fed.rounds} rounds of {config.fed.strategy}; of {travels + stays:,} trainable"
     f" parameters {stays:,} never leave their client; a frozen {config.backbone.t5} T5;"
     f" {len(devices)} x {devices[0].device_kind}"
   )

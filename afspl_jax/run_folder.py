@@ -145,12 +145,13 @@ def _agree(path: Path, wanted: dict[str, Any]) -> None:
   """Compares with what config.json has under the same names, and adds what it has not."""
   file = path / "config.json"
   if not file.exists():
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
     if (path / METRICS).exists():
       raise UserError(
         f"{path}: expected a new folder or a run's; got {METRICS} without config.json. "
         "Choose another --workdir"
       )
-    found: Any = {"versions": _versions()}  # recorded, not compared: a run may outlive an update
+    found: Any = {"versions": versions}  # recorded, not compared: a run may outlive an update
   else:
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
@@ -174,14 +175,12 @@ def _agree(path: Path, wanted: dict[str, Any]) -> None:
     write_text(file, json.dumps(wanted | found, indent=2) + "\n")
 
 
-def _versions() -> dict[str, str]:
-  versions = {"python": platform.python_version()}
-  for package in _PACKAGES:
-    try:
-      versions[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      versions[package] = "not installed"  # run from a checkout
-  return versions
+def version(package: str) -> str:
+  """The installed version of a package."""
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return "not installed"  # run from a checkout
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

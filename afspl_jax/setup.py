@@ -1,11 +1,13 @@
 """An experiment's backbones, data, clients and programs, made ready for its first round."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -13,7 +15,7 @@ from afspl_jax.backbones.locate import MissingBackbone, locate
 from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
 from afspl_jax.backbones.weights import fingerprint, load_clip, load_t5
 from afspl_jax.captioner import Captioner, leaves
-from afspl_jax.config import Experiment, digest
+from afspl_jax.config import Experiment, digest, to_dict
 from afspl_jax.data.batches import Split
 from afspl_jax.data.features import FeatureEncoder, default_cache
 from afspl_jax.data.partition import Clients, partition
@@ -26,10 +28,13 @@ from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.training import LocalTrainer
 from afspl_jax.prompts.local import join, split
 from afspl_jax.prompts.prompter import Prompter
+from afspl_jax.run_folder import version
 from afspl_jax.step import make_mesh, replicate
 from afspl_jax.types import Params, Source
 
 SPLITS = ("train", "validation", "test")
+SCORED = ("validation", "test")  # what a server holds that trains no client itself
+TRAINED = ("train",)  # what a site holds that scores nothing
 
 
 class Inputs(NamedTuple):
@@ -47,8 +52,8 @@ class Setup:
   shared: Params  # the untrained prompter's leaves that travel (NumPy)
   own: Params  # its leaves that stay with each client
   splits: dict[str, Split]
-  clients: dict[str, Clients]  # each client's own part of every split
-  trainer: LocalTrainer
+  clients: dict[str, Clients]  # each client's own part of every split; {} where none is here
+  trainer: LocalTrainer | None  # of the clients that are here
   evaluator: Evaluator
   facts: dict[str, Any]  # hashes that must not change when a run goes on
 
@@ -56,9 +61,32 @@ class Setup:
     """A prompter's leaves as the server sees it; the untrained own ones are not used by it."""
     return join(shared, self.own)
 
+  @property
+  def terms(self) -> dict[str, Any]:
+    """What a server and its sites must have in common, besides the structure of what travels."""
+    config = to_dict(self.config)
+    common = {group: config[group] for group in ("prompter", "optim", "uplink")}
+    common |= {group: {n: config[group][n] for n in names} for group, names in _COMMON.items()}
+    return {
+      "version": version("afspl_jax"),
+      "backbones": self.facts["backbones"],
+      "config": common | {"seed": config["seed"]},
+    }
 
-def find(config: Experiment) -> Inputs:
+
+_COMMON = {
+  "data": ("instruction_length", "target_length", "caption_instruction"),
+  "backbone": ("dtype",),
+  "fed": ("rounds", "strategy", "share"),
+}
+
+
+def find(config: Experiment, splits: Sequence[str] = SPLITS) -> Inputs:
   """Looks for all that a run reads; quick, but for a data set that has yet to be drawn.
+
+  Args:
+    config: the experiment.
+    splits: those that are needed here.
 
   Raises:
     UserError: naming everything that is missing, not only the first thing.
@@ -70,7 +98,7 @@ def find(config: Experiment) -> Inputs:
     except MissingBackbone as error:
       missing.append(str(error))
   try:
-    for split in SPLITS:
+    for split in splits:
       sources[split] = open_source(config.data.source, split, config.data.dir)
   except MissingData as error:
     missing.append(str(error))
@@ -80,15 +108,20 @@ def find(config: Experiment) -> Inputs:
 
 
 def prepare(
-  config: Experiment, inputs: Inputs, store: ClientStore, mesh: Mesh | None = None
+  config: Experiment,
+  inputs: Inputs,
+  store: ClientStore,
+  mesh: Mesh | None = None,
+  site: str = "",
 ) -> Setup:
   """Loads backbones, encodes images, splits examples over clients, builds programs.
 
   Args:
     config: the experiment.
-    inputs: from `find`.
+    inputs: from `find`; without "train" there is nobody to train here.
     store: keeps what never leaves the clients.
     mesh: devices that share a batch; default all local ones.
+    site: where all the data is that of one site, its name; else data is split over clients.
 
   Raises:
     UserError: something does not fit.
@@ -100,7 +133,11 @@ def prepare(
   t5 = load_t5(folders["t5"], dtype, dtype)
   tokenizer = Tokenizer(folders["t5"])
   examples = {name: [source[i] for i in range(len(source))] for name, source in sources.items()}
-  clients = partition(examples, config.data, config.seed)
+  clients: dict[str, Clients] = {}
+  if site:
+    clients = {name: {site: np.arange(len(part))} for name, part in examples.items()}
+  elif "train" in examples:
+    clients = partition(examples, config.data, config.seed)
 
   prints = {kind: fingerprint(folder) for kind, folder in folders.items()}
   encoder = FeatureEncoder(
@@ -130,9 +167,10 @@ def prepare(
   frozen = replicate(leaves(t5), mesh)
   penalty = strategies.get(config.fed.strategy).client_penalty
   untrained = jax.device_get(leaves(prompter))
-  trainer = LocalTrainer(
-    captioner, frozen, untrained, splits["train"], clients["train"], config, penalty, mesh, store
-  )
+  trainer = None
+  if clients:
+    train = splits["train"], clients["train"]
+    trainer = LocalTrainer(captioner, frozen, untrained, *train, config, penalty, mesh, store)
   shared, own = split(untrained, config.fed.share)
   return Setup(
     config=config,

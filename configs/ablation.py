@@ -49,8 +49,6 @@ def get_study() -> Study:
       "full AFSPL": {},
       "- local prompts": {"prompter.local": False},
       "- sparse uplink": {"uplink.select": "dense"},
-      "- resume (added feedback)": {"uplink.error_feedback": "add"},
-      "- error feedback": {"uplink.error_feedback": "none"},
       "- adaptive k (fixed)": {"prompter.pool_mode": "fixed"},
       "- adaptive k (dense)": {"prompter.pool_mode": "dense"},
       "- pool (one prompt)": {"prompter.pool": 1, "prompter.k_max": 1},
@@ -60,6 +58,7 @@ def get_study() -> Study:
       "- word init (random)": {"prompter.init": "random"},
       "+ contrastive": {"optim.contrast": 0.02},
       "- image": {"prompter.see_image": False},
+      "8 sites, then 2 new ones": {"fed.newcomers": 2, "fed.clients_per_round": 8},
     },
     seeds=SEEDS,
   )

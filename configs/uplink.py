@@ -32,6 +32,10 @@ def get_study() -> Study:
     f"{name}, feedback added": {**usual, "uplink.error_feedback": "add"},
     f"{name}, no feedback": {**usual, "uplink.error_feedback": "none"},
   }
+  # The reference at its own best learning rate, not only at ours.
+  for rate in (0.1, 0.6):
+    rates = {"optim.prompt_lr": rate, "optim.local_lr": rate}
+    variants[f"dense, prompts' rate {rate}"] = {"uplink.select": "dense", **rates}
   return Study(
     base=get_config(),
     settings={"Dirichlet 0.1": {}},

@@ -73,10 +73,12 @@ def recorded_run(path: Path, checkpoints, shapes_dir: Path, **fields) -> Recorde
   found: dict[str, list] = {"setup": [], "sent": [], "replies": [], "bytes_up": []}
 
   class Recording(LocalGrid):
-    def send_and_receive(self, messages, *, timeout=None):
-      messages = list(messages)
-      replies = super().send_and_receive(messages, timeout=timeout)
+    def push_messages(self, messages):
       found["sent"] += messages
+      return super().push_messages(messages)
+
+    def pull_messages(self, message_ids):
+      replies = super().pull_messages(message_ids)
       found["replies"] += replies
       ids = (reply.metadata.reply_to_message_id for reply in replies)
       found["bytes_up"] += [self.transfers[i].up for i in ids]

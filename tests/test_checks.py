@@ -11,6 +11,7 @@ AT_LEAST_1 = (
   "fed.clients_per_round",
   "fed.cohort",
   "fed.min_replies",
+  "fed.max_examples",
   "eval.every",
   "eval.batch_size",
   "eval.max_tokens",
@@ -26,6 +27,7 @@ AT_LEAST_1 = (
   "data.target_length",
 )
 ABOVE_0 = (
+  "fed.deadline",
   "prompter.temperature",
   "prompter.pool_mass",
   "data.dirichlet_alpha",
@@ -38,8 +40,15 @@ ABOVE_0 = (
   "optim.contrast_temperature",
 )
 BELOW_1 = ("prompter.local_drop", "eval.ema")
-NOT_NEGATIVE = ("optim.balance", "optim.contrast", "optim.contrast_warmup", "optim.weight_decay")
-COUNTS = ("seed", "fed.rounds", "fed.newcomers")
+NOT_NEGATIVE = (
+  "optim.balance",
+  "optim.contrast",
+  "optim.contrast_warmup",
+  "optim.weight_decay",
+  "fed.wait",
+  "fed.max_update_norm",
+)
+COUNTS = ("seed", "fed.rounds", "fed.newcomers", "fed.retries")
 SHARES = ("uplink.energy", "uplink.ratio")
 NAN, INF = float("nan"), float("inf")
 
@@ -56,6 +65,16 @@ REFUSED = [
   ("uplink.weighing", "mean", "expected one of coverage, cohort"),
   ("fed.clients_per_round", 11, "expected at most data.num_clients without fed.newcomers, 10"),
 ]
+
+
+def test_a_weight_whose_products_would_not_be_exact_is_refused():
+  with pytest.raises(UserError, match=r"fed.max_examples: expected at most 536870912"):
+    check(changed(Experiment(), {"fed.max_examples": 2**29 + 1}))
+
+
+def test_what_cannot_be_averaged_has_no_method():
+  with pytest.raises(UserError, match=r"fed.strategy: expected fedavg with fed.share=none"):
+    check(changed(Experiment(), {"fed.share": "none", "fed.strategy": "fedprox"}))
 
 
 @pytest.mark.parametrize("name, value, why", REFUSED)

@@ -30,7 +30,7 @@ def complaint(configs, *args) -> str:
 
 
 def test_no_flags_give_the_default_experiment(configs):
-  config, workdir = parsed(configs)
+  config, workdir, *_ = parsed(configs)
   assert config == Experiment() and str(workdir) == "runs/shapes"
 
 
@@ -42,12 +42,12 @@ def test_a_config_is_looked_up_in_configs_first_then_as_a_path(configs, tmp_path
   monkeypatch.chdir(elsewhere)
   assert parsed(configs, "--config=other.py")[0].seed == 7
   assert parsed(configs, f"--config={elsewhere / 'other.py'}")[0].seed == 1
-  config, workdir = parsed(configs, "--config=mine.py")
+  config, workdir, *_ = parsed(configs, "--config=mine.py")
   assert config.seed == 2 and str(workdir) == "runs/mine"
 
 
 def test_overrides_of_every_kind_reach_their_field(configs):
-  config, workdir = parsed(
+  config, workdir, *_ = parsed(
     configs,
     "--config=other.py",
     "--config.fed.rounds=5",
@@ -68,12 +68,12 @@ def test_overrides_of_every_kind_reach_their_field(configs):
 
 @pytest.mark.parametrize("text", ["(0.2, 0.8)", "[0.2, 0.8]", "0.2,0.8"])
 def test_tuples_may_be_written_in_several_ways(configs, text):
-  config, _ = parsed(configs, f"--config.prompter.fusion_weights={text}")
+  config, *_ = parsed(configs, f"--config.prompter.fusion_weights={text}")
   assert config.prompter.fusion_weights == (0.2, 0.8)
 
 
 def test_overrides_may_come_before_the_config_and_the_last_wins(configs):
-  config, _ = parsed(configs, "--config.seed=3", "--config=other.py", "--config.seed=4")
+  config, *_ = parsed(configs, "--config.seed=3", "--config=other.py", "--config.seed=4")
   assert config.seed == 4
 
 
@@ -154,3 +154,32 @@ def test_help_lists_the_configs_and_every_field(configs, capsys):
   assert "other.py, shapes.py" in text
   for name, _ in known_fields(Experiment()):
     assert f"{name} =" in text
+
+
+def test_a_server_and_a_client_of_a_federation(configs):
+  server = parsed(configs, "--role=server", "--superlink=[::]:9000", "--keys=/k")
+  assert (server.role, server.superlink, str(server.keys)) == ("server", "[::]:9000", "/k")
+  assert parsed(configs, "--role=server").superlink == "0.0.0.0:8000"
+  client = parsed(configs, "--role=client", "--superlink=a.org:8000", "--site=Bonn", "--data=/d")
+  assert (client.site, client.own_data, client.config.data.dir) == ("Bonn", True, "/d")
+  assert str(client.workdir) == "runs/shapes-Bonn" and not client.insecure
+  part = parsed(configs, "--role=client", "--superlink=a.org:8000", "--site=Bonn", "--insecure")
+  assert not part.own_data and part.config.data.dir == "" and part.insecure
+
+
+@pytest.mark.parametrize(
+  "args, expected",
+  [
+    (["--role=boss"], "--role: expected one of local, server, client, local-net; got 'boss'"),
+    (["--site=Bonn"], "--site: expected with --role=client; got --role=local. Leave it out"),
+    (["--superlink=a:1"], "--superlink: expected with --role=server or --role=client; got"),
+    (["--role=local-net", "--keys=k"], "--keys: expected with --role=server or --role=client"),
+    (["--insecure"], "--insecure: expected with --role=server or client; got --role=local"),
+    (["--role=client", "--site=B"], "--superlink: expected the server's HOST:PORT with --role"),
+    (["--role=client", "--superlink=a:1"], "--site: expected this site's name with --role=client"),
+    (["--role=server", "--superlink=a"], "--superlink: expected HOST:PORT; got 'a'"),
+    (["--role=server", "--superlink=a:0"], "--superlink: expected HOST:PORT; got 'a:0'"),
+  ],
+)
+def test_flags_that_do_not_fit_the_role(configs, args, expected):
+  assert complaint(configs, *args).startswith(expected)

@@ -1,13 +1,15 @@
 """A site's half of the federation: the ClientApp, and what it asks of a trainer."""
 
+import json
 import logging
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from afspl_jax.config import differences
 from afspl_jax.federation import wire
 from afspl_jax.types import Params
 
@@ -39,6 +41,10 @@ class Trainer(Protocol):
     """The site's name, unique in the federation."""
     ...
 
+  def num_examples(self, client: int) -> int:
+    """How many examples the site holds: its weight in the average."""
+    ...
+
 
 @runtime_checkable
 class CohortTrainer(Trainer, Protocol):
@@ -49,7 +55,9 @@ class CohortTrainer(Trainer, Protocol):
     ...
 
 
-def make_client_app(trainer: Trainer, template: Params) -> ClientApp:
+def make_client_app(
+  trainer: Trainer, template: Params, terms: dict[str, Any] | None = None
+) -> ClientApp:
   """The ClientApp of every site; the same for local and networked runs.
 
   The client index is the node's `partition-id`. What a client raises becomes an error reply.
@@ -57,12 +65,14 @@ def make_client_app(trainer: Trainer, template: Params) -> ClientApp:
   Args:
     trainer: does the work.
     template: pytree with the shapes and dtypes that are exchanged.
+    terms: what the server must have in common with this site besides them, by name.
 
   Returns:
     An app that answers `train` and `query.hello`.
   """
   app = ClientApp()
-  structure = wire.structure_digest(template)
+  ours = wire.terms(template, terms or {})
+  structure = ours[wire.STRUCTURE]
 
   @app.train()
   def train(message: Message, context: Context) -> Message:
@@ -105,8 +115,23 @@ def make_client_app(trainer: Trainer, template: Params) -> ClientApp:
 
   @app.query("hello")
   def hello(message: Message, context: Context) -> Message:
-    site = trainer.site(_client(context))
-    answer = ConfigRecord({wire.SITE: site, wire.STRUCTURE: structure})
+    asked = message.content.config_records.get(wire.CONFIG, {}).get(wire.TERMS)
+    try:
+      theirs = json.loads(asked) if isinstance(asked, str) else None
+    except ValueError:
+      theirs = None
+    if not isinstance(theirs, dict):
+      raise wire.WireError(f"terms: expected a JSON object; got {str(asked)[:40]!r}")
+    differ = differences(ours, theirs)
+    if differ:
+      raise wire.WireError(
+        f"this site and the server differ (site -> server): {'; '.join(differ)}."
+        " Run the same version, config and backbones on both"
+      )
+    client = _client(context)
+    answer = ConfigRecord(
+      {wire.SITE: trainer.site(client), wire.NUM_EXAMPLES: trainer.num_examples(client)}
+    )
     return Message(RecordDict({wire.CONFIG: answer}), reply_to=message)
 
   return app

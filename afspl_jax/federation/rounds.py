@@ -8,8 +8,8 @@ ends with the same lines and params as one that was never interrupted.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -19,19 +19,14 @@ from flwr.serverapp import Grid
 from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.config import Fed
 from afspl_jax.federation import uplink, wire
-from afspl_jax.federation.screening import Refused, screen
-from afspl_jax.federation.selection import select
+from afspl_jax.federation.exchange import Answer
+from afspl_jax.federation.roll_call import RollCall, RoundFailed
+from afspl_jax.federation.screening import Refused, screen, sentence
 from afspl_jax.federation.strategies import Reply, Strategy
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.types import Params
 
-_LONGEST_REASON = 300  # characters of what a peer says that go into our files
-
 Line = dict[str, Any]  # of metrics.jsonl or clients.jsonl
-
-
-class RoundFailed(RuntimeError):
-  """Too few valid replies; nothing of the round was kept."""
 
 
 class RoundReport(NamedTuple):
@@ -54,12 +49,15 @@ class Plan:
   folder: RunFolder
   checkpoints: Checkpoints
   evaluate: Callable[[int, Params], dict[str, float] | None]  # None: the round is not scored
+  terms: dict[str, Any] = field(default_factory=dict)  # what sites must have in common with us
   weighing: str = "coverage"  # config's `uplink.weighing`
   ema: float = 0.0  # config's `eval.ema`
   on_round: Callable[[RoundReport], None] = lambda report: None
+  say: Callable[[str], None] = lambda text: None  # tells the user of waits and retries
+  on_site: Callable[[str], None] = lambda text: None  # and of sites that come, go, are refused
 
 
-def run_rounds(grid: Grid, nodes: Mapping[str, int], plan: Plan) -> Params:
+def run_rounds(grid: Grid, plan: Plan, num_sites: int) -> Params:
   """Runs the rounds that are still to do, from the newest checkpoint on.
 
   Round 0 only evaluates. Every later round adds a line with split "train" to metrics.jsonl, and
@@ -69,23 +67,33 @@ def run_rounds(grid: Grid, nodes: Mapping[str, int], plan: Plan) -> Params:
 
   Args:
     grid: reaches the sites.
-    nodes: node id of each site, by its name.
     plan: what to do.
+    num_sites: sites that are waited for at the start.
 
   Returns:
     The params to score after the last round, with NumPy leaves.
 
   Raises:
-    RoundFailed: fewer than `min_replies` valid replies in a round.
+    RoundFailed: too few sites, or too few valid replies in a round and in its retries.
   """
   done, state = newest_state(plan)
   plan.folder.rewind(done)
   unscored = _train_lines_since_val(plan.folder.metrics())
+  call = RollCall(
+    grid,
+    wire.terms(plan.params, plan.terms),
+    plan.fed,
+    plan.seed,
+    num_sites,
+    plan.folder.clients(),
+    plan.say,
+    plan.on_site,
+  )
   for round in range(done + 1, plan.fed.rounds + 1):
     train: Line | None = None
     clients: list[Line] = []
     if round > 0:
-      state, train, clients = _train(grid, nodes, plan, round, state)
+      state, train, clients = _train_or_retry(call, plan, round, state)
       unscored.append(train)
     val = _evaluate(plan, round, scored_params(state), unscored)
     if val is not None:
@@ -113,78 +121,101 @@ def newest_state(plan: Plan) -> tuple[int, dict[str, Any]]:
   return plan.checkpoints.restore(untrained) or (-1, untrained)
 
 
-def ask(
-  grid: Grid, nodes: Mapping[str, int], kind: str, content: RecordDict, round: int
-) -> dict[str, tuple[Message, Message | None]]:
-  """Sends the same content to every node; returns each one's message and its reply, if any.
-
-  Replies are told apart by the message they answer: Flower's own error replies come from the
-  server's node.
-  """
-  messages = {
-    name: Message(content, node, kind, group_id=str(round)) for name, node in nodes.items()
-  }
-  replies = {
-    reply.metadata.reply_to_message_id: reply
-    for reply in grid.send_and_receive(list(messages.values()))
-  }
-  return {name: (sent, replies.get(sent.metadata.message_id)) for name, sent in messages.items()}
+def _train_or_retry(
+  call: RollCall, plan: Plan, round: int, state: dict[str, Any]
+) -> tuple[dict[str, Any], Line, list[Line]]:
+  """One round, tried again where it fails: the new state, its line, and all lines of sites."""
+  earlier: list[Line] = []
+  for left in reversed(range(plan.fed.retries + 1)):
+    clients = earlier  # the lines of a failed attempt stay
+    try:
+      state, train = _train(call, plan, round, state, clients)
+    except RoundFailed as error:
+      if not left:
+        plan.folder.append_clients(clients)
+        raise RoundFailed(
+          f"{error}. Nothing of this round was kept: put that right and start the same command"
+          f" again to go on after round {round - 1}"
+        ) from error
+      plan.say(f"{error}. Trying round {round} again")
+    else:
+      return state, train, clients
+  raise AssertionError("unreachable")
 
 
 def _train(
-  grid: Grid, nodes: Mapping[str, int], plan: Plan, round: int, state: dict[str, Any]
-) -> tuple[dict[str, Any], Line, list[Line]]:
-  """One round of training: the new state, its line, and a line per selected site."""
-  begin = time.perf_counter()
+  call: RollCall, plan: Plan, round: int, state: dict[str, Any], clients: list[Line]
+) -> tuple[dict[str, Any], Line]:
+  """One attempt at a round: the new state and its line; adds the sites' lines to `clients`."""
   params = state["params"]
   structure = wire.structure_digest(params)
   config = ConfigRecord({wire.STRUCTURE: structure, wire.ROUND: round})
   content = RecordDict({wire.ARRAYS: wire.pack(params), wire.CONFIG: config})
-  selected = select(nodes, plan.fed.clients_per_round, plan.seed, round)
-  answers = ask(grid, {site: nodes[site] for site in selected}, wire.TRAIN, content, round)
-
+  chosen = call.choose(round)
+  begin = time.perf_counter()
+  messages = {
+    site: Message(content, node, wire.TRAIN, group_id=str(round))
+    for site, node in chosen.nodes.items()
+  }
+  answers, late = call.exchange.ask(messages, round, plan.fed.deadline)
   replies: list[Reply] = []
-  clients: list[Line] = []
-  bytes_down = 0
-  for site in selected:
-    sent, answer = answers[site]
-    bytes_down += wire.record_bytes(sent)
-    line: Line = {"round": round, "client": site, "num_examples": None, "loss": None, "bytes_up": 0}
-    if answer is not None:
-      line["bytes_up"] = wire.record_bytes(answer)
+  lines = [
+    _line(of, site, f"late: discarded in round {round}", answer)
+    for site, of, answer in (*chosen.late, *late)
+  ]
+  lines += [_line(round, site, status) for site, status in chosen.absent.items()]
+  for site, answer in sorted(answers.items()):
+    line = _line(round, site, "ok", answer)
     try:
-      reply = screen(site, answer, params, structure)
+      if answer.message is None:
+        why = f"timeout: no reply within {plan.fed.deadline:g} s"
+        raise Refused(why if answer.sent else "failed: not reached")
+      reply = screen(site, answer.message, params, structure, plan.fed)
     except Refused as why:
-      line["status"] = " ".join(str(why).split())[:_LONGEST_REASON]
+      line["status"] = sentence(str(why))
     else:
       replies.append(reply)
       line["num_examples"], line["loss"] = reply.num_examples, reply.metrics.get("loss")
-      line["status"] = "ok"
-    clients.append(line)
+      call.learn(reply)
+    lines.append(line)
+  clients += sorted(lines, key=lambda line: line["client"])
+
   if len(replies) < plan.fed.min_replies:
-    refused = "; ".join(f"{c['client']}: {c['status']}" for c in clients if c["status"] != "ok")
+    refused = "; ".join(f"{c['client']}: {c['status']}" for c in lines if c["status"] != "ok")
     raise RoundFailed(
       f"round {round}: expected at least {plan.fed.min_replies} valid replies; got "
-      f"{len(replies)} of {len(selected)}. {refused}. Nothing of this round was kept: put that "
-      f"right and start the same command again to go on after round {round - 1}"
+      f"{len(replies)} of {len(answers)}. {refused}"
     )
-
   if plan.weighing == "cohort":  # what a site did not send counts as unchanged
     replies = [reply._replace(masks=uplink.everywhere(params)) for reply in replies]
-  new_params, strategy_state = plan.strategy.aggregate(params, state["strategy_state"], replies)
+  try:
+    aggregated = plan.strategy.aggregate(params, state["strategy_state"], replies)
+  except ValueError as error:
+    raise RoundFailed(f"round {round}: {error}") from error
   train = {
     **_weighted_means(replies),  # first: no site's metric may stand for what follows
     "round": round,
     "split": "train",
     "bytes_up": sum(line["bytes_up"] for line in clients),
-    "bytes_down": bytes_down,
+    "bytes_down": sum(map(wire.record_bytes, messages.values())),
     "seconds": _seconds_since(begin),
     "clients": len(replies),
   }
+  new_params, strategy_state = aggregated
   new_state = jax.device_get({"params": new_params, "strategy_state": strategy_state})
   if plan.ema:
     new_state["ema"] = _moved(state["ema"], new_state["params"], plan.ema, round)
-  return new_state, train, clients
+  return new_state, train
+
+
+def _line(round: int, site: str, status: str, answer: Answer | None = None) -> Line:
+  """A line of clients.jsonl, about a site that sent no update yet."""
+  line = {"round": round, "client": site, "num_examples": None, "loss": None, "bytes_up": 0}
+  if answer is not None:
+    if answer.message is not None:
+      line["bytes_up"] = wire.record_bytes(answer.message)
+    line["seconds"] = float(f"{answer.seconds:.3f}")
+  return line | {"status": status}
 
 
 def _moved(ema: Params, params: Params, decay: float, round: int) -> Params:

@@ -1,15 +1,18 @@
 """What the server checks of a site's reply before it is used."""
 
 import math
+from typing import Any
 
+import jax
+import numpy as np
 from flwr.app import Message
 
+from afspl_jax.config import Fed
 from afspl_jax.federation import wire
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.types import Params
 
-# Its product with a float32 is exact in float64, so the average of equal params is those params.
-MAX_EXAMPLES = 2**29
+_LONGEST_REASON = 300  # characters of what a peer says that go into our files
 
 _RECORDS = {wire.ARRAYS: "ArrayRecord", wire.METRICS: "MetricRecord", wire.CONFIG: "ConfigRecord"}
 
@@ -18,14 +21,25 @@ class Refused(ValueError):
   """A reply that is left out; the message is its status in clients.jsonl."""
 
 
-def screen(site: str, answer: Message | None, params: Params, structure: str) -> Reply:
+def sentence(said: str) -> str:
+  """What a peer says, as far as it goes into our files and onto a terminal: one short line."""
+  line = " ".join("".join(c if c.isprintable() else " " for c in said).split())
+  return line[:_LONGEST_REASON]
+
+
+def screen(site: str, answer: Message, params: Params, structure: str, fed: Fed) -> Reply:
   """The site's reply, if all of it is what was agreed on.
+
+  Args:
+    site: its name.
+    answer: its message.
+    params: the global params that it started from.
+    structure: their digest.
+    fed: sets the bounds on what a site claims and on how far it moves the params.
 
   Raises:
     Refused: otherwise, with the reason.
   """
-  if answer is None:
-    raise Refused("failed: no reply")
   if answer.has_error():
     raise Refused(f"failed: {answer.error.reason or f'Flower error {answer.error.code}'}")
   found = {name: type(record).__name__ for name, record in answer.content.items()}
@@ -35,12 +49,7 @@ def screen(site: str, answer: Message | None, params: Params, structure: str) ->
   if theirs != structure:
     raise Refused(f"rejected: expected params of structure {structure}; got {theirs}")
   metrics = dict(answer.content[wire.METRICS])
-  num_examples = metrics.pop(wire.NUM_EXAMPLES, None)
-  if type(num_examples) is not int or not 0 < num_examples <= MAX_EXAMPLES:
-    raise Refused(
-      f"rejected: {wire.NUM_EXAMPLES}: expected an int from 1 to {MAX_EXAMPLES}; "
-      f"got {num_examples!r}"
-    )
+  num_examples = screen_examples(metrics.pop(wire.NUM_EXAMPLES, None), fed.max_examples)
   for name, value in metrics.items():
     if not isinstance(value, int | float) or not math.isfinite(value):
       raise Refused(f"rejected: {name}: expected a finite number; got {value!r}")
@@ -48,5 +57,30 @@ def screen(site: str, answer: Message | None, params: Params, structure: str) ->
     update = wire.unpack_update(answer.content[wire.ARRAYS], params)
   except wire.WireError as error:
     raise Refused(f"rejected: {error}") from error
+  if fed.max_update_norm and (norm := _distance(update.params, params)) > fed.max_update_norm:
+    raise Refused(
+      f"rejected: expected an update of L2 norm up to {fed.max_update_norm:g}"
+      f" (fed.max_update_norm); got {norm:g}"
+    )
   means = {name: float(value) for name, value in metrics.items()}
   return Reply(site, update.params, update.masks, num_examples, means)
+
+
+def screen_examples(claimed: Any, most: int) -> int:
+  """The number of examples that a site says it holds: its weight in the average.
+
+  Raises:
+    Refused: it is none, or more than `most`.
+  """
+  if type(claimed) is not int or not 0 < claimed <= most:
+    raise Refused(
+      f"rejected: {wire.NUM_EXAMPLES}: expected an int from 1 to {most} (fed.max_examples);"
+      f" got {sentence(repr(claimed))}"
+    )
+  return claimed
+
+
+def _distance(a: Params, b: Params) -> float:
+  """The L2 norm of the difference of two trees, in float64."""
+  squares = jax.tree.map(lambda x, y: np.sum((x.astype(np.float64) - y) ** 2), a, b)
+  return math.sqrt(sum(jax.tree.leaves(squares)))

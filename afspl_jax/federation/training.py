@@ -94,6 +94,10 @@ class LocalTrainer:
     """The client's name."""
     return self._names[client]
 
+  def num_examples(self, client: int) -> int:
+    """Examples that the client trains on."""
+    return len(self._clients[self._names[client]])
+
   def personal(self, shared: Params, client: int, round: int) -> Params:
     """The client's whole prompter after a round: the shared leaves with its own.
 
@@ -133,6 +137,8 @@ class LocalTrainer:
     keep = {"own": own, "residual": sent.residual}
     self._store.save(site, round, {name: keep[name] for name in self._template})
     usage = np.mean(metrics.usage[finite], axis=0)
+    # Before any step was taken: what q-FedAvg weighs a site by, estimated on one batch.
+    first_loss = {"first_loss": float(metrics.loss[0])} if finite[0] else {}
     return LocalResult(
       sent.params,
       len(self._clients[site]),
@@ -144,6 +150,7 @@ class LocalTrainer:
         "prompts_chosen": float(usage.sum()),
         "nonfinite_steps": float(steps - finite.sum()),
       }
+      | first_loss
       | {f"pool_usage_{i}": float(share) for i, share in enumerate(usage)},
       sent.masks,
     )

@@ -22,7 +22,7 @@ from afspl_jax.types import Params
 # are the defaults of Flower's own strategies and mods, so that those can be used as they are.
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 NUM_EXAMPLES = "num-examples"
-STRUCTURE, ROUND, SITE = "structure", "round", "site"
+STRUCTURE, ROUND, SITE, TERMS = "structure", "round", "site", "terms"
 FLAT = "flat"  # array of the ArrayRecord: the values
 ROWS = "rows"  # array of a sparse ArrayRecord: which rows they are of
 TRAIN, HELLO = "train", "query.hello"  # message types
@@ -60,6 +60,11 @@ def spec(params: Params) -> list[tuple[str, tuple[int, ...], str]]:
 def structure_digest(params: Params) -> str:
   """A short hash of paths, shapes and dtypes: peers that differ in it must not exchange arrays."""
   return config.digest(spec(params))
+
+
+def terms(params: Params, more: dict[str, Any]) -> dict[str, Any]:
+  """What server and sites must have in common before they exchange anything."""
+  return {STRUCTURE: structure_digest(params)} | more
 
 
 def pack(params: Params, masks: Params | None = None) -> ArrayRecord:

@@ -43,9 +43,12 @@ class LeastSquares:
   def site(self, client):
     return f"site_{client:02d}"
 
+  def num_examples(self, client):
+    return 10 + client
+
   def data(self, client, round):
     rng = np.random.default_rng([client, round])
-    x = rng.normal(size=(10 + client, self.width)).astype(np.float32)
+    x = rng.normal(size=(self.num_examples(client), self.width)).astype(np.float32)
     return x, np.sin(x + client).astype(np.float32)
 
   def train(self, params, client, round):

@@ -14,12 +14,11 @@ from least_squares import (
   reference,
 )
 
-from afspl_jax.federation import wire
 from afspl_jax.federation.client import LocalResult, make_client_app
 from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.federation.rounds import newest_state, run_rounds
-from afspl_jax.federation.selection import select
-from afspl_jax.federation.server import meet, run_local
+from afspl_jax.federation.selection import Candidate, select
+from afspl_jax.federation.server import run_local
 
 
 def without_seconds(lines):
@@ -67,14 +66,14 @@ def test_bytes_are_those_that_travelled(plan):
   travelled = []
 
   class Counting(LocalGrid):
-    def send_and_receive(self, messages, *, timeout=None):
-      replies = super().send_and_receive(messages, timeout=timeout)
+    def push_messages(self, messages):
+      ids = super().push_messages(messages)
       travelled.append([sum(way) for way in zip(*self.transfers.values(), strict=True)])
-      return replies
+      return ids
 
   run = plan(rounds=2)
   grid = Counting(make_client_app(LeastSquares(), run.params), CLIENTS)
-  run_rounds(grid, meet(grid, wire.structure_digest(run.params), CLIENTS), run)
+  run_rounds(grid, run, CLIENTS)
   train = [line for line in run.folder.metrics() if line["split"] == "train"]
   assert [[line["bytes_down"], line["bytes_up"]] for line in train] == travelled[1:]
 
@@ -83,7 +82,8 @@ def test_the_selected_sites_and_only_they_train(plan):
   run = plan(clients_per_round=2)
   params = run_local(run, LeastSquares(), CLIENTS)
   sites = [f"site_{i:02d}" for i in range(CLIENTS)]
-  chosen = {r: select(sites, 2, 0, r) for r in range(1, 5)}
+  known = {site: Candidate(10, None) for site in sites}
+  chosen = {r: select("uniform", known, 2, 0, r) for r in range(1, 5)}
   found = {r: [c["client"] for c in run.folder.clients() if c["round"] == r] for r in chosen}
   assert found == chosen and len({tuple(c) for c in chosen.values()}) > 1
   assert_same_bits(params, reference(4, lambda r: [sites.index(site) for site in chosen[r]]))
@@ -94,13 +94,13 @@ def test_the_order_of_replies_does_not_matter_to_the_last_bit(plan):
     def get_node_ids(self):
       return super().get_node_ids()[::-1]
 
-    def send_and_receive(self, messages, *, timeout=None):
-      return super().send_and_receive(messages, timeout=timeout)[::-1]
+    def pull_messages(self, message_ids):
+      return super().pull_messages(message_ids)[::-1]
 
   runs, results = [plan("one"), plan("other")], []
   for run, grid_type in zip(runs, (LocalGrid, Reversed), strict=True):
     grid = grid_type(make_client_app(LeastSquares(), run.params), CLIENTS)
-    results.append(run_rounds(grid, meet(grid, wire.structure_digest(run.params), CLIENTS), run))
+    results.append(run_rounds(grid, run, CLIENTS))
   assert_same_bits(*results)
   one, other = (without_seconds(run.folder.metrics()) for run in runs)
   assert one == other

@@ -1,5 +1,7 @@
 """What becomes of replies that are not what was agreed on."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,12 +9,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 from flwr.clientapp import ClientApp
 from least_squares import CLIENTS, LeastSquares, assert_same_bits, init_params, reference
 
-from afspl_jax.federation import wire
+from afspl_jax.config import Fed
 from afspl_jax.federation.client import LocalResult, make_client_app
 from afspl_jax.federation.local_grid import LocalGrid
-from afspl_jax.federation.rounds import RoundFailed, run_rounds
-from afspl_jax.federation.screening import MAX_EXAMPLES
-from afspl_jax.federation.server import meet, run_local
+from afspl_jax.federation.roll_call import RoundFailed
+from afspl_jax.federation.rounds import run_rounds
+from afspl_jax.federation.server import run_local
 
 
 class Faulty(ClientApp):
@@ -117,7 +119,7 @@ FAULTS = {
   "float examples": (metric(num_examples=8.0), "rejected: num-examples: expected an int"),
   "list of examples": (metric(num_examples=[8]), "rejected: num-examples: expected an int"),
   "absurd examples": (metric(num_examples=2**62), "rejected: num-examples: expected an int from"),
-  "too many examples": (metric(num_examples=MAX_EXAMPLES + 1), "rejected: num-examples"),
+  "too many examples": (metric(num_examples=Fed.max_examples + 1), "rejected: num-examples"),
   "no examples": (no_count, "rejected: num-examples: expected an int"),
   "nan loss": (metric(loss=float("nan")), "rejected: loss: expected a finite number; got nan"),
   "list of losses": (metric(loss=[1.0]), "rejected: loss: expected a finite number"),
@@ -125,8 +127,7 @@ FAULTS = {
 
 
 def run_with(app, run):
-  grid = LocalGrid(app, CLIENTS)
-  return run_rounds(grid, meet(grid, wire.structure_digest(run.params), CLIENTS), run)
+  return run_rounds(LocalGrid(app, CLIENTS), run, CLIENTS)
 
 
 @pytest.fixture(scope="module")
@@ -152,18 +153,16 @@ def test_a_faulty_client_is_left_out_by_name_and_the_model_is_the_others(
 
 def test_a_client_that_does_not_answer_is_left_out(plan, without_client_2):
   class Lossy(LocalGrid):
-    def send_and_receive(self, messages, *, timeout=None):
-      replies = super().send_and_receive(messages, timeout=timeout)
-      return replies if len(self.transfers) == 1 else [r for r in replies if self.keeps(r)]
+    def pull_messages(self, message_ids):
+      return [reply for reply in super().pull_messages(message_ids) if self.keeps(reply)]
 
     def keeps(self, reply):
       return reply.metadata.message_type != "train" or reply.metadata.src_node_id != 4
 
-  run = plan(rounds=1)
+  run = plan(rounds=1, deadline=0.3)
   grid = Lossy(make_client_app(LeastSquares(), run.params), CLIENTS)
-  params = run_rounds(grid, meet(grid, wire.structure_digest(run.params), CLIENTS), run)
-  assert_same_bits(params, without_client_2)
-  assert run.folder.clients()[2]["status"] == "failed: no reply"
+  assert_same_bits(run_rounds(grid, run, CLIENTS), without_client_2)
+  assert run.folder.clients()[2]["status"] == "timeout: no reply within 0.3 s"
 
 
 class Diverging(LeastSquares):
@@ -204,12 +203,77 @@ def test_a_round_fails_when_all_fail_and_goes_on_when_put_right(plan):
     assert f"site_{client:02d}: failed: OSError: disk full" in message
   assert "start the same command again to go on after round 2" in message
   assert max(line["round"] for line in run.folder.metrics()) == 2
-  assert max(line["round"] for line in run.folder.clients()) == 2
+  failed = [line for line in run.folder.clients() if line["round"] == 3]
+  assert len(failed) == 2 * CLIENTS  # tried twice; the lines stay until the run goes on
+  assert {line["status"] for line in failed} == {"failed: OSError: disk full"}
   run.checkpoints.close()
   run.folder.close()
   # a new process would do the same
   again = plan("run")
   assert_same_bits(run_local(again, LeastSquares(), CLIENTS), reference(4))
+
+
+def test_a_failed_round_is_tried_again_and_both_attempts_are_recorded(plan):
+  left, said = [CLIENTS], []
+
+  def once(reply):
+    left[0] -= 1
+    if left[0] >= 0:
+      raise OSError("disk full")
+
+  run = dataclasses.replace(plan("run"), say=said.append)
+  assert_same_bits(run_with(Faulty(once, range(CLIENTS), rounds=[3]), run), reference(4))
+  lines = [line for line in run.folder.clients() if line["round"] == 3]
+  assert [line["status"] for line in lines] == ["failed: OSError: disk full"] * 4 + ["ok"] * 4
+  (told,) = said
+  assert "got 0 of 4" in told and told.endswith("Trying round 3 again")
+  train = next(x for x in run.folder.metrics() if (x["round"], x["split"]) == (3, "train"))
+  assert train["bytes_up"] == sum(line["bytes_up"] for line in lines)
+
+
+class Slow(LocalGrid):
+  """The replies of client 2 arrive only when they are let through."""
+
+  holds = True
+
+  def pull_messages(self, message_ids):
+    mine = lambda i: self._replies[i].metadata.src_node_id == 4  # noqa: E731
+    train = lambda i: self._replies[i].metadata.message_type == "train"  # noqa: E731
+    waiting = [i for i in message_ids if i in self._replies]
+    return super().pull_messages([i for i in waiting if not (self.holds and mine(i) and train(i))])
+
+
+def test_a_late_reply_is_discarded_and_recorded_and_its_site_is_not_asked_meanwhile(plan):
+  grid = Slow(make_client_app(LeastSquares(), init_params()), CLIENTS)
+
+  def on_round(report):
+    grid.holds = report.round < 2
+
+  run = plan(on_round=on_round, deadline=0.3)
+  params = run_rounds(grid, run, CLIENTS)
+  missing = lambda round: [0, 1, 3] if round < 3 else range(CLIENTS)  # noqa: E731
+  assert_same_bits(params, reference(4, missing))
+  lines = [line for line in run.folder.clients() if line["client"] == "site_02"]
+  assert [(line["round"], line["status"]) for line in lines] == [
+    (1, "timeout: no reply within 0.3 s"),
+    (2, "timeout: still owes its reply of round 1"),
+    (1, "late: discarded in round 3"),
+    (3, "ok"),
+    (4, "ok"),
+  ]
+  assert lines[2]["bytes_up"] == lines[3]["bytes_up"] and "seconds" in lines[2]
+
+
+def test_an_update_that_moves_too_far_is_left_out(plan, without_client_2):
+  def far(reply):
+    arrays = reply.content["arrays"]
+    arrays["flat"] = Array(arrays["flat"].numpy() + np.float32(1e3))
+
+  run = plan(rounds=1, max_update_norm=10.0)
+  assert_same_bits(run_with(Faulty(far), run), without_client_2)
+  status = run.folder.clients()[2]["status"]
+  assert status.startswith("rejected: expected an update of L2 norm up to 10 (fed.max_update_norm)")
+  assert float(status.split()[-1]) == pytest.approx(1e3 * 15**0.5, rel=1e-2)
 
 
 @pytest.mark.parametrize("min_replies, fails", [(3, False), (4, True)])

@@ -8,13 +8,22 @@ from least_squares import CLIENTS, LeastSquares, init_params
 from afspl_jax.federation import wire
 from afspl_jax.federation.client import make_client_app
 from afspl_jax.federation.local_grid import LocalGrid
-from afspl_jax.federation.server import make_server_app, meet
+from afspl_jax.federation.roll_call import RollCall, RoundFailed
+from afspl_jax.federation.server import make_server_app
+from afspl_jax.federation.sites import Sites
+
+MOST = 10**6
+
+
+def sites_of(trainer, number=CLIENTS, params=None, terms=None):
+  grid = LocalGrid(make_client_app(trainer, init_params(), terms), number)
+  return Sites(grid, wire.terms(params or init_params(), terms or {}), MOST), grid
 
 
 def test_a_server_with_another_model_is_refused_by_the_client(plan):
-  run = plan()
+  run = plan(wait=0.0)
   app = make_client_app(LeastSquares(), {"other": np.zeros(3, np.float32)})
-  with pytest.raises(RuntimeError, match=r"site_00: expected params of structure .* Run the same"):
+  with pytest.raises(RoundFailed, match=r"refused: .*structure: '\w+' -> '\w+'.* Run the same"):
     context = Context(1, 1, {}, RecordDict(), {})
     make_server_app(run, CLIENTS)(LocalGrid(app, CLIENTS), context)
   grid = LocalGrid(app, 1)
@@ -23,15 +32,33 @@ def test_a_server_with_another_model_is_refused_by_the_client(plan):
   assert "structure of the params: this site has" in reply.error.reason
 
 
-def test_sites_are_told_apart_by_name_not_by_node(plan):
+def test_the_item_in_which_site_and_server_differ_is_named():
+  ours = {"version": "1.0", "t5": "abc", "config": {"optim": {"batch_size": 16}}}
+  theirs = {"version": "1.0", "t5": "abd", "config": {"optim": {"batch_size": 8}}}
+  grid = LocalGrid(make_client_app(LeastSquares(), init_params(), theirs), 1)
+  sites = Sites(grid, wire.terms(init_params(), ours), MOST)
+  assert sites.look() == {}
+  (why,) = sites.refused.values()
+  assert "(site -> server): config.optim.batch_size: 8 -> 16; t5: 'abd' -> 'abc'" in why
+
+
+def test_terms_that_are_no_json_are_refused():
+  grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 1)
+  for asked in ({}, {wire.TERMS: "{"}, {wire.TERMS: "[]"}, {wire.TERMS: 3}):
+    hello = RecordDict({wire.CONFIG: ConfigRecord(asked)})
+    (reply,) = grid.send_and_receive([Message(hello, grid.get_node_ids()[0], wire.HELLO)])
+    assert "terms: expected a JSON object" in reply.error.reason
+
+
+def test_sites_are_told_apart_by_name_not_by_node():
   class Backwards(LeastSquares):
     def site(self, client):
       return f"site_{CLIENTS - client}"
 
-  grid = LocalGrid(make_client_app(Backwards(), init_params()), CLIENTS)
-  nodes = meet(grid, wire.structure_digest(init_params()), CLIENTS)
-  assert list(nodes) == ["site_1", "site_2", "site_3", "site_4"]
-  assert list(nodes.values()) == sorted(grid.get_node_ids(), reverse=True)
+  sites, grid = sites_of(Backwards())
+  found = sites.look()
+  assert list(found) == ["site_1", "site_2", "site_3", "site_4"]
+  assert [site.node for site in found.values()] == sorted(grid.get_node_ids(), reverse=True)
 
 
 def test_two_sites_of_one_name_are_refused():
@@ -39,12 +66,62 @@ def test_two_sites_of_one_name_are_refused():
     def site(self, client):
       return "clinic"
 
-  grid = LocalGrid(make_client_app(Same(), init_params()), 2)
-  with pytest.raises(RuntimeError, match="expected a site name of its own; got 'clinic'"):
-    meet(grid, wire.structure_digest(init_params()), 2)
+  sites, _ = sites_of(Same(), 2)
+  assert list(sites.look()) == ["clinic"]
+  (why,) = sites.refused.values()
+  assert "expected a site name of its own; got 'clinic'" in why
 
 
-def test_missing_sites_are_an_error_not_a_smaller_federation():
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 81, 7])
+def test_a_name_that_is_none_is_refused(name):
+  class Odd(LeastSquares):
+    def site(self, client):
+      return name
+
+  sites, _ = sites_of(Odd(), 1)
+  assert sites.look() == {}
+  (why,) = sites.refused.values()
+  assert "expected a site's name, of 1 to 80 characters" in why
+
+
+def test_missing_sites_are_an_error_not_a_smaller_federation(plan):
+  run = plan(wait=0.05)
   grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 3)
-  with pytest.raises(RuntimeError, match=r"expected 5 sites within 0.05 s; got 3"):
-    meet(grid, wire.structure_digest(init_params()), 5, 0.05)
+  call = RollCall(grid, wire.terms(run.params, {}), run.fed, 0, 5)
+  with pytest.raises(RoundFailed, match=r"expected 5 sites within 0.05 s \(fed.wait\); got 3"):
+    call.choose(1)
+
+
+class Coming(LocalGrid):
+  """Nodes come and go."""
+
+  def __init__(self, app, number):
+    super().__init__(app, number)
+    self.here = super().get_node_ids()
+
+  def get_node_ids(self):
+    return self.here
+
+
+def test_a_site_that_is_gone_is_recorded_and_one_that_is_back_takes_part(plan):
+  run, said = plan(wait=0.0), []
+  grid = Coming(make_client_app(LeastSquares(), init_params()), CLIENTS)
+  call = RollCall(grid, wire.terms(run.params, {}), run.fed, 0, CLIENTS, on_site=said.append)
+  assert list(call.choose(1).nodes) == [f"site_{i:02d}" for i in range(CLIENTS)]
+  everyone = grid.here
+  grid.here = everyone[1:]
+  chosen = call.choose(2)
+  assert list(chosen.nodes) == ["site_01", "site_02", "site_03"]
+  assert chosen.absent == {"site_00": "failed: not connected"}
+  grid.here = everyone
+  assert len(call.choose(3).nodes) == CLIENTS and not call.choose(3).absent
+  assert said[CLIENTS:] == ["site_00: gone", "site_00: here, 10 examples"]
+
+
+def test_a_federation_that_goes_on_may_be_smaller_and_says_so(plan):
+  run, said = plan(wait=0.05), []
+  grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 3)
+  lines = [{"client": "site_00", "num_examples": 10, "loss": 1.0, "status": "ok"}]
+  call = RollCall(grid, wire.terms(run.params, {}), run.fed, 0, 5, lines, said.append)
+  assert len(call.choose(7).nodes) == 3
+  assert said[-1] == "going on with 3 of 5 sites after 0.05 s"

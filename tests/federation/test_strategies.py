@@ -1,3 +1,4 @@
+import importlib
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from least_squares import LeastSquares, init_params
 
+from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies, uplink, wire
 from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.federation.strategies import Reply
@@ -170,19 +172,71 @@ def test_fedavg_adds_nothing_to_the_local_loss():
   assert value == 0 and all((g == 0).all() for g in jax.tree.leaves(grads))
 
 
-def test_an_unknown_strategy_is_refused_with_the_known_ones():
-  with pytest.raises(ValueError, match=r"fed.strategy: expected one of .*fedavg.*; got 'os'"):
-    strategies.get("os")
+@pytest.mark.parametrize("name", strategies.known())
+def test_a_name_alone_is_the_strategy_with_its_defaults(name):
+  create = importlib.import_module(f"afspl_jax.federation.strategies.{name}").create
+  assert strategies.get(name) == create()
+
+
+def test_options_follow_the_name():
+  adam = strategies.get("fedadam:server_lr=0.03,tau=1e-4")
+  assert (adam.server_lr, adam.tau, adam.beta1) == (0.03, 1e-4, 0.9)
+  krum = strategies.get("krum:multi=3")
+  assert krum.multi == 3 and type(krum.multi) is int
+  mu = strategies.get("fedprox:mu=1").mu
+  assert mu == 1 and type(mu) is float
+
+
+REFUSED = {
+  "os": "expected one of fedadagrad, .*fedavg, .*trimmed_mean; got 'os'",
+  "": "expected one of .*; got ''",
+  "_mean": "expected one of .*; got '_mean'",
+  "fedavg:mu=1": "fedavg: expected no options; got 'mu=1'",
+  "fedprox:nu=1": r"fedprox: expected its options \(mu=0.01\), each once, as .*; got 'nu=1'",
+  "fedadam:lr=1": r"fedadam: expected its options \(.*server_lr=0.1, .*tau=0.001.*\), .*got 'lr=1'",
+  "fedprox:": "fedprox: expected its options .*; got ''",
+  "fedprox:mu": "fedprox: expected its options .*; got 'mu'",
+  "fedprox:mu=1,mu=2": "fedprox: expected its options .*; got 'mu=2'",
+  "fedprox:mu=": "fedprox: mu: expected a number; got ''",
+  "fedprox:mu=much": "fedprox: mu: expected a number; got 'much'",
+  "krum:multi=2.5": "krum: multi: expected a whole number; got '2.5'",
+  "fedprox:mu=-1": "fedprox: mu: expected a finite number from 0 on; got -1.0",
+  "fedprox:mu=nan": "fedprox: mu: expected a finite number from 0 on; got nan",
+  "fedavgm:server_lr=0": "fedavgm: server_lr: expected a finite number above 0; got 0.0",
+  "fedavgm:momentum=1": "fedavgm: momentum: expected a number from 0 to below 1; got 1.0",
+  "fedadam:server_lr=inf": "fedadam: server_lr: expected a finite number above 0; got inf",
+  "fedyogi:beta1=-0.1": "fedyogi: beta1: expected a number from 0 to below 1; got -0.1",
+  "fedadam:beta2=1": "fedadam: beta2: expected a number from 0 to below 1; got 1.0",
+  "fedyogi:beta2=1": "fedyogi: beta2: expected a number from 0 to below 1; got 1.0",
+  "fedadagrad:tau=0": "fedadagrad: tau: expected a finite number above 0; got 0.0",
+  "qfedavg:q=-1": "qfedavg: q: expected a finite number from 0 on; got -1.0",
+  "qfedavg:client_lr=0": "qfedavg: client_lr: expected a finite number above 0; got 0.0",
+  "trimmed_mean:trim=0.7": "trimmed_mean: trim: expected a share from 0 to below 0.5; got 0.7",
+  "krum:faulty=-1": "krum: faulty: expected a whole number from 0 on; got -1",
+  "krum:multi=0": "krum: multi: expected a whole number from 1 on; got 0",
+}
+
+
+@pytest.mark.parametrize("spec", REFUSED)
+def test_a_mistake_is_refused_with_one_line(spec):
+  with pytest.raises(UserError, match=f"^fed.strategy: {REFUSED[spec]}$") as refusal:
+    strategies.get(spec)
+  assert "\n" not in str(refusal.value)
 
 
 def test_a_new_strategy_is_one_new_file(tmp_path, monkeypatch):
   (tmp_path / "first_site.py").write_text(
+    "from __future__ import annotations\n"
+    "from dataclasses import dataclass\n"
+    "@dataclass(frozen=True)\n"
     "class FirstSite:\n"
-    "  def __init__(self, step=1.0): self.step = step\n"
+    "  step: float = 1.0\n"
     "  def client_penalty(self, params, global_params): return 0.0\n"
     "  def init(self, params): return {}\n"
     "  def aggregate(self, params, state, replies): return replies[0].params, state\n"
     "create = FirstSite\n"
   )
+  (tmp_path / "_shared.py").write_text("")
   monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(tmp_path)])
-  assert strategies.get("first_site", step=0.5).step == 0.5
+  assert strategies.get("first_site:step=0.5").step == 0.5
+  assert "first_site" in strategies.known() and "_shared" not in strategies.known()

@@ -1,18 +1,23 @@
 """Federated methods: each is one file here that holds both of its halves.
 
-A file `name.py` defines `create`, a callable that returns a `Strategy`; nothing else is edited to
-add one.
+A file `name.py` defines `create`, a frozen dataclass that is a `Strategy`; its fields are the
+method's options, each an int or a float with a default. Nothing else is edited to add one. Files
+whose names begin with `_` are what several share.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, get_type_hints, runtime_checkable
 
 from jaxtyping import Array, Float
 
 from afspl_jax.config import choice
+from afspl_jax.errors import UserError
 from afspl_jax.types import Params
+
+_KINDS = {int: "a whole number", float: "a number"}
 
 
 class Reply(NamedTuple):
@@ -35,29 +40,60 @@ class Strategy(Protocol):
     ...
 
   def init(self, params: Params) -> Any:
-    """Server state before the first round: a pytree of arrays, kept in checkpoints."""
+    """Server state before the first round: a pytree of arrays, kept in checkpoints.
+
+    `aggregate` changes neither its structure nor the arrays' shapes and dtypes.
+    """
     ...
 
   def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
     """Server half: new params and state from the round's replies, at least one.
 
-    A row that no reply's mask has keeps its value, and the result must not depend on the order of
-    the replies: both to the last bit.
+    A row that no reply's mask has keeps its value, in the params and in the state, and the result
+    must not depend on the order of the replies: both to the last bit.
+
+    Raises:
+      ValueError: the method needs more of the replies than these give; the message says what.
     """
     ...
 
 
-def get(name: str, **options: Any) -> Strategy:
-  """The strategy in the file of that name.
+def known() -> tuple[str, ...]:
+  """Names of all strategies, sorted."""
+  names = (module.name for module in pkgutil.iter_modules(__path__))
+  return tuple(sorted(name for name in names if not name.startswith("_")))
+
+
+def get(spec: str) -> Strategy:
+  """The strategy that an experiment names.
 
   Args:
-    name: the experiment's `fed.strategy`.
-    **options: passed on to the file's `create`.
+    spec: the experiment's `fed.strategy`: a name, or a name with options, as in
+      `fedadam:server_lr=0.03,tau=0.001`.
 
   Raises:
-    UserError: no such strategy; names those there are.
+    UserError: no such strategy or option, or a value that the option cannot have.
   """
-  known = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
-  return importlib.import_module(f"{__name__}.{choice('fed.strategy', name, known)}").create(
-    **options
-  )
+  name, colon, options = spec.partition(":")
+  module = importlib.import_module(f"{__name__}.{choice('fed.strategy', name, known())}")
+  return module.create(**_parse(name, module.create, options.split(",") if colon else []))
+
+
+def _parse(name: str, create: type, items: list[str]) -> dict[str, int | float]:
+  """The options in `items`, each `name=value`, by the types of the dataclass's fields."""
+  defaults = {field.name: field.default for field in dataclasses.fields(create)}
+  types = get_type_hints(create)
+  options: dict[str, int | float] = {}
+  for item in items:
+    option, equals, value = item.partition("=")
+    if option not in defaults or option in options or not equals:
+      listed = ", ".join(f"{field}={default}" for field, default in defaults.items())
+      expected = f"its options ({listed}), each once, as name=value" if listed else "no options"
+      raise UserError(f"fed.strategy: {name}: expected {expected}; got {item!r}")
+    try:
+      options[option] = types[option](value)
+    except ValueError:
+      kind = _KINDS[types[option]]
+      message = f"fed.strategy: {name}: {option}: expected {kind}; got {value!r}"
+      raise UserError(message) from None
+  return options

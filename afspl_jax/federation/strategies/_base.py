@@ -1,0 +1,33 @@
+"""What most strategies have in common: a client half that adds nothing, and checked options."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from afspl_jax.errors import UserError
+from afspl_jax.types import Params
+
+
+class ServerSide:
+  """A strategy whose sites minimise their own loss, and whose server by default keeps nothing."""
+
+  def client_penalty(self, params: Params, global_params: Params) -> Float[Array, ""]:
+    """Zero: sites minimise their own loss."""
+    return jnp.zeros(())
+
+  def init(self, params: Params) -> Any:
+    """Nothing is kept between rounds."""
+    return {}
+
+
+def require(strategy: Any, option: str, holds: bool, expected: str) -> None:
+  """Refuses an option's value unless `holds`.
+
+  Raises:
+    UserError: names the strategy by its file, the option, and what was expected.
+  """
+  if not holds:
+    name = type(strategy).__module__.rpartition(".")[2]
+    value = getattr(strategy, option)
+    raise UserError(f"fed.strategy: {name}: {option}: expected {expected}; got {value!r}")

@@ -1,0 +1,66 @@
+"""FedOpt: an adaptive optimizer on the server, with the round's mean update as its gradient.
+
+Reddi et al. 2021, "Adaptive Federated Optimization", Algorithm 2 (FedAdagrad, FedYogi, FedAdam).
+With D the mean of the sites' updates, a round is
+
+  m <- beta1 m + (1 - beta1) D
+  v <- by the method, from v and D^2
+  x <- x + server_lr m / (sqrt(v) + tau)
+
+from m = 0 and v = tau^2 (the algorithm asks for v >= tau^2), with no correction of the bias towards
+these. D is weighted by the numbers of examples; the algorithm's is not.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float64
+
+from afspl_jax.federation.strategies import Reply
+from afspl_jax.federation.strategies._base import ServerSide, require
+from afspl_jax.federation.strategies._mean import mean_update, where_sent
+from afspl_jax.types import Params
+
+Leaf = Float64[np.ndarray, "..."] | np.float64  # arithmetic makes a scalar of a 0-d array
+
+
+@dataclass(frozen=True)
+class FedOpt(ServerSide):
+  """The server's step; a method says how v moves."""
+
+  server_lr: float = 0.1  # eta: step of the server; the paper tunes it for every task
+  beta1: float = 0.9  # decay of m a round
+  tau: float = 1e-3  # added to sqrt(v): the smaller, the more adaptive. As in the paper's runs
+
+  def __post_init__(self):
+    require(self, "server_lr", 0 < self.server_lr < math.inf, "a finite number above 0")
+    require(self, "beta1", 0 <= self.beta1 < 1, "a number from 0 to below 1")
+    require(self, "tau", 0 < self.tau < math.inf, "a finite number above 0")
+
+  def second_moment(self, v: Leaf, update: Leaf) -> Leaf:
+    """The new v of a leaf, from the old and D."""
+    raise NotImplementedError
+
+  def init(self, params: Params) -> Any:
+    """m and v, float64 so that the square of any float32 has room."""
+    return {
+      "m": jax.tree.map(lambda leaf: np.zeros(leaf.shape), params),
+      "v": jax.tree.map(lambda leaf: np.full(leaf.shape, self.tau * self.tau), params),
+    }
+
+  def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
+    """One step in the rows that were sent; m and v of the others wait."""
+    mean = mean_update(params, replies)
+    m = jax.tree.map(lambda m, d: self.beta1 * m + (1 - self.beta1) * d, state["m"], mean.values)
+    v = jax.tree.map(self.second_moment, state["v"], mean.values)
+    new = jax.tree.map(self._step, params, m, v)
+    moments = {"m": m, "v": v}
+    kept = {name: where_sent(moments[name], state[name], mean.sent) for name in moments}
+    return where_sent(new, params, mean.sent), kept
+
+  def _step(self, x, m, v):
+    return x.astype(np.float64) + self.server_lr * m / (np.sqrt(v) + self.tau)
