@@ -1,6 +1,7 @@
 """What a run needs to go on after its last finished round, on disk (Orbax)."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,12 @@ class Checkpoints:
         force=True,
       )
       self._manager.wait_until_finished()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+      why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+      free = shutil.disk_usage(self.folder).free
       raise CheckpointError(
-        f"{self.folder / str(round)}: expected to write a checkpoint; got: {error}"
+        f"{self.folder / str(round)}: expected to write a checkpoint; got ({free:,} bytes free):"
+        f" {why}. Free the disk and start the same command again to go on"
       ) from error
 
   def restore(self, template: Any) -> tuple[int, Any] | None:

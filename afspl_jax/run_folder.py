@@ -135,10 +135,16 @@ class RunFolder:
     self.close()
 
   def _append(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
-    with open(self.path / name, "a", encoding="utf-8") as file:
-      file.write("".join(_to_json(line) for line in lines))
-      file.flush()
-      os.fsync(file.fileno())
+    try:
+      with open(self.path / name, "a", encoding="utf-8") as file:
+        file.write("".join(_to_json(line) for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+      raise UserError(
+        f"{self.path / name}: expected to write to it; got: {error}. Free the disk and start the"
+        " same command again to go on"
+      ) from error
 
 
 def _agree(path: Path, wanted: dict[str, Any]) -> None:
