@@ -29,7 +29,7 @@ def finished(launcher):
 
 @pytest.fixture(scope="session")
 def troubled(launcher, finished):
-  """The same run, interrupted with Ctrl-C, killed twice, and started again each time."""
+  """The same run, interrupted, told to end, killed twice, and started again each time."""
   folder = launcher.base / "troubled"
   args = (*launcher.small, f"--workdir={folder}")
 
@@ -38,6 +38,7 @@ def troubled(launcher, finished):
 
   attempts = [
     launcher.interrupted(written("predictions/round_0000.jsonl"), signal.SIGINT, *args),
+    launcher.interrupted(written("clients/*/round_000001.safetensors"), signal.SIGTERM, *args),
     # A client has trained, and knows what the server does not: in the middle of a round.
     launcher.interrupted(written("clients/*/round_000002.safetensors"), signal.SIGKILL, *args),
     launcher.interrupted(written("checkpoints/2"), signal.SIGKILL, *args),
@@ -210,9 +211,16 @@ def test_ctrl_c_says_how_to_go_on(troubled):
   assert f"--workdir={folder}" in first.stderr.splitlines()[-1]
 
 
+def test_a_host_that_is_shut_down_ends_the_run_in_good_order(troubled):
+  _, (_, told, *_), _ = troubled
+  assert told.returncode == 143 and "Traceback" not in told.stderr
+  last = told.stderr.splitlines()[-1]
+  assert last.startswith("told to end: finished rounds are kept. Go on with: ")
+
+
 def test_a_run_killed_twice_ends_as_one_that_never_was(finished, troubled):
   whole, _ = finished
-  folder, (_, *killed), last = troubled
+  folder, (_, _, *killed), last = troubled
   assert [attempt.returncode for attempt in killed] == [-signal.SIGKILL] * 2
   assert last.returncode == 0, last.stderr
 
