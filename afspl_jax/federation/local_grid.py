@@ -1,6 +1,6 @@
 """Flower's Grid inside this process: no Ray, no sockets, one copy of the frozen weights.
 
-The only file that imports private names of Flower (series 1.41).
+Imports private names of Flower (series 1.41), as net/ does and no other file.
 """
 
 import logging

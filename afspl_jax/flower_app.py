@@ -1,0 +1,71 @@
+"""Flower's own way in: `flwr run` with this repository as the app.
+
+For those who run Flower's SuperLink and SuperNodes already: `server_app` and `client_app` are the
+same as those of `launch.py --role`. Every host needs the package installed; what `flwr run` sends
+holds no code. Flower starts a process for every message, so a site loads its models in every round;
+`launch.py --role=client` loads them once.
+
+The run's config, in pyproject.toml or given with `flwr run -c`, has `config` (a file in configs/,
+or a path on every host), `overrides` ("fed.rounds=5 data.num_clients=3") and `workdir` (a folder on
+every host, relative to where its SuperLink or SuperNode was started). A SuperNode's config says
+which site it is: `partition-id=0` is the first of those that the data is split over; with
+`data="FOLDER" site="NAME"` besides, it is a site with data of its own.
+"""
+
+import shlex
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from afspl_jax import run
+from afspl_jax.cli import CONFIGS
+from afspl_jax.config import to_dict
+from afspl_jax.federation.client import make_client_app
+from afspl_jax.federation.client_store import ClientStore
+from afspl_jax.federation.rounds import run_rounds
+from afspl_jax.flags import Launch, parse
+from afspl_jax.run_folder import RunFolder
+from afspl_jax.setup import SCORED, TRAINED, find, prepare
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def _main(grid: Grid, context: Context) -> None:
+  launch = _launch(context)
+  sites = launch.config.data.num_clients
+  run.federate(
+    launch.config,
+    launch.workdir,
+    carry=lambda setup, plan: run_rounds(grid, plan, sites),
+    splits=SCORED,
+  )
+
+
+class _Site(ClientApp):
+  """Assembles the app for one message, and lets it answer."""
+
+  def __call__(self, message: Message, context: Context) -> Message:
+    node = context.node_config
+    roles = [f"--{name}={node[name]}" for name in ("site", "data") if name in node]
+    launch = _launch(context, "--role=client", "--superlink=its:1", "--site=a-part", *roles)
+    config, owner = launch.config, launch.site if launch.own_data else ""
+    # Nodes of one host may share a workdir: each has a folder of its own.
+    folder = launch.workdir / "nodes" / str(context.node_id)
+    with RunFolder.open(folder, to_dict(config)) as opened:
+      store = ClientStore(opened.path / "clients")
+      setup = prepare(config, find(config, TRAINED), store, site=owner)
+      opened.agree_on(setup.facts)
+      assert setup.trainer is not None, "there is data to train on"
+      return make_client_app(setup.trainer, setup.shared, setup.terms)(message, context)
+
+
+client_app = _Site()
+
+
+def _launch(context: Context, *flags: str) -> Launch:
+  given = context.run_config
+  overrides = [f"--config.{text}" for text in shlex.split(str(given["overrides"]))]
+  words = [f"--config={given['config']}", *overrides, f"--workdir={given['workdir']}", *flags]
+  return parse(["flwr run", *words], CONFIGS)

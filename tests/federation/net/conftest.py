@@ -1,0 +1,38 @@
+import pytest
+from hosts import free_port
+
+from afspl_jax.federation.net.keys import make_server_keys
+from afspl_jax.federation.net.superlink import SuperLink
+
+
+def pytest_configure(config):
+  config.addinivalue_line("markers", "slow: takes more than a minute; run with -m slow")
+
+
+def pytest_collection_modifyitems(config, items):
+  if "slow" not in config.option.markexpr:
+    for item in items:
+      if "slow" in item.keywords:
+        item.add_marker(pytest.mark.skip(reason="takes more than a minute; run with -m slow"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """A host's folder."""
+  return tmp_path_factory.mktemp("net")
+
+
+@pytest.fixture(scope="module")
+def server_keys(base):
+  return make_server_keys(base / "keys", [])
+
+
+@pytest.fixture(scope="module")
+def superlink(base, server_keys):
+  """A SuperLink with TLS and authentication; what it says is in `said`."""
+  said = []
+  with SuperLink(
+    base / "superlink", "127.0.0.1", free_port(), server_keys, said.append
+  ) as superlink:
+    superlink.said = said
+    yield superlink

@@ -1,0 +1,42 @@
+"""A host of sites, as a program of its own: least squares over SuperNodes, until it is ended."""
+
+import signal
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+from least_squares import LeastSquares, init_params
+
+from afspl_jax.federation.client import make_client_app
+from afspl_jax.federation.net.executors import serve
+from afspl_jax.federation.net.supernode import Credentials, SuperNode
+
+
+def say(text):
+  print(text, flush=True)
+
+
+def main(superlink, base, sites):
+  with ExitStack() as stack:
+    nodes = [
+      SuperNode(
+        base / site,
+        superlink,
+        site,
+        Credentials(base / "keys" / "ca.crt", base / "keys" / f"{site}.key"),
+        {"partition-id": client},
+        say,
+      )
+      for client, site in enumerate(sites)
+    ]
+    for node in nodes:
+      stack.enter_context(node)
+      say(f"{node.site} pid {node.child.pid}")
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    serve(make_client_app(LeastSquares(), init_params()), nodes, ended.is_set)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
