@@ -13,7 +13,7 @@ from afspl_jax.federation.selection import Candidate, select
 from afspl_jax.federation.sites import Site, Sites
 from afspl_jax.federation.strategies import Reply
 
-_REMIND = 30.0  # seconds between lines about a wait
+_PATIENCE, _REMIND = 3.0, 30.0  # seconds before the first line about a wait, and between others
 
 
 class RoundFailed(Stopped):
@@ -99,7 +99,8 @@ class RollCall:
 
   def _gather(self, late: list[tuple[str, int, Answer]]) -> dict[str, Site]:
     """The sites that are there, once they are enough; adds late answers to the list."""
-    begin = said = time.monotonic()
+    begin = time.monotonic()
+    speak = begin + _PATIENCE
     while True:
       late += self.exchange.collect()
       present = self._sites.look()
@@ -111,8 +112,8 @@ class RollCall:
       if waited >= self._fed.wait:
         break
       wanted = max(self._expected, self._fed.min_replies)
-      if waited == 0 or time.monotonic() - said >= _REMIND:
-        said = time.monotonic()
+      if time.monotonic() >= speak:
+        speak += _REMIND
         self._say(
           f"waiting for {wanted} sites, up to {self._fed.wait - waited:.0f} s more; free:"
           f" {', '.join(sorted(free)) or 'none'}{self._left_out()}"

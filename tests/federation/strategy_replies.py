@@ -7,6 +7,7 @@ import numpy as np
 from afspl_jax.federation import uplink
 from afspl_jax.federation.strategies import Reply
 
+SITES = 12  # in the federation; fewer reply
 SHAPES = {"pool": (2, 4, 3), "mapper": {"kernel": (5, 2), "bias": (3,)}, "scale": ()}
 
 
@@ -18,22 +19,27 @@ def draw(rng, half=True):
   return params | ({"half": leaf((4, 2)).astype(ml_dtypes.bfloat16)} if half else {})
 
 
-def reply(site, params, num_examples=1, masks=None, **metrics):
+def reply(site, params, num_examples=1, masks=None, control=None, **metrics):
   masks = uplink.everywhere(params) if masks is None else masks
-  return Reply(site, params, masks, num_examples, metrics)
+  control = jax.tree.map(np.zeros_like, params) if control is None else control
+  return Reply(site, params, masks, num_examples, metrics, control)
 
 
 def replies_near(params, rng, number=7, spread=0.1):
-  """All rows sent, sizes that differ, and a loss that differs."""
+  """All rows sent, sizes that differ, a loss that differs, and a control."""
 
   def move(leaf):
     return np.asarray(leaf + spread * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+
+  def anything(leaf):
+    return np.asarray(rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
   return [
     reply(
       f"s{i}",
       jax.tree.map(move, params),
       int(rng.integers(1, 100)),
+      control=jax.tree.map(anything, params),
       first_loss=float(rng.uniform(0.1, 3)),
     )
     for i in range(number)

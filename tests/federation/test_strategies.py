@@ -175,7 +175,8 @@ def test_fedavg_adds_nothing_to_the_local_loss():
 @pytest.mark.parametrize("name", strategies.known())
 def test_a_name_alone_is_the_strategy_with_its_defaults(name):
   create = importlib.import_module(f"afspl_jax.federation.strategies.{name}").create
-  assert strategies.get(name) == create()
+  sites = {"num_sites": 5} if name == "scaffold" else {}
+  assert strategies.get(name, 5) == create(**sites)
 
 
 def test_options_follow_the_name():
@@ -212,6 +213,9 @@ REFUSED = {
   "qfedavg:q=-1": "qfedavg: q: expected a finite number from 0 on; got -1.0",
   "qfedavg:client_lr=0": "qfedavg: client_lr: expected a finite number above 0; got 0.0",
   "trimmed_mean:trim=0.7": "trimmed_mean: trim: expected a share from 0 to below 0.5; got 0.7",
+  "scaffold": "scaffold: num_sites: expected the number of sites in the federation; got 0",
+  "scaffold:num_sites=3": r"scaffold: expected its options \(server_lr=1.0\), .*got 'num_sites=3'",
+  "scaffold:server_lr=0": "scaffold: server_lr: expected a finite number above 0; got 0.0",
   "krum:faulty=-1": "krum: faulty: expected a whole number from 0 on; got -1",
   "krum:multi=0": "krum: multi: expected a whole number from 1 on; got 0",
 }

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from strategy_replies import (
+  SITES,
   assert_close,
   bits,
   draw,
@@ -26,7 +27,16 @@ from afspl_jax.federation.strategies import Strategy
 every_strategy = pytest.mark.parametrize("name", strategies.known())
 
 # Those whose every row follows from its senders alone.
-ROW_BY_ROW = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "median", "trimmed_mean")
+ROW_BY_ROW = (
+  "fedavg",
+  "fedavgm",
+  "fedadam",
+  "fedyogi",
+  "fedadagrad",
+  "median",
+  "trimmed_mean",
+  "scaffold",
+)
 
 ROBUST = ("median", "trimmed_mean", "krum", "krum:multi=3", "krum:faulty=2,multi=2")
 
@@ -38,17 +48,18 @@ def seeded(seed=0):
 
 @every_strategy
 def test_it_is_a_strategy(name):
-  assert isinstance(strategies.get(name), Strategy)
+  assert isinstance(strategies.get(name, SITES), Strategy)
 
 
 @every_strategy
 def test_the_order_of_replies_changes_no_bit(name):
-  strategy, (params, rng) = strategies.get(name), seeded()
+  strategy, (params, rng) = strategies.get(name, SITES), seeded()
   state = strategy.aggregate(params, strategy.init(params), replies_near(params, rng))[1]
   # Large terms that cancel: a sum in the order of arrival does depend on it.
   replies = sparse_replies(params, rng)
   for one, sign in zip(replies, itertools.cycle((1e18, -1e18, 1)), strict=False):
     one.params["pool"] *= np.float32(sign)
+    one.control["pool"] *= np.float32(sign)
   naive, results = set(), set()
   for _ in range(20):
     order = [replies[i] for i in rng.permutation(len(replies))]
@@ -59,7 +70,7 @@ def test_the_order_of_replies_changes_no_bit(name):
 
 @every_strategy
 def test_a_row_that_nobody_sent_changes_no_bit_of_params_and_state(name):
-  strategy, (params, rng) = strategies.get(name), seeded()
+  strategy, (params, rng) = strategies.get(name, SITES), seeded()
   params["mapper"]["kernel"][1] = -0.0, 1e-40
   params, state = strategy.aggregate(params, strategy.init(params), replies_near(params, rng))
   for _ in range(3):
@@ -81,7 +92,7 @@ def test_a_row_that_nobody_sent_changes_no_bit_of_params_and_state(name):
 
 @every_strategy
 def test_dtypes_and_shapes_of_params_and_state_are_constant(name):
-  strategy, (params, rng) = strategies.get(name), seeded()
+  strategy, (params, rng) = strategies.get(name, SITES), seeded()
   state = strategy.init(params)
   described = jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape), (params, state))
   for make in (replies_near, sparse_replies, replies_near):
@@ -92,22 +103,24 @@ def test_dtypes_and_shapes_of_params_and_state_are_constant(name):
 
 @every_strategy
 def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(name, tmp_path):
-  strategy, (params, rng) = strategies.get(name), seeded()
+  strategy, (params, rng) = strategies.get(name, SITES), seeded()
   checkpoints = Checkpoints(tmp_path)
   before = strategy.aggregate(params, strategy.init(params), replies_near(params, rng))
   checkpoints.save(1, dict(zip(("params", "strategy_state"), before, strict=True)))
-  template = {"params": params, "strategy_state": strategies.get(name).init(params)}
+  template = {"params": params, "strategy_state": strategies.get(name, SITES).init(params)}
   _, restored = checkpoints.restore(template)
   checkpoints.close()
   replies = replies_near(before[0], rng)
   straight = strategy.aggregate(*before, replies)
-  resumed = strategies.get(name).aggregate(restored["params"], restored["strategy_state"], replies)
+  resumed = strategies.get(name, SITES).aggregate(
+    restored["params"], restored["strategy_state"], replies
+  )
   assert bits(straight) == bits(resumed)
 
 
 @every_strategy
 def test_replies_that_changed_nothing_change_nothing(name):
-  strategy, (params, rng) = strategies.get(name), seeded()
+  strategy, (params, rng) = strategies.get(name, SITES), seeded()
   replies = [r._replace(params=params) for r in replies_near(params, rng)]
   out, _ = strategy.aggregate(params, strategy.init(params), replies)
   assert bits(out) == bits(params)
@@ -115,19 +128,18 @@ def test_replies_that_changed_nothing_change_nothing(name):
 
 @every_strategy
 def test_the_inputs_are_left_alone(name):
-  strategy, (params, rng) = strategies.get(name), seeded()
+  strategy, (params, rng) = strategies.get(name, SITES), seeded()
   replies, state = sparse_replies(params, rng), strategy.init(params)
   given = copy.deepcopy((params, state, replies))
   strategy.aggregate(params, state, replies)
-  assert bits((params, state, [r.params for r in replies], [r.masks for r in replies])) == bits(
-    (given[0], given[1], [r.params for r in given[2]], [r.masks for r in given[2]])
-  )
+  trees = lambda some: [(r.params, r.masks, r.control) for r in some]  # noqa: E731
+  assert bits((params, state, trees(replies))) == bits((*given[:2], trees(given[2])))
 
 
 @every_strategy
 def test_the_penalty_is_traceable_and_nothing_at_the_global_params(name):
   params, _ = seeded()
-  penalty = strategies.get(name).client_penalty
+  penalty = strategies.get(name, SITES).client_penalty
   params = jax.tree.map(jnp.asarray, params)
   value, grads = jax.jit(jax.value_and_grad(penalty))(params, params)
   assert value.shape == () and value == 0
@@ -136,7 +148,7 @@ def test_the_penalty_is_traceable_and_nothing_at_the_global_params(name):
 
 @pytest.mark.parametrize("name", ROW_BY_ROW)
 def test_a_row_is_what_its_senders_alone_make_of_it(name):
-  strategy, (params, rng) = strategies.get(name), seeded()
+  strategy, (params, rng) = strategies.get(name, SITES), seeded()
   replies = sparse_replies(params, rng)
   out, _ = strategy.aggregate(params, strategy.init(params), replies)
   compared = 0
@@ -206,7 +218,7 @@ def test_one_wild_reply_moves_the_others_as_far_as_it_likes(spec):
 @every_strategy
 def test_cohort_weighing_counts_what_was_not_sent_as_unchanged(name):
   """The same replies, their masks all True, are dense replies like any other."""
-  strategy, (params, rng) = strategies.get(name), seeded()
+  strategy, (params, rng) = strategies.get(name, SITES), seeded()
   replies = [r._replace(masks=uplink.everywhere(params)) for r in sparse_replies(params, rng)]
   out, _ = strategy.aggregate(params, strategy.init(params), replies)
   assert bits(out["scale"]) == bits(params["scale"])

@@ -82,7 +82,8 @@ PAIRS = {
 
 
 def test_every_strategy_of_flowers_that_we_have_is_compared():
-  assert {spec.partition(":")[0] for spec in PAIRS} == set(strategies.known())
+  # Flower has no SCAFFOLD.
+  assert {spec.partition(":")[0] for spec in PAIRS} == set(strategies.known()) - {"scaffold"}
 
 
 @pytest.mark.parametrize("number", [7, 8])

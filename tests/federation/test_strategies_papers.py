@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from strategy_replies import assert_close, draw, like, replies_near, reply, vector
+from strategy_replies import SITES, assert_close, draw, like, replies_near, reply, vector
 
 from afspl_jax.federation import strategies
 from afspl_jax.prompts.local import LOCAL
@@ -94,6 +94,16 @@ class Krum:
     return sum(X[i] for i in best) / self.m
 
 
+class Alike:
+  """Karimireddy et al. 2020, Algorithm 1: of the params; test_scaffold.py has the controls."""
+
+  def __init__(self, server_lr):
+    self.lr = server_lr
+
+  def step(self, x, X, n, F):
+    return x + self.lr * np.mean(X - x, axis=0)
+
+
 def adam(v, d):
   return 0.9 * v + (1 - 0.9) * d**2
 
@@ -119,6 +129,8 @@ CASES = {
   "trimmed_mean": Trimmed(1),
   "trimmed_mean:trim=0.3": Trimmed(2),
   "trimmed_mean:trim=0": Trimmed(0),
+  "scaffold": Alike(1),
+  "scaffold:server_lr=0.6": Alike(0.6),
   "krum": Krum(1, 1),
   "krum:faulty=2,multi=4": Krum(2, 4),
 }
@@ -131,7 +143,7 @@ def test_every_strategy_has_a_case():
 @pytest.mark.parametrize("number", [7, 8])
 @pytest.mark.parametrize("spec", CASES)
 def test_rounds_are_the_papers(spec, number):
-  reference, strategy = copy.deepcopy(CASES[spec]), strategies.get(spec)
+  reference, strategy = copy.deepcopy(CASES[spec]), strategies.get(spec, SITES)
   rng = np.random.default_rng(0)
   params = draw(rng)
   state = strategy.init(params)

@@ -1,0 +1,82 @@
+"""A host of sites that go wrong by a schedule, as a program of its own, until it is ended."""
+
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from faults import FAULTS, far, flat
+from flwr.clientapp import ClientApp
+from least_squares import LeastSquares, init_params
+
+from afspl_jax.federation.client import make_client_app
+from afspl_jax.federation.net.executors import serve
+from afspl_jax.federation.net.supernode import Credentials, SuperNode
+
+ALL = (0, 1, 2)
+HANGS, WAKES = 8, 9  # site 2 trains from the former round until the latter is over
+ONCE = 10  # in this round every site fails the first time it is asked
+
+# What each site does wrong in a round, by its index: a name in FAULTS, or one of those below.
+SCHEDULE = {
+  2: {1: "raises", 2: "nan"},
+  3: {1: "inf", 2: "wrong size"},
+  4: {1: "wrong dtype", 2: "broadcastable"},
+  5: {1: "extra array", 2: "no array"},
+  6: {1: "zero examples", 2: "negative examples"},
+  7: {1: "absurd examples", 2: "far"},
+  HANGS: {2: "hangs"},
+  ONCE: dict.fromkeys(ALL, "raises"),
+}
+WHY = {name: why for name, (_, why) in FAULTS.items()} | {
+  "far": "rejected: expected an update of L2 norm up to 10 (fed.max_update_norm); got",
+  "hangs": "timeout: no reply within",
+}
+
+
+class Scheduled(ClientApp):
+  """Answers honestly, but for the schedule."""
+
+  def __init__(self, wake: Path):
+    super().__init__()
+    self.honest, self.wake = make_client_app(LeastSquares(), init_params()), wake
+    self.failed_once: set[int] = set()
+
+  def __call__(self, message, context):
+    reply = self.honest(message, context)
+    if message.metadata.message_type != "train":
+      return reply
+    round, client = message.content["config"]["round"], context.node_config["partition-id"]
+    fault = SCHEDULE.get(round, {}).get(client)
+    if fault is None or (round == ONCE and client in self.failed_once):
+      return reply
+    if round == ONCE:
+      self.failed_once.add(client)
+    if fault == "hangs":
+      while not self.wake.exists():
+        time.sleep(0.1)
+      return reply
+    spoil = flat(far) if fault == "far" else FAULTS[fault][0]
+    return spoil(reply) or reply
+
+
+def main(superlink, base, sites):
+  with ExitStack() as stack:
+    nodes = [
+      SuperNode(
+        base / site,
+        superlink,
+        site,
+        Credentials(base / "keys" / "ca.crt", base / "keys" / f"{site}.key"),
+        {"partition-id": int(site[-2:])},
+        lambda text: print(text, flush=True),
+      )
+      for site in sites
+    ]
+    for node in nodes:
+      stack.enter_context(node)
+    serve(Scheduled(base / "wake"), nodes)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
