@@ -46,6 +46,12 @@ class Column:
 
 
 CIDER = Column("CIDEr", "of the global prompter on the common test split", "test", "cider")
+OWN = Column(
+  "CIDEr, own",
+  "every test example answered by its own client's personal prompter",
+  "test_personal",
+  "cider",
+)
 MEGABYTES = Column(
   "MB up", "sent by all clients in all rounds, in 10⁶ bytes", "test", "bytes_up", 2, 1e-6
 )
@@ -53,12 +59,7 @@ MAIN = (
   CIDER,
   Column("BLEU-4", "the same texts, by their 4-grams", "test", "bleu4"),
   Column("VQA", "share of right answers of the global prompter", "test", "vqa_accuracy"),
-  Column(
-    "CIDEr, own",
-    "every test example answered by its own client's personal prompter",
-    "test_personal",
-    "cider",
-  ),
+  OWN,
   Column("VQA, own", "the same, of questions", "test_personal", "vqa_accuracy"),
   Column("CIDEr, sample", "of the global prompter on a common sample", "test_common", "cider"),
   Column(
@@ -183,7 +184,11 @@ def markdown(study: Study, scored: Sequence[Scored], command: str) -> str:
   rows = Rows(scored)
   more = [c for c in MORE if any(one.value(c) is not None for one in scored)]
   tables = [
-    [*(_shown(rows, c) for c in MAIN), _share(study, rows), _gain(study, rows)],
+    [
+      *(_shown(rows, c) for c in MAIN),
+      _share(study, rows),
+      *(_gain(study, rows, c) for c in (CIDER, OWN)),
+    ],
     [_shown(rows, c) for c in more],
   ]
   number = len(study.seeds)
@@ -233,14 +238,14 @@ def _share(study: Study, rows: Rows) -> Shown:
   return Shown(name, f"MB up, of those of *{study.reference}* with the same seed", text)
 
 
-def _gain(study: Study, rows: Rows) -> Shown:
+def _gain(study: Study, rows: Rows, column: Column) -> Shown:
   def text(setting: str, variant: str) -> str:
     if variant == study.full:
       return ""
-    return _text(rows.paired(setting, variant, study.full, CIDER, operator.sub), 3, "+")
+    return _text(rows.paired(setting, variant, study.full, column, operator.sub), 3, "+")
 
-  meaning = f"difference in CIDEr to *{study.full}* with the same seed"
-  return Shown(f"CIDEr − {study.full}", meaning, text)
+  meaning = f"difference in {column.name} to *{study.full}* with the same seed"
+  return Shown(f"{column.name} − {study.full}", meaning, text)
 
 
 def results(scored: Sequence[Scored]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ A node's id is random and may change; a site's name is what rounds, files and pe
 
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -22,6 +22,15 @@ class Site(NamedTuple):
 
   node: int  # where it is reached
   num_examples: int  # that it says it holds
+
+
+@runtime_checkable
+class OwnedGrid(Protocol):
+  """A Grid that knows its nodes by their keys."""
+
+  def owner(self, node: int) -> str | None:
+    """The site that a node's key was registered for; None where there are no keys."""
+    ...
 
 
 class Sites:
@@ -72,7 +81,7 @@ class Sites:
       if node not in here:
         continue
       try:
-        name, num_examples = self._read(answer.message)
+        name, num_examples = self._read(node, answer.message)
       except Refused as why:
         self.refused[node] = str(why)
         self._say(f"node {node}: {why}")
@@ -81,7 +90,7 @@ class Sites:
         self._say(f"{name}: here, {num_examples} examples")
     return dict(sorted(self._present.items()))
 
-  def _read(self, reply: Message) -> tuple[str, int]:
+  def _read(self, node: int, reply: Message) -> tuple[str, int]:
     """The name and number of examples that a node answered with."""
     if reply.has_error():
       raise Refused(f"refused: {sentence(reply.error.reason or str(reply.error.code))}")
@@ -91,6 +100,11 @@ class Sites:
       raise Refused(
         f"refused: expected a site's name, of 1 to {_LONGEST_NAME} characters;"
         f" got {sentence(repr(name))}"
+      )
+    owner = self._grid.owner(node) if isinstance(self._grid, OwnedGrid) else None
+    if owner not in (None, name):
+      raise Refused(
+        f"refused: expected the name that its key is registered for, {owner!r}; got {name!r}"
       )
     if name in self._present:
       raise Refused(f"refused: expected a site name of its own; got {name!r}, which is here")

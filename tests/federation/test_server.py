@@ -42,6 +42,15 @@ def test_the_item_in_which_site_and_server_differ_is_named():
   assert "(site -> server): config.optim.batch_size: 8 -> 16; t5: 'abd' -> 'abc'" in why
 
 
+def test_what_only_the_server_names_is_none_of_a_sites_business():
+  ours = {"config": {"optim": {"batch_size": 8}}}
+  theirs = {"config": {"optim": {"batch_size": 8, "new": 1}, "more": 2}, "split": {"a": 1}}
+  grid = LocalGrid(make_client_app(LeastSquares(), init_params(), ours), 1)
+  assert list(Sites(grid, wire.terms(init_params(), theirs), MOST).look()) == ["site_00"]
+  sites = Sites(grid, wire.terms(init_params(), {"config": {"optim": 3}}), MOST)
+  assert sites.look() == {} and "config.optim" in next(iter(sites.refused.values()))
+
+
 def test_terms_that_are_no_json_are_refused():
   grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 1)
   for asked in ({}, {wire.TERMS: "{"}, {wire.TERMS: "[]"}, {wire.TERMS: 3}):
@@ -90,6 +99,18 @@ def test_missing_sites_are_an_error_not_a_smaller_federation(plan):
   call = RollCall(grid, wire.terms(run.params, {}), run.fed, 0, 5)
   with pytest.raises(RoundFailed, match=r"expected 5 sites within 0.05 s \(fed.wait\); got 3"):
     call.choose(1)
+
+
+def test_a_site_has_the_name_that_its_key_was_registered_for():
+  class Keyed(LocalGrid):
+    def owner(self, node):
+      return {2: "site_00", 3: "site_00", 4: None}[node]
+
+  grid = Keyed(make_client_app(LeastSquares(), init_params()), 3)
+  sites = Sites(grid, wire.terms(init_params(), {}), MOST)
+  assert list(sites.look()) == ["site_00", "site_02"]
+  (why,) = sites.refused.values()
+  assert why.endswith("the name that its key is registered for, 'site_00'; got 'site_01'")
 
 
 class Coming(LocalGrid):

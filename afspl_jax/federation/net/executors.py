@@ -9,7 +9,7 @@ A process does one or the other: Flower keeps a process's run and node in global
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
 import httpx
@@ -70,7 +70,7 @@ def open_grid(superlink: SuperLink, patience: float = 300.0) -> Iterator[Grid]:
     TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, run_id
     TaskIdentity.node_id = task.context.node_id
     try:
-      yield NetworkGrid(client, run_from_proto(task.run))
+      yield NetworkGrid(client, run_from_proto(task.run), superlink.names)
     except BaseException as error:
       stopped = isinstance(error, KeyboardInterrupt)
       how = SubStatus.STOPPED if stopped else SubStatus.FAILED
@@ -82,15 +82,22 @@ def open_grid(superlink: SuperLink, patience: float = 300.0) -> Iterator[Grid]:
 class NetworkGrid(HttpGrid):
   """Flower's grid over a connection of ours: it says what was lost, and does not sleep for 3 s."""
 
-  def __init__(self, client: RuntimeHttpClient, run: Run):
+  def __init__(self, client: RuntimeHttpClient, run: Run, names: Mapping[bytes, str]):
     super().__init__(token="in the client")
-    self._client = client
+    self._client, self._names = client, names
+    self._owners: dict[int, str | None] = {}
     self.set_run(run)
 
   def get_node_ids(self) -> list[int]:
     """Node ids of the SuperNodes that are connected."""
     with _told():
-      return list(super().get_node_ids())
+      nodes = list(super().get_nodes())
+    self._owners = {node.node_id: self._names.get(node.public_key) for node in nodes}
+    return list(self._owners)
+
+  def owner(self, node: int) -> str | None:
+    """The site whose key a connected node has; None where sites have no keys."""
+    return self._owners.get(node)
 
   def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
     """Sends the messages; returns their ids, None for one that was not taken."""

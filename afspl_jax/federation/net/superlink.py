@@ -62,6 +62,7 @@ class SuperLink:
     self._folder, self._host, self._port = folder.absolute(), host, port
     self._keys, self._say = server_keys, say
     self._closed = threading.Event()
+    self.names: dict[bytes, str] = {}  # of registered sites, by public key (PEM)
 
   def __enter__(self) -> "SuperLink":
     """Starts it and waits until it answers.
@@ -102,7 +103,7 @@ class SuperLink:
     return self._kept.child
 
   def register(self, public_key: Path) -> None:
-    """Lets the site with this key connect; nothing happens if it may already.
+    """Lets the site with this key connect, under its file's name; it may be able to already.
 
     Args:
       public_key: the site's `SITE.pub`.
@@ -110,7 +111,9 @@ class SuperLink:
     Raises:
       UserError: it is no such file.
     """
-    self.endpoint.register(keys.read_public_key(public_key))
+    key = keys.read_public_key(public_key)
+    self.endpoint.register(key)
+    self.names[key] = public_key.stem
 
   def submit(self) -> int:
     """Ends what runs there are and starts one, for `open_grid` to execute; returns its id."""

@@ -25,10 +25,10 @@ def main(superlink, base, sites):
         superlink,
         site,
         Credentials(base / "keys" / "ca.crt", base / "keys" / f"{site}.key"),
-        {"partition-id": client},
+        {"partition-id": int(site[-2:])},
         say,
       )
-      for client, site in enumerate(sites)
+      for site in sites
     ]
     for node in nodes:
       stack.enter_context(node)

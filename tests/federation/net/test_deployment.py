@@ -104,6 +104,11 @@ def test_what_the_app_raises_is_the_reply_as_in_one_process(deployment):
     assert ours.error.reason.startswith("WireError: structure of the params: this site has")
 
 
+def test_nodes_are_known_by_the_sites_whose_keys_they_have(deployment):
+  owners = [deployment.grid.owner(node) for node in deployment.grid.get_node_ids()]
+  assert sorted(owners) == SITES
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_nothing_calls_home(deployment):
   children = pids(deployment.sites_say) | {"superlink": deployment.superlink.child.pid}

@@ -77,13 +77,13 @@ def test_a_server_killed_in_a_round_ends_as_one_that_never_was(tmp_path, whole, 
 
 
 @pytest.mark.slow
-def test_a_site_killed_in_a_round_is_timed_out_and_takes_part_again(tmp_path):
+def test_a_site_that_is_killed_is_left_out_and_takes_part_again(tmp_path):
   make_server_keys(tmp_path / "keys", [])
   for name in NAMES:
     make_site_key(tmp_path / "keys", name)
   port = free_port()
   begin = lambda *names: start(  # noqa: E731
-    "site_host.py", f"127.0.0.1:{port}", tmp_path, *names, out=tmp_path / names[0]
+    "site_host.py", f"127.0.0.1:{port}", tmp_path, *names, out=tmp_path / f"{names[0]}.log"
   )
   hosts = [begin(*NAMES[:2]), begin(NAMES[2])]
   server = start("server_host.py", tmp_path, port, "long", 0, out=tmp_path / "server")
