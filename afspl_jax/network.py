@@ -17,11 +17,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from afspl_jax import run
 from afspl_jax.checks import check
 from afspl_jax.config import Experiment, to_dict
+from afspl_jax.data.features import default_cache
 from afspl_jax.data.partition import partition
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
@@ -107,7 +109,7 @@ def _carry(superlink: SuperLink, plan: Plan, num_sites: int, say: Say) -> Params
       lost, last = (lost + 1 if done == last else 1), done
       if lost == _LOSSES:
         raise
-      say(f"{error}; going on from the last checkpoint")
+      say(f"going on from the last checkpoint: {error}")
 
 
 def join(launch: Launch, say: Say = tqdm.write) -> None:
@@ -137,6 +139,8 @@ def _take_part(
 ) -> None:
   """Answers for some sites, over one copy of the models."""
   check(config)
+  if jax.config.jax_compilation_cache_dir is None:  # a site that is restarted compiles nothing anew
+    jax.config.update("jax_compilation_cache_dir", str(default_cache().parent / "compiled"))
   inputs = find(config, TRAINED)
   setup = prepare(config, inputs, ClientStore(folder.path / "clients"), site=owner)
   folder.agree_on(setup.facts)
@@ -212,8 +216,11 @@ def _rehearse(
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this
   signal.signal(signal.SIGTERM, lambda *_: sys.exit())
   credentials = [Credentials(where / "ca.crt", where / f"{name}.key") for name in names]
-  with RunFolder.open(folder / SITES, to_dict(config)) as opened:
-    _take_part(config, opened, names, superlink, credentials, "", tqdm.write)
+  try:
+    with RunFolder.open(folder / SITES, to_dict(config)) as opened:
+      _take_part(config, opened, names, superlink, credentials, "", tqdm.write)
+  except UserError as error:
+    sys.exit(f"sites: {error}")
 
 
 def _free_port() -> int:

@@ -33,6 +33,7 @@ from afspl_jax.captioner import Captioner, leaves
 from afspl_jax.prompts.prompter import Prompter
 from afspl_jax.step import make_mesh
 from afspl_jax.types import Batch, Params
+from tests.launcher import Launcher
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -175,3 +176,8 @@ def one_device():
 @pytest.fixture(scope="session")
 def four_devices():
   return make_mesh(jax.devices()[:4])
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory, tiny_checkpoints, shapes_dir):
+  return Launcher(tmp_path_factory.mktemp("launch"), tiny_checkpoints, shapes_dir)

@@ -12,12 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from afspl_jax.config import Optim
-from tests.launcher import ROUNDS, Launcher
-
-
-@pytest.fixture(scope="session")
-def launcher(tmp_path_factory, tiny_checkpoints, shapes_dir):
-  return Launcher(tmp_path_factory.mktemp("launch"), tiny_checkpoints, shapes_dir)
+from tests.launcher import ROUNDS
 
 
 @pytest.fixture(scope="session")

@@ -274,7 +274,10 @@ def _read(file: Path) -> bytes:
   try:
     return file.read_bytes()
   except OSError as error:
-    raise UserError(f"{file}: expected a file that can be read; {error.strerror}") from error
+    raise UserError(
+      f"{file}: expected a file that can be read; {error.strerror}. `afspl keys` makes keys; each"
+      " host needs its own, a site also the server's ca.crt, the server also sites/SITE.pub"
+    ) from error
 
 
 def _refuse_to_overwrite(files: Sequence[Path]) -> None:
