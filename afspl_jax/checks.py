@@ -85,10 +85,16 @@ def check(config: Experiment) -> None:
     )
   choice("fed.share", config.fed.share, ("all", "none"))
   choice("fed.selection", config.fed.selection, selection.METHODS)
-  strategies.get(config.fed.strategy)
+  strategy = strategies.get(config.fed.strategy, taking_part)
   if config.fed.share == "none" and config.fed.strategy != "fedavg":
     raise UserError(
       f"fed.strategy: expected fedavg with fed.share=none, where there is nothing to average;"
       f" got {config.fed.strategy!r}"
     )
   uplink.check(config.uplink)
+  if isinstance(strategy, strategies.Controlled) and config.uplink.select != "dense":
+    raise UserError(
+      f"uplink.select: expected dense with fed.strategy={config.fed.strategy}, whose controls count"
+      f" every gradient: one whose update is sent later would count twice; got"
+      f" {config.uplink.select!r}"
+    )

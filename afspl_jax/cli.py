@@ -54,9 +54,7 @@ def main(argv: list[str] | None = None) -> int:
   server = kinds.add_parser("server", help="the server's: ca.crt goes to every site")
   server.add_argument("hosts", nargs="*", help="names and addresses by which sites reach it")
   server.add_argument("--days", type=int, default=3650, help="until the certificates expire")
-  site = kinds.add_parser(
-    "site", help="a site's: NAME.pub goes to the server"
-  )
+  site = kinds.add_parser("site", help="a site's: NAME.pub goes to the server")
   site.add_argument("name", help="the site's name in the federation")
   for kind in (server, site):
     kind.add_argument("--folder", type=Path, default=Path("keys"), help="default: keys")

@@ -139,7 +139,7 @@ def _take_part(
 ) -> None:
   """Answers for some sites, over one copy of the models."""
   check(config)
-  if jax.config.jax_compilation_cache_dir is None:  # a site that is restarted compiles nothing anew
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a restarted site compiles nothing anew
     jax.config.update("jax_compilation_cache_dir", str(default_cache().parent / "compiled"))
   inputs = find(config, TRAINED)
   setup = prepare(config, inputs, ClientStore(folder.path / "clients"), site=owner)

@@ -11,7 +11,6 @@ from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.checks import check
 from afspl_jax.config import Experiment, to_dict
 from afspl_jax.evaluate import spread
-from afspl_jax.federation import strategies
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.rounds import Plan, RoundReport
 from afspl_jax.federation.server import run_local
@@ -94,7 +93,7 @@ def federate(
 
     plan = Plan(
       params=setup.shared,
-      strategy=strategies.get(config.fed.strategy),
+      strategy=setup.strategy,
       fed=config.fed,
       seed=config.seed,
       folder=folder,

@@ -25,6 +25,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.evaluate import Evaluator
 from afspl_jax.federation import strategies
 from afspl_jax.federation.client_store import ClientStore
+from afspl_jax.federation.strategies import Strategy
 from afspl_jax.federation.training import LocalTrainer
 from afspl_jax.prompts.local import join, split
 from afspl_jax.prompts.prompter import Prompter
@@ -53,8 +54,10 @@ class Setup:
   own: Params  # its leaves that stay with each client
   splits: dict[str, Split]
   clients: dict[str, Clients]  # each client's own part of every split; {} where none is here
+  strategy: Strategy
   trainer: LocalTrainer | None  # of the clients that are here
   evaluator: Evaluator
+  own_data: bool  # all of it is that of one site
   facts: dict[str, Any]  # hashes that must not change when a run goes on
 
   def whole(self, shared: Params) -> Params:
@@ -67,13 +70,17 @@ class Setup:
     config = to_dict(self.config)
     common = {group: config[group] for group in ("prompter", "optim", "uplink")}
     common |= {group: {n: config[group][n] for n in names} for group, names in _COMMON.items()}
-    return {
+    terms = {
       "version": version("afspl_jax"),
       "backbones": self.facts["backbones"],
       "config": common | {"seed": config["seed"]},
     }
+    if not self.own_data:  # or else two sites might train on the same examples
+      terms["split"] = {f"data.{name}": config["data"][name] for name in _SPLIT}
+    return terms
 
 
+_SPLIT = ("source", "partition", "dirichlet_alpha", "num_clients", "min_examples")
 _COMMON = {
   "data": ("instruction_length", "target_length", "caption_instruction"),
   "backbone": ("dtype",),
@@ -165,12 +172,13 @@ def prepare(
   )
   captioner = Captioner(prompter, t5)
   frozen = replicate(leaves(t5), mesh)
-  penalty = strategies.get(config.fed.strategy).client_penalty
+  taking_part = config.data.num_clients - config.fed.newcomers
+  strategy = strategies.get(config.fed.strategy, taking_part)
   untrained = jax.device_get(leaves(prompter))
   trainer = None
   if clients:
     train = splits["train"], clients["train"]
-    trainer = LocalTrainer(captioner, frozen, untrained, *train, config, penalty, mesh, store)
+    trainer = LocalTrainer(captioner, frozen, untrained, *train, config, strategy, mesh, store)
   shared, own = split(untrained, config.fed.share)
   return Setup(
     config=config,
@@ -178,8 +186,10 @@ def prepare(
     own=own,
     splits=splits,
     clients=clients,
+    strategy=strategy,
     trainer=trainer,
     evaluator=Evaluator(captioner, frozen, tokenizer, config.eval, mesh),
+    own_data=bool(site),
     facts={
       "backbones": prints,
       "data": {name: source.fingerprint for name, source in sources.items()},

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from afspl_jax.captioner import Captioner, prefix
 from afspl_jax.config import Optim, choice
+from afspl_jax.control import Control, begin, correct, mean_gradient
 from afspl_jax.errors import UserError
 from afspl_jax.losses import TokenLoss, contrastive, token_cross_entropy
 from afspl_jax.prompts.pool import balance_loss
@@ -30,11 +31,12 @@ Penalty = Callable[[Params, Params], Float[Array, ""]]
 
 
 class TrainState(NamedTuple):
-  """What a local step changes; the leaves of the first two have a leading axis of clients."""
+  """What a local step changes; all leaves but `step` have a leading axis of clients."""
 
   params: Params
   opt_state: Any
   step: Int[Array, ""]  # local steps since round 1, for the schedule
+  control: Control | None = None  # with a strategy that corrects gradients
 
 
 class StepMetrics(NamedTuple):
@@ -43,7 +45,7 @@ class StepMetrics(NamedTuple):
   loss: Float[Array, "*k"]  # cross-entropy, nats a token
   balance: Float[Array, "*k"]
   contrast: Float[Array, "*k"]  # 0 without a contrastive loss
-  grad_norm: Float[Array, "*k"]  # before clipping
+  grad_norm: Float[Array, "*k"]  # before clipping, after any correction
   finite: Bool[Array, "*k"]  # False: loss or gradient was not, and the step changed nothing
   usage: Float[Array, "*k m"]  # share of rows that chose each prompt; its sum is the mean k
 
@@ -157,20 +159,21 @@ def make_train_step(
       loss = _split(nats, clients).sum(axis=1) / tokens
       return objectives.sum(), (objectives, loss, balance, contrast, usage)
 
-    def move(objective: Array, grads: Params, params: Params, opt_state: Any):
+    def move(objective: Array, raw: Params, params: Params, opt_state: Any, control: Any):
+      grads, new_control = correct(raw, control)
       norm = optax.tree.norm(grads)
       finite = jnp.isfinite(objective) & jnp.isfinite(norm)
       updates, new_opt_state = optimizer.update(grads, opt_state, params)
       new_params = jax.tree.map(lambda p, u: p + factor * u, params, updates)
-      new, old = (new_params, new_opt_state), (params, opt_state)
+      new, old = (new_params, new_opt_state, new_control), (params, opt_state, control)
       return *jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), norm, finite
 
     grads, (objectives, *rest, usage) = jax.grad(of_all, has_aux=True)(state.params)
     loss, balance, contrast = rest
-    moved = jax.vmap(move)(objectives, grads, state.params, state.opt_state)
-    params, opt_state, norm, finite = moved
+    moved = jax.vmap(move)(objectives, grads, state.params, state.opt_state, state.control)
+    params, opt_state, control, norm, finite = moved
     metrics = StepMetrics(loss, balance, contrast, norm, finite, usage)
-    return TrainState(params, opt_state, state.step + 1), metrics
+    return TrainState(params, opt_state, state.step + 1, control), metrics
 
   return train_step
 
@@ -186,14 +189,21 @@ def _split(rows: Array, clients: int) -> Array:
 
 
 def make_local_training(
-  captioner: Captioner, config: Optim, rounds: int, penalty: Penalty, mesh: Mesh
-) -> Callable[[Params, Params, Params, Batch, Any], tuple[Params, StepMetrics]]:
+  captioner: Captioner,
+  config: Optim,
+  rounds: int,
+  penalty: Penalty,
+  mesh: Mesh,
+  controls: bool = False,
+) -> Callable[..., tuple[Any, ...]]:
   """Compiles a cohort's round.
 
   It takes `(params, frozen, global_params, batches, first_step)` and gives `(params, metrics)`.
   Both params have a leading axis of clients, `batches` one of local steps, which run in one
   `lax.scan`, and then that of clients. Adam starts afresh each round, as a client may not have
-  been selected before. `params` is donated.
+  been selected before. `params` is donated. With `controls` it also takes what is added to the
+  gradients of the shared leaves, and also gives the means of these gradients without it, over the
+  finite steps; both last, and with a leading axis of clients.
 
   Raises:
     UserError: batches that cannot be split evenly over the devices.
@@ -208,17 +218,20 @@ def make_local_training(
     global_params: Params,
     batches: Batch,
     first_step: Int[Array, ""],
-  ) -> tuple[Params, StepMetrics]:
-    start = TrainState(params, jax.vmap(optimizer.init)(params), first_step)
+    *correction: Params,
+  ) -> tuple[Any, ...]:
+    control = jax.vmap(begin)(*correction) if correction else None
+    start = TrainState(params, jax.vmap(optimizer.init)(params), first_step, control)
     step = lambda state, batch: train_step(state, frozen, global_params, batch)  # noqa: E731
     state, metrics = jax.lax.scan(step, start, batches)
-    return state.params, metrics
+    means = () if state.control is None else (jax.vmap(mean_gradient)(state.control),)
+    return state.params, metrics, *means
 
   everywhere = NamedSharding(mesh, PartitionSpec())
   rows = NamedSharding(mesh, PartitionSpec(None, None, "data"))
   return jax.jit(
     local_training,
-    in_shardings=(everywhere, everywhere, everywhere, rows, everywhere),
+    in_shardings=(everywhere, everywhere, everywhere, rows, *[everywhere] * (1 + controls)),
     out_shardings=everywhere,
     donate_argnums=0,
   )

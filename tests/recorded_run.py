@@ -111,3 +111,14 @@ def rich_run(base: Path, checkpoints, shapes_dir: Path) -> Recorded:
     "eval.ema": 0.6,
   }
   return recorded_run(base / "rich", checkpoints, shapes_dir, **fields)
+
+
+def scaffold_run(base: Path, checkpoints, shapes_dir: Path) -> Recorded:
+  """A federation with controls, in which sites take part more than once."""
+  fields = {
+    "fed.strategy": "scaffold",
+    "fed.newcomers": 2,
+    "fed.clients_per_round": 4,
+    "uplink.select": "dense",
+  }
+  return recorded_run(base / "scaffold", checkpoints, shapes_dir, **fields)

@@ -77,6 +77,13 @@ def test_what_cannot_be_averaged_has_no_method():
     check(changed(Experiment(), {"fed.share": "none", "fed.strategy": "fedprox"}))
 
 
+def test_controls_need_a_dense_uplink():
+  with pytest.raises(UserError, match=r"uplink.select: expected dense .*; got 'energy'") as error:
+    check(changed(Experiment(), {"fed.strategy": "scaffold"}))
+  assert "\n" not in str(error.value)
+  check(changed(Experiment(), {"fed.strategy": "scaffold", "uplink.select": "dense"}))
+
+
 @pytest.mark.parametrize("name, value, why", REFUSED)
 def test_a_value_that_cannot_be_is_refused_by_its_field(name, value, why):
   with pytest.raises(UserError) as error:

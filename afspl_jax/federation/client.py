@@ -27,14 +27,20 @@ class LocalResult(NamedTuple):
   num_examples: int  # that the site holds; its weight in the average
   metrics: dict[str, float]  # "loss" and whatever else the server should see averaged
   masks: Params | None = None  # which rows of the params are sent; None: all
+  control: Params | None = None  # what the site added to its control, where the server sent one
 
 
 @runtime_checkable
 class Trainer(Protocol):
   """Local training. Clients of one process share a trainer and are told apart by index."""
 
-  def train(self, params: Params, client: int, round: int) -> LocalResult:
-    """Trains on the client's data, starting from the global params (NumPy leaves)."""
+  def train(
+    self, params: Params, client: int, round: int, *, control: Params | None = None
+  ) -> LocalResult:
+    """Trains on the client's data, starting from the global params (NumPy leaves).
+
+    `control` is the server's (strategies.Controlled), and given only where it sent one.
+    """
     ...
 
   def site(self, client: int) -> str:
@@ -65,7 +71,8 @@ def make_client_app(
   Args:
     trainer: does the work.
     template: pytree with the shapes and dtypes that are exchanged.
-    terms: what the server must have in common with this site besides them, by name.
+    terms: what the server must have in common with this site besides them, by name; what the
+      server names besides is none of this site's business.
 
   Returns:
     An app that answers `train` and `query.hello`.
@@ -89,9 +96,12 @@ def make_client_app(
     if wire.ARRAYS not in records.array_records:
       raise wire.WireError(f"expected the record {wire.ARRAYS!r}; got {sorted(records)}")
     params = wire.unpack(records.array_records[wire.ARRAYS], template)
+    given = {}
+    if wire.CONTROL in records.array_records:
+      given["control"] = wire.unpack(records.array_records[wire.CONTROL], template)
     client = _client(context)
     try:
-      result = trainer.train(params, client, round)
+      result = trainer.train(params, client, round, **given)
     except FloatingPointError:
       raise
     except Exception as error:  # noqa: BLE001 - it is logged, and its kind is the reply
@@ -111,6 +121,8 @@ def make_client_app(
         wire.CONFIG: ConfigRecord({wire.STRUCTURE: wire.structure_digest(result.params)}),
       }
     )
+    if result.control is not None:
+      reply[wire.CONTROL] = wire.pack(result.control)
     return Message(reply, reply_to=message)
 
   @app.query("hello")
@@ -122,7 +134,7 @@ def make_client_app(
       theirs = None
     if not isinstance(theirs, dict):
       raise wire.WireError(f"terms: expected a JSON object; got {str(asked)[:40]!r}")
-    differ = differences(ours, theirs)
+    differ = differences(ours, _those_of(ours, theirs))
     if differ:
       raise wire.WireError(
         f"this site and the server differ (site -> server): {'; '.join(differ)}."
@@ -141,3 +153,14 @@ def _client(context: Context) -> int:
   if "partition-id" not in context.node_config:
     raise ValueError("node config: expected partition-id=<index of this site>; it is missing")
   return int(context.node_config["partition-id"])
+
+
+def _those_of(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+  """Their values of the names that we have."""
+  return {
+    name: _those_of(value, theirs[name])
+    if isinstance(value, dict) and isinstance(theirs[name], dict)
+    else theirs[name]
+    for name, value in ours.items()
+    if name in theirs
+  }

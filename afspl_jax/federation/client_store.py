@@ -1,7 +1,8 @@
-"""What a client keeps between rounds, on its own disk: its own prompt, and what it has not sent.
+"""What a client keeps between rounds, on its own disk.
 
-One file a client and round, so that a round that is repeated after a crash starts from what the
-client knew before it, as if the crash had not been. Nothing here is ever sent.
+Its own prompt, what it has not sent, and its control (strategies/scaffold.py). One file a client
+and round, so that a round that is repeated after a crash starts from what the client knew before
+it, as if the crash had not been. Nothing here is ever sent; of a control, what was added to it is.
 """
 
 import os

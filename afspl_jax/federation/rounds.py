@@ -22,7 +22,7 @@ from afspl_jax.federation import uplink, wire
 from afspl_jax.federation.exchange import Answer
 from afspl_jax.federation.roll_call import RollCall, RoundFailed
 from afspl_jax.federation.screening import Refused, screen, sentence
-from afspl_jax.federation.strategies import Reply, Strategy
+from afspl_jax.federation.strategies import Controlled, Reply, Strategy
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.types import Params
 
@@ -151,6 +151,9 @@ def _train(
   structure = wire.structure_digest(params)
   config = ConfigRecord({wire.STRUCTURE: structure, wire.ROUND: round})
   content = RecordDict({wire.ARRAYS: wire.pack(params), wire.CONFIG: config})
+  if isinstance(plan.strategy, Controlled):
+    control = plan.strategy.control(params, state["strategy_state"])
+    content[wire.CONTROL] = wire.pack(control)
   chosen = call.choose(round)
   begin = time.perf_counter()
   messages = {
@@ -170,7 +173,8 @@ def _train(
       if answer.message is None:
         why = f"timeout: no reply within {plan.fed.deadline:g} s"
         raise Refused(why if answer.sent else "failed: not reached")
-      reply = screen(site, answer.message, params, structure, plan.fed)
+      controlled = wire.CONTROL in content
+      reply = screen(site, answer.message, params, structure, plan.fed, controlled)
     except Refused as why:
       line["status"] = sentence(str(why))
     else:

@@ -27,7 +27,9 @@ def sentence(said: str) -> str:
   return line[:_LONGEST_REASON]
 
 
-def screen(site: str, answer: Message, params: Params, structure: str, fed: Fed) -> Reply:
+def screen(
+  site: str, answer: Message, params: Params, structure: str, fed: Fed, controlled: bool
+) -> Reply:
   """The site's reply, if all of it is what was agreed on.
 
   Args:
@@ -36,15 +38,17 @@ def screen(site: str, answer: Message, params: Params, structure: str, fed: Fed)
     params: the global params that it started from.
     structure: their digest.
     fed: sets the bounds on what a site claims and on how far it moves the params.
+    controlled: whether sites were sent a control, and answer with what they added to theirs.
 
   Raises:
     Refused: otherwise, with the reason.
   """
   if answer.has_error():
     raise Refused(f"failed: {answer.error.reason or f'Flower error {answer.error.code}'}")
+  expected = _RECORDS | ({wire.CONTROL: "ArrayRecord"} if controlled else {})
   found = {name: type(record).__name__ for name, record in answer.content.items()}
-  if found != _RECORDS:
-    raise Refused(f"rejected: expected the records {_RECORDS}; got {found}")
+  if found != expected:
+    raise Refused(f"rejected: expected the records {expected}; got {found}")
   theirs = answer.content[wire.CONFIG].get(wire.STRUCTURE)
   if theirs != structure:
     raise Refused(f"rejected: expected params of structure {structure}; got {theirs}")
@@ -62,8 +66,14 @@ def screen(site: str, answer: Message, params: Params, structure: str, fed: Fed)
       f"rejected: expected an update of L2 norm up to {fed.max_update_norm:g}"
       f" (fed.max_update_norm); got {norm:g}"
     )
+  control = None
+  if controlled:
+    try:
+      control = wire.unpack(answer.content[wire.CONTROL], params)
+    except wire.WireError as error:
+      raise Refused(f"rejected: {wire.CONTROL}: {error}") from error
   means = {name: float(value) for name, value in metrics.items()}
-  return Reply(site, update.params, update.masks, num_examples, means)
+  return Reply(site, update.params, update.masks, num_examples, means, control)
 
 
 def screen_examples(claimed: Any, most: int) -> int:

@@ -17,17 +17,19 @@ from afspl_jax.errors import UserError
 from afspl_jax.federation import uplink
 from afspl_jax.federation.client import LocalResult
 from afspl_jax.federation.client_store import ClientStore
+from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.prompts.local import LOCAL, join, split
-from afspl_jax.step import Penalty, StepMetrics, make_local_training, make_matching, replicate
+from afspl_jax.step import StepMetrics, make_local_training, make_matching, replicate
 from afspl_jax.types import Batch, Params
 
 
 class _Trained(NamedTuple):
   """What local training made of a client, until it asks for it."""
 
-  residual: Params  # from before
+  before: Params  # its state
   params: Params  # all leaves
   metrics: StepMetrics  # [k ...]
+  gradient: Params | None = None  # of the shared leaves, mean over the finite steps; for controls
 
 
 class LocalTrainer:
@@ -45,7 +47,7 @@ class LocalTrainer:
     data: the training split.
     clients: indices of each client's examples, by its name.
     config: of the experiment.
-    penalty: the strategy's addition to the local loss.
+    strategy: its client half adds to the local loss, and may correct gradients.
     mesh: devices that share a batch.
     store: keeps what never leaves the clients.
   """
@@ -58,7 +60,7 @@ class LocalTrainer:
     data: Split,
     clients: Mapping[str, Int[np.ndarray, " examples"]],
     config: Experiment,
-    penalty: Penalty,
+    strategy: Strategy,
     mesh: Mesh,
     store: ClientStore,
   ):
@@ -66,16 +68,26 @@ class LocalTrainer:
     self._names = sorted(clients)
     self._clients, self._config = clients, config
     shared, self._own = split(untrained, config.fed.share)
-    self._no_residual = uplink.no_residual(shared)
+    self._zeros = uplink.no_residual(shared)
     self._feedback = config.uplink.select != "dense" and config.uplink.error_feedback != "none"
     self._template = {"own": self._own}
     if self._feedback:
-      self._template["residual"] = self._no_residual
+      self._template["residual"] = self._zeros
+    self._controlled = isinstance(strategy, Controlled)
+    if self._controlled:
+      self._template["control"] = self._zeros
     self._matching = make_matching(captioner, mesh)
-    self.program = make_local_training(captioner, config.optim, config.fed.rounds, penalty, mesh)
+    self.program = make_local_training(
+      captioner,
+      config.optim,
+      config.fed.rounds,
+      strategy.client_penalty,
+      mesh,
+      self._controlled,
+    )
     self._cohorts: dict[int, Sequence[int]] = {}  # that have yet to train, by each of their clients
     self._cohort_size = 1
-    self._asked: tuple[Params, int, int] = ({}, 0, 0)
+    self._asked: tuple[Params, int, int, Params] = ({}, 0, 0, {})
     self._trained: dict[int, _Trained] = {}  # for `_asked`, and not yet fetched
 
   def expect(self, clients: Sequence[int]) -> None:
@@ -106,7 +118,13 @@ class LocalTrainer:
     return join(shared, self._state(shared, client, round + 1)["own"])
 
   def train(
-    self, shared: Params, client: int, round: int, first_step: int | None = None
+    self,
+    shared: Params,
+    client: int,
+    round: int,
+    first_step: int | None = None,
+    *,
+    control: Params | None = None,
   ) -> LocalResult:
     """Runs the client's local steps of one round.
 
@@ -115,17 +133,19 @@ class LocalTrainer:
       client: its index.
       round: from 1.
       first_step: where the schedule stands; by default where the round does.
+      control: the server's, if the strategy has controls; by default zeros.
 
     Raises:
       FloatingPointError: no step had a finite loss and gradient.
     """
     site, steps = self._names[client], self._config.optim.local_steps
-    asked = (shared, round, (round - 1) * steps if first_step is None else first_step)
+    first_step = (round - 1) * steps if first_step is None else first_step
+    asked = (shared, round, first_step, self._zeros if control is None else control)
     if not (self._trained and jax.tree.all(jax.tree.map(np.array_equal, self._asked, asked))):
       self._asked, self._trained = asked, {}
     if client not in self._trained:
       self._trained |= self._train_cohort(client, *asked)
-    residual, params, metrics = self._trained.pop(client)
+    before, params, metrics, gradient = self._trained.pop(client)
     finite = np.asarray(metrics.finite)
     if not finite.any():
       raise FloatingPointError(
@@ -133,8 +153,9 @@ class LocalTrainer:
         " optim.mapper_lr, or look for bad examples"
       )
     trained_shared, own = split(params, self._config.fed.share)
+    residual = before.get("residual", self._zeros)
     sent = uplink.compress(trained_shared, shared, residual, self._config.uplink)
-    keep = {"own": own, "residual": sent.residual}
+    keep = {"own": own, "residual": sent.residual, "control": gradient}
     self._store.save(site, round, {name: keep[name] for name in self._template})
     usage = np.mean(metrics.usage[finite], axis=0)
     # Before any step was taken: what q-FedAvg weighs a site by, estimated on one batch.
@@ -153,10 +174,11 @@ class LocalTrainer:
       | first_loss
       | {f"pool_usage_{i}": float(share) for i, share in enumerate(usage)},
       sent.masks,
+      jax.tree.map(np.subtract, gradient, before["control"]) if self._controlled else None,
     )
 
   def _train_cohort(
-    self, client: int, shared: Params, round: int, first_step: int
+    self, client: int, shared: Params, round: int, first_step: int, control: Params
   ) -> dict[int, _Trained]:
     """Trains the client and those of its cohort that can start; one that cannot fails alone."""
     cohort = self._cohorts.pop(client, None)
@@ -167,24 +189,30 @@ class LocalTrainer:
         with contextlib.suppress(UserError):  # which it will meet again when it asks itself
           states[other] = self._state(shared, other, round)
           del self._cohorts[other]  # a second time, it trains alone
-    residuals = {name: state.get("residual", self._no_residual) for name, state in states.items()}
     # What fills a cohort up are copies of a real client: one compile serves every number.
     names = [*states, *[client] * (size - len(states))]
     own = [states[name]["own"] for name in names]
-    starts = [uplink.begin(shared, residuals[name], self._config.uplink) for name in names]
+    residuals = [states[name].get("residual", self._zeros) for name in names]
+    starts = [uplink.begin(shared, residual, self._config.uplink) for residual in residuals]
+    corrections = []
+    if self._controlled:
+      away = [jax.tree.map(np.subtract, control, states[name]["control"]) for name in names]
+      corrections = [_stacked(away)]
     trained = self.program(
       replicate(_stacked([join(*each) for each in zip(starts, own, strict=True)]), self._mesh),
       self._frozen,
       _stacked([join(shared, each) for each in own]),
       _stacked([self._batches(name, round) for name in names], axis=1),
       jnp.asarray(first_step, jnp.int32),
+      *corrections,
     )
-    params, metrics = jax.device_get(trained)
+    params, metrics, *gradients = jax.device_get(trained)
     return {
       name: _Trained(
-        residuals[name],
+        states[name],
         jax.tree.map(lambda leaf, i=i: leaf[i], params),
         jax.tree.map(lambda leaf, i=i: leaf[:, i], metrics),
+        *jax.tree.map(lambda leaf, i=i: leaf[i], gradients),
       )
       for i, name in enumerate(states)
     }

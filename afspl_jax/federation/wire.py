@@ -21,6 +21,7 @@ from afspl_jax.types import Params
 # Names of the records in a message, and of what is in them. The first three and "num-examples"
 # are the defaults of Flower's own strategies and mods, so that those can be used as they are.
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
+CONTROL = "control"  # the server's control, or what a site added to its own; packed like the params
 NUM_EXAMPLES = "num-examples"
 STRUCTURE, ROUND, SITE, TERMS = "structure", "round", "site", "terms"
 FLAT = "flat"  # array of the ArrayRecord: the values

@@ -3,6 +3,7 @@
 import math
 import re
 import socket
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from safetensors.numpy import load_file
 
 from afspl_jax.federation import wire
-from tests.recorded_run import rich_run
+from tests.recorded_run import rich_run, scaffold_run
 
 RUN = 16  # numbers in a row that are no coincidence
 
@@ -38,10 +39,18 @@ REPLIES = {
   },
 }
 
+# And with a strategy that corrects gradients.
+CONTROLLED = REPLIES | {"train": REPLIES["train"] | {"arrays": {"flat"}, "control": {"flat"}}}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_checkpoints, shapes_dir):
   return rich_run(tmp_path_factory.getbasetemp(), tiny_checkpoints, shapes_dir)
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory, tiny_checkpoints, shapes_dir):
+  return scaffold_run(tmp_path_factory.getbasetemp(), tiny_checkpoints, shapes_dir)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +154,34 @@ def test_what_leaves_has_the_structure_and_the_size_of_the_shared_leaves(run):
       assert (flat.shape, flat.dtype) == ((numbers,), np.float32)
       assert (mask.shape, mask.dtype) == ((math.ceil(sum(rows) / 8),), np.uint8)
       assert np.unpackbits(mask).sum() == sum(math.ceil(r / 2) for r in rows)
+
+
+def test_only_with_controls_does_one_more_name_leave(controlled):
+  assert {reply.metadata.message_type for reply in controlled.replies} == set(CONTROLLED)
+  for reply in controlled.replies:
+    assert names(reply) == CONTROLLED[reply.metadata.message_type]
+    if "control" in reply.content:
+      sizes = [reply.content[name]["flat"].numpy().size for name in ("arrays", "control")]
+      assert sizes[0] == sizes[1]
+
+
+def test_of_a_control_only_what_was_added_leaves(controlled):
+  """Which for the first is all of it, and for a row that had no gradient until now, too."""
+  first, later = [], []
+  for folder in (controlled.path / "clients").iterdir():
+    files = sorted(folder.glob("round_*.safetensors"))
+    kept = [load_file(file) for file in files if int(file.stem.split("_")[1]) <= 3]
+    for old, new in pairwise([None, *kept]):
+      for name, leaf in new.items():
+        if not name.startswith("control/"):
+          later.append(leaf)  # what is the client's own
+        elif old is None:
+          first.append(leaf)
+        elif leaf.ndim > 1:
+          later += list(leaf[(old[name] != 0).all(axis=-1)])
+  later, travelled = [x for x in later if x.size >= RUN], bodies(controlled.replies)
+  assert len(later) > 100 and not leaked_numbers(later, travelled)
+  assert leaked_numbers(first, travelled)
 
 
 # The same looks, at replies that do give something away.

@@ -26,7 +26,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _THIS_HOST = ("localhost", "127.0.0.1", "::1")
 _SKEW = datetime.timedelta(hours=1)  # clocks of hosts differ
 _SIGNS_CERTIFICATES = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-
+_WHENCE = "`afspl keys` makes keys; a site also needs ca.crt, the server sites/SITE.pub"
 _LOG = logging.getLogger(__name__)
 
 
@@ -274,10 +274,8 @@ def _read(file: Path) -> bytes:
   try:
     return file.read_bytes()
   except OSError as error:
-    raise UserError(
-      f"{file}: expected a file that can be read; {error.strerror}. `afspl keys` makes keys; each"
-      " host needs its own, a site also the server's ca.crt, the server also sites/SITE.pub"
-    ) from error
+    why = f"expected a file that can be read; {error.strerror}. {_WHENCE}"
+    raise UserError(f"{file}: {why}") from error
 
 
 def _refuse_to_overwrite(files: Sequence[Path]) -> None:

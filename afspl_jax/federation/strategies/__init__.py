@@ -1,8 +1,9 @@
 """Federated methods: each is one file here that holds both of its halves.
 
 A file `name.py` defines `create`, a frozen dataclass that is a `Strategy`; its fields are the
-method's options, each an int or a float with a default. Nothing else is edited to add one. Files
-whose names begin with `_` are what several share.
+method's options, each an int or a float with a default. A field `num_sites` is no option: it is
+the number of sites in the federation. Nothing else is edited to add one. Files whose names begin
+with `_` are what several share.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.types import Params
 
 _KINDS = {int: "a whole number", float: "a number"}
+_NUM_SITES = "num_sites"
 
 
 class Reply(NamedTuple):
@@ -29,6 +31,7 @@ class Reply(NamedTuple):
   # elsewhere are the global ones
   num_examples: int  # positive
   metrics: dict[str, float]  # finite
+  control: Params | None = None  # what the site added to its control, if the strategy has controls
 
 
 @runtime_checkable
@@ -58,30 +61,46 @@ class Strategy(Protocol):
     ...
 
 
+@runtime_checkable
+class Controlled(Strategy, Protocol):
+  """A strategy that has the sites correct their local gradients by controls.
+
+  A site keeps one of its own. It adds to the gradient of every local step the server's minus its
+  own; its new own one is the mean of the gradients without that; it sends what this one added.
+  """
+
+  def control(self, params: Params, state: Any) -> Params:
+    """The server's, sent to the sites with the params: NumPy leaves of their shapes and dtypes."""
+    ...
+
+
 def known() -> tuple[str, ...]:
   """Names of all strategies, sorted."""
   names = (module.name for module in pkgutil.iter_modules(__path__))
   return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
-def get(spec: str) -> Strategy:
+def get(spec: str, num_sites: int = 0) -> Strategy:
   """The strategy that an experiment names.
 
   Args:
     spec: the experiment's `fed.strategy`: a name, or a name with options, as in
       `fedadam:server_lr=0.03,tau=0.001`.
+    num_sites: sites in the federation, for a strategy that depends on it.
 
   Raises:
     UserError: no such strategy or option, or a value that the option cannot have.
   """
   name, colon, options = spec.partition(":")
-  module = importlib.import_module(f"{__name__}.{choice('fed.strategy', name, known())}")
-  return module.create(**_parse(name, module.create, options.split(",") if colon else []))
+  create = importlib.import_module(f"{__name__}.{choice('fed.strategy', name, known())}").create
+  chosen = _parse(name, create, options.split(",") if colon else [])
+  return create(**chosen, **({_NUM_SITES: num_sites} if hasattr(create, _NUM_SITES) else {}))
 
 
 def _parse(name: str, create: type, items: list[str]) -> dict[str, int | float]:
   """The options in `items`, each `name=value`, by the types of the dataclass's fields."""
-  defaults = {field.name: field.default for field in dataclasses.fields(create)}
+  fields = dataclasses.fields(create)
+  defaults = {field.name: field.default for field in fields if field.name != _NUM_SITES}
   types = get_type_hints(create)
   options: dict[str, int | float] = {}
   for item in items:

@@ -1,0 +1,78 @@
+"""SCAFFOLD: sites correct their local gradients for how these differ from those of all sites.
+
+Karimireddy et al. 2020, "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning",
+Algorithm 1. Where sites' data differ, each drifts in many local steps towards its own optimum. So
+each keeps a control c_i, the gradient that it last found, and the server keeps c, their mean over
+all N sites; at first they are zeros. A local step is by g + (c - c_i). A site sends its params y_i
+and what was added to its control, c_i+ - c_i. The server then moves by the round's sites S, which
+weigh alike:
+
+  x <- x + server_lr mean_S (y_i - x)
+  c <- c + |S| / N mean_S (c_i+ - c_i)
+
+c_i+ is the paper's option II, c_i - c + (x - y_i) / (K lr). As K steps of SGD end at
+y_i = x - lr sum_k (g_k + c - c_i), that is the mean of the g_k, the gradients without correction.
+Here it is that mean for any optimizer: with Adam, clipping and schedules, x - y_i is no sum of
+gradients. The correction is added first, before clipping and Adam.
+
+Two things to know. What a site sends of its control adds up to it, so the server can learn the mean
+gradient of the site's last local steps. And what a site sends in vain, late or refused, is missing
+from c from then on, since the site has moved on: c is then no longer the mean of the c_i.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from afspl_jax.federation.strategies import Reply
+from afspl_jax.federation.strategies._base import ServerSide, require
+from afspl_jax.federation.strategies._mean import in_order, updates, weighted_mean, where_sent
+from afspl_jax.types import Params
+
+
+@dataclass(frozen=True)
+class Scaffold(ServerSide):
+  """Averages the sites' params alike, and keeps the mean of their controls."""
+
+  server_lr: float = 1.0  # eta_g: step of the server
+  num_sites: int = 0  # N: sites in the federation
+
+  def __post_init__(self):
+    require(self, "server_lr", 0 < self.server_lr < math.inf, "a finite number above 0")
+    require(self, "num_sites", self.num_sites > 0, "the number of sites in the federation")
+
+  def init(self, params: Params) -> Any:
+    """The control, float64: zeros."""
+    return {"control": jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)}
+
+  def control(self, params: Params, state: Any) -> Params:
+    """c, as it is sent."""
+    return jax.tree.map(lambda x, c: c.astype(x.dtype), params, state["control"])
+
+  def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
+    """The algorithm's step, its means row by row over the sites that sent the row.
+
+    Raises:
+      ValueError: a reply without a control.
+    """
+    replies = in_order(replies)
+    alike, share = [1] * len(replies), len(replies) / self.num_sites
+    step = weighted_mean(updates(params, replies), replies, alike)
+    change = weighted_mean([_control(reply) for reply in replies], replies, alike)
+    new = jax.tree.map(lambda x, d: x.astype(np.float64) + self.server_lr * d, params, step.values)
+    control = jax.tree.map(lambda c, d: c + share * d, state["control"], change.values)
+    kept = where_sent(control, state["control"], change.sent)
+    return where_sent(new, params, step.sent), {"control": kept}
+
+
+def _control(reply: Reply) -> Params:
+  if reply.control is None:
+    raise ValueError(f"scaffold: expected a control of every site; got none from {reply.site}")
+  return reply.control
+
+
+create = Scaffold
