@@ -26,7 +26,7 @@ from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.rounds import run_rounds
 from afspl_jax.flags import Launch, parse
 from afspl_jax.run_folder import RunFolder
-from afspl_jax.setup import SCORED, TRAINED, find, prepare
+from afspl_jax.setup import SCORED, TRAINED, find, keep_compiled, prepare
 
 server_app = ServerApp()
 
@@ -51,6 +51,7 @@ class _Site(ClientApp):
     roles = [f"--{name}={node[name]}" for name in ("site", "data") if name in node]
     launch = _launch(context, "--role=client", "--superlink=its:1", "--site=a-part", *roles)
     config, owner = launch.config, launch.site if launch.own_data else ""
+    keep_compiled()
     # Nodes of one host may share a workdir: each has a folder of its own.
     folder = launch.workdir / "nodes" / str(context.node_id)
     with RunFolder.open(folder, to_dict(config)) as opened:

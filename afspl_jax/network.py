@@ -17,13 +17,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from afspl_jax import run
 from afspl_jax.checks import check
 from afspl_jax.config import Experiment, to_dict
-from afspl_jax.data.features import default_cache
 from afspl_jax.data.partition import partition
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
@@ -36,7 +34,7 @@ from afspl_jax.federation.net.supernode import Credentials, SuperNode
 from afspl_jax.federation.rounds import Plan, run_rounds
 from afspl_jax.flags import Launch
 from afspl_jax.run_folder import RunFolder
-from afspl_jax.setup import SCORED, TRAINED, Setup, find, prepare
+from afspl_jax.setup import SCORED, TRAINED, Setup, find, keep_compiled, prepare
 from afspl_jax.types import Params
 
 SITES = "sites"  # in a server's folder of keys: the public keys of its sites
@@ -139,8 +137,7 @@ def _take_part(
 ) -> None:
   """Answers for some sites, over one copy of the models."""
   check(config)
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a restarted site compiles nothing anew
-    jax.config.update("jax_compilation_cache_dir", str(default_cache().parent / "compiled"))
+  keep_compiled()
   inputs = find(config, TRAINED)
   setup = prepare(config, inputs, ClientStore(folder.path / "clients"), site=owner)
   folder.agree_on(setup.facts)

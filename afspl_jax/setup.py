@@ -1,5 +1,6 @@
 """An experiment's backbones, data, clients and programs, made ready for its first round."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,15 @@ _COMMON = {
   "backbone": ("dtype",),
   "fed": ("rounds", "strategy", "share"),
 }
+
+
+def keep_compiled() -> None:
+  """Keeps compiled programs on disk, so that a process that is started again compiles none anew.
+
+  Where JAX_COMPILATION_CACHE_DIR names a folder, JAX does so by itself.
+  """
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(default_cache().parent / "compiled"))
 
 
 def find(config: Experiment, splits: Sequence[str] = SPLITS) -> Inputs:
