@@ -32,10 +32,14 @@ def get_study() -> Study:
     f"{name}, feedback added": {**usual, "uplink.error_feedback": "add"},
     f"{name}, no feedback": {**usual, "uplink.error_feedback": "none"},
   }
-  # The reference at its own best learning rate, not only at ours.
+  # The reference at its own best learning rates, not only at ours. A row that few have sent moves
+  # farther than their part in the average of all, as with a larger rate of the server.
   for rate in (0.1, 0.6):
     rates = {"optim.prompt_lr": rate, "optim.local_lr": rate}
     variants[f"dense, prompts' rate {rate}"] = {"uplink.select": "dense", **rates}
+  for rate in (1.5, 2):
+    strategy = f"fedavgm:server_lr={rate},momentum=0"
+    variants[f"dense, server's rate {rate}"] = {"uplink.select": "dense", "fed.strategy": strategy}
   return Study(
     base=get_config(),
     settings={"Dirichlet 0.1": {}},
