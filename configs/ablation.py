@@ -51,6 +51,7 @@ def get_study() -> Study:
       "- sparse uplink": {"uplink.select": "dense"},
       "- adaptive k (fixed)": {"prompter.pool_mode": "fixed"},
       "- adaptive k (dense)": {"prompter.pool_mode": "dense"},
+      "adaptive k, mass 0.98": {"prompter.pool_mass": 0.98},
       "- pool (one prompt)": {"prompter.pool": 1, "prompter.k_max": 1},
       "- dynamic fusion (learned)": {"prompter.fusion": "learned"},
       "- dynamic fusion (static)": {"prompter.fusion": "static"},
