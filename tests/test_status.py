@@ -62,7 +62,7 @@ def test_a_run_that_stopped_and_one_that_finished(run, capsys):
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):
   assert cli.main(["status", str(tmp_path / "nothing")]) == 2
-  assert "nothing: expected a run's folder, with config.json; got:" in capsys.readouterr().err
+  assert "nothing: expected a run's folder with config.json; got:" in capsys.readouterr().err
 
 
 def test_the_line_of_a_client():
