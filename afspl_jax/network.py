@@ -9,7 +9,6 @@ installed on them: nothing that arrives over the wire is executed.
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.federation.client import make_client_app
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.net import keys
+from afspl_jax.federation.net.connection import free_port
 from afspl_jax.federation.net.executors import RunLost, open_grid, serve
 from afspl_jax.federation.net.superlink import SuperLink
 from afspl_jax.federation.net.supernode import Credentials, SuperNode
@@ -172,7 +172,7 @@ def _rehearsed(launch: Launch, say: Say) -> run.Carrier:
     for name in names:
       if not (where / f"{name}.key").exists():
         keys.make_site_key(where, name)
-    port = _free_port()
+    port = free_port()
     server_keys = keys.read_server_keys(where)
     with SuperLink(folder / "superlink", "127.0.0.1", port, server_keys, say) as superlink:
       for name in names:
@@ -218,9 +218,3 @@ def _rehearse(
       _take_part(config, opened, names, superlink, credentials, "", tqdm.write)
   except UserError as error:
     sys.exit(f"sites: {error}")
-
-
-def _free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]

@@ -5,6 +5,7 @@ lines of a round are on disk before its checkpoint is, and `rewind` drops those 
 have none.
 """
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -61,19 +62,18 @@ class RunFolder:
       raise UserError(
         f"{path}: expected a folder that can be written; got: {error}. Choose another --workdir"
       ) from error
-    try:
-      # The system drops the lock with the process, however it ends: nothing is left to clean up.
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as unless_opened:
+      unless_opened.callback(os.close, lock)
+      try:
+        # The system drops the lock with the process, however it ends: nothing is left to clean up.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise UserError(
+          f"{path}: expected no other process in this run's folder; one is running. "
+          "Wait for it, or choose another --workdir"
+        ) from error
       _agree(path, {"config": json.loads(json.dumps(config))})
-    except BlockingIOError as error:
-      os.close(lock)
-      raise UserError(
-        f"{path}: expected no other process in this run's folder; one is running. "
-        "Wait for it, or choose another --workdir"
-      ) from error
-    except Exception:
-      os.close(lock)
-      raise
+      unless_opened.pop_all()
     return cls(path, lock)
 
   def agree_on(self, facts: dict[str, Any]) -> None:

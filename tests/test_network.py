@@ -2,13 +2,13 @@
 
 import json
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from afspl_jax import cli
+from afspl_jax.federation.net.connection import free_port
 from tests.launcher import ROUNDS
 
 SITES = ("client0000", "client0001")
@@ -18,12 +18,6 @@ FIELDS = {
   "fed.clients_per_round": 2,
   "fed.cohort": 1,  # a network's clients train alone: so must those that they are compared with
 }
-
-
-def free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]
 
 
 def proof(run: Path) -> str:

@@ -33,29 +33,26 @@ class RollCall:
 
   Args:
     grid: reaches the sites.
-    terms: what a site must have in common with the server.
+    sites: who is there.
     fed: the federation's settings.
     seed: the experiment's.
     num_sites: that are waited for at first; in a new federation all of them must come.
     lines: of clients.jsonl so far, for what sites last reported.
     say: tells the user of waits.
-    on_site: tells the user of sites that come, go and are refused.
   """
 
   def __init__(
     self,
     grid: Grid,
-    terms: dict[str, Any],
+    sites: Sites,
     fed: Fed,
     seed: int,
     num_sites: int,
     lines: Iterable[dict[str, Any]] = (),
     say: Callable[[str], None] = lambda text: None,
-    on_site: Callable[[str], None] = lambda text: None,
   ):
     self.exchange: Exchange[str] = Exchange(grid)
-    self._sites = Sites(grid, terms, fed.max_examples, on_site)
-    self._fed, self._seed, self._say = fed, seed, say
+    self._sites, self._fed, self._seed, self._say = sites, fed, seed, say
     self._expected = num_sites  # until they were there once, or were waited for in vain
     self._reported = {
       line["client"]: Candidate(line["num_examples"], line["loss"])

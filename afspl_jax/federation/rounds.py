@@ -22,6 +22,7 @@ from afspl_jax.federation import uplink, wire
 from afspl_jax.federation.exchange import Answer
 from afspl_jax.federation.roll_call import RollCall, RoundFailed
 from afspl_jax.federation.screening import Refused, screen, sentence
+from afspl_jax.federation.sites import Sites
 from afspl_jax.federation.strategies import Controlled, Reply, Strategy
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.types import Params
@@ -79,16 +80,10 @@ def run_rounds(grid: Grid, plan: Plan, num_sites: int) -> Params:
   done, state = newest_state(plan)
   plan.folder.rewind(done)
   unscored = _train_lines_since_val(plan.folder.metrics())
-  call = RollCall(
-    grid,
-    wire.terms(plan.params, plan.terms),
-    plan.fed,
-    plan.seed,
-    num_sites,
-    plan.folder.clients(),
-    plan.say,
-    plan.on_site,
-  )
+  terms = wire.terms(plan.params, plan.terms)
+  sites = Sites(grid, terms, plan.fed.max_examples, plan.on_site)
+  lines = plan.folder.clients()
+  call = RollCall(grid, sites, plan.fed, plan.seed, num_sites, lines, plan.say)
   for round in range(done + 1, plan.fed.rounds + 1):
     train: Line | None = None
     clients: list[Line] = []
@@ -125,22 +120,20 @@ def _train_or_retry(
   call: RollCall, plan: Plan, round: int, state: dict[str, Any]
 ) -> tuple[dict[str, Any], Line, list[Line]]:
   """One round, tried again where it fails: the new state, its line, and all lines of sites."""
-  earlier: list[Line] = []
-  for left in reversed(range(plan.fed.retries + 1)):
-    clients = earlier  # the lines of a failed attempt stay
+  lines: list[Line] = []  # those of a failed attempt stay
+  left = plan.fed.retries
+  while True:
     try:
-      state, train = _train(call, plan, round, state, clients)
+      return *_train(call, plan, round, state, lines), lines
     except RoundFailed as error:
       if not left:
-        plan.folder.append_clients(clients)
+        plan.folder.append_clients(lines)
         raise RoundFailed(
           f"{error}. Nothing of this round was kept: put that right and start the same command"
           f" again to go on after round {round - 1}"
         ) from error
+      left -= 1
       plan.say(f"{error}. Trying round {round} again")
-    else:
-      return state, train, clients
-  raise AssertionError("unreachable")
 
 
 def _train(

@@ -20,6 +20,10 @@ def sites_of(trainer, number=CLIENTS, params=None, terms=None):
   return Sites(grid, wire.terms(params or init_params(), terms or {}), MOST), grid
 
 
+def sites_on(grid, on_site=lambda text: None):
+  return Sites(grid, wire.terms(init_params(), {}), MOST, on_site)
+
+
 def test_a_server_with_another_model_is_refused_by_the_client(plan):
   run = plan(wait=0.0)
   app = make_client_app(LeastSquares(), {"other": np.zeros(3, np.float32)})
@@ -96,7 +100,7 @@ def test_a_name_that_is_none_is_refused(name):
 def test_missing_sites_are_an_error_not_a_smaller_federation(plan):
   run = plan(wait=0.05)
   grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 3)
-  call = RollCall(grid, wire.terms(run.params, {}), run.fed, 0, 5)
+  call = RollCall(grid, sites_on(grid), run.fed, 0, 5)
   with pytest.raises(RoundFailed, match=r"expected 5 sites within 0.05 s \(fed.wait\); got 3"):
     call.choose(1)
 
@@ -127,7 +131,7 @@ class Coming(LocalGrid):
 def test_a_site_that_is_gone_is_recorded_and_one_that_is_back_takes_part(plan):
   run, said = plan(wait=0.0), []
   grid = Coming(make_client_app(LeastSquares(), init_params()), CLIENTS)
-  call = RollCall(grid, wire.terms(run.params, {}), run.fed, 0, CLIENTS, on_site=said.append)
+  call = RollCall(grid, sites_on(grid, said.append), run.fed, 0, CLIENTS)
   assert list(call.choose(1).nodes) == [f"site_{i:02d}" for i in range(CLIENTS)]
   everyone = grid.here
   grid.here = everyone[1:]
@@ -143,6 +147,6 @@ def test_a_federation_that_goes_on_may_be_smaller_and_says_so(plan):
   run, said = plan(wait=0.05), []
   grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 3)
   lines = [{"client": "site_00", "num_examples": 10, "loss": 1.0, "status": "ok"}]
-  call = RollCall(grid, wire.terms(run.params, {}), run.fed, 0, 5, lines, said.append)
+  call = RollCall(grid, sites_on(grid), run.fed, 0, 5, lines, said.append)
   assert len(call.choose(7).nodes) == 3
   assert said[-1] == "going on with 3 of 5 sites after 0.05 s"

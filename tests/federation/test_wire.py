@@ -86,7 +86,7 @@ def with_header(text):
 
 
 HUGE = npy(np.zeros(4, np.float32)).replace(b"(4,), }" + b" " * 9, b"(4000000000,), }")
-PICKLE = io.BytesIO()
+PICKLE = io.BytesIO()  # what a hostile peer would send, and must never be loaded
 np.save(PICKLE, np.array([{"a": 1}], dtype=object), allow_pickle=True)
 GOOD = np.arange(4, dtype=np.float32)
 

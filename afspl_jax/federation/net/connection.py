@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import secrets
+import socket
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -149,6 +150,13 @@ def new_secret(folder: Path) -> str:
   with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
     out.write(secret)
   return secret
+
+
+def free_port() -> int:
+  """A port of this host's loopback that nothing listens on."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
 
 
 class _Pass:

@@ -38,7 +38,6 @@ from afspl_jax.federation.net.supernode import SuperNode
 
 _SERVER_TASK, _CLIENT_TASK = "flwr-serverapp", "flwr-clientapp"
 _FOREIGN = "not the run that this host's server works for: what it carries is never executed"
-_POLL = 0.2  # seconds between looks for replies
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def open_grid(superlink: SuperLink, patience: float = 300.0) -> Iterator[Grid]:
 
 
 class NetworkGrid(HttpGrid):
-  """Flower's grid over a connection of ours: it says what was lost, and does not sleep for 3 s."""
+  """Flower's grid over a connection of ours, which says what was lost."""
 
   def __init__(self, client: RuntimeHttpClient, run: Run, names: Mapping[bytes, str]):
     super().__init__(token="in the client")
@@ -108,21 +107,6 @@ class NetworkGrid(HttpGrid):
     """The replies that have come. To one that was had before, Flower invents an error reply."""
     with _told():
       return list(super().pull_messages(list(message_ids)))
-
-  def send_and_receive(
-    self, messages: Iterable[Message], *, timeout: float | None = None
-  ) -> list[Message]:
-    """Sends the messages and waits for their replies, for `timeout` seconds at most."""
-    end = None if timeout is None else time.monotonic() + timeout
-    waiting = {message_id for message_id in self.push_messages(messages) if message_id}
-    replies: list[Message] = []
-    while waiting:
-      replies += (new := self.pull_messages(waiting))
-      waiting -= {reply.metadata.reply_to_message_id for reply in new}
-      if waiting and end is not None and time.monotonic() >= end:
-        break
-      time.sleep(_POLL if waiting else 0)
-    return replies
 
 
 def serve(

@@ -1,15 +1,13 @@
 """The SuperNode of a site: a child that fetches the site's messages from the server."""
 
 import json
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from afspl_jax.federation.net import keys
 from afspl_jax.federation.net.children import Child, Kept
-from afspl_jax.federation.net.connection import Endpoint, new_secret
+from afspl_jax.federation.net.connection import Endpoint, free_port, new_secret
 
 _CONNECTED = "SuperNode ID:"  # in what it writes to its terminal
 _HINTS = {  # by what it writes
@@ -72,12 +70,7 @@ class SuperNode:
     self._kept = Kept(f"{self.site}: its SuperNode", self._start, self._say, _HINTS)
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *_: object) -> None:
     """Ends it; the server sees the site leave."""
     self._kept.child.end()
 
@@ -100,7 +93,7 @@ class SuperNode:
       self._missed = child
 
   def _start(self) -> Child:
-    port = _free_port()
+    port = free_port()
     self.endpoint = Endpoint(f"127.0.0.1:{port}", self._secret, None)
     arguments = {
       "--superlink": self._superlink,
@@ -122,9 +115,3 @@ class SuperNode:
 
 def _toml(value: bool | int | float | str) -> str:
   return json.dumps(value, ensure_ascii=False)  # of what is allowed here, TOML writes all alike
-
-
-def _free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]

@@ -11,6 +11,7 @@ from m = 0 and v = tau^2 (the algorithm asks for v >= tau^2), with no correction
 these. D is weighted by the numbers of examples; the algorithm's is not.
 """
 
+import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ Leaf = Float64[np.ndarray, "..."] | np.float64  # arithmetic makes a scalar of a
 
 
 @dataclass(frozen=True)
-class FedOpt(ServerSide):
+class FedOpt(ServerSide, abc.ABC):
   """The server's step; a method says how v moves."""
 
   server_lr: float = 0.1  # eta: step of the server; the paper tunes it for every task
@@ -41,9 +42,9 @@ class FedOpt(ServerSide):
     require(self, "beta1", 0 <= self.beta1 < 1, "a number from 0 to below 1")
     require(self, "tau", 0 < self.tau < math.inf, "a finite number above 0")
 
+  @abc.abstractmethod
   def second_moment(self, v: Leaf, update: Leaf) -> Leaf:
     """The new v of a leaf, from the old and D."""
-    raise NotImplementedError
 
   def init(self, params: Params) -> Any:
     """m and v, float64 so that the square of any float32 has room."""

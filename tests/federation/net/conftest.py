@@ -1,6 +1,6 @@
 import pytest
-from hosts import free_port
 
+from afspl_jax.federation.net.connection import free_port
 from afspl_jax.federation.net.keys import make_server_keys
 from afspl_jax.federation.net.superlink import SuperLink
 

@@ -2,16 +2,14 @@
 
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 from faults import FAULTS, far, flat
 from flwr.clientapp import ClientApp
 from least_squares import LeastSquares, init_params
+from site_host import host
 
 from afspl_jax.federation.client import make_client_app
-from afspl_jax.federation.net.executors import serve
-from afspl_jax.federation.net.supernode import Credentials, SuperNode
 
 ALL = (0, 1, 2)
 HANGS, WAKES = 8, 9  # site 2 trains from the former round until the latter is over
@@ -60,23 +58,6 @@ class Scheduled(ClientApp):
     return spoil(reply) or reply
 
 
-def main(superlink, base, sites):
-  with ExitStack() as stack:
-    nodes = [
-      SuperNode(
-        base / site,
-        superlink,
-        site,
-        Credentials(base / "keys" / "ca.crt", base / "keys" / f"{site}.key"),
-        {"partition-id": int(site[-2:])},
-        lambda text: print(text, flush=True),
-      )
-      for site in sites
-    ]
-    for node in nodes:
-      stack.enter_context(node)
-    serve(Scheduled(base / "wake"), nodes)
-
-
 if __name__ == "__main__":
-  main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+  base = Path(sys.argv[2])
+  host(Scheduled(base / "wake"), sys.argv[1], base, sys.argv[3:])

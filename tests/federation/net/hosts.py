@@ -1,7 +1,6 @@
 """Programs of the federation's hosts, and what is needed to look at them."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -46,9 +45,3 @@ def pids(out):
   """Of the children that a program says it has, by name."""
   lines = [line.split(" pid ") for line in out.read_text().splitlines() if " pid " in line]
   return {name: int(pid) for name, pid in lines}
-
-
-def free_port():
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]

@@ -17,7 +17,8 @@ def say(text):
   print(text, flush=True)
 
 
-def main(superlink, base, sites):
+def host(app, superlink, base, sites):
+  """Answers for the sites, whose names end in their index, until it is ended."""
   with ExitStack() as stack:
     nodes = [
       SuperNode(
@@ -35,8 +36,9 @@ def main(superlink, base, sites):
       say(f"{node.site} pid {node.child.pid}")
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    serve(make_client_app(LeastSquares(), init_params()), nodes, ended.is_set)
+    serve(app, nodes, ended.is_set)
 
 
 if __name__ == "__main__":
-  main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+  honest = make_client_app(LeastSquares(), init_params())
+  host(honest, sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

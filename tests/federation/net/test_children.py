@@ -4,10 +4,11 @@ import sys
 import time
 
 import pytest
-from hosts import exists, free_port, pids, start, wait_for
+from hosts import exists, pids, start, wait_for
 
 from afspl_jax.federation.net import children
 from afspl_jax.federation.net.children import Child, Kept
+from afspl_jax.federation.net.connection import free_port
 
 PROGRAM = """
 import os, signal, sys, time

@@ -69,15 +69,14 @@ def run(base, superlink, hosts):
   with RunFolder.open(base / "run", {}) as folder:
     plan = make_plan(folder, said, on_round, max_update_norm=10.0)
     with open_grid(superlink) as grid:
-      late = []
+      look, last = grid.get_node_ids, []
 
       def nodes():  # the last site's host is started only when the others are there
-        found = HttpNodes(grid)
-        if len(found) == 2 and not late:
-          late.append(hosts(SITES[2]))
+        found = look()
+        if len(found) == 2 and not last:
+          last.append(hosts(SITES[2]))
         return found
 
-      HttpNodes = type(grid).get_node_ids
       grid.get_node_ids = nodes
       params = run_rounds(grid, plan, len(SITES))
     yield folder, params, said
@@ -127,7 +126,7 @@ def test_a_round_in_which_all_fail_is_tried_again(run):
 
 def test_a_superlink_that_is_killed_costs_nothing(run, superlink):
   assert any("ended, signal 9" in text for text in superlink.said)
-  assert [lines(run, 6, client)[0]["status"] for client in (0,)] == ["ok"]
+  assert [line["status"] for line in lines(run, 6, 0)] == ["ok"]
 
 
 def test_the_model_is_what_the_accepted_replies_make_to_the_last_bit(run):

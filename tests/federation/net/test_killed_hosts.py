@@ -4,13 +4,14 @@ import json
 import signal
 
 import pytest
-from hosts import PATIENCE, free_port, start, wait_for
+from hosts import PATIENCE, start, wait_for
 from least_squares import LeastSquares, evaluate, init_params
 from server_host import MOMENTS, ROUNDS, SITES
 
 from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.config import Fed
 from afspl_jax.federation import strategies
+from afspl_jax.federation.net.connection import free_port
 from afspl_jax.federation.net.keys import make_server_keys, make_site_key
 from afspl_jax.federation.rounds import Plan
 from afspl_jax.federation.server import run_local

@@ -13,11 +13,11 @@ from flwr.proto import control_pb2, fab_pb2, runtime_pb2
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.runtime import RuntimeHttpClient
-from hosts import free_port, wait_for
+from hosts import wait_for
 
 from afspl_jax.errors import UserError
 from afspl_jax.federation.net import executors
-from afspl_jax.federation.net.connection import Endpoint, _Pass
+from afspl_jax.federation.net.connection import Endpoint, _Pass, free_port
 from afspl_jax.federation.net.executors import open_grid
 from afspl_jax.federation.net.keys import make_server_keys, make_site_key, read_public_key
 from afspl_jax.federation.net.superlink import SuperLink
