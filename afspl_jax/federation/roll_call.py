@@ -20,6 +20,10 @@ class RoundFailed(Stopped):
   """Too few sites or valid replies; nothing of the round was kept."""
 
 
+class TooFewSites(RoundFailed):
+  """They were waited for as long as they may be."""
+
+
 class Chosen(NamedTuple):
   """Who trains in a round."""
 
@@ -67,7 +71,7 @@ class RollCall:
     only begin after that.
 
     Raises:
-      RoundFailed: fewer than `min_replies` after `wait` seconds.
+      TooFewSites: fewer than `min_replies` after `wait` seconds.
     """
     late: list[tuple[str, int, Answer]] = []
     present = self._gather(late)
@@ -119,7 +123,7 @@ class RollCall:
     is_new = self._expected and not self._reported
     if is_new or len(free) < self._fed.min_replies:
       wanted, got = max(self._expected, self._fed.min_replies), len(present if is_new else free)
-      raise RoundFailed(
+      raise TooFewSites(
         f"expected {wanted} sites within {self._fed.wait:g} s (fed.wait); got {got}"
         f"{self._left_out()}"
       )

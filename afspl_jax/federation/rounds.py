@@ -20,7 +20,7 @@ from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.config import Fed
 from afspl_jax.federation import uplink, wire
 from afspl_jax.federation.exchange import Answer
-from afspl_jax.federation.roll_call import RollCall, RoundFailed
+from afspl_jax.federation.roll_call import RollCall, RoundFailed, TooFewSites
 from afspl_jax.federation.screening import Refused, screen, sentence
 from afspl_jax.federation.sites import Sites
 from afspl_jax.federation.strategies import Controlled, Reply, Strategy
@@ -126,7 +126,7 @@ def _train_or_retry(
     try:
       return *_train(call, plan, round, state, lines), lines
     except RoundFailed as error:
-      if not left:
+      if not left or isinstance(error, TooFewSites):
         plan.folder.append_clients(lines)
         raise RoundFailed(
           f"{error}. Nothing of this round was kept: put that right and start the same command"

@@ -1,5 +1,7 @@
 """How the server meets its sites."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -9,6 +11,7 @@ from afspl_jax.federation import wire
 from afspl_jax.federation.client import make_client_app
 from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.federation.roll_call import RollCall, RoundFailed
+from afspl_jax.federation.rounds import run_rounds
 from afspl_jax.federation.server import make_server_app
 from afspl_jax.federation.sites import Sites
 
@@ -115,6 +118,15 @@ def test_a_site_has_the_name_that_its_key_was_registered_for():
   assert list(sites.look()) == ["site_00", "site_02"]
   (why,) = sites.refused.values()
   assert why.endswith("the name that its key is registered for, 'site_00'; got 'site_01'")
+
+
+def test_sites_that_do_not_come_are_waited_for_once(plan):
+  said = []
+  run = dataclasses.replace(plan(wait=0.05, retries=3), say=said.append)
+  grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 3)
+  with pytest.raises(RoundFailed, match=r"expected 5 sites .* start the same command again"):
+    run_rounds(grid, run, 5)
+  assert said == []
 
 
 class Coming(LocalGrid):
