@@ -1,11 +1,17 @@
 """Random tiny reference models in PyTorch, saved as transformers saves them."""
 
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
+from saved import T5S, random_model
+
+from afspl_jax.backbones import t5
+from afspl_jax.backbones.weights import save
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "hf"
 
@@ -62,3 +68,29 @@ def relative_error():
     return float(np.abs(ours - reference).max() / np.abs(reference).max())
 
   return measure
+
+
+@pytest.fixture(scope="module")
+def source() -> t5.T5:
+  return random_model(t5.T5, T5S["v1.1"])
+
+
+@pytest.fixture
+def folder(source, tmp_path):
+  """A checkpoint of one file."""
+  save(source, tmp_path / "t5")
+  return tmp_path / "t5"
+
+
+@pytest.fixture
+def shards(folder):
+  """The same checkpoint in three shards."""
+  tensors = load_file(folder / "model.safetensors")
+  (folder / "model.safetensors").unlink()
+  names = [f"model-0000{i + 1}-of-00003.safetensors" for i in range(3)]
+  places = {key: names[i % 3] for i, key in enumerate(sorted(tensors))}
+  for name in names:
+    save_file({key: tensors[key] for key in places if places[key] == name}, folder / name)
+  index = {"metadata": {}, "weight_map": places}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+  return folder

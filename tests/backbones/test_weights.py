@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from saved import T5S, change, faults, random_model
 
 from afspl_jax.backbones import clip, t5
 from afspl_jax.backbones.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
@@ -31,33 +32,6 @@ CLIP = ClipConfig(
   ClipTextConfig(width=12, layers=1, heads=2, mlp_width=20, vocab_size=30, max_length=8, eos_id=29),
   joint_width=8,
 )
-SIZES = {
-  "vocab_size": 30,
-  "width": 12,
-  "head_width": 5,
-  "mlp_width": 20,
-  "encoder_layers": 1,
-  "decoder_layers": 2,
-  "heads": 2,
-}
-T5S = {
-  "v1.0": T5Config(**SIZES),
-  "v1.1": T5Config(**SIZES, activation="gelu_new", gated=True, tied_head=False, scaled_head=False),
-  "gated, tied, unscaled": T5Config(
-    **SIZES, activation="gelu_new", gated=True, tied_head=True, scaled_head=False
-  ),
-  "own head, scaled": T5Config(**SIZES, tied_head=False, scaled_head=True),
-}
-
-
-def random_model(model: type, config, seed: int = 0) -> nnx.Module:
-  """A model with NumPy's values, which takes no compilation."""
-  rng = np.random.default_rng(seed)
-  graph, state = nnx.split(outline(model, config))
-  return nnx.merge(
-    graph,
-    jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.3), x.dtype), state),
-  )
 
 
 def leaves(model: nnx.Module) -> dict:
@@ -69,51 +43,6 @@ def assert_equal(left: nnx.Module, right: nnx.Module):
   assert set(left) == set(right)
   for path, leaf in left.items():
     np.testing.assert_array_equal(leaf, right[path], err_msg=str(path))
-
-
-@pytest.fixture(scope="module")
-def source() -> t5.T5:
-  return random_model(t5.T5, T5S["v1.1"])
-
-
-@pytest.fixture
-def folder(source, tmp_path):
-  """A checkpoint of one file."""
-  save(source, tmp_path / "t5")
-  return tmp_path / "t5"
-
-
-@pytest.fixture
-def shards(folder):
-  """The same checkpoint in three shards."""
-  tensors = load_file(folder / "model.safetensors")
-  (folder / "model.safetensors").unlink()
-  names = [f"model-0000{i + 1}-of-00003.safetensors" for i in range(3)]
-  places = {key: names[i % 3] for i, key in enumerate(sorted(tensors))}
-  for name in names:
-    save_file({key: tensors[key] for key in places if places[key] == name}, folder / name)
-  index = {"metadata": {}, "weight_map": places}
-  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-  return folder
-
-
-def change(folder, name="model.safetensors", **tensors):
-  """Rewrites a weight file with other tensors; None takes one away. Dots are written __."""
-  held = load_file(folder / name)
-  for key, tensor in tensors.items():
-    held.pop(key.replace("__", "."), None)
-    if tensor is not None:
-      held[key.replace("__", ".")] = tensor
-  save_file(held, folder / name)
-
-
-def faults(folder) -> str:
-  with pytest.raises(CheckpointError) as error:
-    load(folder)
-  assert str(error.value).startswith(f"{folder}: ")
-  for fault in error.value.faults:
-    assert fault in str(error.value)
-  return str(error.value)
 
 
 @pytest.mark.parametrize("name", T5S)
@@ -233,115 +162,8 @@ def test_keys_that_mean_nothing_are_ignored(tmp_path):
   load(tmp_path / "t5")
 
 
-def test_missing_folder_is_named(tmp_path):
-  message = faults(tmp_path / "nowhere")
-  assert "expected a folder here; got none" in message
-
-
-def test_missing_config_is_named(folder):
-  (folder / "config.json").unlink()
-  assert "config.json: expected this file; got none" in faults(folder)
-
-
-def test_broken_config_is_named(folder):
-  (folder / "config.json").write_text("{")
-  assert "config.json: expected JSON; got something else" in faults(folder)
-  (folder / "config.json").write_text('{"model_type": "t5", "d_model": "wide"}')
-  assert "\"d_model\" must be int; got 'wide'" in faults(folder)
-
-
-def test_other_model_type_is_named(folder):
-  with pytest.raises(CheckpointError, match='"model_type" must be "clip"; got \'t5\''):
-    load_clip(folder)
-  (folder / "config.json").write_text('{"model_type": "llama"}')
-  assert '"model_type" must be "clip" or "t5"; got \'llama\'' in faults(folder)
-
-
-def test_missing_weights_are_named(folder):
-  (folder / "model.safetensors").unlink()
-  assert "expected model.safetensors or model.safetensors.index.json; got neither" in faults(folder)
-
-
-def test_pickle_is_never_opened(folder):
-  (folder / "model.safetensors").unlink()
-  (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-  message = faults(folder)
-  assert "got only pytorch_model.bin, a pickle" in message
-  assert "Convert it to safetensors" in message
-
-
-@pytest.mark.parametrize("cut", [0, 5, 1000, -1])
-def test_truncated_file_is_named(folder, cut):
-  path = folder / "model.safetensors"
-  path.write_bytes(path.read_bytes()[:cut])
-  message = faults(folder)
-  assert (
-    f"model.safetensors: expected a whole safetensors file; got {path.stat().st_size} bytes"
-    in (message)
-  )
-
-
-def test_unmatched_and_missing_keys_and_shapes_are_named(folder):
-  change(
-    folder,
-    extra__weight=np.zeros(2, np.float32),
-    encoder__final_layer_norm__weight=None,
-    decoder__final_layer_norm__weight=np.zeros((7,), np.float32),
-    encoder__block__0__layer__0__SelfAttention__q__weight=np.zeros((10, 12), np.int8),
-  )
-  message = faults(folder)
-  assert "4 faults" in message
-  assert 'got "extra.weight"' in message
-  assert 'expected "encoder.final_layer_norm.weight"' in message
-  assert '"decoder.final_layer_norm.weight" of shape (12,); got (7,)' in message
-  assert "got I8. Take a checkpoint that is not quantised" in message
-
-
-def test_missing_shard_is_named_once(shards):
-  (shards / "model-00002-of-00003.safetensors").unlink()
-  message = faults(shards)
-  assert "1 fault in" in message
-  assert "model-00002-of-00003.safetensors: expected this file; got none" in message
-  with pytest.raises(CheckpointError, match="model-00002-of-00003"):
-    fingerprint(shards)
-
-
 def test_shards_load(source, shards):
   assert_equal(load(shards), source)
-
-
-def test_broken_index_is_named(shards):
-  path = shards / "model.safetensors.index.json"
-  index = json.loads(path.read_text())
-  index["weight_map"]["nowhere.weight"] = "model-00001-of-00003.safetensors"
-  path.write_text(json.dumps(index))
-  assert 'expected "nowhere.weight" in model-00001-of-00003.safetensors' in faults(shards)
-  for places in ({"shared.weight": "../other.safetensors"}, ["shared.weight"], None):
-    path.write_text(json.dumps({"weight_map": places}))
-    assert 'expected a "weight_map" from keys to names of files' in faults(shards)
-
-
-def test_all_faults_are_named_at_once(shards):
-  (shards / "model-00001-of-00003.safetensors").unlink()
-  (shards / "model-00002-of-00003.safetensors").write_bytes(b"short")
-  third = "model-00003-of-00003.safetensors"
-  held = load_file(shards / third)
-  first, second = sorted(held)[:2]
-  change(shards, third, **{first: None, second: np.zeros(3, np.float32)})
-  index = json.loads((shards / "model.safetensors.index.json").read_text())
-  index["weight_map"]["extra.weight"] = third
-  (shards / "model.safetensors.index.json").write_text(json.dumps(index))
-  change(shards, third, extra__weight=np.zeros(1, np.float32))
-  message = faults(shards)
-  assert "5 faults" in message
-  for part in (
-    "model-00001-of-00003.safetensors: expected this file; got none",
-    "model-00002-of-00003.safetensors: expected a whole safetensors file; got 5 bytes",
-    f'expected "{first}" in {third}; got no such tensor there',
-    f'{third}: expected "{second}" of shape',
-    f'{third}: expected only keys of the config.json\'s model; got "extra.weight"',
-  ):
-    assert part in message
 
 
 def test_fingerprint_changes_with_content_only(folder, tmp_path):
