@@ -13,6 +13,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import functools
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,10 @@ from afspl_jax.prompts.prompter import Prompter
 from afspl_jax.step import make_mesh
 from afspl_jax.types import Batch, Params
 from tests.launcher import Launcher
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and so would be the programs
+# that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
