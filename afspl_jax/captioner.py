@@ -86,7 +86,8 @@ class Captioner:
     self, frozen: Params, encoded: Encoded, targets: Int[Array, "b t"]
   ) -> Float[Array, "b t n"]:
     """Teacher-forced logits of each target token."""
-    return self.teach(frozen, encoded.states, encoded.mask, targets)
+    hidden = self.teach(frozen, encoded.states, encoded.mask, targets)
+    return self.head(frozen, hidden)
 
   def teach(
     self,
@@ -94,17 +95,20 @@ class Captioner:
     states: Float[Array, "b l d"],
     mask: Bool[Array, "b l"],
     targets: Int[Array, "b t"],
-  ) -> Float[Array, "b t n"]:
-    """The same from bare encoder states."""
-    t5 = nnx.merge(self._t5, frozen)
-    return t5.logits(t5.decode(shift_right(targets, self.pad_id), states, mask))
+  ) -> Float[Array, "b t d"]:
+    """The teacher-forced decoder's states at each target token, for `head`."""
+    return nnx.merge(self._t5, frozen).decode(shift_right(targets, self.pad_id), states, mask)
+
+  def head(self, frozen: Params, hidden: Float[Array, "*b d"]) -> Float[Array, "*b n"]:
+    """Logits of the decoder's states."""
+    return nnx.merge(self._t5, frozen).logits(hidden)
 
   def start_cache(self, frozen: Params, encoded: Encoded, length: int) -> DecodeCache:
     """Prepares decoding of up to `length` tokens."""
     return nnx.merge(self._t5, frozen).start_cache(encoded.states, encoded.mask, length)
 
   def decode_step(
-    self, frozen: Params, ids: Int[Array, " b"], cache: DecodeCache
-  ) -> tuple[Float[Array, "b n"], DecodeCache]:
+    self, frozen: Params, ids: Int[Array, " r"], cache: DecodeCache
+  ) -> tuple[Float[Array, "r n"], DecodeCache]:
     """Logits of the next token, and the cache with this one in it."""
     return nnx.merge(self._t5, frozen).decode_step(ids, cache)
