@@ -4,6 +4,7 @@ import math
 
 from afspl_jax.config import Experiment, choice
 from afspl_jax.errors import UserError
+from afspl_jax.evaluate import decoding
 from afspl_jax.federation import selection, strategies, uplink
 
 MAX_EXAMPLES = 2**29  # as a weight it leaves the mean of equal float32 params what they are
@@ -92,6 +93,7 @@ def check(config: Experiment) -> None:
       f" got {config.fed.strategy!r}"
     )
   uplink.check(config.uplink)
+  decoding(config.eval)
   if isinstance(strategy, strategies.Controlled) and config.uplink.select != "dense":
     raise UserError(
       f"uplink.select: expected dense with fed.strategy={config.fed.strategy}, whose controls count"

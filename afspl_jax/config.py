@@ -125,7 +125,11 @@ class Eval:
   val_examples: int = 200  # of the validation split; 0 = all
   test_examples: int = 0  # of the test split, scored after the last round; 0 = all
   batch_size: int = 96  # examples decoded at a time
-  max_tokens: int = 44  # longest generated text
+  max_tokens: int = 44  # longest generated text, end token included
+  min_tokens: int = 0  # fewest tokens before the end token
+  beams: int = 1  # texts followed at a time; 1 = greedy
+  length_penalty: float = 1.0  # beams > 1: scores are divided by length**this
+  no_repeat_ngram: int = 0  # no so many tokens come twice in a row; 0 = any may
   ema: float = 0.0  # decay a round of the averaged prompter that is scored; 0 = the newest itself
   common_examples: int = 100  # of the test split, answered by every client's own prompter
 

@@ -1,6 +1,12 @@
-"""Greedy decoding in one jitted loop with a key-value cache."""
+"""Generation, greedy or by beam search, in one jitted loop with a key-value cache.
 
+Token for token what transformers' `generate` says of the same T5 (`do_sample=False`,
+`early_stopping=False`), up to padding: there a text of beam search is filled up with end tokens.
+"""
+
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -8,59 +14,185 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from afspl_jax import beam
 from afspl_jax.backbones.t5 import DecodeCache
 from afspl_jax.captioner import Captioner
+from afspl_jax.errors import UserError
 from afspl_jax.types import Batch, Params
+
+
+@dataclass(frozen=True)
+class Decoding:
+  """How texts are generated (transformers `GenerationConfig`).
+
+  Raises:
+    UserError: a setting that no text can be generated with.
+  """
+
+  max_tokens: int  # longest text, end token included (max_new_tokens)
+  min_tokens: int = 0  # fewest tokens before the end token (min_new_tokens)
+  beams: int = 1  # texts followed at a time; 1 = greedy (num_beams)
+  length_penalty: float = 1.0  # beams > 1: scores are divided by length**this; 0 = none
+  no_repeat_ngram: int = 0  # no so many tokens come twice in a row; 0 = any may
+
+  def __post_init__(self):
+    def check(fine: bool, name: str, expected: str, advice: str) -> None:
+      if not fine:
+        got = getattr(self, name)
+        raise UserError(f"eval.{name}: expected {expected}; got {got}. {advice}")
+
+    longest = self.max_tokens
+    check(longest >= 1, "max_tokens", "at least 1", "Give the longest text that is wanted.")
+    advice = "Lower it, or raise max_tokens."
+    check(0 <= self.min_tokens <= longest, "min_tokens", f"0 to max_tokens, {longest}", advice)
+    check(self.beams >= 1, "beams", "at least 1", "Take 1 for greedy decoding.")
+    advice = "Take 1 for the mean log-probability of a token, 0 for their sum."
+    check(math.isfinite(self.length_penalty), "length_penalty", "a finite number", advice)
+    advice = "Take 0 to let any repeat."
+    check(self.no_repeat_ngram >= 0, "no_repeat_ngram", "a number of tokens", advice)
 
 
 class Decoded(NamedTuple):
   """Generated ids, with how each sample was prompted."""
 
   ids: Int[Array, "b t"]  # end token and padding included
+  scores: Float[Array, " b"]  # log-probability in nats; by beam search with the length penalty
   fusion: Float[Array, "b s"]
   pool: Float[Array, "b m"]
 
 
-class _Loop(NamedTuple):
-  step: Int[Array, ""]
-  last: Int[Array, " b"]
+# Of the newest token of each text and the cache: logits of the next, and the new cache.
+Step = Callable[[Int[Array, " r"], DecodeCache], tuple[Float[Array, "r n"], DecodeCache]]
+
+
+def make_decoder(
+  captioner: Captioner, config: Decoding, mesh: Mesh
+) -> Callable[[Params, Params, Batch], Decoded]:
+  """Compiles `(params, frozen, batch) -> Decoded`.
+
+  Each device stops once its own rows have ended; devices do not wait for each other at a step.
+
+  Raises:
+    UserError: at the first batch, if the vocabulary is too small for so many beams.
+  """
+  generate = _greedy if config.beams == 1 else _beam_search
+
+  def decode(params: Params, frozen: Params, batch: Batch) -> Decoded:
+    encoded = captioner.encode(params, frozen, batch)
+    cache = captioner.start_cache(frozen, encoded, config.max_tokens)
+
+    def step(ids: Int[Array, " r"], cache: DecodeCache) -> tuple[Float[Array, "r n"], DecodeCache]:
+      return captioner.decode_step(frozen, ids, cache)
+
+    ids, scores = generate(step, cache, config, captioner.pad_id, captioner.eos_id)
+    return Decoded(ids[:, 1:], scores, encoded.prompted.fusion, encoded.prompted.pool.weights)
+
+  specs = (PartitionSpec(), PartitionSpec(), PartitionSpec("data"))
+  # Not left to the compiler, which would gather what top_k takes, and end all loops together.
+  local = jax.shard_map(decode, mesh=mesh, in_specs=specs, out_specs=specs[-1], check_vma=False)
+  return jax.jit(local, in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs))
+
+
+class _Greedy(NamedTuple):
+  ids: Int[Array, "b t"]  # behind the start token
+  scores: Float[Array, " b"]
   done: Bool[Array, " b"]
-  ids: Int[Array, "b t"]
   cache: DecodeCache
 
 
-def make_greedy(
-  captioner: Captioner, max_tokens: int, mesh: Mesh
-) -> Callable[[Params, Params, Batch], Decoded]:
-  """Compiles `(params, frozen, batch) -> Decoded`; stops once every row has ended.
+def _greedy(
+  step: Step, cache: DecodeCache, config: Decoding, pad: int, end: int
+) -> tuple[Int[Array, "b t"], Float[Array, " b"]]:
+  """The likeliest token at each step (transformers `_sample`)."""
+  rows = cache.lineage.shape[0]
 
-  Cross-attention keys and values are computed once a batch (transformers `generate`, greedy).
-  """
+  def body(loop: _Greedy) -> _Greedy:
+    at = loop.cache.step
+    last = jax.lax.dynamic_index_in_dim(loop.ids, at, axis=1, keepdims=False)
+    logits, cache = step(last, loop.cache)
+    token = jnp.argmax(permitted(logits, loop.ids, at, config, end), axis=-1).astype(jnp.int32)
+    gain = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, -1)
+    token = jnp.where(loop.done, pad, token)
+    ids = jax.lax.dynamic_update_index_in_dim(loop.ids, token, at + 1, axis=1)
+    scores = loop.scores + jnp.where(loop.done, 0.0, gain)
+    return _Greedy(ids, scores, loop.done | (token == end), cache)
 
-  def greedy(params: Params, frozen: Params, batch: Batch) -> Decoded:
-    encoded = captioner.encode(params, frozen, batch)
-    rows = batch.instruction.shape[0]
-    pad, end = captioner.pad_id, captioner.eos_id
-    start = _Loop(
-      step=jnp.zeros((), jnp.int32),
-      last=jnp.full((rows,), pad, jnp.int32),
-      done=jnp.zeros((rows,), bool),
-      ids=jnp.full((rows, max_tokens), pad, jnp.int32),
-      cache=captioner.start_cache(frozen, encoded, max_tokens),
+  def unfinished(loop: _Greedy) -> Bool[Array, ""]:
+    return (loop.cache.step < config.max_tokens) & ~loop.done.all()
+
+  ids = jnp.full((rows, 1 + config.max_tokens), pad, jnp.int32)
+  first = _Greedy(ids, jnp.zeros((rows,)), jnp.zeros((rows,), bool), cache)
+  loop = jax.lax.while_loop(unfinished, body, first)
+  return loop.ids, loop.scores
+
+
+def _beam_search(
+  step: Step, cache: DecodeCache, config: Decoding, pad: int, end: int
+) -> tuple[Int[Array, "b t"], Float[Array, " b"]]:
+  """The best text of each row that beam search finds (`beam`)."""
+  rows, beams = cache.lineage.shape[0], config.beams
+
+  def body(loop: tuple[beam.Beams, DecodeCache]) -> tuple[beam.Beams, DecodeCache]:
+    texts, cache = loop
+    at, ids = cache.step, texts.ids.reshape(rows * beams, -1)
+    last = jax.lax.dynamic_index_in_dim(ids, at, axis=1, keepdims=False)
+    logits, cache = step(last, cache)
+    if 2 * beams > logits.shape[1]:
+      raise UserError(
+        f"eval.beams: expected at most {logits.shape[1] // 2}, half of the vocabulary; got"
+        f" {beams}. Lower it."
+      )
+    likeliest, tokens = jax.lax.top_k(permitted(logits, ids, at, config, end), 2 * beams)
+    gains = likeliest - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    shape = (rows, beams, 2 * beams)
+    texts, parents = beam.advance(
+      texts,
+      gains.reshape(shape),
+      tokens.reshape(shape),
+      at,
+      end=end,
+      length_penalty=config.length_penalty,
     )
+    return texts, cache.follow(parents)
 
-    def body(loop: _Loop) -> _Loop:
-      logits, cache = captioner.decode_step(frozen, loop.last, loop.cache)
-      token = jnp.where(loop.done, pad, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-      ids = jax.lax.dynamic_update_index_in_dim(loop.ids, token, loop.step, axis=1)
-      return _Loop(loop.step + 1, token, loop.done | (token == end), ids, cache)
+  def unfinished(loop: tuple[beam.Beams, DecodeCache]) -> Bool[Array, ""]:
+    return (loop[1].step < config.max_tokens) & ~loop[0].done.all()
 
-    def unfinished(loop: _Loop) -> Bool[Array, ""]:
-      return (loop.step < max_tokens) & ~loop.done.all()
+  first = beam.start(rows, beams, config.max_tokens, pad), cache.fork(beams)
+  texts, _ = jax.lax.while_loop(unfinished, body, first)
+  return texts.best, texts.ended[:, 0]
 
-    loop = jax.lax.while_loop(unfinished, body, start)
-    return Decoded(loop.ids, encoded.prompted.fusion, encoded.prompted.pool.weights)
 
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  rows = NamedSharding(mesh, PartitionSpec("data"))
-  return jax.jit(greedy, in_shardings=(everywhere, everywhere, rows), out_shardings=rows)
+def permitted(
+  logits: Float[Array, "r n"],
+  ids: Int[Array, "r t"],
+  step: Int[Array, ""],
+  config: Decoding,
+  end: int,
+) -> Float[Array, "r n"]:
+  """The logits, -inf for tokens that must not come next.
+
+  transformers `MinNewTokensLengthLogitsProcessor` and `NoRepeatNGramLogitsProcessor`: the start
+  token counts as part of a repeated n-gram.
+
+  Args:
+    logits: of the next token.
+    ids: the texts, behind the start token.
+    step: number of tokens so far, the start token not counted.
+    config: what is permitted.
+    end: the end token.
+  """
+  size, (rows, vocabulary) = config.no_repeat_ngram, logits.shape
+  if config.min_tokens:
+    logits = logits.at[:, end].add(jnp.where(step < config.min_tokens, -jnp.inf, 0.0))
+  windows = ids.shape[1] - size
+  if size and windows > 0:
+    # A window whose first tokens are the text's last ones forbids its own last one.
+    suffix = jax.lax.dynamic_slice_in_dim(ids, step + 2 - size, size - 1, axis=1)
+    same = jnp.broadcast_to(jnp.arange(windows) + size <= step + 1, (rows, windows))
+    for i in range(size - 1):
+      same &= ids[:, i : i + windows] == suffix[:, i : i + 1]
+    nothing = vocabulary  # out of bounds, which is dropped
+    forbidden = jnp.where(same, ids[:, size - 1 : size - 1 + windows], nothing)
+    logits = logits.at[jnp.arange(rows)[:, None], forbidden].set(-jnp.inf, mode="drop")
+  return logits

@@ -1,5 +1,6 @@
 """From a split to predictions to scores."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from afspl_jax.backbones.processing import Tokenizer
 from afspl_jax.captioner import Captioner
 from afspl_jax.config import Eval
 from afspl_jax.data.batches import Split
-from afspl_jax.decode import make_greedy
+from afspl_jax.decode import Decoding, make_decoder
 from afspl_jax.metrics.jsonl import Scored, score_predictions
 from afspl_jax.prompts.prompter import SOURCES
 from afspl_jax.step import check_divides, make_eval_step
@@ -38,7 +39,7 @@ class Evaluator:
     captioner: the forward passes.
     frozen: T5's leaves, replicated over the mesh.
     tokenizer: T5's.
-    config: batch size and length.
+    config: batch size, and how texts are generated.
     mesh: devices that share a batch.
   """
 
@@ -48,7 +49,7 @@ class Evaluator:
     check_divides(config.batch_size, mesh, "eval.batch_size")
     self._frozen, self._tokenizer, self._config = frozen, tokenizer, config
     self._loss = make_eval_step(captioner, mesh)
-    self._greedy = make_greedy(captioner, config.max_tokens, mesh)
+    self._decode = make_decoder(captioner, decoding(config), mesh)
 
   def predict(
     self,
@@ -58,7 +59,7 @@ class Evaluator:
     personal: bool = False,
     see_image: bool = True,
   ) -> list[Prediction]:
-    """Generates a text for each example, greedily.
+    """Generates a text for each example.
 
     Args:
       params: all of a prompter's leaves.
@@ -71,7 +72,7 @@ class Evaluator:
     for rows, batch in split.in_order(indices, self._config.batch_size, personal):
       if not see_image:
         batch = batch._replace(tokens=0 * batch.tokens, image=0 * batch.image)
-      decoded = self._greedy(params, self._frozen, batch)
+      decoded = self._decode(params, self._frozen, batch)
       texts = self._tokenizer.decode(np.asarray(decoded.ids)[: len(rows)])
       fusion, pool = np.asarray(decoded.fusion), np.asarray(decoded.pool)
       for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
@@ -100,6 +101,16 @@ class Evaluator:
     if file is not None:
       write(predictions, file)
     return {"loss": self.loss(params, split, indices), **score(predictions)}
+
+
+def decoding(config: Eval) -> Decoding:
+  """How texts are generated.
+
+  Raises:
+    UserError: a setting that no text can be generated with.
+  """
+  shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(Decoding)}
+  return Decoding(**shared)
 
 
 def score(predictions: Sequence[Prediction]) -> dict[str, float]:

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afspl_jax.decode import make_greedy
+from afspl_jax.decode import Decoding, make_decoder
 from tests.conftest import make_batch, make_model
 
 
@@ -11,7 +11,7 @@ def test_the_target_never_reaches_the_encoder_or_the_generated_text(model, one_d
   other = batch._replace(
     targets=39 - batch.targets, targets_mask=~batch.targets_mask, caption=1 - batch.caption
   )
-  greedy = make_greedy(model.captioner, 6, one_device)
+  greedy = make_decoder(model.captioner, Decoding(6), one_device)
   for with_target in (batch, other):
     encoded = model.captioner.encode(model.params, model.frozen, with_target)
     decoded = greedy(model.params, model.frozen, with_target)
@@ -59,7 +59,9 @@ def test_padded_instruction_tokens_change_nothing(model):
 def test_greedy_equals_step_by_step_argmax_of_teacher_forced_logits(model, one_device):
   batch, length = make_batch(3, 8), 6
   ids = np.asarray(
-    make_greedy(model.captioner, length, one_device)(model.params, model.frozen, batch).ids
+    make_decoder(model.captioner, Decoding(length), one_device)(
+      model.params, model.frozen, batch
+    ).ids
   )
   encoded = model.captioner.encode(model.params, model.frozen, batch)
   logits = np.asarray(model.captioner.logits(model.frozen, encoded, jnp.asarray(ids)))
@@ -73,7 +75,9 @@ def test_greedy_equals_step_by_step_argmax_of_teacher_forced_logits(model, one_d
 def test_greedy_does_not_depend_on_the_number_of_devices(model, one_device, four_devices):
   batch = make_batch(3, 8)
   texts = [
-    np.asarray(make_greedy(model.captioner, 6, mesh)(model.params, model.frozen, batch).ids)
+    np.asarray(
+      make_decoder(model.captioner, Decoding(6), mesh)(model.params, model.frozen, batch).ids
+    )
     for mesh in (one_device, four_devices)
   ]
   np.testing.assert_array_equal(*texts)

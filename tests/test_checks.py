@@ -118,6 +118,10 @@ def test_every_number_of_an_experiment_is_checked_here_or_named_below():
     "prompter.pool",  # prompts/pool.py: sizes that must fit each other
     "prompter.k_min",
     "prompter.k_max",
+    "eval.min_tokens",  # decode.py: what texts can be generated with
+    "eval.beams",
+    "eval.length_penalty",
+    "eval.no_repeat_ngram",
     "data.min_examples",  # 0 or less is no floor
     "eval.val_examples",  # 0 or less means all
     "eval.test_examples",

@@ -26,21 +26,40 @@ _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_to
 class DecodeCache(NamedTuple):
   """What the decoder keeps between two steps; a pytree of arrays.
 
+  A row's texts (beams) share its cross-attention and one store of their own keys and values: a text
+  sees of each step the slot that `lineage` names. So nothing but `lineage` moves when texts part.
+
   Attributes:
-    self_keys: of the tokens so far, zero beyond `step`; [layers b t heads k].
-    self_values: beside them; [layers b t heads k].
-    cross_keys: of the encoder's output, computed once; [layers b l heads k].
-    cross_values: beside them; [layers b l heads k].
-    mask: true where the encoder's output may be attended to; [b l].
+    self_keys: of the tokens so far, a layer each; text i's of step s is at slot `s * beams + i`,
+      zero beyond `step`; [b heads slots k].
+    self_values: beside them; [b heads slots k].
+    cross_keys: of the encoder's output, a layer each, computed once; [b heads l k].
+    cross_values: beside them; [b heads l k].
+    bias: what positions add to the scores of a row's texts at any step; [1 heads t t].
+    cross_bias: `HIDDEN` where the encoder's output may not be attended to; [b 1 1 l].
+    lineage: the text, of each step, that a text goes on from; [b beams t].
     step: number of tokens so far; [].
   """
 
-  self_keys: Float[Array, "layers b t heads k"]
-  self_values: Float[Array, "layers b t heads k"]
-  cross_keys: Float[Array, "layers b l heads k"]
-  cross_values: Float[Array, "layers b l heads k"]
-  mask: Bool[Array, "b l"]
+  self_keys: tuple[Float[Array, "b heads slots k"], ...]
+  self_values: tuple[Float[Array, "b heads slots k"], ...]
+  cross_keys: tuple[Float[Array, "b heads l k"], ...]
+  cross_values: tuple[Float[Array, "b heads l k"], ...]
+  bias: Float[Array, "1 heads t t"]
+  cross_bias: Float[Array, "b 1 1 l"]
+  lineage: Int[Array, "b beams t"]
   step: Int[Array, ""]
+
+  def fork(self, beams: int) -> "DecodeCache":
+    """Gives each row `beams` texts that go on from its only one."""
+    keys = tuple(jnp.repeat(x, beams, axis=2) for x in self.self_keys)
+    values = tuple(jnp.repeat(x, beams, axis=2) for x in self.self_values)
+    lineage = jnp.repeat(self.lineage, beams, axis=1)
+    return self._replace(self_keys=keys, self_values=values, lineage=lineage)
+
+  def follow(self, parents: Int[Array, "b beams"]) -> "DecodeCache":
+    """Lets each text go on from the row's text `parents`, which several may share."""
+    return self._replace(lineage=jnp.take_along_axis(self.lineage, parents[..., None], axis=1))
 
 
 def shift_right(labels: Int[Array, "b t"], pad_id: int = 0) -> Int[Array, "b t"]:
@@ -59,6 +78,11 @@ def shift_right(labels: Int[Array, "b t"], pad_id: int = 0) -> Int[Array, "b t"]
 
 def _hide_padding(mask: Bool[Array, "b l"]) -> Float[Array, "b 1 1 l"]:
   return jnp.where(mask, 0.0, HIDDEN)[:, None, None, :]
+
+
+def _swap(x: Float[Array, "b i j k"]) -> Float[Array, "b j i k"]:
+  """Between positions before heads, as attention takes them, and heads first, as it uses them."""
+  return x.swapaxes(1, 2)
 
 
 class T5(nnx.Module):
@@ -166,43 +190,49 @@ class T5(nnx.Module):
       A cache with no tokens, and the cross-attention's keys and values.
     """
     cross = [layer.cross_attention.keys_values(encoded) for layer in self.decoder.layers]
-    keys, values = (jnp.stack(arrays) for arrays in zip(*cross, strict=True))
-    shape = (*keys.shape[:2], length, *keys.shape[3:])
-    empty = jnp.zeros(shape, keys.dtype)
-    # Two buffers, not one twice, so that a caller may donate the cache.
+    keys, values = (tuple(map(_swap, arrays)) for arrays in zip(*cross, strict=True))
+    rows, heads, _, width = keys[0].shape
+    # A buffer each, not one for all, so that a caller may donate the cache.
+    own_keys, own_values = (
+      tuple(jnp.zeros((rows, heads, length, width), x.dtype) for x in keys) for _ in range(2)
+    )
+    bias, lineage = self.decoder.bias(length), jnp.zeros((rows, 1, length), jnp.int32)
     step = jnp.zeros((), jnp.int32)
-    return DecodeCache(empty, jnp.zeros_like(empty), keys, values, mask, step)
+    return DecodeCache(own_keys, own_values, keys, values, bias, _hide_padding(mask), lineage, step)
 
   def decode_step(
-    self, ids: Int[Array, " b"], cache: DecodeCache
-  ) -> tuple[Float[Array, "b n"], DecodeCache]:
+    self, ids: Int[Array, " r"], cache: DecodeCache
+  ) -> tuple[Float[Array, "r n"], DecodeCache]:
     """Takes one step; what `decode` and `logits` give at this position.
 
     Args:
-      ids: the newest token of each row; `config.pad_id` first.
+      ids: the newest token of each text, a row's texts beside each other; `config.pad_id` first.
       cache: from `start_cache` or the step before.
 
     Returns:
       float32 logits of the next token, and the cache with this one in it.
     """
-    x, step = self.embed(ids[:, None]), cache.step
-    self_keys, self_values = cache.self_keys, cache.self_values
-    length = self_keys.shape[2]
-    bias = jax.lax.dynamic_slice_in_dim(self.decoder.bias(length), step, 1, axis=2)
-    bias = bias + jnp.where(jnp.arange(length) <= step, 0.0, HIDDEN)
-    cross_bias = _hide_padding(cache.mask)
+    step, (rows, beams, length) = cache.step, cache.lineage.shape
+    x = self.embed(ids.reshape(rows, beams))
+    texts = jnp.arange(beams, dtype=jnp.int32)
+    here = jnp.broadcast_to(texts[:, None], (rows, beams, 1))
+    lineage = jax.lax.dynamic_update_slice(cache.lineage, here, (0, 0, step))
+    seen = (lineage[..., None] == texts) & (jnp.arange(length) <= step)[:, None]
+    bias = jax.lax.dynamic_slice_in_dim(cache.bias, step, 1, axis=2)[..., None]
+    bias = (bias + jnp.where(seen, 0.0, HIDDEN)[:, None]).reshape(rows, -1, beams, length * beams)
+    self_keys, self_values, at = list(cache.self_keys), list(cache.self_values), step * beams
     for i, layer in enumerate(self.decoder.layers):
       h = layer.self_norm(x)
-      key, value = layer.self_attention.keys_values(h)
-      at = (i, 0, step, 0, 0)
-      self_keys = jax.lax.dynamic_update_slice(self_keys, key[None], at)
-      self_values = jax.lax.dynamic_update_slice(self_values, value[None], at)
-      x = x + layer.self_attention(h, self_keys[i], self_values[i], bias)
-      x = layer.attend_cross(x, cache.cross_keys[i], cache.cross_values[i], cross_bias)
-      x = layer.transform(x)
-    logits = self.logits(self.decoder.final_norm(x)[:, 0])
-    cache = cache._replace(self_keys=self_keys, self_values=self_values, step=step + 1)
-    return logits, cache
+      key, value = map(_swap, layer.self_attention.keys_values(h))
+      self_keys[i] = jax.lax.dynamic_update_slice(self_keys[i], key, (0, 0, at, 0))
+      self_values[i] = jax.lax.dynamic_update_slice(self_values[i], value, (0, 0, at, 0))
+      # Attention swaps them back, and XLA drops both: nothing of the cache is moved at a step.
+      x = x + layer.self_attention(h, _swap(self_keys[i]), _swap(self_values[i]), bias)
+      cross = _swap(cache.cross_keys[i]), _swap(cache.cross_values[i])
+      x = layer.transform(layer.attend_cross(x, *cross, cache.cross_bias))
+    logits = self.logits(self.decoder.final_norm(x)).reshape(rows * beams, -1)
+    cache = cache._replace(self_keys=tuple(self_keys), self_values=tuple(self_values))
+    return logits, cache._replace(lineage=lineage, step=step + 1)
 
 
 def read_config(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> T5Config:
