@@ -160,8 +160,22 @@ class FeatureEncoder:
               raise
       finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    # np.load gives bfloat16 back as raw bytes: the file format has no name for it.
-    return {x: np.load(folder / f"{x}.npy", mmap_mode="r").view(self._dtype) for x in shapes}
+    return {name: self._open(folder / f"{name}.npy", shape) for name, shape in shapes.items()}
+
+  def _open(self, file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Maps a file of the cache into memory, if it is what it should be."""
+    try:
+      # np.load gives bfloat16 back as raw bytes: the file format has no name for it.
+      array = np.load(file, mmap_mode="r").view(self._dtype)
+      got = f"an array of shape {array.shape}"
+    except (OSError, ValueError, TypeError) as error:
+      array, got = None, f"{type(error).__name__}: {error}"
+    if array is None or array.shape != shape:
+      raise UserError(
+        f"feature cache: expected an array of shape {shape} in {file}; got {got}. Delete the folder"
+        f" {file.parent}: its features are then made again"
+      )
+    return array
 
   def _write(
     self,

@@ -218,3 +218,27 @@ def test_directions_tell_questions_apart_that_the_cone_hides(tmp_path):
   assert (found @ found.T)[others].min() > 0.9
   assert (directions @ directions.T)[others].max() < 0.7
   np.testing.assert_allclose(shipped.directions(texts[::-1]), directions[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "garbage", "gone", "objects"])
+def test_a_damaged_cache_is_refused_by_its_file(damage, tiny_checkpoints, tmp_path):
+  made = encoder(tiny_checkpoints.clip, tmp_path)
+  features = np.array(made.texts(["a", "b"]))  # not the map of a file that is to be damaged
+  (file,) = tmp_path.glob("*/texts.npy")
+  if damage == "cut":
+    file.write_bytes(file.read_bytes()[:-4])
+  elif damage == "other":
+    np.save(file, np.zeros((3, features.shape[1]), np.float32))
+  elif damage == "garbage":
+    file.write_bytes(b"not an array")
+  elif damage == "gone":
+    file.unlink()
+  else:
+    np.save(file, np.array([{}, {}]), allow_pickle=True)
+  with pytest.raises(
+    UserError, match=r"feature cache: expected .* got .* Delete the folder"
+  ) as error:
+    made.texts(["a", "b"])
+  assert str(file) in str(error.value) and "\n" not in str(error.value)
+  shutil.rmtree(file.parent)
+  np.testing.assert_array_equal(made.texts(["a", "b"]), features)
