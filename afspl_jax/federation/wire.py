@@ -85,7 +85,7 @@ def pack(params: Params, masks: Params | None = None) -> ArrayRecord:
   spec(params)
   leaves = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(jax.device_get(params))]
   rows = jax.tree.leaves(uplink.everywhere(params) if masks is None else masks)
-  sent = [x[np.broadcast_to(mask, x.shape)] for x, mask in zip(leaves, rows, strict=True)]
+  sent = [_rows(x)[mask.ravel()].ravel() for x, mask in zip(leaves, rows, strict=True)]
   arrays = {FLAT: Array(np.concatenate([np.zeros(0, np.float32), *sent]))}
   if not all(mask.all() for mask in rows):
     arrays[ROWS] = Array(np.packbits(np.concatenate([mask.ravel() for mask in rows])))
@@ -127,21 +127,19 @@ def unpack_update(record: ArrayRecord, base: Params) -> Update:
   if set(record) not in ({FLAT}, {FLAT, ROWS}):
     raise WireError(f"expected the array {FLAT!r}, perhaps {ROWS!r}; got {sorted(record)}")
   masks = _unpack_masks(record[ROWS], base) if ROWS in record else uplink.everywhere(base)
-  params = jax.tree.map(np.array, base)  # copies
-  leaves = jax.tree.leaves(params)
-  chosen = [
-    np.broadcast_to(mask, leaf.shape)
-    for mask, leaf in zip(jax.tree.leaves(masks), leaves, strict=True)
-  ]
-  sizes = [int(np.count_nonzero(elements)) for elements in chosen]
+  params = jax.tree.map(lambda leaf: np.array(leaf, order="C"), base)  # copies
+  rows = [_rows(leaf) for leaf in jax.tree.leaves(params)]
+  sent = [mask.ravel() for mask in jax.tree.leaves(masks)]
+  sizes = [int(np.count_nonzero(s)) * x.shape[1] for s, x in zip(sent, rows, strict=True)]
   flat = _decode(FLAT, record[FLAT], np.dtype(np.float32), sum(sizes))
   *parts, _ = np.split(flat, np.cumsum(sizes, dtype=int))
-  for (path, _, dtype), leaf, elements, part in zip(spec(base), leaves, chosen, parts, strict=True):
+  for (path, _, dtype), leaf, chosen, part in zip(spec(base), rows, sent, parts, strict=True):
     with np.errstate(over="ignore", invalid="ignore"):  # reported just below
-      leaf[elements] = part.astype(dtype)
-      bad = part.size - int(np.isfinite(leaf[elements]).sum())
+      values = part.astype(dtype, copy=False)
+      bad = values.size - int(np.isfinite(values).sum())
     if bad:
       raise WireError(f"{path}: expected finite values; {bad} of {part.size} are not")
+    leaf[slice(None) if chosen.all() else chosen] = values.reshape(-1, leaf.shape[1])
   return Update(params, masks)
 
 
@@ -160,6 +158,14 @@ def serialized(message_or_record: Any) -> dict[str, bytes]:
     objects |= serialized(child)
   objects[message_or_record.object_id] = message_or_record.deflate()
   return objects
+
+
+def _rows(leaf: np.ndarray) -> Num[np.ndarray, "rows d"]:
+  """The leaf's rows, as `uplink.mask_shape` counts them; a view.
+
+  To pick rows and not elements takes 0.4 instead of 2.2 ms for 0.9 million floats.
+  """
+  return leaf.reshape(-1, leaf.shape[-1] if leaf.ndim else 1)
 
 
 def _unpack_masks(array: Array, base: Params) -> Params:

@@ -4,7 +4,7 @@ Rows are those of federation/uplink.py. Every sum goes over the replies as `in_o
 so that no result depends on the order in which they came.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,32 +26,35 @@ def in_order(replies: Sequence[Reply]) -> list[Reply]:
   return sorted(replies, key=lambda reply: reply.site)
 
 
-def updates(params: Params, replies: Sequence[Reply]) -> list[Params]:
-  """What each site added to the global params, in float64."""
+def updates(params: Params, replies: Sequence[Reply]) -> Iterator[Params]:
+  """What each site added to the global params, in float64; one at a time, as they are large."""
   subtract = lambda new, old: np.subtract(new, old, dtype=np.float64)  # noqa: E731
-  return [jax.tree.map(subtract, reply.params, params) for reply in replies]
+  return (jax.tree.map(subtract, reply.params, params) for reply in replies)
 
 
 def weighted_mean(
-  values: Sequence[Params], replies: Sequence[Reply], weights: Sequence[float | int]
+  values: Iterable[Params], replies: Sequence[Reply], weights: Sequence[float | int]
 ) -> Mean:
   """The weighted mean of every row over the sites that sent it.
 
   Args:
-    values: what to average: a tree for each reply, like its params.
+    values: what to average: a tree for each reply, like its params; read once, one by one.
     replies: in order; their masks say who sent what.
     weights: one for each reply, from 0 on.
   """
+  zeros = lambda leaf: np.zeros(leaf.shape)  # noqa: E731
+  sums = jax.tree.map(zeros, replies[0].params)
+  totals = jax.tree.map(zeros, replies[0].masks)
 
-  def of_leaf(*leaves_and_masks):
-    leaves, masks = leaves_and_masks[: len(replies)], leaves_and_masks[len(replies) :]
-    shares = [weight * mask for weight, mask in zip(weights, masks, strict=True)]
-    total = sum(shares)
-    terms = (w * x.astype(np.float64) for w, x in zip(shares, leaves, strict=True))
-    return sum(terms) / np.where(total > 0, total, 1)
+  def add(total, share, sum_, value):
+    total += share
+    sum_ += share * np.asarray(value, np.float64)
 
-  masks = [reply.masks for reply in replies]
-  return Mean(jax.tree.map(of_leaf, *values, *masks), _sent(replies))
+  for value, reply, weight in zip(values, replies, weights, strict=True):
+    shares = jax.tree.map(lambda mask: weight * mask, reply.masks)  # noqa: B023 - used at once
+    jax.tree.map(add, totals, shares, sums, value)
+  means = jax.tree.map(lambda sum_, total: sum_ / np.where(total > 0, total, 1), sums, totals)
+  return Mean(means, _sent(replies))
 
 
 def mean_update(params: Params, replies: Sequence[Reply]) -> Mean:

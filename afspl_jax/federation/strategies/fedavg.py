@@ -22,7 +22,7 @@ class FedAvg(ServerSide):
     """Weighted means, summed in float64 in the order of site names, in the leaves' dtypes."""
     replies = in_order(replies)
     weights = [reply.num_examples for reply in replies]
-    mean = weighted_mean([reply.params for reply in replies], replies, weights)
+    mean = weighted_mean((reply.params for reply in replies), replies, weights)
     return where_sent(mean.values, params, mean.sent), state
 
 

@@ -47,7 +47,7 @@ class Krum(ServerSide):
     nearest = np.sort(_square_distances(replies), axis=1)[:, : len(replies) - self.faulty - 2]
     best = np.argsort(nearest.sum(axis=1), kind="stable")[: self.multi]
     picked = [replies[i] for i in sorted(best)]
-    mean = weighted_mean([reply.params for reply in picked], picked, [1] * len(picked))
+    mean = weighted_mean((reply.params for reply in picked), picked, [1] * len(picked))
     return where_sent(mean.values, params, mean.sent), state
 
 

@@ -46,20 +46,19 @@ class QFedAvg(ServerSide):
     """
     replies = in_order(replies)
     losses = [_first_loss(reply) for reply in replies]
-    steps = updates(params, replies)
     # The fraction is the mean of (w_k - w) / drag_k, weighted by F_k^q drag_k, where drag_k is
     # 1 + q L ||w - w_k||^2 / F_k. Losses count by their ratios: no power of one overflows.
     drags = [
       1 + self.q * _square_norm(step) / (self.client_lr * loss)
-      for step, loss in zip(steps, losses, strict=True)
+      for step, loss in zip(updates(params, replies), losses, strict=True)
     ]
     weights = [
       (loss / max(losses)) ** self.q * drag for loss, drag in zip(losses, drags, strict=True)
     ]
-    shorter = [
+    shorter = (
       jax.tree.map(lambda leaf, drag=drag: leaf / drag, step)
-      for step, drag in zip(steps, drags, strict=True)
-    ]
+      for step, drag in zip(updates(params, replies), drags, strict=True)
+    )
     mean = weighted_mean(shorter, replies, weights)
     new = jax.tree.map(np.add, params, mean.values)
     return where_sent(new, params, mean.sent), state

@@ -62,7 +62,7 @@ class Scaffold(ServerSide):
     replies = in_order(replies)
     alike, share = [1] * len(replies), len(replies) / self.num_sites
     step = weighted_mean(updates(params, replies), replies, alike)
-    change = weighted_mean([_control(reply) for reply in replies], replies, alike)
+    change = weighted_mean((_control(reply) for reply in replies), replies, alike)
     new = jax.tree.map(lambda x, d: x.astype(np.float64) + self.server_lr * d, params, step.values)
     control = jax.tree.map(lambda c, d: c + share * d, state["control"], change.values)
     kept = where_sent(control, state["control"], change.sent)
