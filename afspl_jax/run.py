@@ -16,7 +16,7 @@ from afspl_jax.federation.rounds import Plan, RoundReport
 from afspl_jax.federation.server import run_local
 from afspl_jax.final import score_finished
 from afspl_jax.run_folder import RunFolder
-from afspl_jax.setup import SPLITS, Setup, find, prepare
+from afspl_jax.setup import SPLITS, Setup, find, keep_compiled, prepare
 from afspl_jax.status import client_text
 from afspl_jax.types import Params
 
@@ -59,6 +59,7 @@ def federate(
     RoundFailed: too few clients gave a valid reply.
   """
   check(config)
+  keep_compiled()
   inputs = find(config, splits)
   bar: tqdm | None = None
   with RunFolder.open(workdir, to_dict(config)) as folder:

@@ -1,0 +1,75 @@
+"""`python -m benchmarks`: afspl_jax beside PyTorch on this machine, in turns, as ratios."""
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from benchmarks import floor, table
+from benchmarks.bench import SIDES, Bench
+from benchmarks.process import ChildError
+from benchmarks.work import devices, generation, memory, quality, server, start, training
+
+WORK: dict[str, tuple[str, Callable[[Bench], Iterator[table.Line]]]] = {
+  "step": ("Train step", training.train_step),
+  "pooled": ("Four visual tokens instead of 49", training.pooled),
+  "round": ("Local training of a federated round", training.federated_round),
+  "generate": ("Generation", generation.generate),
+  "memory": ("Peak memory of a simulation", memory.clients),
+  "start": ("Start", start.first_round),
+  "quality": ("Seconds to a CIDEr", quality.time_to_cider),
+  "server": ("Aggregation", server.aggregation),
+  "devices": ("Devices", devices.forced_host_devices),
+}
+
+
+def main() -> None:
+  """Runs what is asked for, prints a table as soon as its last line is known."""
+  parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+  parser.add_argument("--quick", action="store_true", help="small sizes; minutes, not an hour")
+  parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), metavar="WORK")
+  parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE")
+  parser.add_argument("--turns", type=int, default=3, help="times that every side works (3)")
+  parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
+  cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+  parser.add_argument("--folder", type=Path, default=cache / "afspl_jax" / "benchmarks")
+  args = parser.parse_args()
+
+  rates = floor.measure()
+  cores = len(os.sched_getaffinity(0))
+  device = jax.local_devices()[0].device_kind
+  machine = {
+    "processor": platform.processor() or platform.machine(),
+    "cores": cores,
+    "device": device,
+    "multiply_flops": rates.multiply,
+    "read_bytes": rates.read,
+  }
+  print(
+    f"{cores} cores, {device}: float32 products at {rates.multiply / 1e9:,.0f} GFLOP/s,"
+    f" memory read at {rates.read / 1e9:,.1f} GB/s\n",
+    flush=True,
+  )
+  turns = 2 if args.quick else args.turns
+  bench = Bench(args.folder, rates, args.quick, turns, tuple(args.sides))
+  results: dict[str, list[table.Line]] = {}
+  for name in args.only:
+    title, work = WORK[name]
+    begin, lines = time.monotonic(), []
+    try:
+      for line in tqdm(work(bench), desc=title, unit="line", leave=False):
+        lines.append(line)
+    except ChildError as error:
+      lines.append(table.Line("(failed)", note=str(error).strip().splitlines()[-1]))
+    print(table.markdown(title, lines) + f"\n\n({time.monotonic() - begin:.0f} s)\n", flush=True)
+    results[name] = lines
+    table.write(args.out, machine, results)
+
+
+if __name__ == "__main__":
+  main()

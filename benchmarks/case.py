@@ -1,0 +1,193 @@
+"""What every side is given: the sizes of real models with random weights, and the same rows.
+
+Nothing is downloaded. Weights, pixels and token ids are drawn from fixed seeds; lengths of targets
+are those of real captions.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float, Int
+
+from afspl_jax.backbones.clip import Clip
+from afspl_jax.backbones.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from afspl_jax.backbones.t5 import T5
+from afspl_jax.backbones.t5_config import T5Config
+from afspl_jax.backbones.weights import outline, save
+from afspl_jax.config import Experiment
+
+# Sizes of openai/clip-vit-base-patch32, google/flan-t5-small and google/flan-t5-base. "toy" is for
+# the tests of the sides, which compare numbers and no times.
+CLIPS = {
+  "B/32": ClipConfig(
+    vision=ClipVisionConfig(
+      width=768, layers=12, heads=12, mlp_width=3072, image_size=224, patch_size=32
+    ),
+    text=ClipTextConfig(width=512, layers=12, heads=8, mlp_width=2048, vocab_size=49408),
+    joint_width=512,
+  ),
+  "toy": ClipConfig(
+    vision=ClipVisionConfig(width=24, layers=2, heads=2, mlp_width=48, image_size=32, patch_size=8),
+    text=ClipTextConfig(width=16, layers=1, heads=2, mlp_width=32, vocab_size=64),
+    joint_width=12,
+  ),
+}
+_FLAN = {"activation": "gelu_new", "gated": True, "tied_head": False, "scaled_head": False}
+T5S = {
+  "small": T5Config(
+    vocab_size=32128,
+    width=512,
+    head_width=64,
+    mlp_width=1024,
+    encoder_layers=8,
+    decoder_layers=8,
+    heads=6,
+    **_FLAN,
+  ),
+  "base": T5Config(
+    vocab_size=32128,
+    width=768,
+    head_width=64,
+    mlp_width=2048,
+    encoder_layers=12,
+    decoder_layers=12,
+    heads=12,
+    **_FLAN,
+  ),
+  "toy": T5Config(
+    vocab_size=96,
+    width=32,
+    head_width=8,
+    mlp_width=48,
+    encoder_layers=2,
+    decoder_layers=2,
+    heads=4,
+    **_FLAN,
+  ),
+}
+
+# Per mille of the 25,014 captions of COCO's 2017 validation set that have 9, 10, ... 32 tokens of
+# Flan-T5, the end of the text included; the longer ones are cut there. Their mean is 14.6.
+_LENGTHS = (8, 41, 94, 130, 149, 141, 120, 96, 68, 48, 33, 21, 16, 10, 7, 5, 4, 2, 2, 2, 1, 1, 1, 2)
+_SHORTEST = 9
+INSTRUCTION = 6  # tokens of "Describe the image."
+
+
+@dataclass(frozen=True)
+class Case:
+  """Models, prompter and optimizer, as in configs/coco.py unless told otherwise."""
+
+  t5: str = "small"
+  clip: str = "B/32"
+  images: int = 64  # distinct ones; rows share them, as rounds do
+  mapper: str = "linear"
+
+  @property
+  def config(self) -> Experiment:
+    """Of the experiment whose work is measured, in float32, as both sides are."""
+    config = _coco()
+    backbone = dataclasses.replace(config.backbone, dtype="float32")
+    prompter = dataclasses.replace(config.prompter, init="random", mapper=self.mapper)
+    optim = dataclasses.replace(config.optim, schedule="constant", warmup_rounds=0.0)
+    return dataclasses.replace(config, backbone=backbone, prompter=prompter, optim=optim)
+
+  @property
+  def visual_tokens(self) -> int:
+    """Vectors that T5 reads of an image."""
+    kind, _, count = self.mapper.partition(":")
+    side = CLIPS[self.clip].vision.image_size // CLIPS[self.clip].vision.patch_size
+    return int(count) if kind == "pooled" else (side // self.config.prompter.patch_pool) ** 2
+
+  def pixels(self) -> Float[np.ndarray, "images h x 3"]:
+    """The images, as a checkpoint's processor would give them."""
+    size = CLIPS[self.clip].vision.image_size
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(self.images, size, size, 3)).astype(np.float32)
+
+
+class Rows(NamedTuple):
+  """Examples of `k` local steps of `c` clients, in batches of `b`."""
+
+  image: Int[np.ndarray, "k c b"]  # which of the case's images
+  text: Float[np.ndarray, "k c b f"]  # CLIP's direction of the instruction
+  instruction: Int[np.ndarray, "k c b l"]
+  instruction_mask: Bool[np.ndarray, "k c b l"]
+  targets: Int[np.ndarray, "k c b t"]  # padded with 0 to 32
+  targets_mask: Bool[np.ndarray, "k c b t"]
+  personal: Bool[np.ndarray, "k c b"]  # rows that may use the client's own prompt
+
+
+def rows(case: Case, steps: int, clients: int, batch: int, seed: int = 0) -> Rows:
+  """Rows from a seed: the same on every side."""
+  rng = np.random.default_rng((seed, steps, clients, batch))
+  shape = (steps, clients, batch)
+  longest = case.config.data.target_length
+  share = np.array(_LENGTHS) / sum(_LENGTHS)
+  lengths = rng.choice(np.arange(_SHORTEST, _SHORTEST + len(share)), p=share, size=shape)
+  mask = np.arange(longest) < lengths[..., None]
+  vocabulary = T5S[case.t5].vocab_size
+  targets = rng.integers(2, vocabulary, size=(*shape, longest))
+  targets = np.where(np.arange(longest) == lengths[..., None] - 1, T5Config.eos_id, targets) * mask
+  instruction = rng.integers(2, vocabulary, size=INSTRUCTION)
+  text = rng.normal(size=CLIPS[case.clip].joint_width)
+  return Rows(
+    image=rng.integers(case.images, size=shape),
+    text=np.broadcast_to(text, (*shape, len(text))).astype(np.float32),
+    instruction=np.broadcast_to(instruction, (*shape, INSTRUCTION)).astype(np.int32),
+    instruction_mask=np.ones((*shape, INSTRUCTION), bool),
+    targets=targets.astype(np.int32),
+    targets_mask=mask,
+    personal=rng.random(shape) < 0.5,
+  )
+
+
+def write_backbones(case: Case, folder: Path) -> dict[str, Path]:
+  """Checkpoint folders of "clip" and "t5", written once, as from Hugging Face."""
+  wanted = {
+    "clip": (Clip, CLIPS[case.clip], f"clip-{case.clip.replace('/', '')}"),
+    "t5": (T5, T5S[case.t5], f"t5-{case.t5}"),
+  }
+  out = {}
+  for kind, (model, config, name) in wanted.items():
+    out[kind] = folder / name
+    if not (out[kind] / "config.json").is_file():  # written after the weights
+      save(_random(model, config), out[kind])
+  return out
+
+
+def _random(model: type, config: Any) -> nnx.Module:
+  """A model whose activations and logits have the size that trained ones have."""
+  rng = np.random.default_rng(0)
+  graph, state = nnx.split(outline(model, config))
+
+  def draw(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if len(leaf.shape) < 2:
+      values = np.full(leaf.shape, float("norm" in name and "scale" in name), np.float32)
+    else:
+      std = float(np.prod(leaf.shape[:-1])) ** -0.5
+      if name.endswith("embedding/value"):
+        std = 1.0
+      elif model is T5 and "query" in name:
+        std *= config.head_width**-0.5  # T5 does not scale the scores
+      values = rng.standard_normal(leaf.shape, np.float32) * np.float32(std)
+    return jax.numpy.asarray(values, leaf.dtype)
+
+  return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
+
+
+@functools.cache
+def _coco() -> Experiment:
+  file = Path(__file__).parents[1] / "configs" / "coco.py"
+  spec = importlib.util.spec_from_file_location("coco", file)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()

@@ -1,0 +1,88 @@
+"""What the machine can do, and what the work needs: the floor below which no program gets.
+
+Rates are measured, as what is printed on a processor says little of a shared machine; operations
+are counted from the models' sizes, two for a multiplication with its addition.
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from afspl_jax.backbones.clip_config import ClipConfig
+from afspl_jax.backbones.t5_config import T5Config
+
+_SHAPES = ((2048, 512, 1024), (2048, 768, 3072), (512, 512, 32128))  # of the work's own products
+
+
+class Rates(NamedTuple):
+  """Best of several tries, float32, on all cores this process may use."""
+
+  multiply: float  # floating-point operations a second in matrix products
+  read: float  # bytes a second, of arrays larger than any cache
+
+
+def measure() -> Rates:
+  """Measures both; takes a few seconds."""
+  best = 0.0
+  for m, k, n in _SHAPES:
+    product = jax.jit(jnp.matmul)
+    a, b = jnp.ones((m, k)), jnp.ones((k, n))
+    best = max(best, 2 * m * k * n / _least(lambda: product(a, b).block_until_ready()))  # noqa: B023
+  large, total = jnp.ones(64 << 20), jax.jit(jnp.sum)
+  return Rates(best, large.nbytes / _least(lambda: total(large).block_until_ready()))
+
+
+def _least(work: Callable[[], object]) -> float:
+  work()
+  seconds = []
+  for _ in range(7):
+    start = time.perf_counter()
+    work()
+    seconds.append(time.perf_counter() - start)
+  return min(seconds)
+
+
+def clip_image(config: ClipConfig) -> float:
+  """Operations of one image through CLIP's vision tower."""
+  vision = config.vision
+  tokens = 1 + vision.num_patches
+  patch = 3 * vision.patch_size**2 * vision.width
+  layer = 4 * vision.width**2 + 2 * vision.width * vision.mlp_width
+  attention = 2 * tokens * vision.width
+  joint = vision.width * config.joint_width
+  return 2 * (tokens * (patch + vision.layers * (layer + attention)) + joint)
+
+
+class T5Work(NamedTuple):
+  """Operations of one row's forward pass, apart by what they grow with."""
+
+  encoder: float
+  cross: float  # the decoder's keys and values of the encoder's output
+  decoder: float
+  head: float
+
+  @property
+  def forward(self) -> float:
+    """All of them."""
+    return sum(self)
+
+  @property
+  def train(self) -> float:
+    """Forward, and back through the activations alone: each product is done once more."""
+    return 2 * self.forward
+
+
+def t5_row(config: T5Config, read: int, written: float) -> T5Work:
+  """Operations of a row with `read` encoder positions and `written` target tokens."""
+  inner = config.heads * config.head_width
+  attention = 4 * config.width * inner
+  mlp = (3 if config.gated else 2) * config.width * config.mlp_width
+  encoder = read * config.encoder_layers * (attention + mlp + 2 * read * inner)
+  cross = read * config.decoder_layers * 2 * config.width * inner
+  of_token = attention + attention / 2 + mlp + 2 * (read + written / 2) * inner
+  decoder = written * config.decoder_layers * of_token
+  head = written * config.width * config.vocab_size
+  return T5Work(*(2.0 * x for x in (encoder, cross, decoder, head)))

@@ -1,0 +1,114 @@
+"""A side in a process of its own: its threads, memory and compiled programs are nobody else's.
+
+While one side works the others wait for their next order, and take no time.
+"""
+
+import importlib
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Timed(NamedTuple):
+  """What a call gave, and what it took."""
+
+  value: Any
+  seconds: float  # wall clock, inside the child
+  peak: int  # bytes of memory that the process has ever had resident
+
+
+class ChildError(RuntimeError):
+  """A side raised; the text is its traceback."""
+
+
+class Child:
+  """Runs `name(*args)` in a fresh process, and then what is asked of the object it gives.
+
+  Args:
+    name: "module:callable".
+    args: of the callable; they are pickled.
+    environment: set before anything is imported.
+  """
+
+  def __init__(self, name: str, *args: Any, environment: Mapping[str, str] | None = None):
+    context = multiprocessing.get_context("spawn")
+    self._connection, theirs = context.Pipe()
+    self._process = context.Process(
+      target=_serve, args=(theirs, name, args, dict(environment or {})), daemon=True
+    )
+    self._process.start()
+    theirs.close()
+    self.built = self._receive(name)
+
+  def __call__(self, method: str, *args: Any) -> Timed:
+    """Calls a method.
+
+    Raises:
+      ChildError: what it raised, or the process is gone.
+    """
+    self._connection.send((method, args))
+    return self._receive(method)
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._connection.close()
+    self._process.join(10)
+    self._process.kill()
+
+  def _receive(self, what: str) -> Timed:
+    try:
+      failure, out = self._connection.recv()
+    except EOFError as error:
+      self._process.join()
+      raise ChildError(f"{what}: its process ended with {self._process.exitcode}") from error
+    if failure:
+      raise ChildError(f"{what}: {failure}")
+    return out
+
+  def __enter__(self) -> "Child":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
+
+
+def _serve(connection: Connection, name: str, args: Any, environment: dict[str, str]) -> None:
+  os.environ.update(environment)
+  target: Any = None
+
+  def build() -> Any:
+    nonlocal target
+    module, _, attribute = name.partition(":")
+    make = getattr(importlib.import_module(module), attribute)
+    target = make(*args)
+    return None if isinstance(make, type) else target  # an object stays here
+
+  _answer(connection, build)
+  while target is not None:
+    try:
+      method, args = connection.recv()
+    except EOFError:
+      return
+    _answer(connection, lambda: getattr(target, method)(*args))  # noqa: B023 - called at once
+
+
+def _answer(connection: Connection, work: Any) -> None:
+  start = time.perf_counter()
+  try:
+    value = work()
+  except Exception:  # noqa: BLE001 - the parent raises it
+    connection.send((traceback.format_exc(), None))
+    return
+  seconds = time.perf_counter() - start
+  connection.send(("", Timed(value, seconds, _peak())))
+
+
+def _peak() -> int:
+  """Bytes; not from getrusage, which counts what the parent held when it started this process."""
+  lines = Path("/proc/self/status").read_text().splitlines()
+  return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -1,0 +1,91 @@
+"""afspl_jax: features read from the cache, all clients in one step, decoding in one program."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Int
+
+from afspl_jax.backbones.weights import load_clip, load_t5
+from afspl_jax.captioner import Captioner, leaves
+from afspl_jax.decode import Decoding, make_decoder
+from afspl_jax.prompts.prompter import Prompter
+from afspl_jax.step import make_local_training, make_mesh, replicate
+from afspl_jax.types import Batch
+from benchmarks.case import Case, Rows
+from benchmarks.sides.side import Leaves, Trained
+
+_BATCH = 32  # images that CLIP encodes at a time
+
+
+class Afspl:
+  """The programs that `launch.py` runs; see `Side`."""
+
+  def __init__(self, case: Case, folders: Mapping[str, Path], params: Leaves):
+    self._case, self._params, config = case, params, case.config
+    clip, t5 = load_clip(folders["clip"]), load_t5(folders["t5"])
+    graph, self._clip = nnx.split(clip)
+    self._encode = jax.jit(lambda state, x: nnx.merge(graph, state).encode_image(x))
+    self._mesh = make_mesh()
+    embedding = t5.embedding[...]
+    words = jnp.zeros(0, jnp.int32)
+    prompter = Prompter(config.prompter, clip.config, embedding, words, rngs=nnx.Rngs(0))
+    self._captioner = Captioner(prompter, t5)
+    self._frozen = replicate(leaves(t5), self._mesh)
+    self._training: dict[tuple[int, int], Any] = {}  # by local steps and batch size
+    self._decoding: dict[Decoding, Any] = {}
+
+  def encode(self) -> None:
+    """Encodes all images and keeps their features, as the feature cache does."""
+    images = self._case.pixels()
+    parts = [
+      jax.device_get(self._encode(self._clip, images[i : i + _BATCH]))
+      for i in range(0, len(images), _BATCH)
+    ]
+    self._tokens, self._joint = (np.concatenate(x) for x in zip(*parts, strict=True))
+
+  def train(self, rows: Rows) -> Trained:
+    """One call of the cohort's program."""
+    steps, clients, batch = rows.image.shape
+    key = (steps, batch)
+    if key not in self._training:
+      optim = self._case.config.optim
+      optim = type(optim)(**(vars(optim) | {"local_steps": steps, "batch_size": batch}))
+      self._training[key] = make_local_training(
+        self._captioner, optim, 1, lambda params, start: jnp.zeros(()), self._mesh
+      )
+    start = jax.tree.map(lambda x: np.broadcast_to(x, (clients, *x.shape)), self._params)
+    out = self._training[key](
+      replicate(start, self._mesh), self._frozen, start, self._batch(rows), jnp.asarray(0)
+    )
+    params, metrics = jax.device_get(out)
+    return Trained(metrics.loss, params)
+
+  def generate(self, rows: Rows, beams: int, tokens: int) -> Int[np.ndarray, "n t"]:
+    """One call of the decoding program."""
+    config = Decoding(max_tokens=tokens, min_tokens=tokens, beams=beams)
+    if config not in self._decoding:
+      self._decoding[config] = make_decoder(self._captioner, config, self._mesh)
+    batch = self._batch(Rows(*(x[0, 0] for x in rows)))
+    return np.asarray(self._decoding[config](self._params, self._frozen, batch).ids)
+
+  def compiled(self) -> int:
+    """Programs that training has compiled so far."""
+    return sum(program._cache_size() for program in self._training.values())
+
+  def _batch(self, rows: Rows) -> Batch:
+    caption = np.zeros_like(rows.text)
+    return Batch(self._tokens[rows.image], self._joint[rows.image], *rows[1:], caption=caption)
+
+
+def untrained(case: Case, folders: Mapping[str, Path]) -> Leaves:
+  """The leaves that every side starts from."""
+  embedding = load_t5(folders["t5"]).embedding[...]
+  clip = load_clip(folders["clip"]).config
+  words = jnp.zeros(0, jnp.int32)
+  prompter = Prompter(case.config.prompter, clip, embedding, words, rngs=nnx.Rngs(0))
+  return jax.device_get(leaves(prompter))

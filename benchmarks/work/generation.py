@@ -1,0 +1,52 @@
+"""Captions from features: greedy, and the best of four beams."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks import floor
+from benchmarks.bench import Bench
+from benchmarks.case import CLIPS, INSTRUCTION, T5S, Case, rows
+from benchmarks.compare import OURS, in_turn
+from benchmarks.table import Line, compared
+
+_TOKENS = 24  # new ones of every row
+
+
+def generate(bench: Bench) -> Iterator[Line]:
+  """Seconds for a batch of images; P1 encodes each image, the others have its features."""
+  with bench.sides(Case()) as sides:
+    for side in sides.values():
+      side("encode")
+    for images in (32,) if bench.quick else (32, 256):
+      given = rows(sides.case, 1, 1, images)
+      for beams in (1, 4):
+        measured = in_turn(sides, bench.turns, "generate", given, beams, _TOKENS)
+        ours = measured.values[OURS]
+        same = {
+          name: float(np.mean(np.all(ids == ours, axis=1)))
+          for name, ids in measured.values.items()
+          if name != OURS
+        }
+        yield compared(
+          f"{images} images, {'greedy' if beams == 1 else f'beam {beams}'}, {_TOKENS} tokens",
+          measured,
+          floor=_least(bench, sides.case, images, beams),
+          note=", ".join(f"{share:.0%} of texts as {name}" for name, share in same.items()),
+        )
+
+
+def _least(bench: Bench, case: Case, images: int, beams: int) -> float:
+  """Seconds: the products, or reading the decoder's weights once a token, whichever is more."""
+  config = T5S[case.t5]
+  read = case.config.prompter.tokens + case.visual_tokens + INSTRUCTION
+  row = floor.t5_row(config, read, _TOKENS)
+  once, each = row.encoder + row.cross, row.decoder + row.head
+  multiply = images * (once + beams * each) / bench.rates.multiply
+  weights = 4 * floor.t5_row(config, 0, 1).forward / 2  # one multiplication a weight
+  return max(multiply, images * once / bench.rates.multiply + _TOKENS * weights / bench.rates.read)
+
+
+def image_operations() -> float:
+  """Of CLIP ViT-B/32, which P1 spends on every image."""
+  return floor.clip_image(CLIPS["B/32"])

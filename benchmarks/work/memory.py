@@ -1,0 +1,107 @@
+"""Peak memory against the number of simulated clients: one frozen copy, and kilobytes a client."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+from PIL import Image
+
+from afspl_jax.checkpoint import Checkpoints
+from afspl_jax.config import Data, Experiment, Fed, Optim, to_dict
+from afspl_jax.federation.client_store import ClientStore
+from afspl_jax.federation.rounds import Plan
+from afspl_jax.federation.server import run_local
+from afspl_jax.run_folder import RunFolder
+from afspl_jax.setup import find, keep_compiled, prepare
+from afspl_jax.types import Example, Source
+from benchmarks.bench import Bench
+from benchmarks.compare import spread
+from benchmarks.process import Child
+from benchmarks.table import Line
+
+_COHORT = 8  # clients that a step trains together: what activations grow with
+_LARGEST = 10_000
+
+
+def clients(bench: Bench) -> Iterator[Line]:
+  """Rounds in which every client takes part, of the shapes world; each run in a fresh process."""
+  numbers = (1, 10, 100) if bench.quick else (1, 10, 100, 1000, _LARGEST)
+  peaks: list[int] = []
+  for number in (_COHORT, *numbers):
+    # Twice, as compiling takes more memory than training does; large numbers compile nothing new.
+    for _ in range(2 if number <= 100 else 1):
+      with tempfile.TemporaryDirectory() as folder:
+        task = (number, 100 if bench.quick else _LARGEST, Path(folder))
+        with Child("benchmarks.work.memory:one_round", *task) as child:
+          peak = child.built.peak
+    peaks.append(peak)
+    note = f"{peaks[-1] / peaks[0]:.2f} × that of one cohort"
+    if number > _COHORT:
+      note += f", {(peaks[-1] - peaks[0]) / number / 1e3:,.0f} kB a client"
+    yield Line(
+      f"{number:,} clients, {min(number, _COHORT)} at a time",
+      spread([peaks[-1] / 2**20]),
+      "MiB",
+      note=note,
+    )
+
+
+class Copies:
+  """A split said again and again, until there are `number` images."""
+
+  def __init__(self, source: Source, number: int):
+    self._source, self._keys = source, source.images()
+    self._first = {}
+    for i in range(len(source)):
+      self._first.setdefault(source[i].image, source[i])
+    self._number, self.fingerprint = number, f"{number} of {source.fingerprint}"
+
+  def __len__(self) -> int:
+    return self._number
+
+  def __getitem__(self, index: int) -> Example:
+    example = self._first[self._keys[index % len(self._keys)]]
+    return Example(f"{index}", f"{index}", example.references, example.question, "site")
+
+  def images(self) -> Sequence[str]:
+    """Keys, each once."""
+    return [str(i) for i in range(self._number)]
+
+  def load_image(self, key: str) -> Image.Image:
+    """Decodes one."""
+    return self._source.load_image(self._keys[int(key) % len(self._keys)])
+
+
+def one_round(number: int, images: int, folder: Path) -> None:
+  """A federation of `number` clients that hold one image each, or share `images` of them."""
+  keep_compiled()
+  config = Experiment(
+    data=Data(partition="iid", num_clients=number, min_examples=1),
+    optim=Optim(batch_size=8, local_steps=1),
+    fed=Fed(rounds=1, clients_per_round=number, cohort=min(_COHORT, number)),
+  )
+  inputs = find(config, ("train",))
+  source = Copies(inputs.sources["train"], images)
+  setup = prepare(
+    config, inputs._replace(sources={"train": source}), ClientStore(folder / "clients")
+  )
+  assert setup.trainer is not None
+  checkpoints = Checkpoints(folder / "checkpoints")
+  with RunFolder.open(folder / "run", to_dict(config)) as run:
+    plan = Plan(
+      params=setup.shared,
+      strategy=setup.strategy,
+      fed=config.fed,
+      seed=config.seed,
+      folder=run,
+      checkpoints=checkpoints,
+      evaluate=lambda round, params: None,
+      terms=setup.terms,
+    )
+    params = run_local(plan, setup.trainer, number)
+    failed = [line for line in run.clients() if line["status"] != "ok"]
+  checkpoints.close()
+  if failed:
+    raise RuntimeError(f"expected all of {number} clients to train; {failed[0]}")
+  jax.block_until_ready(params)

@@ -1,0 +1,218 @@
+"""Seconds to a CIDEr on the shapes world: our whole program, and the same training in PyTorch."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from afspl_jax.backbones.locate import locate
+from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+from afspl_jax.config import Eval, Experiment, Fed, Optim, Prompter, Uplink
+from afspl_jax.data.batches import Split
+from afspl_jax.evaluate import spread as evenly
+from afspl_jax.federation.client_store import ClientStore
+from afspl_jax.metrics.jsonl import Scored, score_predictions
+from afspl_jax.setup import Setup, find, prepare
+from benchmarks.bench import Bench
+from benchmarks.case import Case, Rows
+from benchmarks.compare import OURS, spread
+from benchmarks.process import Child
+from benchmarks.sides.side import Leaves
+from benchmarks.table import Line
+from benchmarks.work.start import read_lines
+
+_ROOT = Path(__file__).parents[2]
+_EVERY = 2  # rounds between two looks at the validation split
+_ROUNDS = 20
+
+# Dense averaging without own prompts, at a constant rate: what P1's loop does, and nothing else.
+_CONFIG = Experiment(
+  prompter=Prompter(local=False),
+  optim=Optim(schedule="constant", warmup_rounds=0.0, prompt_lr=1e-1),
+  uplink=Uplink(select="dense"),
+  fed=Fed(rounds=_ROUNDS),
+  eval=Eval(every=_EVERY, val_examples=100, test_examples=8),
+)
+
+
+def time_to_cider(bench: Bench) -> Iterator[Line]:
+  """Ours from the command on, with its caches warm; P1 from its first batch on."""
+  rounds = 4 if bench.quick else _ROUNDS
+  with Child("benchmarks.work.quality:PlainFederation") as theirs:
+    start, curve = 0.0, []
+    for _ in range(rounds // _EVERY):
+      done = theirs("rounds", _EVERY)
+      start += done.seconds
+      curve.append((start, done.value))
+  ours = _our_curve(rounds)
+  best = min(max(cider for _, cider in curve), max(cider for _, cider in ours))
+  for share in (0.8, 1.0):
+    ours_at, theirs_at = (_first(c, share * best) for c in (ours, curve))
+    yield Line(
+      f"ten sites, CIDEr {share * best:.2f}",
+      spread([ours_at]),
+      ratios={"P1": spread([theirs_at / ours_at])},
+      note=f"after {rounds} rounds ours {ours[-1][1]:.2f}, P1 {curve[-1][1]:.2f}",
+      details={OURS: ours, "P1": curve},
+    )
+
+
+def _first(curve: list[tuple[float, float]], wanted: float) -> float:
+  return next(seconds for seconds, cider in curve if cider >= wanted)
+
+
+def _our_curve(rounds: int) -> list[tuple[float, float]]:
+  """(seconds since the command, CIDEr) of the validation lines, of a second start."""
+  flags = [f"--config.{name}={value}" for name, value in _flags(rounds).items()]
+  for _ in range(2):
+    with tempfile.TemporaryDirectory() as folder:
+      curve: dict[int, tuple[float, float]] = {}
+      begin = time.perf_counter()
+      process = subprocess.Popen(
+        [sys.executable, "launch.py", f"--workdir={folder}/run", *flags],
+        cwd=_ROOT,
+        env=os.environ.copy(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+      )
+      while rounds not in curve:
+        time.sleep(0.05)
+        for line in read_lines(Path(folder) / "run" / "metrics.jsonl"):
+          if line["split"] == "val":
+            at = (time.perf_counter() - begin, line["cider"])
+            curve.setdefault(int(line["round"]), at)
+        if process.poll() not in (None, 0):
+          raise RuntimeError(f"launch.py ended with {process.returncode}")
+      process.kill()
+      process.wait()
+  return [curve[round] for round in sorted(curve) if round]
+
+
+def _flags(rounds: int) -> dict[str, Any]:
+  """What of `_CONFIG` is not the default, as flags."""
+  flags: dict[str, Any] = {}
+  for group in dataclasses.fields(Experiment):
+    value, usual = getattr(_CONFIG, group.name), getattr(Experiment(), group.name)
+    if dataclasses.is_dataclass(value):
+      for field in dataclasses.fields(value):
+        if getattr(value, field.name) != getattr(usual, field.name):
+          flags[f"{group.name}.{field.name}"] = getattr(value, field.name)
+  return flags | {"fed.rounds": rounds}
+
+
+@dataclass(frozen=True)
+class ShapesCase(Case):
+  """The shapes world's images with the shipped pair, for P1."""
+
+  images: int = 0
+  splits: tuple[str, ...] = ("train", "validation")
+
+  @property
+  def config(self) -> Experiment:
+    """Of the experiment, with own prompts that no row may use."""
+    return dataclasses.replace(_CONFIG, prompter=Prompter())
+
+  def pixels(self) -> Float[np.ndarray, "images h x 3"]:
+    """Of all splits, one after the other."""
+    sources = find(_CONFIG, self.splits).sources
+    processor = ImageProcessor(locate("tiny", "clip"))
+    images = [s.load_image(key) for s in sources.values() for key in s.images()]
+    return processor(images)
+
+
+class PlainFederation:
+  """P1 in the loop that a user would write around it: train each client, average, score."""
+
+  def __init__(self) -> None:
+    from benchmarks.sides.torch_plain import TorchPlain
+
+    case = ShapesCase()
+    with tempfile.TemporaryDirectory() as folder:
+      config = case.config
+      self._setup = prepare(config, find(config, case.splits), ClientStore(Path(folder)))
+    self._rng = np.random.default_rng(0)
+    self._params: Leaves = self._setup.whole(self._setup.shared)
+    folders = {kind: locate("tiny", kind) for kind in ("clip", "t5")}
+    self._tokenizer = Tokenizer(folders["t5"])
+    self._make = lambda params: TorchPlain(case, folders, params)
+    self._side = self._make(self._params)
+    self._rows = _ImageRows(self._setup, case.splits)
+
+  def rounds(self, number: int) -> float:
+    """Trains for some rounds; CIDEr on the validation split after the last."""
+    optim = self._setup.config.optim
+    train, clients = self._setup.splits["train"], self._setup.clients["train"]
+    for _ in range(number):
+      parts = [
+        self._rows(train, "train", self._rng, indices, optim.local_steps, optim.batch_size)
+        for indices in clients.values()
+      ]
+      rows = Rows(*(np.stack(leaves, axis=1) for leaves in zip(*parts, strict=True)))
+      self._side.start_from(self._params)
+      trained = self._side.train(rows).params
+      sizes = np.array([len(indices) for indices in clients.values()], np.float64)
+      share = (sizes / sizes.sum()).astype(np.float32)
+      self._params = jax.tree.map(lambda x: np.tensordot(share, x, axes=1), trained)  # noqa: B023
+    self._side.start_from(self._params)
+    return self._cider()
+
+  def _cider(self) -> float:
+    validation = self._setup.splits["validation"]
+    scored = evenly(len(validation), _CONFIG.eval.val_examples)
+    rows = self._rows(validation, "validation", None, np.array(scored), 1, len(scored))
+    rows = Rows(*(x[:, None] for x in rows))
+    ids = self._side.generate(rows, 1, _CONFIG.eval.max_tokens, until_end=True)
+    texts = self._tokenizer.decode(ids)
+    examples = [validation.examples[i] for i in scored]
+    return score_predictions(
+      Scored(text, list(example.references), example.question)
+      for text, example in zip(texts, examples, strict=True)
+    )["cider"]
+
+
+class _ImageRows:
+  """Batches that name their images by row instead of holding their features."""
+
+  def __init__(self, setup: Setup, splits: tuple[str, ...]):
+    sources, start = find(_CONFIG, splits).sources, 0
+    self._row: dict[tuple[str, str], int] = {}
+    for name, source in sources.items():
+      self._row |= {(name, key): start + i for i, key in enumerate(source.images())}
+      start += len(source.images())
+
+  def __call__(
+    self,
+    split: Split,
+    name: str,
+    rng: np.random.Generator | None,
+    indices: np.ndarray,
+    steps: int,
+    size: int,
+  ) -> Rows:
+    wanted, reference = steps * size, None
+    if rng is not None:
+      passes = -(-wanted // len(indices))
+      indices = np.concatenate([rng.permutation(indices) for _ in range(passes)])[:wanted]
+      reference = rng.integers(2**31, size=wanted)
+    batch = split.batch(indices, wanted, reference)
+    image = np.array([self._row[name, split.examples[i].image] for i in indices])
+    flat = Rows(
+      image,
+      batch.text,
+      batch.instruction,
+      batch.instruction_mask,
+      batch.targets,
+      batch.targets_mask,
+      np.zeros(wanted, bool),
+    )
+    return Rows(*(np.asarray(x).reshape(steps, size, *x.shape[1:]) for x in flat))

@@ -1,0 +1,80 @@
+"""Local training: a step of one client, and a round of many."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from benchmarks import floor
+from benchmarks.bench import Bench
+from benchmarks.case import CLIPS, INSTRUCTION, T5S, Case, Rows, rows
+from benchmarks.compare import OURS, in_turn
+from benchmarks.table import Line, compared
+
+_STEPS = 4  # of a "train step", so that what a call costs once is shared as in a round
+
+
+def train_step(bench: Bench) -> Iterator[Line]:
+  """Milliseconds a sample, features cached; and what an image costs that is not."""
+  models = ("small",) if bench.quick else ("small", "base")
+  for model in models:
+    with bench.sides(Case(t5=model)) as sides:
+      images = in_turn(
+        {name: side for name, side in sides.items() if name != "P1"}, bench.turns, "encode"
+      )
+      number = sides.case.images
+      least = floor.clip_image(CLIPS["B/32"]) / bench.rates.multiply
+      yield compared(
+        f"an image through CLIP ViT-B/32, beside flan-t5-{model}",
+        images,
+        each=1e3 / number,
+        unit="ms",
+        floor=number * least,
+        note="once an image, ever; P1 does it in every step",
+      )
+      for batch in (16,) if bench.quick else (4, 16, 64):
+        steps = 1 if bench.quick or batch == 64 else _STEPS
+        yield _training(bench, sides, f"train step, flan-t5-{model}", steps, 1, batch)
+
+
+def pooled(bench: Bench) -> Iterator[Line]:
+  """The same with the mapper that the earlier implementation has: four visual tokens."""
+  with bench.sides(Case(mapper="pooled:4")) as sides:
+    yield _training(bench, sides, "train step, flan-t5-small, four visual tokens", 1, 1, 16)
+    if not bench.quick:
+      yield _training(bench, sides, "round of 10 clients, four visual tokens", 10, 10, 8)
+
+
+def federated_round(bench: Bench) -> Iterator[Line]:
+  """Local training of a round's clients, from equal params."""
+  with bench.sides(Case()) as sides:
+    if bench.quick:
+      yield _training(bench, sides, "round of 10 clients, 2 of its 10 steps", 2, 10, 8)
+      return
+    yield _training(bench, sides, "round of 10 of 100 clients, 10 steps of batch 8", 10, 10, 8)
+    once = dataclasses.replace(bench, turns=1)
+    yield _training(once, sides, "round of 100 of 1,000 clients, 10 steps", 10, 100, 8)
+
+
+def _training(bench: Bench, sides, work: str, steps: int, clients: int, batch: int) -> Line:
+  given = rows(sides.case, steps, clients, batch)
+  samples = steps * clients * batch
+  measured = in_turn(sides, bench.turns, "train", given, warm=bench.turns > 1)
+  losses = {name: trained.losses for name, trained in measured.values.items()}
+  apart = max(float(abs(x - losses[OURS]).max() / losses[OURS].max()) for x in losses.values())
+  line = compared(
+    f"{work}, batch {batch}" if clients == 1 else work,
+    measured,
+    each=1e3 / samples,
+    unit="ms a sample",
+    floor=needed(sides.case, given) / bench.rates.multiply,
+    note=f"losses agree to {apart:.0e}",
+  )
+  line.details["losses_apart"] = apart
+  return line
+
+
+def needed(case: Case, given: Rows) -> float:
+  """Operations of T5 that training on these rows cannot do without: padding is not among them."""
+  lengths = given.targets_mask.sum(axis=-1)
+  read = case.config.prompter.tokens + case.visual_tokens + INSTRUCTION
+  row = floor.t5_row(T5S[case.t5], read, float(lengths.mean()))
+  return row.train * lengths.size
