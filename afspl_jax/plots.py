@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afspl_jax.study import Study
-from afspl_jax.tables import CIDER, MEGABYTES, Estimate, Rows, Scored
+from afspl_jax.columns import CIDER, MEGABYTES
+from afspl_jax.tables import Estimate, Rows, Scored
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -3,7 +3,7 @@
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from scipy.special import stdtrit
 
 from afspl_jax.atomic import write_text
+from afspl_jax.columns import CIDER, MAIN, MEGABYTES, MORE, OWN, Column
 from afspl_jax.run_folder import METRICS, read_lines
 from afspl_jax.study import Cell, Study, cells
 
@@ -31,59 +32,6 @@ class Estimate(NamedTuple):
     """As `0.123 ± 0.004`; one seed has no interval."""
     mean = f"{self.mean:{sign}.{decimals}f}"
     return mean if self.seeds == 1 else f"{mean} ± {self.half_width:.{decimals}f}"
-
-
-@dataclass(frozen=True)
-class Column:
-  """One number of a run."""
-
-  name: str
-  meaning: str
-  split: str  # of the line in metrics.jsonl
-  key: str
-  decimals: int = 3
-  scale: float = 1.0
-
-
-CIDER = Column("CIDEr", "of the global prompter on the common test split", "test", "cider")
-OWN = Column(
-  "CIDEr, own",
-  "every test example answered by its own client's personal prompter",
-  "test_personal",
-  "cider",
-)
-MEGABYTES = Column(
-  "MB up", "sent by all clients in all rounds, in 10⁶ bytes", "test", "bytes_up", 2, 1e-6
-)
-MAIN = (
-  CIDER,
-  Column("BLEU-4", "the same texts, by their 4-grams", "test", "bleu4"),
-  Column("VQA", "share of right answers of the global prompter", "test", "vqa_accuracy"),
-  OWN,
-  Column("VQA, own", "the same, of questions", "test_personal", "vqa_accuracy"),
-  Column("CIDEr, sample", "of the global prompter on a common sample", "test_common", "cider"),
-  Column(
-    "own on it",
-    "CIDEr of personal prompters on the same sample, mean over clients",
-    "test_personal_common",
-    "cider",
-  ),
-  MEGABYTES,
-)
-MORE = (
-  Column("blind", "CIDEr of the global prompter, shown no image", "test_blind", "cider"),
-  Column("VQA, blind", "its right answers, shown no image", "test_blind", "vqa_accuracy"),
-  Column("mean fusion", "CIDEr with fusion weights as their mean", "test_mean_fusion", "cider"),
-  Column("changed", "share of texts that are then others", "test_mean_fusion", "changed"),
-  Column(
-    "newcomers",
-    "CIDEr of the global prompter at sites that took no part",
-    "newcomer_global",
-    "cider",
-  ),
-  Column("before", "CIDEr of their personal prompters, untrained", "newcomer_before", "cider"),
-  Column("after", "and after a round of training", "newcomer_after", "cider"),
-)  # one by one, where some run has it
 
 
 @dataclass(frozen=True)
@@ -154,15 +102,18 @@ class Rows:
 
   def paired(
     self,
-    setting: str,
+    settings: Iterable[str],
     variant: str,
     other: str,
     column: Column,
     compare: Callable[[float, float], float],
   ) -> Estimate | None:
-    """Compares two variants seed by seed, over the seeds that both have."""
-    ours, theirs = (self.by_seed(setting, name, column) for name in (variant, other))
-    return estimate([compare(ours[seed], theirs[seed]) for seed in ours if seed in theirs])
+    """Compares two variants setting by setting and seed by seed, wherever there are both."""
+    pairs = []
+    for setting in settings:
+      ours, theirs = (self.by_seed(setting, name, column) for name in (variant, other))
+      pairs += [compare(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    return estimate(pairs)
 
 
 class Shown(NamedTuple):
@@ -217,7 +168,29 @@ def markdown(study: Study, scored: Sequence[Scored], command: str) -> str:
     if lacking:
       text += ["", "Missing:", ""]
       text += [f"- {name}, seed {', '.join(of)}: {why}" for (name, why), of in lacking.items()]
+  if len(study.settings) > 1:
+    text += ["", "## All settings together", "", *_together(study, rows)]
   return "\n".join(text) + "\n"
+
+
+def _together(study: Study, rows: Rows) -> list[str]:
+  """Differences to the full method over all settings and seeds: more pairs than one setting has."""
+  head = ["", *(f"{column.name} − {study.full}" for column in (CIDER, OWN)), "pairs"]
+  lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
+  for variant in study.variants:
+    if variant != study.full:
+      both = [
+        rows.paired(study.settings, variant, study.full, column, operator.sub)
+        for column in (CIDER, OWN)
+      ]
+      number = max((value.seeds for value in both if value), default=0)
+      lines.append(_row([variant, *(_text(value, 3, "+") for value in both), str(number)]))
+  return [
+    "Mean difference of runs with the same setting and seed ± half the width of its 95 % interval,"
+    " which takes the pairs as independent.",
+    "",
+    *lines,
+  ]
 
 
 def _shown(rows: Rows, column: Column) -> Shown:
@@ -232,7 +205,7 @@ def _share(study: Study, rows: Rows) -> Shown:
     return 100 * part / whole if whole else math.nan
 
   def text(setting: str, variant: str) -> str:
-    return _text(rows.paired(setting, variant, study.reference, MEGABYTES, percentage), 1)
+    return _text(rows.paired([setting], variant, study.reference, MEGABYTES, percentage), 1)
 
   name = f"% of {study.reference}"
   return Shown(name, f"MB up, of those of *{study.reference}* with the same seed", text)
@@ -242,7 +215,7 @@ def _gain(study: Study, rows: Rows, column: Column) -> Shown:
   def text(setting: str, variant: str) -> str:
     if variant == study.full:
       return ""
-    return _text(rows.paired(setting, variant, study.full, column, operator.sub), 3, "+")
+    return _text(rows.paired([setting], variant, study.full, column, operator.sub), 3, "+")
 
   meaning = f"difference in {column.name} to *{study.full}* with the same seed"
   return Shown(f"{column.name} − {study.full}", meaning, text)

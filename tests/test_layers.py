@@ -45,6 +45,7 @@ LAYERS = {
   "network": 8,
   "flower_app": 9,
   "workers": 8,
+  "columns": 8,
   "tables": 8,
   "plots": 8,
   "ablate": 8,

@@ -83,6 +83,24 @@ def test_the_difference_is_paired_by_seed(tmp_path):
   assert rows["dense FedAvg"][0]["CIDEr − full AFSPL"] == "–"
 
 
+def test_settings_together_are_paired_by_setting_and_seed(tmp_path):
+  ciders = {("iid", 0): (1.0, 2.0), ("iid", 1): (3.0, 3.0), ("natural", 0): (10.0, 12.0)}
+  for (setting, seed), (full, other) in ciders.items():
+    put(tmp_path, setting, "full AFSPL", seed, test={"cider": full})
+    put(tmp_path, setting, "other", seed, test={"cider": other})
+  put(tmp_path, "natural", "other", 1, test={"cider": 99.0})  # nothing to compare it with
+  together = tables(tmp_path)["All settings together"]
+  # By hand: +1, 0 and +2 have mean 1 and standard deviation 1.
+  (row,) = together["other"]
+  assert row == {
+    "CIDEr − full AFSPL": "+1.000 ± 2.484",
+    "CIDEr, own − full AFSPL": "–",
+    "pairs": "3",
+  }
+  assert together["dense FedAvg"][0]["pairs"] == "0"
+  assert "full AFSPL" not in together
+
+
 def test_bytes_are_relative_to_the_reference_of_the_same_setting_and_seed(tmp_path):
   put(tmp_path, "iid", "dense FedAvg", 0, test={"cider": 1.0, "bytes_up": 4000})
   put(tmp_path, "natural", "dense FedAvg", 0, test={"cider": 1.0, "bytes_up": 100})
