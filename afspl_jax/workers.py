@@ -125,7 +125,7 @@ def _death(exitcode: int | None) -> str:
 
 def _work(tasks: Connection, share: int, jobs: int, compiled: Path) -> None:
   """What a worker does, until its parent ends it or is no more."""
-  threading.Thread(target=_follow_parent, daemon=True).start()
+  threading.Thread(target=follow_parent, daemon=True).start()
   _limit(share, jobs)
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -177,7 +177,7 @@ def _limit(share: int, jobs: int) -> None:
     os.sched_setaffinity(0, cores[share % len(cores) :: jobs])
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
   """Ends this process when its parent ends, be it killed: a new start needs the run's folder."""
   parent = multiprocessing.parent_process()
   if parent is not None:

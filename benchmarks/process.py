@@ -6,12 +6,15 @@ While one side works the others wait for their next order, and take no time.
 import importlib
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from afspl_jax.workers import follow_parent
 
 
 class Timed(NamedTuple):
@@ -79,6 +82,7 @@ class Child:
 
 def _serve(connection: Connection, name: str, args: Any, environment: dict[str, str]) -> None:
   os.environ.update(environment)
+  threading.Thread(target=follow_parent, daemon=True).start()
   target: Any = None
 
   def build() -> Any:
