@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afspl_jax.study import Study
 from afspl_jax.columns import CIDER, MEGABYTES
+from afspl_jax.study import Study
 from afspl_jax.tables import Estimate, Rows, Scored
 
 if TYPE_CHECKING:
