@@ -46,7 +46,7 @@ class Prompter:
   tokens: int = 16  # tokens per prompt (p)
   pool: int = 8  # candidate prompts in the pool (m)
   pool_mode: str = "adaptive"  # adaptive | fixed | dense
-  pool_mass: float = 0.9  # adaptive: smallest k whose mass reaches this
+  pool_mass: float = 0.98  # adaptive: smallest k whose mass reaches this
   k_min: int = 1  # fewest prompts chosen for a sample
   k_max: int = 4  # most prompts chosen for a sample; the k of "fixed"
   key_dim: int = 64  # width of keys and query (h)

@@ -3,7 +3,7 @@
 `afspl ablate configs/ablation.py --workdir=runs/ablation`
 """
 
-from afspl_jax.config import Data, Eval, Experiment, Fed, Optim
+from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Prompter
 from afspl_jax.study import Study
 
 ROUNDS = 12
@@ -19,6 +19,7 @@ NO_SITES = {"data.partition": "iid", "data.dirichlet_alpha": Data.dirichlet_alph
 def get_config() -> Experiment:
   return Experiment(
     data=Data(num_clients=CLIENTS),
+    prompter=Prompter(pool_mass=0.9),  # the default when this was measured
     optim=Optim(local_steps=LOCAL_STEPS),
     fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS),
     eval=Eval(every=ROUNDS, val_examples=50, test_examples=TEST_EXAMPLES, common_examples=60),

@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from afspl_jax.config import Data, Eval, Experiment, Fed, Uplink
+from afspl_jax.config import Data, Eval, Experiment, Fed, Prompter, Uplink
 from afspl_jax.study import Study
 
 ROUNDS = 12
@@ -15,6 +15,7 @@ SEEDS = (0, 1, 2)
 def get_config() -> Experiment:
   return Experiment(
     data=Data(partition="dirichlet", dirichlet_alpha=0.1),
+    prompter=Prompter(pool_mass=0.9),  # the default when this was measured
     fed=Fed(rounds=ROUNDS),
     eval=Eval(every=ROUNDS, val_examples=50, test_examples=500, common_examples=60),
   )
