@@ -17,7 +17,6 @@ from benchmarks.work import devices, generation, memory, quality, server, start,
 
 WORK: dict[str, tuple[str, Callable[[Bench], Iterator[table.Line]]]] = {
   "step": ("Train step", training.train_step),
-  "pooled": ("Four visual tokens instead of 49", training.pooled),
   "round": ("Local training of a federated round", training.federated_round),
   "generate": ("Generation", generation.generate),
   "memory": ("Peak memory of a simulation", memory.clients),
@@ -31,7 +30,7 @@ WORK: dict[str, tuple[str, Callable[[Bench], Iterator[table.Line]]]] = {
 def main() -> None:
   """Runs what is asked for, prints a table as soon as its last line is known."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-  parser.add_argument("--quick", action="store_true", help="small sizes; minutes, not an hour")
+  parser.add_argument("--quick", action="store_true", help="small sizes: a quarter of an hour")
   parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), metavar="WORK")
   parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE")
   parser.add_argument("--turns", type=int, default=3, help="times that every side works (3)")

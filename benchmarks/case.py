@@ -87,23 +87,21 @@ class Case:
   t5: str = "small"
   clip: str = "B/32"
   images: int = 64  # distinct ones; rows share them, as rounds do
-  mapper: str = "linear"
 
   @property
   def config(self) -> Experiment:
     """Of the experiment whose work is measured, in float32, as both sides are."""
     config = _coco()
     backbone = dataclasses.replace(config.backbone, dtype="float32")
-    prompter = dataclasses.replace(config.prompter, init="random", mapper=self.mapper)
+    prompter = dataclasses.replace(config.prompter, init="random")
     optim = dataclasses.replace(config.optim, schedule="constant", warmup_rounds=0.0)
     return dataclasses.replace(config, backbone=backbone, prompter=prompter, optim=optim)
 
   @property
   def visual_tokens(self) -> int:
     """Vectors that T5 reads of an image."""
-    kind, _, count = self.mapper.partition(":")
     side = CLIPS[self.clip].vision.image_size // CLIPS[self.clip].vision.patch_size
-    return int(count) if kind == "pooled" else (side // self.config.prompter.patch_pool) ** 2
+    return (side // self.config.prompter.patch_pool) ** 2
 
   def pixels(self) -> Float[np.ndarray, "images h x 3"]:
     """The images, as a checkpoint's processor would give them."""

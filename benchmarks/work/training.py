@@ -35,14 +35,6 @@ def train_step(bench: Bench) -> Iterator[Line]:
         yield _training(bench, sides, f"train step, flan-t5-{model}", steps, 1, batch)
 
 
-def pooled(bench: Bench) -> Iterator[Line]:
-  """The same with the mapper that the earlier implementation has: four visual tokens."""
-  with bench.sides(Case(mapper="pooled:4")) as sides:
-    yield _training(bench, sides, "train step, flan-t5-small, four visual tokens", 1, 1, 16)
-    if not bench.quick:
-      yield _training(bench, sides, "round of 10 clients, four visual tokens", 10, 10, 8)
-
-
 def federated_round(bench: Bench) -> Iterator[Line]:
   """Local training of a round's clients, from equal params."""
   with bench.sides(Case()) as sides:
