@@ -16,6 +16,9 @@ SIDES = {
   "P2": "benchmarks.sides.torch_best:TorchBest",
 }
 
+# What transformers says while it loads has no place between the tables.
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+
 
 class Sides(dict[str, Child]):
   """Sides at work on one case, by name."""
@@ -42,7 +45,7 @@ class Bench:
       sides = Sides()
       sides.case = case
       for name in self.names:
-        child = Child(SIDES[name], case, folders, first.built.value)
+        child = Child(SIDES[name], case, folders, first.built.value, environment=_QUIET)
         sides[name] = stack.enter_context(child)
         child("encode")
       yield sides
