@@ -86,8 +86,7 @@ class Captioner:
     self, frozen: Params, encoded: Encoded, targets: Int[Array, "b t"]
   ) -> Float[Array, "b t n"]:
     """Teacher-forced logits of each target token."""
-    hidden = self.teach(frozen, encoded.states, encoded.mask, targets)
-    return self.head(frozen, hidden)
+    return self.teach(frozen, encoded.states, encoded.mask, targets)
 
   def teach(
     self,
@@ -95,13 +94,10 @@ class Captioner:
     states: Float[Array, "b l d"],
     mask: Bool[Array, "b l"],
     targets: Int[Array, "b t"],
-  ) -> Float[Array, "b t d"]:
-    """The teacher-forced decoder's states at each target token, for `head`."""
-    return nnx.merge(self._t5, frozen).decode(shift_right(targets, self.pad_id), states, mask)
-
-  def head(self, frozen: Params, hidden: Float[Array, "*b d"]) -> Float[Array, "*b n"]:
-    """Logits of the decoder's states."""
-    return nnx.merge(self._t5, frozen).logits(hidden)
+  ) -> Float[Array, "b t n"]:
+    """The same from bare encoder states."""
+    t5 = nnx.merge(self._t5, frozen)
+    return t5.logits(t5.decode(shift_right(targets, self.pad_id), states, mask))
 
   def start_cache(self, frozen: Params, encoded: Encoded, length: int) -> DecodeCache:
     """Prepares decoding of up to `length` tokens."""

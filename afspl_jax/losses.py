@@ -21,26 +21,18 @@ def token_cross_entropy(
   mask: Bool[Array, "b t"],
   label_smoothing: float = 0.0,
 ) -> TokenLoss:
-  """Cross-entropy over the tokens that `mask` keeps."""
-  losses = cross_entropy(logits, targets, label_smoothing)
-  return TokenLoss(jnp.sum(losses * mask), jnp.sum(mask, dtype=jnp.float32))
-
-
-def cross_entropy(
-  logits: Float[Array, "*b n"], targets: Int[Array, "*b"], label_smoothing: float = 0.0
-) -> Float[Array, "*b"]:
-  """Nats of each token, in float32.
+  """Cross-entropy over the tokens that `mask` keeps.
 
   Label smoothing mixes the target with the uniform distribution (Szegedy et al. 2016, sec. 7).
   """
   logits = logits.astype(jnp.float32)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
   if label_smoothing:
-    # -mean log p, without another array of the size of log-probabilities.
+    # -mean log p, without another [b t n] array of log-probabilities.
     normaliser = losses + jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     uniform = normaliser - logits.mean(axis=-1)
     losses = (1 - label_smoothing) * losses + label_smoothing * uniform
-  return losses
+  return TokenLoss(jnp.sum(losses * mask), jnp.sum(mask, dtype=jnp.float32))
 
 
 def contrastive(

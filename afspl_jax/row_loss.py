@@ -5,58 +5,54 @@ prefixes is computed along with its loss, while the activations are at hand, and
 gradient is kept for the backward pass: memory is that of one chunk, however many rows there are.
 """
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from afspl_jax.captioner import Captioner, mean_state
-from afspl_jax.head_loss import head_nats
+from afspl_jax.losses import token_cross_entropy
 from afspl_jax.types import Batch, Params
 
 # Rows that a device takes at a time. On a CPU so few that what a layer writes is in the cache when
 # the next one reads it: 320 rows of the tiny pair in one chunk take 1.4 times as long.
 _CPU_ROWS, _ROWS = 32, 256
 
-# Tokens whose logits exist at a time.
-_CPU_TOKENS, _TOKENS = 64, 1024
-
-# Shares of the targets' padded length that a chunk's decoder may be cut to, each of which is
-# compiled. Rows are sorted by length first; where captions and answers are mixed, a step takes 0.82
-# of the time that it takes without cuts.
-_CUTS, _SHORTEST_CUT = (0.2, 0.4, 0.5, 0.7), 8
+# Shares of the targets' padded length that chunks may be cut to, if it is worth a compiled program
+# of its own. Rows are sorted by length first; where captions and answers are mixed, a step takes
+# 0.82 of the time that it takes without cuts.
+_CUTS, _SHORTEST_CUT = (0.2, 0.5), 8
 
 
 class RowLoss:
   """What the rows of a batch cost, with the gradient for their prefixes.
 
-  Each device sorts and cuts the rows that it holds: none is sent to another.
-
   Args:
     captioner: the forward passes.
     label_smoothing: of the cross-entropy.
-    mesh: devices that share the rows.
+    mesh: devices that share a chunk.
   """
 
   def __init__(self, captioner: Captioner, label_smoothing: float, mesh: Mesh):
-    self._captioner, self._label_smoothing, self._mesh = captioner, label_smoothing, mesh
+    self._captioner, self._label_smoothing, self._devices = captioner, label_smoothing, mesh.size
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    self._rows, self._tokens = (_CPU_ROWS, _CPU_TOKENS) if on_cpu else (_ROWS, _TOKENS)
+    self._limit = mesh.size * (_CPU_ROWS if on_cpu else _ROWS)
+    self._sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
 
   def states(
     self, frozen: Params, prefix: Float[Array, "b x d"], batch: Batch
   ) -> Float[Array, "b d"]:
     """The mean encoder state of each row, without a gradient."""
 
-    def of_chunk(frozen: Params, _: Array, *rows: Array) -> Array:
-      return mean_state(*self._captioner.read(frozen, *rows))
+    def of_chunk(prefix: Array, instruction: Array, instruction_mask: Array) -> Array:
+      encoded = self._captioner.read(frozen, prefix, instruction, instruction_mask)
+      return mean_state(*encoded)
 
     rows = (jax.lax.stop_gradient(prefix), batch.instruction, batch.instruction_mask)
-    return self._in_chunks(of_chunk, frozen, batch, rows)
+    return self._in_chunks([of_chunk], batch, rows)
 
   def __call__(
     self,
@@ -78,10 +74,31 @@ class RowLoss:
     Returns:
       `weights * nats + <pull, mean state>`, differentiable in `prefix` alone, and `nats`.
     """
+    length = batch.targets.shape[1]
+    shorter = (round(share * length) for share in _CUTS)
+    cuts = [*(cut for cut in shorter if cut >= _SHORTEST_CUT), length]
     rows = (batch.instruction, batch.instruction_mask, batch.targets, batch.targets_mask)
 
+    def cut_to(length: int) -> Callable[..., Any]:
+      def of_chunk(prefix, instruction, instruction_mask, targets, mask, weights, pull):
+        def total(prefix: Array) -> tuple[Array, tuple[Array, Array]]:
+          states, seen = self._captioner.read(frozen, prefix, instruction, instruction_mask)
+          logits = self._captioner.teach(frozen, states, seen, targets[:, :length])
+          nats = self._nats(logits, targets[:, :length], mask[:, :length])
+          costs = weights * nats
+          if pull is not None:
+            costs += jnp.sum(pull * mean_state(states, seen), axis=-1)
+          return costs.sum(), (costs, nats)
+
+        grads, (costs, nats) = jax.grad(total, has_aux=True)(prefix)
+        return costs, nats, grads
+
+      return of_chunk
+
     def all_three(prefix: Array) -> tuple[Array, Array, Array]:
-      return self._in_chunks(self._of_chunk, frozen, batch, (prefix, *rows, weights, pull))
+      return self._in_chunks(
+        [cut_to(cut) for cut in cuts], batch, (prefix, *rows, weights, pull), cuts
+      )
 
     @jax.custom_vjp
     def costs_and_nats(prefix: Array) -> tuple[Array, Array]:
@@ -98,66 +115,33 @@ class RowLoss:
     costs, nats = costs_and_nats(prefix)
     return costs, jax.lax.stop_gradient(nats)
 
-  def _of_chunk(
-    self,
-    frozen: Params,
-    longest: Array,
-    prefix: Array,
-    instruction: Array,
-    instruction_mask: Array,
-    targets: Array,
-    mask: Array,
-    weights: Array,
-    pull: Array | None,
-  ) -> tuple[Array, Array, Array]:
-    """Costs, nats, and the costs' gradient for the prefix."""
+  def _nats(self, logits: Array, targets: Array, mask: Array) -> Float[Array, " b"]:
+    def of_row(logits: Array, targets: Array, mask: Array) -> Array:
+      row = (logits[None], targets[None], mask[None])
+      return token_cross_entropy(*row, self._label_smoothing).nats
 
-    def read(prefix: Array) -> tuple[Array, Array]:
-      return self._captioner.read(frozen, prefix, instruction, instruction_mask)
-
-    def cut_to(length: int) -> Callable[[Array], Any]:
-      said, counts = targets[:, :length], mask[:, :length]
-
-      def total(states: Array) -> tuple[Array, tuple[Array, Array]]:
-        hidden = self._captioner.teach(frozen, states, seen, said)
-        head = functools.partial(self._captioner.head, frozen)
-        nats = head_nats(head, hidden, said, counts, self._label_smoothing, self._tokens)
-        costs = weights * nats
-        if pull is not None:
-          costs += jnp.sum(pull * mean_state(states, seen), axis=-1)
-        return costs.sum(), (costs, nats)
-
-      return jax.grad(total, has_aux=True)
-
-    length = targets.shape[1]
-    shorter = (round(share * length) for share in _CUTS)
-    cuts = [*(cut for cut in shorter if cut >= _SHORTEST_CUT), length]
-    # The encoder, whose length is the same in all chunks, outside of what is compiled for each cut.
-    states, back, seen = jax.vjp(read, prefix, has_aux=True)
-    enough = jnp.searchsorted(jnp.asarray(cuts), longest)
-    grads, (costs, nats) = jax.lax.switch(enough, [cut_to(cut) for cut in cuts], states)
-    return costs, nats, *back(grads)
+    return jax.vmap(of_row)(logits, targets, mask)
 
   def _in_chunks(
-    self, function: Callable[..., Any], frozen: Params, batch: Batch, rows: tuple[Any, ...]
+    self, functions: Sequence[Callable[..., Any]], batch: Batch, rows: Any, cuts: Sequence[int] = ()
   ) -> Any:
-    """Maps `function(frozen, longest target, *rows)` over chunks of rows of like length."""
+    """Maps a function of chunks over rows sorted by length: the first whose cut is long enough."""
+    position = jnp.arange(1, batch.targets.shape[1] + 1)
+    lengths = jnp.max(position * batch.targets_mask, axis=1)
+    order = jnp.argsort(lengths)
+    number = -(-len(lengths) // self._limit)
+    size = -(-len(lengths) // (number * self._devices)) * self._devices
+    slots = jnp.pad(order, (0, number * size - len(lengths)), mode="edge")
 
-    def on_device(frozen: Params, mask: Array, *rows: Any) -> Any:
-      lengths = jnp.max(jnp.arange(1, mask.shape[1] + 1) * mask, axis=1)
-      order = jnp.argsort(lengths)
-      number = -(-len(lengths) // self._rows)
-      size = -(-len(lengths) // number)
-      slots = jnp.pad(order, (0, number * size - len(lengths)), mode="edge")
-      chunks = jax.tree.map(lambda x: x[slots].reshape(number, size, *x.shape[1:]), (lengths, rows))
-      of_chunk = lambda chunk: function(frozen, chunk[0].max(), *chunk[1])  # noqa: E731
-      out = jax.lax.map(of_chunk, chunks)
-      back = jnp.argsort(order)
-      return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[back], out)
+    def chunked(x: Array) -> Array:
+      chunks = x[slots].reshape(number, size, *x.shape[1:])
+      return jax.lax.with_sharding_constraint(chunks, self._sharding)
 
-    everywhere, over_rows = PartitionSpec(), PartitionSpec("data")
-    specs = (everywhere, *[over_rows] * (1 + len(rows)))
-    local = jax.shard_map(
-      on_device, mesh=self._mesh, in_specs=specs, out_specs=over_rows, check_vma=False
-    )
-    return local(frozen, batch.targets_mask, *rows)
+    def of_chunk(chunk: Any) -> Any:
+      lengths, rows = chunk
+      enough = jnp.searchsorted(jnp.asarray(cuts), lengths.max()) if cuts else 0
+      return jax.lax.switch(enough, functions, *rows)
+
+    out = jax.lax.map(of_chunk, jax.tree.map(chunked, (lengths, rows)))
+    back = jnp.argsort(order)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[back], out)

@@ -73,7 +73,7 @@ class Model:
 
 def make_model(contrast: bool = False, **prompter) -> Model:
   t5 = T5(T5_CONFIG, rngs=nnx.Rngs(1))
-  defaults = dict(tokens=4, pool=6, k_max=3, key_dim=5, fusion_hidden=7)
+  defaults = dict(tokens=4, pool=6, pool_mass=0.9, k_max=3, key_dim=5, fusion_hidden=7)
   config = settings.Prompter(**(defaults | prompter))
   no_words = jnp.zeros(0, jnp.int32)
   prompter_ = Prompter(

@@ -25,7 +25,6 @@ LAYERS = {
   "prompts": 2,
   "captioner": 3,
   "losses": 4,
-  "head_loss": 4,
   "row_loss": 4,
   "control": 4,
   "step": 4,
