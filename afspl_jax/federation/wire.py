@@ -139,7 +139,8 @@ def unpack_update(record: ArrayRecord, base: Params) -> Update:
       bad = values.size - int(np.isfinite(values).sum())
     if bad:
       raise WireError(f"{path}: expected finite values; {bad} of {part.size} are not")
-    leaf[slice(None) if chosen.all() else chosen] = values.reshape(-1, leaf.shape[1])
+    values = values.reshape(np.count_nonzero(chosen), leaf.shape[1])
+    leaf[slice(None) if chosen.all() else chosen] = values
   return Update(params, masks)
 
 
@@ -165,7 +166,10 @@ def _rows(leaf: np.ndarray) -> Num[np.ndarray, "rows d"]:
 
   To pick rows and not elements takes 0.4 instead of 2.2 ms for 0.9 million floats.
   """
-  return leaf.reshape(-1, leaf.shape[-1] if leaf.ndim else 1)
+  shape = leaf.shape or (1,)
+  return leaf.reshape(
+    math.prod(shape[:-1]), shape[-1]
+  )  # not -1, which no leaf without elements has
 
 
 def _unpack_masks(array: Array, base: Params) -> Params:

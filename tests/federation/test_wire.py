@@ -47,6 +47,13 @@ def test_every_finite_bit_pattern_survives(dtype, seed, size):
   assert_same_bits({"x": leaf}, wire.unpack(wire.pack({"x": leaf}), {"x": leaf}))
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)])
+def test_leaves_without_elements_travel(shape):
+  tree = {"empty": np.zeros(shape, np.float32), "full": np.ones((2, 3), np.float32)}
+  update = wire.unpack_update(wire.pack(tree), jax.tree.map(np.zeros_like, tree))
+  assert_same_bits(update.params, tree)
+
+
 def test_round_trip_of_jax_arrays_from_shapes_alone():
   tree = jax.tree.map(jnp.asarray, params())
   shapes = jax.eval_shape(lambda: tree)
