@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from benchmarks import floor, table
 from benchmarks.bench import SIDES, Bench
+from benchmarks.compare import OURS
 from benchmarks.process import ChildError
 from benchmarks.work import devices, generation, memory, quality, server, start, training
 
@@ -27,13 +29,14 @@ WORK: dict[str, tuple[str, Callable[[Bench], Iterator[table.Line]]]] = {
 }
 
 
-def main() -> None:
-  """Runs what is asked for, prints a table as soon as its last line is known."""
+def main() -> int:
+  """Runs what is asked for, prints a table as soon as it is known; 1 if something failed."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
   parser.add_argument("--quick", action="store_true", help="small sizes: a quarter of an hour")
   parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), metavar="WORK")
-  parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE")
-  parser.add_argument("--turns", type=int, default=3, help="times that every side works (3)")
+  others = [name for name in SIDES if name != OURS]
+  parser.add_argument("--beside", nargs="*", choices=others, default=others, metavar="SIDE")
+  parser.add_argument("--turns", type=int, help="times that every side works (3; --quick: 2)")
   parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
   cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
   parser.add_argument("--folder", type=Path, default=cache / "afspl_jax" / "benchmarks")
@@ -54,9 +57,10 @@ def main() -> None:
     f" memory read at {rates.read / 1e9:,.1f} GB/s\n",
     flush=True,
   )
-  turns = 2 if args.quick else args.turns
-  bench = Bench(args.folder, rates, args.quick, turns, tuple(args.sides))
+  turns = args.turns or (2 if args.quick else 3)
+  bench = Bench(args.folder, rates, args.quick, turns, (OURS, *args.beside))
   results: dict[str, list[table.Line]] = {}
+  failed = False
   for name in args.only:
     title, work = WORK[name]
     begin, lines = time.monotonic(), []
@@ -64,11 +68,13 @@ def main() -> None:
       for line in tqdm(work(bench), desc=title, unit="line", leave=False):
         lines.append(line)
     except ChildError as error:
+      failed = True
       lines.append(table.Line("(failed)", note=str(error).strip().splitlines()[-1]))
     print(table.markdown(title, lines) + f"\n\n({time.monotonic() - begin:.0f} s)\n", flush=True)
     results[name] = lines
     table.write(args.out, machine, results)
+  return int(failed)
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

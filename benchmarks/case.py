@@ -6,7 +6,6 @@ are those of real captions.
 
 import dataclasses
 import functools
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from afspl_jax.backbones.t5 import T5
 from afspl_jax.backbones.t5_config import T5Config
 from afspl_jax.backbones.weights import outline, save
 from afspl_jax.config import Experiment
+from afspl_jax.flags import load
 
 # Sizes of openai/clip-vit-base-patch32, google/flan-t5-small and google/flan-t5-base. "toy" is for
 # the tests of the sides, which compare numbers and no times.
@@ -183,9 +183,4 @@ def _random(model: type, config: Any) -> nnx.Module:
 
 @functools.cache
 def _coco() -> Experiment:
-  file = Path(__file__).parents[1] / "configs" / "coco.py"
-  spec = importlib.util.spec_from_file_location("coco", file)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
+  return load(Path(__file__).parents[1] / "configs" / "coco.py", "get_config", Experiment)

@@ -41,10 +41,14 @@ class Child:
   def __init__(self, name: str, *args: Any, environment: Mapping[str, str] | None = None):
     context = multiprocessing.get_context("spawn")
     self._connection, theirs = context.Pipe()
-    self._process = context.Process(
-      target=_serve, args=(theirs, name, args, dict(environment or {})), daemon=True
-    )
-    self._process.start()
+    self._process = context.Process(target=_serve, args=(theirs, name, args), daemon=True)
+    ours = dict(os.environ)
+    try:  # the child inherits it: it imports what this module does before any line of its own runs
+      os.environ.update(environment or {})
+      self._process.start()
+    finally:
+      os.environ.clear()
+      os.environ.update(ours)
     theirs.close()
     self.built = self._receive(name)
 
@@ -80,8 +84,7 @@ class Child:
     self.close()
 
 
-def _serve(connection: Connection, name: str, args: Any, environment: dict[str, str]) -> None:
-  os.environ.update(environment)
+def _serve(connection: Connection, name: str, args: Any) -> None:
   threading.Thread(target=follow_parent, daemon=True).start()
   target: Any = None
 

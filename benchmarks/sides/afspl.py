@@ -1,5 +1,6 @@
 """afspl_jax: features read from the cache, all clients in one step, decoding in one program."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
+from afspl_jax.backbones.clip import Clip
+from afspl_jax.backbones.t5 import T5
 from afspl_jax.backbones.weights import load_clip, load_t5
 from afspl_jax.captioner import Captioner, leaves
 from afspl_jax.decode import Decoding, make_decoder
@@ -26,15 +29,12 @@ class Afspl:
   """The programs that `launch.py` runs; see `Side`."""
 
   def __init__(self, case: Case, folders: Mapping[str, Path], params: Leaves):
-    self._case, self._params, config = case, params, case.config
+    self._case, self._params = case, params
     clip, t5 = load_clip(folders["clip"]), load_t5(folders["t5"])
     graph, self._clip = nnx.split(clip)
     self._encode = jax.jit(lambda state, x: nnx.merge(graph, state).encode_image(x))
     self._mesh = make_mesh()
-    embedding = t5.embedding[...]
-    words = jnp.zeros(0, jnp.int32)
-    prompter = Prompter(config.prompter, clip.config, embedding, words, rngs=nnx.Rngs(0))
-    self._captioner = Captioner(prompter, t5)
+    self._captioner = Captioner(_prompter(case, clip, t5), t5)
     self._frozen = replicate(leaves(t5), self._mesh)
     self._training: dict[tuple[int, int], Any] = {}  # by local steps and batch size
     self._decoding: dict[Decoding, Any] = {}
@@ -54,7 +54,7 @@ class Afspl:
     key = (steps, batch)
     if key not in self._training:
       optim = self._case.config.optim
-      optim = type(optim)(**(vars(optim) | {"local_steps": steps, "batch_size": batch}))
+      optim = dataclasses.replace(optim, local_steps=steps, batch_size=batch)
       self._training[key] = make_local_training(
         self._captioner, optim, 1, lambda params, start: jnp.zeros(()), self._mesh
       )
@@ -84,8 +84,11 @@ class Afspl:
 
 def untrained(case: Case, folders: Mapping[str, Path]) -> Leaves:
   """The leaves that every side starts from."""
-  embedding = load_t5(folders["t5"]).embedding[...]
-  clip = load_clip(folders["clip"]).config
-  words = jnp.zeros(0, jnp.int32)
-  prompter = Prompter(case.config.prompter, clip, embedding, words, rngs=nnx.Rngs(0))
+  prompter = _prompter(case, load_clip(folders["clip"]), load_t5(folders["t5"]))
   return jax.device_get(leaves(prompter))
+
+
+def _prompter(case: Case, clip: Clip, t5: T5) -> Prompter:
+  words = jnp.zeros(0, jnp.int32)
+  embedding = t5.embedding[...]
+  return Prompter(case.config.prompter, clip.config, embedding, words, rngs=nnx.Rngs(0))

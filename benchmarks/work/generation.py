@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks import floor
 from benchmarks.bench import Bench
-from benchmarks.case import CLIPS, INSTRUCTION, T5S, Case, rows
+from benchmarks.case import INSTRUCTION, T5S, Case, rows
 from benchmarks.compare import OURS, in_turn
 from benchmarks.table import Line, compared
 
@@ -16,8 +16,6 @@ _TOKENS = 24  # new ones of every row
 def generate(bench: Bench) -> Iterator[Line]:
   """Seconds for a batch of images; P1 encodes each image, the others have its features."""
   with bench.sides(Case()) as sides:
-    for side in sides.values():
-      side("encode")
     for images in (32,) if bench.quick else (32, 256):
       given = rows(sides.case, 1, 1, images)
       for beams in (1, 4):
@@ -45,8 +43,3 @@ def _least(bench: Bench, case: Case, images: int, beams: int) -> float:
   multiply = images * (once + beams * each) / bench.rates.multiply
   weights = 4 * floor.t5_row(config, 0, 1).forward / 2  # one multiplication a weight
   return max(multiply, images * once / bench.rates.multiply + _TOKENS * weights / bench.rates.read)
-
-
-def image_operations() -> float:
-  """Of CLIP ViT-B/32, which P1 spends on every image."""
-  return floor.clip_image(CLIPS["B/32"])

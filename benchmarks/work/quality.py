@@ -1,11 +1,9 @@
 """Seconds to a CIDEr on the shapes world: our whole program, and the same training in PyTorch."""
 
+import contextlib
 import dataclasses
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +24,11 @@ from afspl_jax.setup import Setup, find, prepare
 from benchmarks.bench import Bench
 from benchmarks.case import Case, Rows
 from benchmarks.compare import OURS, spread
+from benchmarks.launched import launched
 from benchmarks.process import Child
 from benchmarks.sides.side import Leaves
 from benchmarks.table import Line
-from benchmarks.work.start import read_lines
 
-_ROOT = Path(__file__).parents[2]
 _EVERY = 2  # rounds between two looks at the validation split
 _ROUNDS = 20
 
@@ -72,30 +69,18 @@ def _first(curve: list[tuple[float, float]], wanted: float) -> float:
 
 
 def _our_curve(rounds: int) -> list[tuple[float, float]]:
-  """(seconds since the command, CIDEr) of the validation lines, of a second start."""
-  flags = [f"--config.{name}={value}" for name, value in _flags(rounds).items()]
-  for _ in range(2):
+  """(seconds since the command, CIDEr) of the validation lines, with caches warm."""
+  for stop in (_EVERY, rounds):
+    curve = []
     with tempfile.TemporaryDirectory() as folder:
-      curve: dict[int, tuple[float, float]] = {}
-      begin = time.perf_counter()
-      process = subprocess.Popen(
-        [sys.executable, "launch.py", f"--workdir={folder}/run", *flags],
-        cwd=_ROOT,
-        env=os.environ.copy(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-      )
-      while rounds not in curve:
-        time.sleep(0.05)
-        for line in read_lines(Path(folder) / "run" / "metrics.jsonl"):
-          if line["split"] == "val":
-            at = (time.perf_counter() - begin, line["cider"])
-            curve.setdefault(int(line["round"]), at)
-        if process.poll() not in (None, 0):
-          raise RuntimeError(f"launch.py ended with {process.returncode}")
-      process.kill()
-      process.wait()
-  return [curve[round] for round in sorted(curve) if round]
+      flags = [f"--config.{name}={value}" for name, value in _flags(stop).items()]
+      with contextlib.closing(launched(Path(folder) / "run", flags, os.environ)) as lines:
+        for seconds, line in lines:
+          if line["split"] == "val" and line["round"]:
+            curve.append((seconds, line["cider"]))
+            if line["round"] == stop:
+              break
+  return curve
 
 
 def _flags(rounds: int) -> dict[str, Any]:
@@ -144,8 +129,7 @@ class PlainFederation:
     self._params: Leaves = self._setup.whole(self._setup.shared)
     folders = {kind: locate("tiny", kind) for kind in ("clip", "t5")}
     self._tokenizer = Tokenizer(folders["t5"])
-    self._make = lambda params: TorchPlain(case, folders, params)
-    self._side = self._make(self._params)
+    self._side = TorchPlain(case, folders, self._params)
     self._rows = _ImageRows(self._setup, case.splits)
 
   def rounds(self, number: int) -> float:

@@ -1,5 +1,6 @@
 """The server's part of a round: checking and averaging the replies of 1,000 clients."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,10 +34,13 @@ def aggregation(bench: Bench) -> Iterator[Line]:
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   for select in ("dense", "energy"):
     names = (OURS, FLOWER) if select == "dense" else (OURS,)
-    sides = {
-      name: Child("benchmarks.work.server:Server", name, params, select, number) for name in names
-    }
-    try:
+    with contextlib.ExitStack() as stack:
+      sides = {
+        name: stack.enter_context(
+          Child("benchmarks.work.server:Server", name, params, select, number)
+        )
+        for name in names
+      }
       up, down = sides[OURS]("bytes").value
       measured = in_turn(sides, bench.turns, "aggregate")
       yield compared(
@@ -45,9 +49,6 @@ def aggregation(bench: Bench) -> Iterator[Line]:
         floor=number * up / bench.rates.read,
         note=f"each {up / 1e3:,.0f} kB up, {down / 1e3:,.0f} kB down",
       )
-    finally:
-      for side in sides.values():
-        side.close()
 
 
 class Server:

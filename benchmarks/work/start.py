@@ -1,20 +1,17 @@
-"""From a command to its first finished round: once with nothing kept, once with all kept."""
+"""From a command to its first finished round: once with nothing kept, then with all kept."""
 
-import json
+import contextlib
 import os
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from benchmarks.bench import Bench
 from benchmarks.compare import spread
+from benchmarks.launched import launched
 from benchmarks.table import Line
 
-_ROOT = Path(__file__).parents[2]
+_MARKS = {0: "untrained prompter scored", 1: "first round finished"}  # by round
 
 
 def first_round(bench: Bench) -> Iterator[Line]:
@@ -22,54 +19,18 @@ def first_round(bench: Bench) -> Iterator[Line]:
   with tempfile.TemporaryDirectory() as folder:
     environment = os.environ | {"XDG_CACHE_HOME": folder}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    for name in ("first start: compiles, encodes all images", "second start"):
-      marks = [
-        _start(Path(folder) / f"run{i}-{len(name)}", environment)
-        for i in range(1 if name.startswith("first") else bench.turns)
-      ]
-      for what in ("import", "round 0", "round 1"):
-        times = [mark[what] for mark in marks]
-        yield Line(f"{name}: {_WHAT[what]}", spread(times))
+    first, *others = (_start(Path(folder) / f"run{i}", environment) for i in range(1 + bench.turns))
+  for name, starts in (("first start", [first]), ("second start", others)):
+    for round, meaning in _MARKS.items():
+      yield Line(f"{name}: {meaning}", spread([start[round] for start in starts]))
 
 
-_WHAT = {
-  "import": "package imported",
-  "round 0": "untrained prompter scored",
-  "round 1": "first round finished",
-}
-
-
-def _start(run: Path, environment: dict[str, str]) -> dict[str, float]:
-  """Seconds from the command until each mark."""
-  begin = time.perf_counter()
-  subprocess.run(
-    [sys.executable, "-c", "import afspl_jax.run"], check=True, env=environment, cwd=_ROOT
-  )
-  marks = {"import": time.perf_counter() - begin}
-  begin = time.perf_counter()
-  process = subprocess.Popen(
-    [sys.executable, "launch.py", f"--workdir={run}", "--config.eval.every=1"],
-    env=environment,
-    cwd=_ROOT,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  try:
-    while "round 1" not in marks:
-      time.sleep(0.05)
-      if process.poll() is not None:
-        raise RuntimeError(f"launch.py ended with {process.returncode} before its first round")
-      for line in read_lines(run / "metrics.jsonl"):
-        marks.setdefault(f"round {line['round']}", time.perf_counter() - begin)
-  finally:
-    process.kill()
-    process.wait()
+def _start(run: Path, environment: Mapping[str, str]) -> dict[int, float]:
+  """Seconds from the command until each of `_MARKS`."""
+  marks: dict[int, float] = {}
+  with contextlib.closing(launched(run, ["--config.eval.every=30"], environment)) as lines:
+    for seconds, line in lines:
+      marks.setdefault(line["round"], seconds)
+      if 1 in marks:
+        break
   return marks
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-  """The whole lines of a file of JSON lines that is being written."""
-  if not file.exists():
-    return []
-  whole = file.read_text().rpartition("\n")[0]
-  return [json.loads(line) for line in whole.splitlines()]
