@@ -27,7 +27,7 @@ class Example:
   references: tuple[str, ...]
   question: str = ""
   site: str = ""
-  category: str = ""  # what a Dirichlet partition is over
+  labels: tuple[str, ...] = ()  # categories that a partition may be over, the main one first
 
 
 @runtime_checkable

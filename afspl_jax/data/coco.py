@@ -32,7 +32,7 @@ def _examples(record: Mapping[str, Any], image: str, labels: list[str]) -> list[
       id=str(record["image/id"]),
       image=image,
       references=tuple(record["captions"]["text"]),
-      # An image holds several; the one seen most often stands for it.
-      category=min(counts, key=lambda name: (-counts[name], name)) if counts else "none",
+      # The one seen most often first.
+      labels=tuple(sorted(counts, key=lambda name: (-counts[name], name))),
     )
   ]

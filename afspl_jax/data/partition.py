@@ -115,7 +115,7 @@ def _deal(
     return lambda examples, rng: _evenly([example.image for example in examples], names, rng)
   if kind == "task":
     return lambda examples, rng: _by_task(examples, names, rng)
-  categories = sorted({example.category for example in train})
+  categories = sorted({_main(example) for example in train})
   shares = {category: draws.dirichlet(np.full(len(names), alpha)) for category in categories}
   return lambda examples, rng: _by_category(examples, names, shares, rng)
 
@@ -145,7 +145,7 @@ def _by_category(
   rng: np.random.Generator,
 ) -> dict[str, str]:
   members: dict[str, list[str]] = {}
-  for image, category in {example.image: example.category for example in examples}.items():
+  for image, category in {example.image: _main(example) for example in examples}.items():
     members.setdefault(category, []).append(image)
   owner: dict[str, str] = {}
   even = np.full(len(names), 1 / len(names))
@@ -158,3 +158,7 @@ def _by_category(
     for name, group in zip(names, groups, strict=True):
       owner.update((str(image), name) for image in group)
   return owner
+
+
+def _main(example: Example) -> str:
+  return example.labels[0] if example.labels else ""

@@ -153,7 +153,7 @@ def _parse(records: Iterable[Any], path: Path, files: set[str]) -> list[Example]
       references=(_text(values["answer"]),),
       question=_text(values["question"]),
       site=_SITES[organ],
-      category=organ,
+      labels=(organ,),
     )
   return list(examples.values())
 

@@ -20,7 +20,7 @@ KARPATHY = ("train", "restval", "val", "test")
 CATEGORIES = {1: "person", 17: "cat", 18: "dog"} | {100 + i: f"other {i}" for i in range(77)}
 # Of each photo in turn: a tie, a majority, nothing, a single thing.
 THINGS = (["person", "cat"], ["cat", "dog", "dog"], [], ["dog"])
-STANDS_FOR = ("cat", "dog", "none", "dog")
+LABELS = (("cat", "person"), ("dog", "cat"), (), ("dog",))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_karpathys_splits_are_read_with_captions_and_categories(prepared, photos
   for i in chosen:
     example = found[str(photos[i]["image_id"])]
     assert example.references == tuple(photos[i]["captions"]) and len(example.references) == 5
-    assert example.category == STANDS_FOR[i % 4]
+    assert example.labels == LABELS[i % 4]
     assert example.question == ""
     photo = Image.open(PHOTOS / photos[i]["file_name"]).convert("RGB")
     np.testing.assert_array_equal(source.load_image(example.image), photo)

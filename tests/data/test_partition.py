@@ -27,7 +27,7 @@ def world(images: int, per_image=lambda i: 1 + i % 3, categories: int = 4) -> li
       ("x",),
       question="what ?" * (i % 2),
       site=SITES[i % 3],
-      category=str((i // 3) % categories),
+      labels=(str((i // 3) % categories),),
     )
     for i in range(images)
     for j in range(per_image(i))
@@ -59,8 +59,8 @@ def owners(examples, clients) -> dict[str, set[str]]:
 
 def shares(examples, indices) -> np.ndarray:
   """Of each category among these examples."""
-  names = sorted({example.category for example in examples})
-  counts = Counter(examples[i].category for i in indices)
+  names = sorted({example.labels for example in examples})
+  counts = Counter(examples[i].labels for i in indices)
   return np.array([counts[name] for name in names]) / max(len(indices), 1)
 
 
@@ -164,14 +164,14 @@ def test_small_categories_go_by_their_shares_on_average():
     parts = partition(splits, values, seed)
     train = parts["train"].values()
     expected += [
-      sum(splits["train"][i].category == "0" for i in indices) / 300 for indices in train
+      sum(splits["train"][i].labels == ("0",) for i in indices) / 300 for indices in train
     ]
     got += [len(indices) for indices in parts["test"].values()]
   assert abs(got - expected).max() < 4 * np.sqrt(400 * 3 / 16)
 
 
 def test_a_category_that_train_lacks_is_dealt_out_evenly():
-  new = [Example(f"{i}", f"image{i}", ("x",), category="new") for i in range(99)]
+  new = [Example(f"{i}", f"image{i}", ("x",), labels=("new",)) for i in range(99)]
   values = config("dirichlet", dirichlet_alpha=0.1)
   parts = partition({"train": world(300), "test": new}, values, seed=0)
   assert [len(indices) for indices in parts["test"].values()] == [33, 33, 33]

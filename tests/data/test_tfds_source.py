@@ -39,7 +39,7 @@ def test_examples_are_complete(shapes):
     assert example.id.startswith(f"{example.site}-train-")
     assert len(example.references) == (1 if example.question else 5)
     assert all(isinstance(text, str) and text for text in example.references)
-    assert example.category in ("circle", "square", "triangle", "star", "cross", "ring")
+    assert example.labels[0] in ("circle", "square", "triangle", "star", "cross", "ring")
 
 
 def test_what_is_read_is_what_was_drawn(shapes):

@@ -81,7 +81,7 @@ def test_a_record_becomes_a_question_of_its_organs_site(tmp_path):
   assert (found["2"].question, found["2"].references) == ("is this number 2?", ("12",))
   assert found["0"].image == "synpic0.png"
   assert [found[i].site for i in "024"] == ["head", "chest", "abdomen"]
-  assert [found[i].category for i in "024"] == ["HEAD", "CHEST", "ABD"]
+  assert [found[i].labels for i in "024"] == [("HEAD",), ("CHEST",), ("ABD",)]
 
 
 def test_images_are_decoded_as_rgb(tmp_path):

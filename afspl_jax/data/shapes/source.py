@@ -43,7 +43,7 @@ def open_split(split: str, folder: str) -> TfdsSource:
 
 
 def _examples(record: Mapping[str, Any], image: str) -> list[Example]:
-  common = {"image": image, "site": record["site"], "category": record["category"]}
+  common = {"image": image, "site": record["site"], "labels": (record["category"],)}
   out = []
   if record["captions"]:
     out.append(Example(id=record["id"], references=tuple(record["captions"]), **common))
