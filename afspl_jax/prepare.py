@@ -19,6 +19,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.types import Example, Source
 
 _MOST = 20  # rows of a table
+_NAMED = 5  # of a group of equal images
 
 
 @dataclass(frozen=True)
@@ -133,20 +134,32 @@ def _duplicates(hashes: Mapping[str, list[_Picture]]) -> tuple[list[str], list[s
   """Images that are in several splits, which are faults, and others that are there twice."""
   leaks, across, twice = [], [], 0
   for group in hashes.values():
-    where = ", ".join(
-      f"{p.key} ({' of '.join(filter(None, (p.split, p.site)))})" for p in group[:_MOST]
-    )
     if len({picture.split for picture in group}) > 1:
       leaks.append(
-        f"{where}: expected an image to be in one split; got the same pixels. Give them one split."
+        f"{_named(group)}: expected each image in one split; got the same pixels. Give them one."
       )
     elif len({picture.site for picture in group}) > 1:
-      across.append(f"the same image is at several sites: {where}")
+      across.append(f"one image at several sites: {_named(group)}")
     elif len(group) > 1:
       twice += 1
   if twice:
-    across.append(f"{twice} images are there more than once under other names")
+    across.append(f"{twice:,} images are there under several names")
   return leaks, across
+
+
+def _named(group: Sequence[_Picture]) -> str:
+  """Some of a group of images, of each split and site the first before any other."""
+  seen: set[tuple[str, str]] = set()
+  first: list[_Picture] = []
+  rest: list[_Picture] = []
+  for picture in group:
+    (rest if picture[:2] in seen else first).append(picture)
+    seen.add(picture[:2])
+  shown = [
+    f"{p.key} ({' of '.join(filter(None, (p.split, p.site)))})" for p in (first + rest)[:_NAMED]
+  ]
+  more = [f"{len(group) - _NAMED:,} more"] if len(group) > _NAMED else []
+  return ", ".join(shown + more)
 
 
 def _counts(examples: Mapping[str, Sequence[Example]]) -> list[str]:

@@ -2,8 +2,8 @@
 
     python launch.py --config=folder.py --config.data.dir=DIR --config.data.num_clients=5
 
-`afspl prepare DIR` looks the folder through first. The shipped tiny backbones have seen drawn shapes
-alone, so with them this shows that a run works. For captions of use, give CLIP and Flan-T5 as
+`afspl prepare DIR` looks the folder through first. The shipped tiny backbones have seen nothing but
+drawn shapes, so this shows that a run works. For captions of use, give CLIP and Flan-T5 as
 configs/coco.py does.
 """
 
@@ -17,7 +17,8 @@ def get_config() -> Experiment:
       dir="data",
       partition="natural",
       num_clients=5,
-      # The tiny T5 spells unknown words. With Flan-T5's tokenizer 32 and 64 hold most texts.
+      # The tiny T5 spells unknown words: 99 % of photos' captions fit. With Flan-T5's tokenizer 32
+      # holds 99 % of them, and 208 of IU X-Ray's reports.
       instruction_length=64,
       target_length=96,
       caption_instruction="describe the picture .",
