@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from afspl_jax.data.faults import Faults, Malformed
 from afspl_jax.data.image_files import missing
@@ -70,7 +71,8 @@ def one_of(base: Path, patterns: Sequence[str], how: str) -> Path:
   return found[0]
 
 
-class Keyed(NamedTuple, Generic[Value]):
+@dataclass
+class Keyed(Generic[Value]):
   """Entries of a list by an id that each has."""
 
   values: dict[str, tuple[str, Value]]  # where each is, and what it says

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from afspl_jax.config import Data
 from afspl_jax.data.faults import Faults, MissingData
 from afspl_jax.data.folder import open_splits
+from afspl_jax.data.partition import partition
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
+from configs.folder import get_config
 from tests.data.folders import SPLITS, examples, images, opened, real, write_images
 
 
@@ -260,5 +262,7 @@ def test_real_photos_in_a_folder_are_a_federation(tmp_path):
   (tmp_path / "captions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
   found = examples(sources := opened("folder", tmp_path))
   assert len(found) == 86 and sum(len(e.references) for e in found) == 430
-  assert {e.site for e in found} == {f"site{i}" for i in range(5)}
+  splits = {split: examples({split: source}) for split, source in sources.items()}
+  for parts in partition(splits, get_config().data, seed=0).values():
+    assert list(parts) == [f"site{i}" for i in range(5)]
   assert {sources["test"].load_image(key).mode for key in sources["test"].images()} == {"RGB"}
