@@ -37,7 +37,7 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
 
 
 def _open(
-  path: Path, base: Path, wanted: Sequence[str], among: Sequence[str], faults: Faults
+  path: Path, base: Path, wanted: Sequence[str], among: tuple[str, ...], faults: Faults
 ) -> dict[str, FileSource]:
   content = read_json(path)
   entries = list(members(content, "images", path))

@@ -1,10 +1,11 @@
 """Records of annotation files: read, and checked value by value."""
 
 import codecs
+import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ SPLITS = ("train", "validation", "test")
 _SHARES = {"train": 7, "validation": 1, "test": 2}
 
 
-def portions(among: Sequence[str] = SPLITS) -> dict[str, tuple[float, float]]:
+@functools.cache
+def portions(among: tuple[str, ...] = SPLITS) -> dict[str, tuple[float, float]]:
   """The part of all images that is a split's, as from where to where: 70, 10 and 20 %.
 
   Args:
@@ -27,7 +29,7 @@ def portions(among: Sequence[str] = SPLITS) -> dict[str, tuple[float, float]]:
   return {s: (a / total, b / total) for s, a, b in zip(among, starts, ends, strict=True)}
 
 
-def split_of(image: str, among: Sequence[str] = SPLITS) -> str:
+def split_of(image: str, among: tuple[str, ...] = SPLITS) -> str:
   """The split of an image by its name's hash, on which alone it depends.
 
   Args:

@@ -38,10 +38,9 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
   Raises:
     UserError: an unknown source, one whose data is not there, or data that cannot be used.
   """
-  kind, colon, _ = data.source.partition(":")
-  if (kind == "tfds") != bool(colon):
+  kind, _, which = data.source.partition(":")
+  if kind != "tfds" or not which:
     choice("data.source", data.source, NAMES)
-  choice("data.source", kind, tuple(SOURCES))
   return import_module(SOURCES[kind]).open_splits(splits, data, faults)
 
 
