@@ -49,6 +49,20 @@ def main(argv: list[str] | None = None) -> int:
   status.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
   status.set_defaults(run=_status)
 
+  prepare = commands.add_parser(
+    "prepare",
+    help="look a data set through: what it holds, and all that is wrong with it",
+    description="Reads all records and decodes all images. Exit status: 0 usable, 1 something is"
+    " wrong, 2 a user's mistake.",
+  )
+  prepare.add_argument("source", help="a folder with captions.jsonl, or the name of a source")
+  prepare.add_argument(
+    "--dir", default="", metavar="FOLDER", help="where a named source's data lies"
+  )
+  prepare.add_argument("--fields", default="", help='data.fields of "tfds:NAME"')
+  prepare.add_argument("--jobs", type=int, default=0, help="images at a time; default: one a core")
+  prepare.set_defaults(run=_prepare)
+
   keys = commands.add_parser("keys", help="make the certificates and keys of a federation")
   kinds = keys.add_subparsers(dest="kind", required=True, metavar="KIND")
   server = kinds.add_parser("server", help="the server's: ca.crt goes to every site")
@@ -89,6 +103,25 @@ def _keys(args: argparse.Namespace) -> int:
     print(f"give the server a copy of {pair.public}; get its ca.crt and put it into {args.folder}")
     print(f"keep to this host: {pair.private}")
   return 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+  from afspl_jax.config import Data
+  from afspl_jax.data.sources import SOURCES
+  from afspl_jax.prepare import prepare
+
+  if args.source.partition(":")[0] in SOURCES:
+    data = Data(source=args.source, dir=args.dir, fields=args.fields)
+  elif Path(args.source).expanduser().is_dir() and not args.dir:
+    data = Data(source="folder", dir=args.source)
+  else:
+    raise UserError(
+      f"expected a folder with captions.jsonl, or one of {', '.join(SOURCES)} with --dir=FOLDER;"
+      f" got {args.source!r}"
+    )
+  report = prepare(data, args.jobs)
+  print(report.text)
+  return 1 if report.faults else 0
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -16,8 +16,10 @@ from afspl_jax.errors import UserError
 class Data:
   """Where the examples come from and how they are split over clients."""
 
-  source: str = "shapes"  # a name in data/sources.py
+  source: str = "shapes"  # a name in data/sources.py; "tfds:NAME" of tensorflow-datasets
   dir: str = ""  # where the data set lies or is prepared; "" = tensorflow-datasets' default
+  fields: str = ""  # of "tfds:NAME": what is where, such as "image=image,captions=caption/text"
+  max_bad: int = 0  # malformed records that may be left out
   partition: str = "natural"  # natural | iid | dirichlet | task
   dirichlet_alpha: float = 0.5  # concentration; small = clients differ more
   num_clients: int = 10  # sites in the federation

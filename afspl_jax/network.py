@@ -193,7 +193,7 @@ def _rehearsed(launch: Launch, say: Say) -> run.Carrier:
 
 def _names_of_sites(config: Experiment) -> list[str]:
   """The names of an experiment's sites, as its data is split over them."""
-  source = open_source(config.data.source, "train", config.data.dir)
+  source = open_source(config.data, "train")
   examples = {"train": [source[i] for i in range(len(source))]}
   return sorted(partition(examples, config.data, config.seed)["train"])
 

@@ -18,10 +18,10 @@ from afspl_jax.backbones.weights import fingerprint, load_clip, load_t5
 from afspl_jax.captioner import Captioner, leaves
 from afspl_jax.config import Experiment, digest, to_dict
 from afspl_jax.data.batches import Split
+from afspl_jax.data.faults import MissingData
 from afspl_jax.data.features import FeatureEncoder, default_cache
 from afspl_jax.data.partition import Clients, partition
-from afspl_jax.data.sources import open_source
-from afspl_jax.data.tfds_source import MissingData
+from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import Evaluator
 from afspl_jax.federation import strategies
@@ -81,7 +81,7 @@ class Setup:
     return terms
 
 
-_SPLIT = ("source", "partition", "dirichlet_alpha", "num_clients", "min_examples")
+_SPLIT = ("source", "fields", "partition", "dirichlet_alpha", "num_clients", "min_examples")
 _COMMON = {
   "data": ("instruction_length", "target_length", "caption_instruction"),
   "backbone": ("dtype",),
@@ -110,15 +110,15 @@ def find(config: Experiment, splits: Sequence[str] = SPLITS) -> Inputs:
   Raises:
     UserError: naming everything that is missing, not only the first thing.
   """
-  missing, folders, sources = [], {}, {}
+  missing, folders = [], {}
+  sources: dict[str, Source] = {}
   for kind in ("clip", "t5"):
     try:
       folders[kind] = locate(getattr(config.backbone, kind), kind)
     except MissingBackbone as error:
       missing.append(str(error))
   try:
-    for split in splits:
-      sources[split] = open_source(config.data.source, split, config.data.dir)
+    sources = open_sources(config.data, splits)
   except MissingData as error:
     missing.append(str(error))
   if missing:

@@ -167,12 +167,13 @@ def tiny_checkpoints(tmp_path_factory) -> Checkpoints:
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory) -> Path:
   """The shapes world with a few images a site; give it as data.dir."""
+  from afspl_jax.data.faults import Faults
   from afspl_jax.data.shapes import builder, source
 
   folder = tmp_path_factory.mktemp("data_sets")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(builder, "PER_SITE", {"train": 8, "validation": 2, "test": 2})
-    source.open_split("train", str(folder))
+    source.open_splits(["train"], settings.Data(dir=str(folder)), Faults())
   return folder
 
 

@@ -35,6 +35,7 @@ LAYERS = {
   "evaluate": 5,
   "federation": 6,
   "checks": 7,
+  "prepare": 7,
   "setup": 7,
   "final": 7,
   "status": 7,

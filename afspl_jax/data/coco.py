@@ -1,9 +1,12 @@
 """COCO captions in Karpathy's split, through tensorflow-datasets' `coco_captions`."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from afspl_jax.config import Data
+from afspl_jax.data.faults import Faults
+from afspl_jax.data.records import texts
 from afspl_jax.data.tfds_source import TfdsSource, data_dir, prepared
 from afspl_jax.types import Example
 
@@ -14,25 +17,30 @@ _HOW = """\
   Lies it elsewhere, add --config.data.dir=FOLDER"""
 
 
-def open_split(split: str, folder: str) -> TfdsSource:
-  """Opens "train" (Karpathy's train + restval), "validation" or "test".
+def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, TfdsSource]:
+  """Opens splits; train is Karpathy's train and restval.
+
+  Args:
+    splits: their names.
+    data: `dir` is where tensorflow-datasets' data sets lie.
+    faults: what may be left out.
 
   Raises:
     MissingData: it has not been prepared.
   """
-  builder = prepared(NAME, folder, _HOW.format(data_dir(folder)))
+  builder = prepared(NAME, data.dir, _HOW.format(data_dir(data.dir)))
   labels = builder.info.features["objects"]["label"].names
-  return TfdsSource(builder, _SPLITS[split], lambda record, i: _examples(record, i, labels))
 
+  def examples(record: Mapping[str, Any], image: str, where: str) -> list[Example]:
+    counts = Counter(labels[int(label)] for label in record["objects"]["label"])
+    return [
+      Example(
+        id=str(record["image/id"]),
+        image=image,
+        references=texts(record["captions"], "text", where),
+        # The one seen most often first.
+        labels=tuple(sorted(counts, key=lambda name: (-counts[name], name))),
+      )
+    ]
 
-def _examples(record: Mapping[str, Any], image: str, labels: list[str]) -> list[Example]:
-  counts = Counter(labels[int(label)] for label in record["objects"]["label"])
-  return [
-    Example(
-      id=str(record["image/id"]),
-      image=image,
-      references=tuple(record["captions"]["text"]),
-      # The one seen most often first.
-      labels=tuple(sorted(counts, key=lambda name: (-counts[name], name))),
-    )
-  ]
+  return {split: TfdsSource(builder, _SPLITS[split], examples, faults) for split in splits}

@@ -1,27 +1,70 @@
-"""The sources by name; a new one is a module with `open_split(split, folder)` and a line here."""
+"""The sources by name.
 
+A new one is a module with `open_splits(splits, data, faults)`, which gives a `Source` for each
+split, and a line here.
+"""
+
+from collections.abc import Sequence
 from importlib import import_module
 
-from afspl_jax.config import choice
+from afspl_jax.config import Data, choice
+from afspl_jax.data.faults import Faults
+from afspl_jax.errors import UserError
 from afspl_jax.types import Source
 
 SOURCES = {
   "shapes": "afspl_jax.data.shapes.source",
+  "folder": "afspl_jax.data.folder",
   "coco_captions": "afspl_jax.data.coco",
+  "coco_json": "afspl_jax.data.coco_json",
+  "flickr": "afspl_jax.data.flickr",
+  "karpathy": "afspl_jax.data.karpathy",
+  "reports": "afspl_jax.data.reports",
+  "tfds": "afspl_jax.data.tfds_fields",
   "vqa_rad": "afspl_jax.data.vqa_rad",
+  "vqa_v2": "afspl_jax.data.vqa_v2",
 }
+NAMES = (*(name for name in SOURCES if name != "tfds"), "tfds:NAME")
 
 
-def open_source(name: str, split: str, folder: str) -> Source:
-  """Opens one split.
+def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, Source]:
+  """Opens splits, which may be empty.
 
   Args:
-    name: one of SOURCES.
-    split: "train", "validation" or "test".
-    folder: where data sets lie; "" for tensorflow-datasets' default.
+    splits: of "train", "validation" and "test".
+    data: `source` is one of NAMES.
+    faults: what may be left out, and what was.
 
   Raises:
-    UserError: an unknown source, or one whose data is not there.
+    UserError: an unknown source, one whose data is not there, or data that cannot be used.
   """
-  choice("data.source", name, tuple(SOURCES))
-  return import_module(SOURCES[name]).open_split(split, folder)
+  kind, _, which = data.source.partition(":")
+  if kind != "tfds" or not which:
+    choice("data.source", data.source, NAMES)
+  return import_module(SOURCES[kind]).open_splits(splits, data, faults)
+
+
+def open_sources(data: Data, splits: Sequence[str]) -> dict[str, Source]:
+  """Opens splits for a run, and tells what was left out of them.
+
+  Raises:
+    UserError: as `open_splits`; more records are malformed than `data.max_bad`; a split is empty.
+  """
+  if data.max_bad < 0:
+    raise UserError(f"data.max_bad: expected 0 or more; got {data.max_bad}")
+  faults = Faults(data.max_bad)
+  sources = open_splits(splits, data, faults)
+  faults.tell()
+  for split, source in sources.items():
+    if not source.images():
+      where = data.dir or "the working directory"
+      raise UserError(
+        f"data.source={data.source}: expected images in every split; got none of {split} in"
+        f" {where}. Look at it with: afspl prepare"
+      )
+  return sources
+
+
+def open_source(data: Data, split: str) -> Source:
+  """Opens one split as `open_sources` does."""
+  return open_sources(data, (split,))[split]

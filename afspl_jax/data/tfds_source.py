@@ -10,16 +10,13 @@ from typing import Any
 from PIL import Image
 
 from afspl_jax.config import digest
-from afspl_jax.errors import UserError
+from afspl_jax.data import images
+from afspl_jax.data.faults import Faults, Malformed, MissingData
 from afspl_jax.types import Example
 
-# One record without its image, and its key -> what may be said of it.
-Adapter = Callable[[Mapping[str, Any], str], list[Example]]
+# One record without its image, its key, and where it is -> what may be said of it.
+Adapter = Callable[[Mapping[str, Any], str, str], list[Example]]
 Builder = Any  # tfds.core.DatasetBuilder; its import takes a second
-
-
-class MissingData(UserError):
-  """A data set is not where it was looked for; the message says how to get it."""
 
 
 class TfdsSource:
@@ -28,26 +25,42 @@ class TfdsSource:
   Args:
     builder: whose data is prepared in array_record format.
     split: its name there, such as "train" or "train+restval".
-    adapt: makes examples of a record.
+    adapt: makes examples of a record; may raise Malformed.
+    faults: what may be left out.
+    image: the feature that is the image.
+    reading: says how `adapt` reads, where that depends on settings.
   """
 
-  def __init__(self, builder: Builder, split: str, adapt: Adapter):
+  def __init__(
+    self,
+    builder: Builder,
+    split: str,
+    adapt: Adapter,
+    faults: Faults,
+    image: str = "image",
+    reading: str = "",
+  ):
     import tensorflow_datasets as tfds
 
-    raw = {"image": tfds.decode.SkipDecoding()}
+    raw = {image: tfds.decode.SkipDecoding()}
     self._records = builder.as_data_source(split=split, decoders=raw)
-    self._adapt = adapt
+    self._adapt, self._faults, self._image = adapt, faults, image
+    self._name = f"{builder.info.full_name}, {split}"
     part = builder.info.splits[split]
-    identity = [builder.info.full_name, split, part.num_examples, part.num_bytes]
-    self.fingerprint = digest(identity)
+    whole = builder.info.splits[split.partition("[")[0]]
+    identity = [builder.info.full_name, split, part.num_examples, whole.num_bytes]
+    self.fingerprint = digest([*identity, images.VERSION, image, reading])
 
   @functools.cached_property
   def _examples(self) -> list[Example]:
     """Read when first asked for, as all records must be: opening stays quick."""
     out: list[Example] = []
     for i in range(len(self._records)):
-      record = {name: _text(value) for name, value in self._records[i].items() if name != "image"}
-      out += self._adapt(record, str(i))
+      record, where = self._records[i], self._where(i)
+      with self._faults.skipping():
+        said = {n: _text(value, where) for n, value in record.items() if n != self._image}
+        out += self._adapt(said, str(i), where)
+    self._faults.tell()
     return out
 
   def __len__(self) -> int:
@@ -61,8 +74,16 @@ class TfdsSource:
     return [str(i) for i in range(len(self._records))]
 
   def load_image(self, key: str) -> Image.Image:
-    """Decodes one image as RGB."""
-    return Image.open(io.BytesIO(self._records[int(key)]["image"])).convert("RGB")
+    """Decodes one image as RGB.
+
+    Raises:
+      UserError: it cannot be.
+    """
+    content = io.BytesIO(self._records[int(key)][self._image])
+    return images.decode(content, self._where(int(key)))
+
+  def _where(self, i: int) -> str:
+    return f"{self._name}: record {i + 1}"
 
 
 def data_dir(folder: str) -> Path:
@@ -95,13 +116,17 @@ def prepared(name: str, folder: str, how: str) -> Builder:
     fault = f"no {name} is prepared under {where}"
     raise MissingData(f"data: {fault}.\n{how}") from error
   except ValueError as error:
-    fault = f"expected {name} under {where} in array_record format; got: {error}"
+    fault = f"expected {name} under {where} in array_record format; got: {str(error).splitlines()[0]}"
     raise MissingData(f"data: {fault} Move it away, or use another folder.\n{how}") from error
 
 
-def _text(value: Any) -> Any:
+def _text(value: Any, where: str) -> Any:
   if isinstance(value, bytes):
-    return value.decode()
+    try:
+      return value.decode()
+    except UnicodeDecodeError as error:
+      message = f"expected UTF-8; got {value!r:.60}. Write it anew."
+      raise Malformed(where, "not UTF-8", message) from error
   if isinstance(value, dict):
-    return {name: _text(part) for name, part in value.items()}
-  return [_text(part) for part in value] if hasattr(value, "__len__") else value
+    return {name: _text(part, where) for name, part in value.items()}
+  return [_text(part, where) for part in value] if hasattr(value, "__len__") else value

@@ -12,7 +12,7 @@ from afspl_jax.data.sources import open_source
 
 @pytest.fixture(scope="module")
 def source(shapes_dir):
-  return open_source("shapes", "train", str(shapes_dir))
+  return open_source(Data(dir=str(shapes_dir)), "train")
 
 
 @pytest.fixture(scope="module")

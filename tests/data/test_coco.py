@@ -10,9 +10,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import resource
 
-from afspl_jax.data import coco, coco_prepare
-from afspl_jax.data.sources import open_source
-from afspl_jax.data.tfds_source import MissingData
+from afspl_jax.config import Data
+from afspl_jax.data import coco_prepare
+from afspl_jax.data.faults import MissingData
+from afspl_jax.data.sources import open_source, open_sources
 from afspl_jax.errors import UserError
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "coco_cc"
@@ -98,12 +99,15 @@ def instances(members: list) -> dict:
   "split, chosen", [("train", [0, 1, 2, 3]), ("validation", [4, 5]), ("test", [6, 7])]
 )
 def test_karpathys_splits_are_read_with_captions_and_categories(prepared, photos, split, chosen):
-  source = open_source("coco_captions", split, prepared)
+  source = open_source(Data(source="coco_captions", dir=prepared), split)
   found = {source[i].id: source[i] for i in range(len(source))}
   assert set(found) == {str(photos[i]["image_id"]) for i in chosen}
   for i in chosen:
     example = found[str(photos[i]["image_id"])]
-    assert example.references == tuple(photos[i]["captions"]) and len(example.references) == 5
+    assert (
+      example.references == tuple(text.strip() for text in photos[i]["captions"])
+      and len(example.references) == 5
+    )
     assert example.labels == LABELS[i % 4]
     assert example.question == ""
     photo = Image.open(PHOTOS / photos[i]["file_name"]).convert("RGB")
@@ -111,8 +115,9 @@ def test_karpathys_splits_are_read_with_captions_and_categories(prepared, photos
 
 
 def test_splits_have_fingerprints_of_their_own(prepared):
-  prints = {open_source("coco_captions", s, prepared).fingerprint for s in ("train", "validation")}
-  assert len(prints) == 2
+  splits = ("train", "validation")
+  sources = open_sources(Data(source="coco_captions", dir=prepared), splits).values()
+  assert len({source.fingerprint for source in sources}) == 2
 
 
 def test_what_is_prepared_is_tensorflow_datasets_own_data_set(prepared):
@@ -137,7 +142,7 @@ def test_preparing_again_does_nothing(prepared, capsys):
 
 def test_missing_data_names_where_it_was_looked_for_and_what_to_do(tmp_path):
   with pytest.raises(MissingData) as error:
-    coco.open_split("train", str(tmp_path))
+    open_source(Data(source="coco_captions", dir=str(tmp_path)), "train")
   assert isinstance(error.value, UserError)
   text = str(error.value)
   assert f"no coco_captions/2014 is prepared under {tmp_path}" in text
@@ -154,5 +159,5 @@ def test_data_in_another_format_is_told_apart_from_none(prepared, tmp_path):
     text = (info / name).read_text().replace('"array_record"', '"tfrecord"')
     (copy / name).write_text(text)
   with pytest.raises(MissingData, match=r"in array_record format; got: .*tfrecord") as error:
-    coco.open_split("train", str(tmp_path))
+    open_source(Data(source="coco_captions", dir=str(tmp_path)), "train")
   assert "coco_prepare" in str(error.value)

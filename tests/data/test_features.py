@@ -14,6 +14,7 @@ from flax import nnx
 from afspl_jax.backbones import weights
 from afspl_jax.backbones.locate import locate
 from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+from afspl_jax.config import Data
 from afspl_jax.data import features
 from afspl_jax.data.features import _BATCH, FeatureEncoder, default_cache
 from afspl_jax.data.sources import open_source
@@ -28,7 +29,7 @@ def encoder(folder, cache, dtype=jnp.float32):
 
 @pytest.fixture(scope="module")
 def source(shapes_dir):
-  return open_source("shapes", "train", str(shapes_dir))
+  return open_source(Data(dir=str(shapes_dir)), "train")
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +82,13 @@ def test_other_weights_splits_and_dtypes_never_share_features(
   for folder, dtype in ((other, jnp.float32), (tiny_checkpoints.clip, jnp.bfloat16)):
     with pytest.raises(AssertionError, match="an image was read"):
       encoder(folder, cache, dtype).images(Blind(source))
-  test = open_source("shapes", "test", str(shapes_dir))
+  test = open_source(Data(dir=str(shapes_dir)), "test")
   with pytest.raises(AssertionError, match="an image was read"):
     encoder(tiny_checkpoints.clip, cache).images(Blind(test))
 
 
 def test_features_in_bfloat16_come_back_as_bfloat16(shapes_dir, tiny_checkpoints, tmp_path):
-  test = open_source("shapes", "test", str(shapes_dir))
+  test = open_source(Data(dir=str(shapes_dir)), "test")
   exact = encoder(tiny_checkpoints.clip, tmp_path).images(test)
   for _ in range(2):
     rough = encoder(tiny_checkpoints.clip, tmp_path, jnp.bfloat16).images(test)

@@ -8,10 +8,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from afspl_jax.backbones.processing import Tokenizer
-from afspl_jax.data.shapes import builder, language, source
+from afspl_jax.config import Data
+from afspl_jax.data.shapes import builder, language
 from afspl_jax.data.shapes.language import FORMS, Style
 from afspl_jax.data.shapes.scene import COLOURS, SHAPES, SPLITS, Scene, Thing, draw, sample_scene
 from afspl_jax.data.shapes.sites import SITES, sample_record
+from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.pretrain.corpus import pretraining_scene
 
@@ -109,11 +111,11 @@ def test_two_processes_that_draw_the_world_at_once_both_get_it(tmp_path, monkeyp
   def overtaken(self, split):
     if not quicker:  # while the first is at its first split, the second draws them all
       quicker.append(None)
-      quicker[0] = source.open_split("test", str(tmp_path))
+      quicker[0] = open_source(Data(dir=str(tmp_path)), "test")
     return generate(self, split)
 
   monkeypatch.setattr(builder.ShapesWorld, "_generate_examples", overtaken)
-  slower = source.open_split("test", str(tmp_path))
+  slower = open_source(Data(dir=str(tmp_path)), "test")
   assert [slower[i] for i in range(len(slower))] == [quicker[0][i] for i in range(len(slower))]
   assert len(slower) >= len(SITES)
   assert [path.name for path in (tmp_path / "shapes_world").iterdir()] == ["1.0.0"]
@@ -122,7 +124,7 @@ def test_two_processes_that_draw_the_world_at_once_both_get_it(tmp_path, monkeyp
 def test_a_folder_that_the_world_cannot_be_drawn_into_is_one_clear_error(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match=r"data.dir: expected a folder .* --config.data.dir=FOLDER$"):
-    source.open_split("test", str(tmp_path / "file"))
+    open_source(Data(dir=str(tmp_path / "file")), "test")
 
 
 def source_of(prepared, split):

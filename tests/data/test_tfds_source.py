@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afspl_jax.data.shapes import source
+from afspl_jax.config import Data
 from afspl_jax.data.shapes.scene import draw
 from afspl_jax.data.shapes.sites import SITES, sample_record
 from afspl_jax.data.sources import open_source
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def shapes(shapes_dir):
-  return {name: open_source("shapes", name, str(shapes_dir)) for name in ("train", "test")}
+  return {name: open_source(Data(dir=str(shapes_dir)), name) for name in ("train", "test")}
 
 
 def test_a_prepared_data_set_is_a_source(shapes):
@@ -62,15 +62,16 @@ def test_what_is_read_is_what_was_drawn(shapes):
 
 
 def test_a_fingerprint_is_stable_and_each_splits_own(shapes, shapes_dir):
-  again = source.open_split("train", str(shapes_dir))
+  again = open_source(Data(dir=str(shapes_dir)), "train")
   assert again.fingerprint == shapes["train"].fingerprint != shapes["test"].fingerprint
 
 
 def test_importing_and_reading_needs_neither_tensorflow_nor_torch(shapes_dir):
   code = """
 import sys
+from afspl_jax.config import Data
 from afspl_jax.data.sources import open_source
-train = open_source("shapes", "train", sys.argv[1])
+train = open_source(Data(dir=sys.argv[1]), "train")
 assert train.load_image(train[0].image).mode == "RGB"
 print(sorted({"tensorflow", "torch", "jax"} & set(sys.modules)))
 """
@@ -81,14 +82,14 @@ print(sorted({"tensorflow", "torch", "jax"} & set(sys.modules)))
 
 
 def test_an_unknown_source_is_named():
-  with pytest.raises(UserError, match=r"data.source: expected one of shapes, coco_captions"):
-    open_source("flickr", "train", "")
+  with pytest.raises(UserError, match=r"data.source: expected one of shapes, folder"):
+    open_source(Data(source="flickr30k"), "train")
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match=r"data.dir: expected a folder that can be written") as error:
-    open_source("shapes", "train", str(tmp_path / "file" / "data"))
+    open_source(Data(dir=str(tmp_path / "file" / "data")), "train")
   assert "\n" not in str(error.value) and "--config.data.dir" in str(error.value)
 
 

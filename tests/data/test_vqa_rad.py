@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afspl_jax.config import Data
+from afspl_jax.data.faults import MissingData
 from afspl_jax.data.partition import partition
-from afspl_jax.data.sources import open_source
-from afspl_jax.data.tfds_source import MissingData
+from afspl_jax.data.sources import open_source, open_sources
 from afspl_jax.errors import UserError
 from afspl_jax.types import Source
 from configs.vqa_rad import get_config
@@ -44,8 +45,12 @@ def write(folder: Path, records: object, images: int = 40) -> Path:
   return folder
 
 
+def vqa_rad(folder: Path, **settings) -> Data:
+  return Data(source="vqa_rad", dir=str(folder), **settings)
+
+
 def opened(folder: Path) -> dict[str, Source]:
-  return {split: open_source("vqa_rad", split, str(folder)) for split in SPLITS}
+  return open_sources(vqa_rad(folder), SPLITS)
 
 
 def examples(source: Source) -> list:
@@ -85,7 +90,7 @@ def test_a_record_becomes_a_question_of_its_organs_site(tmp_path):
 
 
 def test_images_are_decoded_as_rgb(tmp_path):
-  source = open_source("vqa_rad", "train", str(write(tmp_path, [record(i) for i in range(80)])))
+  source = open_source(vqa_rad(write(tmp_path, [record(i) for i in range(80)])), "train")
   for key in source.images():
     image = source.load_image(key)
     assert image.mode == "RGB" and image.size == (4, 3)
@@ -95,10 +100,10 @@ def test_images_are_decoded_as_rgb(tmp_path):
 @pytest.mark.parametrize("fault", ["text", "cut"])
 def test_an_undecodable_image_is_named_when_it_is_loaded(tmp_path, fault):
   folder = write(tmp_path, [record(i) for i in range(80)])
-  key = open_source("vqa_rad", "train", str(folder)).images()[0]
+  key = open_source(vqa_rad(folder), "train").images()[0]
   path = folder / "images" / key
   path.write_bytes(b"no image" if fault == "text" else path.read_bytes()[:45])
-  source = open_source("vqa_rad", "train", str(folder))
+  source = open_source(vqa_rad(folder), "train")
   with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: expected an image; got"):
     source.load_image(key)
 
@@ -110,12 +115,12 @@ def test_a_fingerprint_follows_from_the_records_and_images_of_its_split(tmp_path
   assert {split: source.fingerprint for split, source in opened(folder).items()} == first
   assert len(set(first.values())) == 3
 
-  key = open_source("vqa_rad", "train", str(folder)).images()[0]
+  key = open_source(vqa_rad(folder), "train").images()[0]
   Image.new("L", (4, 3), 200).save(folder / "images" / key)
   other = {split: source.fingerprint for split, source in opened(folder).items()}
   assert [other[split] == first[split] for split in SPLITS] == [False, True, True]
 
-  key = open_source("vqa_rad", "test", str(folder)).images()[0]
+  key = open_source(vqa_rad(folder), "test").images()[0]
   number = next(i for i, r in enumerate(records) if r["image_name"] == key)
   records[number]["answer"] = "No"
   (folder / "trainset.json").write_text(json.dumps(records))
@@ -126,27 +131,28 @@ def test_a_fingerprint_follows_from_the_records_and_images_of_its_split(tmp_path
 @pytest.mark.parametrize(
   "values, complaint",
   [
-    ({"qid": 4}, '"qid" must be of this record alone; got 4 again'),
-    ({"qid": "4"}, '"qid" must be of this record alone; got 4 again'),
-    ({"qid": True}, '"qid" must be int or text, not blank; got True'),
+    ({"qid": 4}, "\"qid\" must be of this record alone; got '4' again"),
+    ({"qid": "4"}, "\"qid\" must be of this record alone; got '4' again"),
+    ({"qid": True}, '"qid" must be text or a number, not blank; got True'),
     ({"question": None}, '"question" must be text, not blank; got None'),
     ({"question": " "}, "\"question\" must be text, not blank; got ' '"),
-    ({"answer": ["yes"]}, "\"answer\" must be text or int or float, not blank; got ['yes']"),
+    ({"answer": ["yes"]}, "\"answer\" must be text or a number, not blank; got ['yes']"),
     ({"image_name": 7}, '"image_name" must be text, not blank; got 7'),
     ({"image_name": "none.png"}, '"image_name" must be the name of a file in '),
-    ({"image_name": "../secret.png"}, "got '../secret.png'. Put the image there"),
-    ({"image_name": "/etc/hostname"}, "got '/etc/hostname'. Put the image there"),
-    ({"image_name": ".."}, "got '..'. Put the image there"),
-    ({"image_name": "a\0" + "b" * 5000}, '"image_name" must be the name of a file in '),
+    ({"image_name": "../secret.png"}, "got '../secret.png'. Move the file there"),
+    ({"image_name": "/etc/hostname"}, "got '/etc/hostname'. Move the file there"),
+    ({"image_name": ".."}, "got '..'. Move the file there"),
+    ({"image_name": "a\0b"}, '"image_name" must be a path inside '),
+    ({"image_name": "b" * 5000}, "File name too long"),
     ({"image_organ": "FOOT"}, "\"image_organ\" must be one of HEAD, CHEST, ABD; got 'FOOT'"),
-    ({"image_organ": "ABD"}, '"image_organ" must be that of earlier records of synpic3.png, HEAD'),
+    ({"image_organ": "ABD"}, "earlier records of 'synpic3.png', 'HEAD'; got 'ABD'"),
   ],
 )
 def test_a_malformed_record_is_named_with_file_and_number(tmp_path, values, complaint):
   folder = write(tmp_path, [record(i, **(values if i == 7 else {})) for i in range(80)])
   Image.new("L", (4, 3)).save(folder / "secret.png")
   with pytest.raises(UserError) as error:
-    open_source("vqa_rad", "train", str(folder))
+    open_source(vqa_rad(folder), "train")
   message = str(error.value)
   assert message.startswith(f"{folder / 'trainset.json'}: record 8: ")
   assert complaint in message and "\n" not in message
@@ -157,24 +163,28 @@ def test_a_missing_key_is_named(tmp_path, key):
   records = [record(i) for i in range(80)]
   del records[7][key]
   with pytest.raises(UserError, match=rf'record 8: expected the key "{key}"; got'):
-    open_source("vqa_rad", "test", str(write(tmp_path, records)))
+    open_source(vqa_rad(write(tmp_path, records)), "test")
 
 
 @pytest.mark.parametrize(
   "content, complaint",
   [
-    ('[{"qid": 1,', "expected a JSON list of records; got what cannot be read"),
-    ("[" * 100_000, "expected a JSON list of records; got what cannot be read"),
-    ({"qid": 1}, "expected a JSON list of records; got dict"),
+    ('[{"qid": 1,', "expected JSON; got what cannot be read"),
+    ("[" * 100_000, "expected JSON; got what cannot be read"),
+    ({"qid": 1}, "expected a list of records; got ['qid']"),
     ([["qid", 1]], "record 1: expected a JSON object; got ['qid', 1]"),
-    ([], "expected images of every split; got none of train"),
   ],
 )
 def test_a_file_of_another_form_is_named(tmp_path, content, complaint):
   folder = write(tmp_path, content)
   with pytest.raises(UserError, match=re.escape(complaint)) as error:
-    open_source("vqa_rad", "train", str(folder))
+    open_source(vqa_rad(folder), "train")
   assert str(error.value).startswith(f"{folder / 'trainset.json'}: ")
+
+
+def test_a_split_without_images_is_named(tmp_path):
+  with pytest.raises(UserError, match=r"expected images in every split; got none of test in"):
+    open_sources(vqa_rad(write(tmp_path, [])), ("test",))
 
 
 @pytest.mark.parametrize("present", [(), ("trainset.json",), ("images",)])
@@ -182,7 +192,7 @@ def test_missing_data_names_where_it_was_looked_for_and_what_to_do(tmp_path, pre
   for name in present:
     (tmp_path / name).mkdir() if name == "images" else (tmp_path / name).write_text("[]")
   with pytest.raises(MissingData) as error:
-    open_source("vqa_rad", "train", str(tmp_path))
+    open_source(vqa_rad(tmp_path), "train")
   text = str(error.value)
   assert f"no trainset.json beside a folder images of VQA-RAD in {tmp_path}.\n" in text
   assert "Lau et al. 2018" in text and "--config.data.dir=FOLDER" in text

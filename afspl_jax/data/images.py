@@ -1,0 +1,123 @@
+"""Image files, whatever they are, as the RGB pictures that CLIP takes."""
+
+import io
+import math
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from afspl_jax.errors import UserError
+
+VERSION = 1  # raise it when a file comes out as another picture than before
+
+_LONGEST = 100  # times the shorter side: CLIP scales that to 224, and the other by as much
+_MONTAGE = 1024  # pixels of a side
+_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+# Those formats are programs, that Pillow has another program or the system run.
+_RUN = ("EPS", "WMF")
+# What Pillow's readers raise for what is not a whole image.
+_UNDECODABLE = (
+  OSError,
+  SyntaxError,
+  ValueError,
+  TypeError,
+  LookupError,
+  ArithmeticError,
+  AttributeError,
+  EOFError,
+  RuntimeError,
+  struct.error,
+  zlib.error,
+  ImageCms.PyCMSError,
+  Image.DecompressionBombError,
+  Image.DecompressionBombWarning,
+)
+_FILTERS = threading.Lock()  # the filters of warnings are the process's
+
+
+def decode(file: Path | io.BytesIO, name: str) -> Image.Image:
+  """Decodes one image as RGB, as a person sees it.
+
+  A photo is turned as its EXIF says. What is transparent becomes white. Of 16 bits, and of numbers
+  that are not colours at all, the lowest becomes black and the highest white, as in MIMIC-CXR-JPG
+  (Johnson et al. 2019): scanners use 10 to 14 of 16 bits, each in its own way. Of several frames
+  or pages it is the first.
+
+  Args:
+    file: a file or its content.
+    name: of the image, for messages.
+
+  Raises:
+    UserError: it is not an image, not whole, or too large: of more pixels than Pillow takes for
+      safe (89 million), or a hundred times as long as wide.
+  """
+  try:
+    # Pillow warns of images up to twice as large as it takes for safe.
+    with _FILTERS, warnings.catch_warnings():
+      warnings.simplefilter("error", Image.DecompressionBombWarning)
+      image = Image.open(file)
+    with image:
+      if image.format in _RUN:
+        raise ValueError(f"{image.format} files are programs, which are not run")
+      if max(image.size) > _LONGEST * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels are no picture")
+      return _as_rgb(ImageOps.exif_transpose(image))
+  except _UNDECODABLE as error:
+    raise UserError(
+      f"{name}: expected an image; got a file that cannot be decoded:"
+      f" {' '.join(str(error).split()) or type(error).__name__}."
+      " Fetch or export it again, or remove its records."
+    ) from error
+
+
+def montage(images: Sequence[Image.Image]) -> Image.Image:
+  """One square picture of several, in rows from the upper left, on black.
+
+  As many columns as the picture would have rows if it were full; each image whole and in the middle
+  of its square cell, and rows in the middle of the picture. CLIP's centre crop, which cuts what is
+  longer than wide, so loses nothing.
+
+  Args:
+    images: at least one, in RGB.
+  """
+  columns = math.ceil(math.sqrt(len(images)))
+  rows = -(-len(images) // columns)
+  side = min(_MONTAGE // columns, max(max(image.size) for image in images))
+  picture = Image.new("RGB", (columns * side, columns * side))
+  top = (columns - rows) * side // 2
+  for i, image in enumerate(images):
+    row, column = divmod(i, columns)
+    picture.paste(ImageOps.pad(image, (side, side)), (column * side, top + row * side))
+  return picture
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+  if image.mode in _DEEP:
+    image = _scaled(image)
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+  if image.mode == "LAB":  # which convert() does not know
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    found = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    assert found is not None  # only in-place conversion returns nothing
+    return found
+  return image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+  values = np.asarray(image, np.float64)
+  finite = np.isfinite(values)
+  if not finite.any():
+    raise ValueError("no pixel is a number")
+  low, high = values[finite].min(), values[finite].max()
+  span = (high - low) or 1.0
+  values = np.where(finite, values, low)
+  return Image.fromarray(np.round((values - low) / span * 255).astype(np.uint8))

@@ -1,0 +1,31 @@
+"""How images without a split get one, and faults that several readers share."""
+
+from collections import Counter
+
+import pytest
+
+from afspl_jax.data.records import SPLITS, portions, served, split_of
+
+
+@pytest.mark.parametrize(
+  "among, shares",
+  [(SPLITS, (0.7, 0.1, 0.2)), (SPLITS[1:], (1 / 3, 2 / 3)), (SPLITS[:2], (7 / 8, 1 / 8))],
+)
+def test_images_are_shared_out_in_one_proportion(among, shares):
+  found = Counter(split_of(f"{i}.jpg", among) for i in range(3000))
+  assert [found[split] / 3000 for split in among] == pytest.approx(list(shares), abs=0.03)
+  assert [end - start for start, end in portions(among).values()] == pytest.approx(list(shares))
+
+
+@pytest.mark.parametrize(
+  "available, expected",
+  [
+    (("train",), {"train": SPLITS}),
+    (("test",), {"test": SPLITS}),
+    (("train", "validation"), {"train": ("train",), "validation": ("validation", "test")}),
+    (("train", "test"), {"train": ("train", "validation"), "test": ("test",)}),
+    (SPLITS, {split: (split,) for split in SPLITS}),
+  ],
+)
+def test_each_part_serves_what_has_no_part_of_its_own(available, expected):
+  assert served(available) == expected

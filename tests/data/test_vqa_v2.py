@@ -1,0 +1,128 @@
+"""VQA v2's pair of files, with real photos and with wrong entries."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from afspl_jax.data.faults import MissingData
+from afspl_jax.errors import UserError
+from tests.data.folders import examples, images, opened, real, write_images, write_json
+
+
+def question(i: int, **values) -> dict:
+  return {"question_id": 100 + i, "image_id": i // 2, "question": f"Is it {i}? "} | values
+
+
+def annotation(i: int, **values) -> dict:
+  said = {
+    "question_id": 100 + i,
+    "image_id": i // 2,
+    "answer_type": "yes/no" if i % 3 else "other",
+    "multiple_choice_answer": "yes",
+    "answers": [{"answer": text, "answer_id": 1} for text in ["yes"] * 8 + ["no"] * 2],
+  }
+  return said | values
+
+
+def write(folder: Path, part: str = "val2014", questions=(), annotations=(), count=80) -> Path:
+  """Two questions of each image; pairs of a number and an entry replace some."""
+  asked, answered = ([make(i) for i in range(count)] for make in (question, annotation))
+  for entries, changes in ((asked, questions), (answered, annotations)):
+    for number, entry in changes:
+      entries[number] = entry
+  name = f"v2_OpenEnded_mscoco_{part}_questions.json"
+  write_json(folder / name, {"data_subtype": part, "questions": asked})
+  name = f"v2_mscoco_{part}_annotations.json"
+  write_json(folder / name, {"data_subtype": part, "annotations": answered})
+  write_images(folder / part, [f"COCO_{part}_{i:012d}.jpg" for i in range(count // 2)])
+  return folder
+
+
+def test_all_ten_answers_of_a_question_are_kept(tmp_path):
+  found = examples(sources := opened("vqa_v2", write(tmp_path)))
+  assert len(found) == 80 and len(images(sources)) == 40
+  by_id = {example.id: example for example in found}
+  example = by_id["107"]
+  assert (example.question, example.image) == ("Is it 7?", "COCO_val2014_000000000003.jpg")
+  assert example.references == ("yes",) * 8 + ("no",) * 2
+  # Questions 6 and 7 are of one image, and of two types.
+  assert example.labels == by_id["106"].labels == ("other", "yes/no")
+  assert by_id["104"].labels == ("yes/no",)
+
+
+def test_val_serves_validation_and_test(tmp_path):
+  write(tmp_path, "train2014", count=20)
+  sources = opened("vqa_v2", write(tmp_path))
+  assert len(sources["train"]) == 20
+  assert 10 < len(sources["validation"]) < len(sources["test"]) < 70
+
+
+@pytest.mark.parametrize(
+  "changes, complaint",
+  [
+    ({"questions": [(3, 1)]}, "questions.json: question 4: expected a JSON object; got 1"),
+    ({"questions": [(3, question(2))]}, 'question 4: "question_id" must be of this record alone'),
+    ({"questions": [(3, question(3, question=""))]}, 'question 4: "question" must be text'),
+    ({"questions": [(3, question(3, image_id=77))]}, 'question 4: "image_id" must be the name of'),
+    ({"questions": [(3, question(3, image_id="../x"))]}, 'question 4: "image_id" must be'),
+    ({"annotations": [(3, annotation(3, answers=[]))]}, 'annotation 4: "answers" must be a list'),
+    (
+      {"annotations": [(3, annotation(3, answers=[{"answer": " "}]))]},
+      'annotation 4: "answer" must',
+    ),
+    ({"annotations": [(3, annotation(2))]}, 'annotation 4: "question_id" must be of this record'),
+    (
+      {"annotations": [(3, annotation(99))]},
+      'annotation 4: "question_id" must be that of an entry',
+    ),
+  ],
+)
+def test_a_malformed_entry_is_named_with_its_file_and_number(tmp_path, changes, complaint):
+  folder = write(tmp_path, **changes)
+  with pytest.raises(UserError) as error:
+    opened("vqa_v2", folder)
+  assert re.match(rf"{folder}/v2_\w+val2014_(questions|annotations)\.json: ", str(error.value))
+  assert complaint in str(error.value)
+
+
+def test_what_belongs_to_a_bad_entry_goes_with_it(tmp_path):
+  folder = write(
+    tmp_path,
+    questions=[(3, question(3, question=""))],
+    annotations=[(5, annotation(5, answers=[]))],
+  )
+  assert len(examples(opened("vqa_v2", folder, max_bad=2))) == 78
+
+
+def test_a_question_without_answers_is_malformed(tmp_path):
+  folder = write(tmp_path)
+  path = folder / "v2_mscoco_val2014_annotations.json"
+  write_json(path, {"annotations": [annotation(i) for i in range(79)]})
+  with pytest.raises(UserError, match=r"question 80: \"question_id\" must be that of an entry in"):
+    opened("vqa_v2", folder)
+
+
+def test_files_that_are_not_there_are_named(tmp_path):
+  with pytest.raises(MissingData, match=r"no \*annotations\.json in"):
+    opened("vqa_v2", tmp_path)
+  (write(tmp_path) / "v2_OpenEnded_mscoco_val2014_questions.json").unlink()
+  with pytest.raises(MissingData, match=r"no \*questions\.json in"):
+    opened("vqa_v2", tmp_path)
+  write_json(tmp_path / "v2_train2014_questions.json", {"questions": []})
+  with pytest.raises(UserError, match="expected its questions in a file"):
+    opened("vqa_v2", tmp_path)
+
+
+def test_questions_about_real_photos_of_2017_find_them(tmp_path):
+  shared = real("coco_cc")
+  numbers = [photo["image_id"] for photo in json.loads((shared / "captions.json").read_text())]
+  (tmp_path / "images").symlink_to(shared / "images")
+  asked = [question(i, image_id=number) for i, number in enumerate(numbers)]
+  write_json(tmp_path / "questions.json", {"questions": asked})
+  annotations = [annotation(i) for i in range(len(numbers))]
+  write_json(tmp_path / "annotations.json", {"annotations": annotations})
+  found = examples(sources := opened("vqa_v2", tmp_path))
+  assert len(found) == len(images(sources)) == 86
+  assert sources["train"].load_image(sources["train"][0].image).mode == "RGB"
