@@ -36,7 +36,7 @@ class TfdsSource:
 
     raw = {"image": tfds.decode.SkipDecoding()}
     self._records = builder.as_data_source(split=split, decoders=raw)
-    self._adapt = adapt
+    self._adapt, self._split = adapt, split
     part = builder.info.splits[split]
     identity = [builder.info.full_name, split, part.num_examples, part.num_bytes]
     self.fingerprint = digest(identity)
@@ -47,7 +47,7 @@ class TfdsSource:
     out: list[Example] = []
     for i in range(len(self._records)):
       record = {name: _text(value) for name, value in self._records[i].items() if name != "image"}
-      out += self._adapt(record, str(i))
+      out += self._adapt(record, self._key(i))
     return out
 
   def __len__(self) -> int:
@@ -57,12 +57,17 @@ class TfdsSource:
     return self._examples[index]
 
   def images(self) -> Sequence[str]:
-    """Keys of the images: positions in the split."""
-    return [str(i) for i in range(len(self._records))]
+    """Keys of the images: split and position, so that no two splits share any."""
+    return [self._key(i) for i in range(len(self._records))]
 
   def load_image(self, key: str) -> Image.Image:
     """Decodes one image as RGB."""
-    return Image.open(io.BytesIO(self._records[int(key)]["image"])).convert("RGB")
+    return Image.open(io.BytesIO(self._records[int(key.rpartition("/")[2])]["image"])).convert(
+      "RGB"
+    )
+
+  def _key(self, position: int) -> str:
+    return f"{self._split}/{position}"
 
 
 def data_dir(folder: str) -> Path:
