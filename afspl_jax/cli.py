@@ -49,6 +49,21 @@ def main(argv: list[str] | None = None) -> int:
   status.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
   status.set_defaults(run=_status)
 
+  split = commands.add_parser(
+    "partition",
+    help="show how a config splits its data over clients, without a run",
+    description="Prints the clients' sizes and labels; writes partition.json, which another run may"
+    " be given as data.partition=manifest:PATH, and partition.png.",
+  )
+  split.add_argument("config", help="a file with get_config(): in configs/, or a path")
+  split.add_argument(
+    "flags",
+    nargs=argparse.REMAINDER,
+    metavar="--config.FIELD=VALUE",
+    help="as of launch.py; --workdir=FOLDER is where to write, default partitions/NAME",
+  )
+  split.set_defaults(run=_partition)
+
   keys = commands.add_parser("keys", help="make the certificates and keys of a federation")
   kinds = keys.add_subparsers(dest="kind", required=True, metavar="KIND")
   server = kinds.add_parser("server", help="the server's: ca.crt goes to every site")
@@ -88,6 +103,16 @@ def _keys(args: argparse.Namespace) -> int:
     pair = keys.make_site_key(args.folder, args.name)
     print(f"give the server a copy of {pair.public}; get its ca.crt and put it into {args.folder}")
     print(f"keep to this host: {pair.private}")
+  return 0
+
+
+def _partition(args: argparse.Namespace) -> int:
+  from afspl_jax.flags import parse
+  from afspl_jax.preview import preview
+
+  where = f"--workdir=partitions/{Path(args.config).stem}"  # a later flag wins
+  launch = parse(["afspl partition", f"--config={args.config}", where, *args.flags], CONFIGS)
+  print(preview(launch.config, launch.workdir))
   return 0
 
 
