@@ -33,6 +33,7 @@ def check(config: Experiment) -> None:
     "prompter.mapper_hidden": config.prompter.mapper_hidden,
     "prompter.patch_pool": config.prompter.patch_pool,
     "data.num_clients": config.data.num_clients,
+    "data.categories": config.data.categories,
     "data.instruction_length": config.data.instruction_length,
     "data.target_length": config.data.target_length,
   }.items():
@@ -53,6 +54,10 @@ def check(config: Experiment) -> None:
   }.items():
     if not (math.isfinite(number) and number > 0):
       raise UserError(f"{name}: expected a finite number above 0; got {number}")
+  if not (math.isfinite(config.data.capacity_ratio) and config.data.capacity_ratio >= 1):
+    raise UserError(
+      f"data.capacity_ratio: expected a finite number from 1; got {config.data.capacity_ratio}"
+    )
   for name, share in {
     "prompter.local_drop": config.prompter.local_drop,
     "eval.ema": config.eval.ema,

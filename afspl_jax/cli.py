@@ -63,6 +63,21 @@ def main(argv: list[str] | None = None) -> int:
   prepare.add_argument("--jobs", type=int, default=0, help="images at a time; default: one a core")
   prepare.set_defaults(run=_prepare)
 
+  split = commands.add_parser(
+    "partition",
+    help="show how a config splits its data over clients, without a run",
+    description="Prints the clients' sizes and labels; writes partition.json, which another run may"
+    " be given as data.partition=manifest:PATH, and partition.png.",
+  )
+  split.add_argument("config", help="a file with get_config(): in configs/, or a path")
+  split.add_argument(
+    "flags",
+    nargs=argparse.REMAINDER,
+    metavar="--config.FIELD=VALUE",
+    help="as of launch.py; --workdir=FOLDER is where to write, default partitions/NAME",
+  )
+  split.set_defaults(run=_partition)
+
   keys = commands.add_parser("keys", help="make the certificates and keys of a federation")
   kinds = keys.add_subparsers(dest="kind", required=True, metavar="KIND")
   server = kinds.add_parser("server", help="the server's: ca.crt goes to every site")
@@ -122,6 +137,16 @@ def _prepare(args: argparse.Namespace) -> int:
   report = prepare(data, args.jobs)
   print(report.text)
   return 1 if report.faults else 0
+
+
+def _partition(args: argparse.Namespace) -> int:
+  from afspl_jax.flags import parse
+  from afspl_jax.preview import preview
+
+  where = f"--workdir=partitions/{Path(args.config).stem}"  # a later flag wins
+  launch = parse(["afspl partition", f"--config={args.config}", where, *args.flags], CONFIGS)
+  print(preview(launch.config, launch.workdir))
+  return 0
 
 
 def _status(args: argparse.Namespace) -> int:

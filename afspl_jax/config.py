@@ -20,8 +20,10 @@ class Data:
   dir: str = ""  # where the data set lies or is prepared; "" = tensorflow-datasets' default
   fields: str = ""  # of "tfds:NAME": what is where, such as "image=image,captions=caption/text"
   max_bad: int = 0  # malformed records that may be left out
-  partition: str = "natural"  # natural | iid | dirichlet | task
-  dirichlet_alpha: float = 0.5  # concentration; small = clients differ more
+  partition: str = "natural"  # a name in data/partitions/, or manifest:PATH of a partition.json
+  dirichlet_alpha: float = 0.5  # dirichlet, quantity: concentration; small = clients differ more
+  categories: int = 2  # pathological: labels that a client has images of
+  capacity_ratio: float = 10.0  # capacity: how much more the ablest client has than the least able
   num_clients: int = 10  # sites in the federation
   min_examples: int = 8  # floor per client; fewer is an error
   instruction_length: int = 16  # tokens of the instruction, padded or cut

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.checks import check
 from afspl_jax.config import Experiment, to_dict
+from afspl_jax.data.partition import record
 from afspl_jax.evaluate import spread
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.rounds import Plan, RoundReport
@@ -65,6 +66,10 @@ def federate(
   with RunFolder.open(workdir, to_dict(config)) as folder:
     setup = prepare(config, inputs, ClientStore(folder.path / "clients"))
     folder.agree_on(setup.facts)
+    if setup.clients:
+      examples = {name: split.examples for name, split in setup.splits.items()}
+      how = config.data, config.seed, setup.facts["data"]
+      record(folder.path, examples, setup.clients, *how)
     say(_summary(setup))
     checkpoints = Checkpoints(folder.path / "checkpoints")
     validation = setup.splits["validation"]

@@ -17,10 +17,11 @@ from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
 from afspl_jax.backbones.weights import fingerprint, load_clip, load_t5
 from afspl_jax.captioner import Captioner, leaves
 from afspl_jax.config import Experiment, digest, to_dict
+from afspl_jax.data import manifest
 from afspl_jax.data.batches import Split
 from afspl_jax.data.faults import MissingData
 from afspl_jax.data.features import FeatureEncoder, default_cache
-from afspl_jax.data.partition import Clients, partition
+from afspl_jax.data.partition import Clients, check_images, partition
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import Evaluator
@@ -78,10 +79,20 @@ class Setup:
     }
     if not self.own_data:  # or else two sites might train on the same examples
       terms["split"] = {f"data.{name}": config["data"][name] for name in _SPLIT}
+      terms["split"]["data.partition"] = manifest.agreed(self.config.data.partition)
     return terms
 
 
-_SPLIT = ("source", "fields", "partition", "dirichlet_alpha", "num_clients", "min_examples")
+_SPLIT = (
+  "source",
+  "fields",
+  "partition",
+  "dirichlet_alpha",
+  "categories",
+  "capacity_ratio",
+  "num_clients",
+  "min_examples",
+)
 _COMMON = {
   "data": ("instruction_length", "target_length", "caption_instruction"),
   "backbone": ("dtype",),
@@ -152,6 +163,7 @@ def prepare(
   t5 = load_t5(folders["t5"], dtype, dtype)
   tokenizer = Tokenizer(folders["t5"])
   examples = {name: [source[i] for i in range(len(source))] for name, source in sources.items()}
+  check_images(examples)
   clients: dict[str, Clients] = {}
   if site:
     clients = {name: {site: np.arange(len(part))} for name, part in examples.items()}
@@ -205,11 +217,6 @@ def prepare(
     facts={
       "backbones": prints,
       "data": {name: source.fingerprint for name, source in sources.items()},
-      "partition": digest(
-        {
-          name: {client: indices.tolist() for client, indices in parts.items()}
-          for name, parts in clients.items()
-        }
-      ),
+      "partition": digest(manifest.ids(examples, clients)),  # as in the run's manifest
     },
   )

@@ -22,8 +22,8 @@ class Example:
   With a question, `references` are its accepted answers; without, the image's captions.
   """
 
-  id: str
-  image: str  # key of the image in its source; examples of one image share it
+  id: str  # of this example alone, in all splits of its data set
+  image: str  # key of the image, in one split alone; examples of one image share it
   references: tuple[str, ...]
   question: str = ""
   site: str = ""

@@ -23,6 +23,7 @@ AT_LEAST_1 = (
   "prompter.mapper_hidden",
   "prompter.patch_pool",
   "data.num_clients",
+  "data.categories",
   "data.instruction_length",
   "data.target_length",
 )
@@ -58,6 +59,7 @@ REFUSED = [
   *((n, v, "expected a number from 0 to below 1") for n in BELOW_1 for v in (-0.1, 1.0, NAN)),
   *((name, value, "expected 0 or more") for name in NOT_NEGATIVE for value in (-0.1, NAN, INF)),
   *((name, -1, "expected 0 or more") for name in COUNTS),
+  *(("data.capacity_ratio", value, "expected a finite number from 1") for value in (0.9, NAN, INF)),
   *((n, v, "expected a share above 0 and up to 1") for n in SHARES for v in (0.0, 1.1, NAN)),
   ("backbone.dtype", "float16", "expected one of float32, bfloat16"),
   ("fed.share", "some", "expected one of all, none"),
@@ -105,7 +107,7 @@ def test_newcomers_do_not_count_among_those_who_are_selected():
     *((name, 1) for name in AT_LEAST_1),
     *((name, 0.0) for name in (*BELOW_1, *NOT_NEGATIVE)),
     *((name, 0) for name in COUNTS),
-    *((name, 1.0) for name in SHARES),
+    *((name, 1.0) for name in (*SHARES, "data.capacity_ratio")),
   ],
 )
 def test_the_outermost_value_that_can_be_is_taken(name, value):

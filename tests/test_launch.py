@@ -188,6 +188,9 @@ def test_the_config_is_resolved_and_names_weights_and_data(finished, tiny_checkp
   assert stored["versions"]["jax"] and stored["facts"]["partition"]
   assert set(stored["facts"]["backbones"]) == {"clip", "t5"}
   assert set(stored["facts"]["data"]) == {"train", "validation", "test"}
+  manifest = json.loads((folder / "partition.json").read_text())
+  assert manifest["hash"] == stored["facts"]["partition"] and (folder / "partition.png").exists()
+  assert manifest["source"] == stored["facts"]["data"]
 
 
 def final_params(folder: Path) -> dict:

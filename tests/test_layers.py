@@ -39,6 +39,7 @@ LAYERS = {
   "setup": 7,
   "final": 7,
   "status": 7,
+  "preview": 7,
   "run": 7,
   "flags": 7,
   "pretrain": 7,

@@ -1,18 +1,21 @@
 """Splits examples over clients. Within a split, all examples of one image go to one client."""
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from afspl_jax.config import Data, choice
+from afspl_jax.config import Data
+from afspl_jax.data import manifest, partition_picture, partitions
+from afspl_jax.data.manifest import Clients
+from afspl_jax.data.partitions import Deal, Examples
+from afspl_jax.data.partitions.capacity import capacities as _capacities
 from afspl_jax.errors import UserError
-from afspl_jax.types import Example
 
-Clients = dict[str, Int[np.ndarray, " examples"]]  # site name -> indices of its examples
-Examples = Sequence[Example]
-Deal = Callable[[Examples, np.random.Generator], dict[str, str]]  # gives each image its client
+PICTURE = "partition.png"  # beside the manifest
 
 _TRIES = 1000
 # Leads the seeds of this module. Those of training start with the experiment's seed and have three
@@ -27,26 +30,22 @@ def partition(splits: Mapping[str, Examples], config: Data, seed: int) -> dict[s
 
   Args:
     splits: the examples of "train" and of any others.
-    config: `natural` makes a client of each site; `iid` deals images out at random; `dirichlet`
-      draws each category's shares over the clients from Dirichlet(alpha) once for all splits
-      (Hsu et al. 2019), and deals categories that train lacks out at random; `task` deals images
-      with captions out to the first half of the clients and images with questions to the others.
+    config: `partition` names a file in data/partitions/, or a manifest that says who has what.
     seed: equal seeds split equally.
 
   Returns:
     Of each split, the clients: the same names in all.
 
   Raises:
-    UserError: a client would hold fewer than `config.min_examples` examples of train; the natural
-      sites are not `config.num_clients`, or others than train's; `task` lacks a side.
+    UserError: a client would hold fewer than `config.min_examples` examples of train, or the
+      examples do not fit the partition.
   """
-  kind = choice("data.partition", config.partition, ("natural", "iid", "dirichlet", "task"))
-  if kind == "natural":
-    names = _sites(splits, config.num_clients)
-  else:
-    names = [f"client{i:04d}" for i in range(config.num_clients)]
-  if kind == "task":
-    _check_task(splits["train"], config.num_clients)
+  if path := manifest.path_of(config.partition):
+    given = manifest.assign(manifest.read(path), splits, config.num_clients, path)
+    _check_floor(given["train"], config)
+    return given
+  partitioner = partitions.get(config.partition)
+  names = partitioner.clients(splits, config)
 
   def parts(split: str, deal: Deal) -> Clients:
     owner = deal(splits[split], _stream(seed, split))
@@ -57,17 +56,63 @@ def partition(splits: Mapping[str, Examples], config: Data, seed: int) -> dict[s
 
   # Draw again until every client reaches the floor, as Hsu et al. and flwr-datasets do.
   draws = _stream(seed, "shares")
-  for _ in range(_TRIES if kind == "dirichlet" else 1):
-    deal = _deal(kind, names, splits["train"], config.dirichlet_alpha, draws)
+  for _ in range(_TRIES if partitioner.REDRAWN else 1):
+    deal = partitioner.draw(splits["train"], names, config, draws)
     train = parts("train", deal)
-    smallest = min(train, key=lambda name: len(train[name]))
-    if len(train[smallest]) >= config.min_examples:
-      return {split: train if split == "train" else parts(split, deal) for split in splits}
-  raise UserError(
-    f"data.min_examples: expected at least {config.min_examples} examples a client; {smallest}"
-    f" would get {len(train[smallest])}. Use fewer clients, a larger dirichlet_alpha, or a lower"
-    " floor."
-  )
+    if min(map(len, train.values())) >= config.min_examples:
+      break
+  _check_floor(train, config)
+  return {split: train if split == "train" else parts(split, deal) for split in splits}
+
+
+def check_images(splits: Mapping[str, Examples]) -> None:
+  """Sees to it that no image is in two splits.
+
+  Raises:
+    UserError: naming one that is.
+  """
+  images = {split: {example.image for example in examples} for split, examples in splits.items()}
+  for (one, these), (other, those) in combinations(images.items(), 2):
+    if both := sorted(these & those):
+      raise UserError(
+        f"data.source: expected an image in one split alone; {both[0]!r} is in {one} and in {other}"
+        f" ({len(both)} such images). Remove it from one of them."
+      )
+
+
+def capacities(names: list[str], config: Data, seed: int) -> dict[str, float]:
+  """What each client can afford, by the partition of that name; {} by any other."""
+  if config.partition != "capacity":
+    return {}
+  return _capacities(names, config, _stream(seed, "shares"))
+
+
+def record(
+  folder: Path,
+  splits: Mapping[str, Examples],
+  clients: Mapping[str, Clients],
+  config: Data,
+  seed: int,
+  fingerprints: Mapping[str, str],
+) -> dict[str, Any]:
+  """Leaves a partition's manifest and picture in a folder, where they are not there yet.
+
+  Args:
+    folder: an existing one.
+    splits: the examples of "train" and of any others.
+    clients: from `partition`, of the same.
+    config: its settings.
+    seed: its seed.
+    fingerprints: of the splits' sources.
+
+  Returns:
+    The manifest.
+  """
+  capacity = capacities(list(clients["train"]), config, seed)
+  told = manifest.describe(splits, clients, config.partition, seed, fingerprints, capacity)
+  if manifest.write(folder / manifest.FILE, told) or not (folder / PICTURE).exists():
+    partition_picture.draw(told, folder / PICTURE)
+  return told
 
 
 def _stream(seed: int, purpose: str) -> np.random.Generator:
@@ -75,90 +120,11 @@ def _stream(seed: int, purpose: str) -> np.random.Generator:
   return np.random.default_rng((_TAG, seed, zlib.crc32(purpose.encode()), 1))
 
 
-def _sites(splits: Mapping[str, Examples], num_clients: int) -> list[str]:
-  sites = {split: {example.site for example in examples} for split, examples in splits.items()}
-  names = sorted(sites["train"])
-  if len(names) != num_clients:
+def _check_floor(train: Clients, config: Data) -> None:
+  smallest = min(train, key=lambda name: len(train[name]))
+  if len(train[smallest]) < config.min_examples:
     raise UserError(
-      f"data.num_clients: expected {len(names)}, the sites of this source, for the natural"
-      f" partition; got {num_clients}"
+      f"data.min_examples: expected at least {config.min_examples} examples a client; {smallest}"
+      f" would get {len(train[smallest])}. Use fewer clients, a larger dirichlet_alpha, or a lower"
+      " floor."
     )
-  for split, found in sites.items():
-    if unknown := sorted(found - set(names)):
-      raise UserError(
-        f"data.partition: expected sites of train alone for the natural partition; {split} also"
-        f" has {', '.join(unknown)}. Use another partition, or move these examples into train."
-      )
-  return names
-
-
-def _check_task(train: Examples, num_clients: int) -> None:
-  if num_clients < 2:
-    raise UserError(
-      "data.num_clients: expected at least 2 for the task partition, one with captions and one"
-      f" with questions; got {num_clients}"
-    )
-  for side, questions in (("captions", False), ("questions", True)):
-    if not any(bool(example.question) == questions for example in train):
-      raise UserError(
-        "data.partition: expected images with captions and images with questions for the task"
-        f" partition; train has none with {side}. Use another partition or source."
-      )
-
-
-def _deal(
-  kind: str, names: list[str], train: Examples, alpha: float, draws: np.random.Generator
-) -> Deal:
-  if kind == "natural":
-    return lambda examples, _: {example.image: example.site for example in examples}
-  if kind == "iid":
-    return lambda examples, rng: _evenly([example.image for example in examples], names, rng)
-  if kind == "task":
-    return lambda examples, rng: _by_task(examples, names, rng)
-  categories = sorted({_main(example) for example in train})
-  shares = {category: draws.dirichlet(np.full(len(names), alpha)) for category in categories}
-  return lambda examples, rng: _by_category(examples, names, shares, rng)
-
-
-def _evenly(images: Sequence[str], names: list[str], rng: np.random.Generator) -> dict[str, str]:
-  distinct = list(dict.fromkeys(images))
-  order = rng.permutation(len(distinct))
-  return {distinct[j]: names[i % len(names)] for i, j in enumerate(order)}
-
-
-def _by_task(examples: Examples, names: list[str], rng: np.random.Generator) -> dict[str, str]:
-  captions = [example.image for example in examples if not example.question]
-  questions = [example.image for example in examples if example.question]
-  both = set(captions) & set(questions)
-  half = (len(names) + 1) // 2
-  return (
-    _evenly([image for image in captions if image not in both], names[:half], rng)
-    | _evenly([image for image in questions if image not in both], names[half:], rng)
-    | _evenly([image for image in captions if image in both], names, rng)
-  )
-
-
-def _by_category(
-  examples: Examples,
-  names: list[str],
-  shares: Mapping[str, Float[np.ndarray, " clients"]],
-  rng: np.random.Generator,
-) -> dict[str, str]:
-  members: dict[str, list[str]] = {}
-  for image, category in {example.image: _main(example) for example in examples}.items():
-    members.setdefault(category, []).append(image)
-  owner: dict[str, str] = {}
-  even = np.full(len(names), 1 / len(names))
-  for category in sorted(members):
-    # Cut at shares from a random start: a small category goes by its shares on average, and never
-    # more than an image away from them.
-    count = len(members[category])
-    ends = np.cumsum(shares.get(category, even))[:-1] * count + rng.random()
-    groups = np.split(rng.permutation(members[category]), ends.astype(int))
-    for name, group in zip(names, groups, strict=True):
-      owner.update((str(image), name) for image in group)
-  return owner
-
-
-def _main(example: Example) -> str:
-  return example.labels[0] if example.labels else ""

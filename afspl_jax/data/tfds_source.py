@@ -44,7 +44,7 @@ class TfdsSource:
 
     raw = {image: tfds.decode.SkipDecoding()}
     self._records = builder.as_data_source(split=split, decoders=raw)
-    self._adapt, self._faults, self._image = adapt, faults, image
+    self._adapt, self._faults, self._image, self._split = adapt, faults, image, split
     self._name = f"{builder.info.full_name}, {split}"
     part = builder.info.splits[split]
     whole = builder.info.splits[split.partition("[")[0]]
@@ -59,7 +59,7 @@ class TfdsSource:
       record, where = self._records[i], self._where(i)
       with self._faults.skipping():
         said = {n: _text(value, where) for n, value in record.items() if n != self._image}
-        out += self._adapt(said, str(i), where)
+        out += self._adapt(said, self._key(i), where)
     self._faults.tell()
     return out
 
@@ -70,8 +70,8 @@ class TfdsSource:
     return self._examples[index]
 
   def images(self) -> Sequence[str]:
-    """Keys of the images: positions in the split."""
-    return [str(i) for i in range(len(self._records))]
+    """Keys of the images: split and position, so that no two splits share any."""
+    return [self._key(i) for i in range(len(self._records))]
 
   def load_image(self, key: str) -> Image.Image:
     """Decodes one image as RGB.
@@ -79,11 +79,15 @@ class TfdsSource:
     Raises:
       UserError: it cannot be.
     """
-    content = io.BytesIO(self._records[int(key)][self._image])
-    return images.decode(content, self._where(int(key)))
+    position = int(key.rpartition("/")[2])
+    content = io.BytesIO(self._records[position][self._image])
+    return images.decode(content, self._where(position))
 
   def _where(self, i: int) -> str:
     return f"{self._name}: record {i + 1}"
+
+  def _key(self, position: int) -> str:
+    return f"{self._split}/{position}"
 
 
 def data_dir(folder: str) -> Path:
@@ -116,7 +120,9 @@ def prepared(name: str, folder: str, how: str) -> Builder:
     fault = f"no {name} is prepared under {where}"
     raise MissingData(f"data: {fault}.\n{how}") from error
   except ValueError as error:
-    fault = f"expected {name} under {where} in array_record format; got: {str(error).splitlines()[0]}"
+    fault = (
+      f"expected {name} under {where} in array_record format; got: {str(error).splitlines()[0]}"
+    )
     raise MissingData(f"data: {fault} Move it away, or use another folder.\n{how}") from error
 
 
