@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from afspl_jax import use_cli
 from afspl_jax.errors import UserError
 from afspl_jax.metrics.jsonl import score_file
 
@@ -48,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
   )
   status.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
   status.set_defaults(run=_status)
+
+  use_cli.add_commands(commands)
 
   keys = commands.add_parser("keys", help="make the certificates and keys of a federation")
   kinds = keys.add_subparsers(dest="kind", required=True, metavar="KIND")
