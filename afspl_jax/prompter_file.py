@@ -178,6 +178,9 @@ def _check(config: Experiment) -> None:
     largest = _LARGEST.get(name.split(".")[0], math.inf)
     if isinstance(value, int) and value > largest:
       raise ValueError(f"{name} of {value}, more than {largest}")
+  _, _, tokens = config.prompter.mapper.partition(":")  # of "pooled:N"
+  if tokens.isdigit() and int(tokens) > _LARGEST["prompter"]:
+    raise ValueError(f"prompter.mapper of {tokens} tokens, more than {_LARGEST['prompter']}")
   for kind in ("clip", "t5"):
     path = Path(getattr(config.backbone, kind))
     if path.is_absolute() or ".." in path.parts or "~" in str(path):

@@ -49,7 +49,7 @@ def add_commands(commands: Any) -> None:
     "export",
     help="write a run's prompter as one safetensors file",
     description="Writes what sites share of the prompter, its settings, and which two backbones it"
-    " needs, by name and hash. With --site also that site's own prompt, which else never leaves it.",
+    " needs, by name and hash. With --site also its own prompt, which else never leaves the site.",
   )
   export.add_argument("folder", metavar="RUN", help="a run's folder")
   export.add_argument("file", type=Path, metavar="FILE.safetensors")
@@ -116,6 +116,8 @@ def _use(args: argparse.Namespace) -> int:
   from afspl_jax.model import load
   from afspl_jax.setup import keep_compiled
 
+  if args.command == "answer" and not args.question.strip():
+    raise UserError("the question: expected some words; got none")
   files = _files(args.images)
   keep_compiled()
   model = load(
