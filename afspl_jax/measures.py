@@ -14,7 +14,7 @@ from afspl_jax.evaluate import Prediction, score
 from afspl_jax.metrics.bleu import from_counts
 from afspl_jax.metrics.captions import score_captions
 from afspl_jax.metrics.clipscore import PREFIX, clip_scores
-from afspl_jax.metrics.dispersion import disperse
+from afspl_jax.metrics.dispersion import Dispersion, disperse
 from afspl_jax.metrics.intervals import Interval, bootstrap
 from afspl_jax.metrics.retrieval import recall_at_k
 from afspl_jax.metrics.vqa import vqa_accuracy
@@ -129,7 +129,7 @@ def retrieval(split: Split, rows: Sequence[int], encoder: FeatureEncoder) -> dic
 
 def by_client(
   measured: Mapping[str, Measured], owners: Sequence[str]
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+) -> tuple[list[dict[str, Any]], dict[str, Dispersion]]:
   """Mean scores of each client's examples, and how they differ from client to client.
 
   CIDEr's document frequencies stay those of the examples of all, so that clients compare.
@@ -139,8 +139,8 @@ def by_client(
     owners: the client of each prediction.
 
   Returns:
-    A line for each client, None where it has no such examples; and `Dispersion` of each score over
-    the clients that have some.
+    A line for each client, None where it has no such examples; and each score over the clients
+    that have some.
   """
   names = sorted(set(owners))
   lines: list[dict[str, Any]] = [{"client": n, "examples": owners.count(n)} for n in names]
@@ -152,7 +152,7 @@ def by_client(
     for row, item in zip(found.rows, found.items, strict=True):
       of_client.setdefault(owners[row], []).append(float(item))
     means = {name: float(np.mean(items)) for name, items in of_client.items()}
-    spread[key] = dataclasses.asdict(disperse(list(means.values())))
+    spread[key] = disperse(list(means.values()))
     for line in lines:
       line[key] = means.get(line["client"])
   return lines, spread

@@ -97,8 +97,9 @@ def evaluate(path: Path, request: Request) -> Evaluation:
   if clients and not request.site:
     owner = {int(row): name for name, part in clients[request.split].items() for row in part}
     lines, over = by_client(measured, [owner[row] for row in rows])
-    summary |= {"clients": lines, "over_clients": over}
-  return Evaluation(summary, predictions, _name(run, request, round))
+    summary["clients"] = lines
+    summary["over_clients"] = {name: dataclasses.asdict(one) for name, one in over.items()}
+  return Evaluation(summary, predictions, _name(request, round))
 
 
 def save(found: Evaluation, folder: Path) -> Path:
@@ -170,7 +171,7 @@ def _predict(
   return rows, [by_row[row] for row in rows]
 
 
-def _name(run: FinishedRun, request: Request, round: int) -> str:
+def _name(request: Request, round: int) -> str:
   """Of the files: one for each way of asking."""
   parts = [request.split, f"round_{round:04d}"]
   if request.site:

@@ -14,6 +14,7 @@ from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import Prediction
 from afspl_jax.measures import BLEU, by_client, java_measures, measure
+from afspl_jax.metrics.dispersion import Dispersion
 from afspl_jax.metrics.retrieval import recall_at_k
 from afspl_jax.rescore import Request, evaluate, save
 from afspl_jax.score_table import table
@@ -125,8 +126,8 @@ def test_clients_means_weigh_each_client_once():
   assert lines[0] | {"examples": 4, "vqa_accuracy": 1.0, "rouge_l": 1.0} == lines[0]
   assert lines[1] | {"examples": 1, "vqa_accuracy": 0.0, "rouge_l": None} == lines[1]
   assert measured["vqa_accuracy"].value == 0.75
-  assert over["vqa_accuracy"] == {"clients": 2, "mean": 0.5, "sd": 0.5, "worst": 0.0, "gini": 0.5}
-  assert over["rouge_l"]["clients"] == 1
+  assert over["vqa_accuracy"] == Dispersion(2, mean=0.5, sd=0.5, worst=0.0, gini=0.5)
+  assert over["rouge_l"].clients == 1
 
 
 def test_what_was_found_is_written_and_shown(found, tmp_path):
@@ -143,7 +144,7 @@ def test_what_was_found_is_written_and_shown(found, tmp_path):
     save(found, tmp_path / "f" / "x")
 
 
-def test_ways_of_asking_have_files_of_their_own(run, found):
+def test_ways_of_asking_have_files_of_their_own(found):
   requests = [
     Request(),
     Request(personal=True),
@@ -152,7 +153,7 @@ def test_ways_of_asking_have_files_of_their_own(run, found):
     Request(changes={"beams": 2}),
     Request(split="train"),
   ]
-  names = {rescore._name(run, request, 3) for request in requests}
+  names = {rescore._name(request, 3) for request in requests}
   assert len(names) == len(requests) and not any("/" in name for name in names)
   assert found.name == "test_round_0003"
 
@@ -185,7 +186,7 @@ def test_other_data_than_the_runs_are_refused(copy):
 
 
 def test_what_cannot_be_asked_of_a_run_is_one_clear_message(run, copy):
-  with pytest.raises(UserError, match="--site: expected one of alder, .*; got 'zoe'"):
+  with pytest.raises(UserError, match=r"--site: expected one of alder, .*; got 'zoe'"):
     evaluate(run.path, Request(site="zoe"))
   folder = copy(lambda said: said["facts"]["data"].pop("train"))
   with pytest.raises(UserError, match="the prompts of this one lie at its sites"):
