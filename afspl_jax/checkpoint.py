@@ -1,7 +1,10 @@
 """What a run needs to go on after its last finished round, on disk (Orbax)."""
 
+import contextlib
 import hashlib
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +27,27 @@ class Checkpoints:
 
   Orbax writes to a temporary folder and renames it, so that a process killed while saving leaves
   the round before as the newest.
+
+  Args:
+    folder: of the run's checkpoints.
+    read_only: changes nothing in the folder, where another process may be saving.
   """
 
-  def __init__(self, folder: Path | str):
+  def __init__(self, folder: Path | str, *, read_only: bool = False):
     self.folder = Path(folder).absolute()
-    try:
-      self.folder.mkdir(parents=True, exist_ok=True)
-      self._manager = ocp.CheckpointManager(
-        self.folder,
-        options=ocp.CheckpointManagerOptions(
-          max_to_keep=_KEEP, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        ),
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=_KEEP, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    if read_only:
+      options = ocp.CheckpointManagerOptions(
+        read_only=True, create=False, save_interval_steps=0, enable_async_checkpointing=False
       )
+    try:
+      if not read_only:
+        self.folder.mkdir(parents=True, exist_ok=True)
+      # Orbax warns that a folder is read-only where that was asked for.
+      with _quiet() if read_only else contextlib.nullcontext():
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
     except OSError as error:
       raise CheckpointError(
         f"{self.folder}: expected a folder to write checkpoints in; got: {error}. "
@@ -71,11 +83,16 @@ class Checkpoints:
         f" {why}. Free the disk and start the same command again to go on"
       ) from error
 
-  def restore(self, template: Any) -> tuple[int, Any] | None:
-    """The newest checkpoint.
+  def rounds(self) -> list[int]:
+    """The rounds that have a checkpoint, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def restore(self, template: Any, round: int | None = None) -> tuple[int, Any] | None:
+    """The checkpoint of a round, by default the newest.
 
     Args:
       template: a state with the structure, shapes and dtypes that are expected.
+      round: one of `rounds`.
 
     Returns:
       Its round and state with NumPy leaves, or None before the first checkpoint.
@@ -83,7 +100,7 @@ class Checkpoints:
     Raises:
       CheckpointError: the newest is damaged or is of another model.
     """
-    round = self._manager.latest_step()
+    round = self._manager.latest_step() if round is None else round
     if round is None:
       return None
     where = self.folder / str(round)
@@ -111,6 +128,17 @@ class Checkpoints:
 
   def _restore(self, round: int, **items: Any) -> Any:
     return self._manager.restore(round, args=ocp.args.Composite(**items))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
 
 
 def _leaves(state: Any) -> dict[str, str]:

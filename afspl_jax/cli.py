@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from afspl_jax import use_cli
 from afspl_jax.errors import UserError
 from afspl_jax.metrics.jsonl import score_file
 
@@ -77,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     help="as of launch.py; --workdir=FOLDER is where to write, default partitions/NAME",
   )
   split.set_defaults(run=_partition)
+
+  use_cli.add_commands(commands)
 
   keys = commands.add_parser("keys", help="make the certificates and keys of a federation")
   kinds = keys.add_subparsers(dest="kind", required=True, metavar="KIND")

@@ -14,11 +14,19 @@ from afspl_jax.backbones.processing import Tokenizer
 from afspl_jax.captioner import Captioner
 from afspl_jax.config import Eval
 from afspl_jax.data.batches import Split
-from afspl_jax.decode import Decoding, make_decoder
+from afspl_jax.decode import Decoded, Decoding, make_decoder
 from afspl_jax.metrics.jsonl import Scored, score_predictions
 from afspl_jax.prompts.prompter import SOURCES
 from afspl_jax.step import check_divides, make_eval_step
 from afspl_jax.types import Params
+
+
+class Generated(NamedTuple):
+  """A text, and how it was prompted."""
+
+  text: str
+  fusion: dict[str, float]  # weight of each prompt source
+  prompts: dict[int, float]  # pool prompts chosen, with their weights
 
 
 class Prediction(NamedTuple):
@@ -73,15 +81,17 @@ class Evaluator:
       if not see_image:
         batch = batch._replace(tokens=0 * batch.tokens, image=0 * batch.image)
       decoded = self._decode(params, self._frozen, batch)
-      texts = self._tokenizer.decode(np.asarray(decoded.ids)[: len(rows)])
-      fusion, pool = np.asarray(decoded.fusion), np.asarray(decoded.pool)
-      for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
+      for row, said in zip(rows, generated(decoded, len(rows), self._tokenizer), strict=True):
         example = split.examples[row]
-        sources = SOURCES[: fusion.shape[1]]
-        weights = {name: round(float(w), 4) for name, w in zip(sources, fusion[i], strict=True)}
-        chosen = {int(j): round(float(pool[i, j]), 4) for j in np.flatnonzero(pool[i])}
         out.append(
-          Prediction(example.id, text, example.references, example.question, weights, chosen)
+          Prediction(
+            example.id,
+            said.text,
+            example.references,
+            example.question,
+            said.fusion,
+            said.prompts,
+          )
         )
     return out
 
@@ -101,6 +111,18 @@ class Evaluator:
     if file is not None:
       write(predictions, file)
     return {"loss": self.loss(params, split, indices), **score(predictions)}
+
+
+def generated(decoded: Decoded, number: int, tokenizer: Tokenizer) -> list[Generated]:
+  """The first `number` rows of a decoded batch, for people."""
+  texts = tokenizer.decode(np.asarray(decoded.ids)[:number])
+  fusion, pool = np.asarray(decoded.fusion), np.asarray(decoded.pool)
+  sources, out = SOURCES[: fusion.shape[1]], []
+  for i, text in enumerate(texts):
+    weights = {name: round(float(w), 4) for name, w in zip(sources, fusion[i], strict=True)}
+    chosen = {int(j): round(float(pool[i, j]), 4) for j in np.flatnonzero(pool[i])}
+    out.append(Generated(text, weights, chosen))
+  return out
 
 
 def decoding(config: Eval) -> Decoding:

@@ -43,6 +43,28 @@ def changed(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
   return config
 
 
+def from_dict(values: Mapping[str, Any]) -> Experiment:
+  """The experiment of plain nested values, as config.json stores them.
+
+  Args:
+    values: what is absent has its default.
+
+  Raises:
+    UserError: a field that is not known, or a value of the wrong type.
+  """
+  flat: dict[str, Any] = {}
+
+  def walk(values: Mapping[str, Any], prefix: str) -> None:
+    for name, value in values.items():
+      if isinstance(value, dict):
+        walk(value, f"{prefix}{name}.")
+      else:
+        flat[f"{prefix}{name}"] = tuple(value) if isinstance(value, list) else value
+
+  walk(values, "")
+  return changed(Experiment(), flat)
+
+
 def check_type(name: str, value: object, default: object) -> None:
   """Refuses a value that is not of its field's type.
 

@@ -141,12 +141,10 @@ class Final:
 
   def personal(self) -> Scores:
     """Every example answered by its own client's prompter; sites.jsonl has it client by client."""
-    owner, by_row = self._owner(), dict[int, Prediction]()
-    for client in self._participants():
-      rows = [row for row in self._rows if owner[row] == self._names[client]]
-      params = self._trainer.personal(self._shared, client, self._config.fed.rounds)
-      found = self._setup.evaluator.predict(params, self._split, rows, personal=True)
-      by_row.update(zip(rows, found, strict=True))
+    owner = self._owner()
+    names = [self._names[client] for client in self._participants()]
+    rounds = self._config.fed.rounds
+    by_row = answered_by_owners(self._setup, self._shared, rounds, "test", self._rows, names)
     rows = sorted(by_row)
     predictions = [by_row[row] for row in rows]
     write(predictions, self._files / "test_personal.jsonl")
@@ -224,6 +222,31 @@ class Final:
     """What the global prompter said, as `test` wrote it."""
     text = (self._files / "test.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def answered_by_owners(
+  setup: Setup, shared: Params, round: int, split: str, rows: Sequence[int], clients: Sequence[str]
+) -> dict[int, Prediction]:
+  """What clients say of their own examples among `rows`, each with its own prompt.
+
+  Args:
+    setup: of a run whose clients are here.
+    shared: the server's leaves after the round (NumPy).
+    round: of the clients' own prompts, too.
+    split: of the examples.
+    rows: in the split.
+    clients: names of those that are asked.
+  """
+  trainer, names = setup.trainer, sorted(setup.clients["train"])
+  assert trainer is not None, "clients are here"
+  by_row: dict[int, Prediction] = {}
+  for client in clients:
+    own = set(setup.clients[split][client].tolist())
+    mine = [row for row in rows if row in own]
+    params = trainer.personal(shared, names.index(client), round)
+    found = setup.evaluator.predict(params, setup.splits[split], mine, personal=True)
+    by_row.update(zip(mine, found, strict=True))
+  return by_row
 
 
 def _fusion(predictions: Sequence[Prediction]) -> Scores:

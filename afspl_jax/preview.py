@@ -7,7 +7,7 @@ from typing import Any
 from afspl_jax.config import Experiment
 from afspl_jax.data import manifest
 from afspl_jax.data.partition import PICTURE, check_images, partition, record
-from afspl_jax.data.sources import open_source
+from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
 
 _SPLITS = ("train", "validation", "test")
@@ -34,7 +34,7 @@ def preview(config: Experiment, folder: Path) -> str:
       f" {folder / manifest.FILE}; choose another --workdir for this one"
     )
   data = config.data
-  sources = {split: open_source(data.source, split, data.dir) for split in _SPLITS}
+  sources = open_sources(data, _SPLITS)
   examples = {split: [part[i] for i in range(len(part))] for split, part in sources.items()}
   check_images(examples)
   clients = partition(examples, data, config.seed)

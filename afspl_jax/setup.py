@@ -1,26 +1,22 @@
 """An experiment's backbones, data, clients and programs, made ready for its first round."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from afspl_jax.backbones.locate import MissingBackbone, locate
-from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
-from afspl_jax.backbones.weights import fingerprint, load_clip, load_t5
 from afspl_jax.captioner import Captioner, leaves
 from afspl_jax.config import Experiment, digest, to_dict
 from afspl_jax.data import manifest
 from afspl_jax.data.batches import Split
 from afspl_jax.data.faults import MissingData
-from afspl_jax.data.features import FeatureEncoder, default_cache
+from afspl_jax.data.features import default_cache
 from afspl_jax.data.partition import Clients, check_images, partition
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
@@ -29,11 +25,11 @@ from afspl_jax.federation import strategies
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.strategies import Strategy
 from afspl_jax.federation.training import LocalTrainer
+from afspl_jax.frozen import load_pair, make_prompter
 from afspl_jax.prompts.local import join, split
-from afspl_jax.prompts.prompter import Prompter
 from afspl_jax.run_folder import version
 from afspl_jax.step import make_mesh, replicate
-from afspl_jax.types import Params, Source
+from afspl_jax.types import Example, Params, Source
 
 SPLITS = ("train", "validation", "test")
 SCORED = ("validation", "test")  # what a server holds that trains no client itself
@@ -158,10 +154,7 @@ def prepare(
   """
   mesh = mesh or make_mesh()
   folders, sources = inputs
-  dtype = jnp.dtype(config.backbone.dtype)
-  clip = load_clip(folders["clip"], dtype, dtype)
-  t5 = load_t5(folders["t5"], dtype, dtype)
-  tokenizer = Tokenizer(folders["t5"])
+  pair = load_pair(config, folders)
   examples = {name: [source[i] for i in range(len(source))] for name, source in sources.items()}
   check_images(examples)
   clients: dict[str, Clients] = {}
@@ -170,32 +163,17 @@ def prepare(
   elif "train" in examples:
     clients = partition(examples, config.data, config.seed)
 
-  prints = {kind: fingerprint(folder) for kind, folder in folders.items()}
-  encoder = FeatureEncoder(
-    clip,
-    ImageProcessor(folders["clip"]),
-    Tokenizer(folders["clip"]),
-    prints["clip"],
-    default_cache(),
-  )
   contrast = config.optim.contrast > 0
   splits = {
-    name: Split(source, encoder, tokenizer, config.data, contrast=contrast and name == "train")
+    name: Split(
+      source, pair.encoder, pair.tokenizer, config.data, contrast=contrast and name == "train"
+    )
     for name, source in sources.items()
   }
 
-  words, _ = tokenizer.tokenize([config.prompter.init_text], 256)
-  words = words[words > max(tokenizer.pad_id, tokenizer.eos_id)]
-  prompter = Prompter(
-    config.prompter,
-    clip.config,
-    t5.embedding[...],
-    jnp.asarray(words),
-    contrast=contrast,
-    rngs=nnx.Rngs(config.seed),
-  )
-  captioner = Captioner(prompter, t5)
-  frozen = replicate(leaves(t5), mesh)
+  prompter = make_prompter(config, pair, contrast=contrast)
+  captioner = Captioner(prompter, pair.t5)
+  frozen = replicate(leaves(pair.t5), mesh)
   taking_part = config.data.num_clients - config.fed.newcomers
   strategy = strategies.get(config.fed.strategy, taking_part)
   untrained = jax.device_get(leaves(prompter))
@@ -212,11 +190,18 @@ def prepare(
     clients=clients,
     strategy=strategy,
     trainer=trainer,
-    evaluator=Evaluator(captioner, frozen, tokenizer, config.eval, mesh),
+    evaluator=Evaluator(captioner, frozen, pair.tokenizer, config.eval, mesh),
     own_data=bool(site),
     facts={
-      "backbones": prints,
+      "backbones": pair.prints,
       "data": {name: source.fingerprint for name, source in sources.items()},
-      "partition": digest(manifest.ids(examples, clients)),  # as in the run's manifest
+      "partition": partition_digest(examples, clients),
     },
   )
+
+
+def partition_digest(
+  examples: Mapping[str, Sequence[Example]], clients: Mapping[str, Clients]
+) -> str:
+  """A short hash of which examples of every split are whose, as in the run's manifest."""
+  return digest(manifest.ids(examples, clients))

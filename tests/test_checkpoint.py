@@ -135,3 +135,18 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(CheckpointError, match=f"{tmp_path}/file/c: expected a folder to write"):
     Checkpoints(tmp_path / "file" / "c")
+
+
+def test_reading_a_run_that_is_running_changes_nothing_in_its_folder(tmp_path):
+  folder = tmp_path / "c"
+  written(folder)
+  half = folder / "3.orbax-checkpoint-tmp"  # what another process is writing
+  half.mkdir()
+  (half / "x").write_text("x")
+  before = sorted(folder.rglob("*"))
+  checkpoints = Checkpoints(folder, read_only=True)
+  assert checkpoints.rounds() == [1, 2]
+  for round in (1, 2):
+    assert_same_bits(state(round), checkpoints.restore(state(), round)[1])
+  checkpoints.close()
+  assert sorted(folder.rglob("*")) == before

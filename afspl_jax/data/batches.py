@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from afspl_jax.backbones.processing import Tokenizer
 from afspl_jax.config import Data
@@ -107,6 +107,10 @@ class Split:
       "caption": caption,
     }
     return Batch(**arrays)
+
+  def joint(self, indices: Sequence[int]) -> Float[np.ndarray, "rows f"]:
+    """CLIP's joint feature of each example's image."""
+    return np.asarray(self.images.joint[self._image_row[list(indices)]])
 
   def local_batches(
     self,

@@ -4,6 +4,7 @@ Measured in PyTorch on one CPU core with ViT-B/32 and flan-t5-small: a round tak
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
+from PIL import Image
 from tqdm import tqdm
 
 from afspl_jax.backbones.clip import Clip
@@ -45,6 +47,9 @@ class FeatureEncoder:
     tokenizer: of the same checkpoint.
     fingerprint: of the checkpoint; names the cache, so that no other's features are ever read.
     cache: folder to keep features in.
+
+  Attributes:
+    config: CLIP's sizes.
   """
 
   def __init__(
@@ -56,7 +61,7 @@ class FeatureEncoder:
     cache: Path,
   ):
     graph, self._state = nnx.split(clip)
-    self._config, self._fingerprint, self._cache = clip.config, fingerprint, cache
+    self.config, self._fingerprint, self._cache = clip.config, fingerprint, cache
     self._processor, self._tokenizer = processor, tokenizer
     self._image = jax.jit(lambda state, pixels: nnx.merge(graph, state).encode_image(pixels))
     self._text = jax.jit(lambda state, ids, mask: nnx.merge(graph, state).encode_text(ids, mask))
@@ -68,28 +73,34 @@ class FeatureEncoder:
     Raises:
       UserError: the cache cannot be written.
     """
-    rows, vision = len(source.images()), self._config.vision
+    rows, vision = len(source.images()), self.config.vision
     shapes = {
       "tokens": (rows, 1 + vision.num_patches, vision.width),
-      "joint": (rows, self._config.joint_width),
+      "joint": (rows, self.config.joint_width),
     }
     return ImageFeatures(**self._cached(source.fingerprint, shapes, self._encode_images(source)))
 
-  def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts f"]:
+  def texts(self, texts: Sequence[str], *, keep: bool = True) -> Float[np.ndarray, "texts f"]:
     """Feature of each text, from the cache if just these texts, in this order, are there.
 
-    Of instructions, for the prompter; of captions, for the contrastive loss alone.
+    Of instructions, for the prompter; of captions, for the contrastive loss and scores alone.
+
+    Args:
+      texts: any number of them.
+      keep: False neither reads nor writes the cache.
 
     Raises:
       UserError: the cache cannot be written.
     """
     if not texts:
-      return np.zeros((0, self._config.joint_width), self._dtype)
+      return np.zeros((0, self.config.joint_width), self._dtype)
+    if not keep:
+      return np.concatenate([part["texts"] for part in self._encode_texts(texts)])
     name = "texts " + hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
-    shapes = {"texts": (len(texts), self._config.joint_width)}
+    shapes = {"texts": (len(texts), self.config.joint_width)}
     return self._cached(name, shapes, self._encode_texts(texts))["texts"]
 
-  def directions(self, texts: Sequence[str]) -> Float[np.ndarray, "texts f"]:
+  def directions(self, texts: Sequence[str], *, keep: bool = True) -> Float[np.ndarray, "texts f"]:
     """Unit vectors (float32) to the texts from the middle of CLIP's vocabulary.
 
     CLIP's text features lie in a narrow cone (Liang et al. 2022, "Mind the Gap", sec. 2), in which
@@ -98,31 +109,46 @@ class FeatureEncoder:
     data, and is the same at all. Ten natural sites, 12 rounds, one seed: VQA accuracy .60 instead
     of .52.
 
+    Args:
+      texts: any number of them.
+      keep: False leaves no trace of them in the cache.
+
     Raises:
       UserError: the cache cannot be written.
     """
+    return _unit(_unit(self.texts(texts, keep=keep)) - self._middle)
+
+  @functools.cached_property
+  def _middle(self) -> Float[np.ndarray, " f"]:
+    """The mean direction of the vocabulary's words."""
     pieces = np.linspace(0, self._tokenizer.vocab_size - 1, _WORDS).astype(np.int32)
     words = {word.strip() for word in self._tokenizer.decode(np.unique(pieces)[:, None])}
-    middle = _unit(self.texts(sorted(words - {""}))).mean(axis=0)
-    return _unit(_unit(self.texts(texts)) - middle)
+    return _unit(self.texts(sorted(words - {""}))).mean(axis=0)
+
+  def look(self, images: Sequence[Image.Image], rows: int = _BATCH) -> ImageFeatures:
+    """Features of at most `rows` images, which are not kept.
+
+    Each number of rows is a program of its own, and is filled up.
+    """
+    pixels = _padded(self._processor(images), rows)
+    tokens, joint = self._image(self._state, pixels)
+    return ImageFeatures(np.asarray(tokens)[: len(images)], np.asarray(joint)[: len(images)])
 
   def _encode_images(self, source: Source) -> Iterator[dict[str, np.ndarray]]:
     keys = source.images()
     for start in tqdm(range(0, len(keys), _BATCH), desc="CLIP image features", unit="batch"):
-      part = keys[start : start + _BATCH]
-      pixels = _padded(self._processor([source.load_image(key) for key in part]))
-      tokens, joint = self._image(self._state, pixels)
-      yield {"tokens": np.asarray(tokens)[: len(part)], "joint": np.asarray(joint)[: len(part)]}
+      found = self.look([source.load_image(key) for key in keys[start : start + _BATCH]])
+      yield found._asdict()
 
   def _encode_texts(self, texts: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
     starts = range(0, len(texts), _SORTED)
     for start in tqdm(starts, desc="CLIP text features", unit="batch", delay=2):
       ids, mask = self._tokenizer.tokenize(
-        texts[start : start + _SORTED], self._config.text.max_length
+        texts[start : start + _SORTED], self.config.text.max_length
       )
       lengths = mask.sum(axis=1)
       order = np.argsort(lengths, kind="stable")
-      out = np.empty((len(ids), self._config.joint_width), self._dtype)
+      out = np.empty((len(ids), self.config.joint_width), self._dtype)
       # Texts of like length together, as most of CLIP's 77 tokens are padding. The shapes world's
       # 10,645 training captions, tiny CLIP, tokenizer included: 5.9 s of CPU time instead of 10.1.
       for first in range(0, len(ids), _BATCH):
@@ -218,7 +244,7 @@ def default_cache() -> Path:
   return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "afspl_jax" / "features"
 
 
-def _padded(rows: np.ndarray) -> np.ndarray:
-  """Fills up to _BATCH rows with copies of the first, so that one compile serves all."""
-  fill = np.repeat(rows[:1], _BATCH - len(rows), axis=0)
+def _padded(rows: np.ndarray, size: int = _BATCH) -> np.ndarray:
+  """Fills up to `size` rows with copies of the first, so that one compile serves all."""
+  fill = np.repeat(rows[:1], size - len(rows), axis=0)
   return np.concatenate([rows, fill])

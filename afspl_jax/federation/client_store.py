@@ -8,7 +8,7 @@ it, as if the crash had not been. Nothing here is ever sent; of a control, what 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import jax
 import numpy as np
@@ -58,13 +58,19 @@ class ClientStore:
         " same command again"
       ) from error
 
-  def load(self, site: str, before: int, template: Params) -> Params | None:
+  def sites(self) -> list[str]:
+    """The names of those that have a state here."""
+    files = self._folder.glob("*/round_*.safetensors")
+    return sorted({unquote(file.parent.name) for file in files})
+
+  def load(self, site: str, before: int, template: Params, *, part: bool = False) -> Params | None:
     """A client's newest state of a round below `before`, or None if it is new.
 
     Args:
       site: its name.
       before: a round; what the client learned in it or later is not looked at.
       template: a state of the expected structure, shapes and dtypes.
+      part: the state may hold more than the template, which is then not returned.
 
     Raises:
       UserError: the file is damaged or of another model.
@@ -75,6 +81,8 @@ class ClientStore:
     expected = _flat(template)
     try:
       found = load_file(files[-1])
+      if part:
+        found = {name: leaf for name, leaf in found.items() if name in expected}
       if _form(found) != _form(expected):
         raise ValueError(f"leaves {_form(found)}")
     except (OSError, SafetensorError, ValueError) as error:

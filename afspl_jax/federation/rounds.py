@@ -109,11 +109,14 @@ def scored_params(state: dict[str, Any]) -> Params:
 
 def newest_state(plan: Plan) -> tuple[int, dict[str, Any]]:
   """The last finished round with its params and strategy state; -1 and the untrained before it."""
-  params = jax.device_get(plan.params)
-  untrained = {"params": params, "strategy_state": plan.strategy.init(params)}
-  if plan.ema:
-    untrained["ema"] = params
+  untrained = first_state(jax.device_get(plan.params), plan.strategy, plan.ema)
   return plan.checkpoints.restore(untrained) or (-1, untrained)
+
+
+def first_state(params: Params, strategy: Strategy, ema: float) -> dict[str, Any]:
+  """A server's state before the first round; later ones have its structure."""
+  state = {"params": params, "strategy_state": strategy.init(params)}
+  return state | {"ema": params} if ema else state
 
 
 def _train_or_retry(

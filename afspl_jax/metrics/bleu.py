@@ -1,14 +1,11 @@
 """BLEU-1 to 4 as COCO's evaluator computes them (Papineni et al. 2002; pycocoevalcap Bleu)."""
 
 import dataclasses
-import functools
-import math
-import operator
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64, Num
 
 from afspl_jax.metrics.ngrams import MAX_N, count_ngrams
 
@@ -24,27 +21,10 @@ class BleuScores:
 
   corpus: tuple[float, float, float, float]  # from the summed counts, not a mean over items
   items: Float64[np.ndarray, "items 4"]
+  counts: Int64[np.ndarray, "items 10"]  # of each item, as `from_counts` takes them
 
 
-@dataclasses.dataclass(frozen=True)
-class _Counts:
-  """What BLEU needs to know of one caption, or of a whole corpus; the two add up."""
-
-  length: int  # tokens of the prediction
-  reference_length: int  # tokens of the reference closest in length
-  matches: tuple[int, ...]  # n-grams also found in a reference, at most as often as there
-  guesses: tuple[int, ...]  # n-grams of the prediction
-
-  def __add__(self, other: "_Counts") -> "_Counts":
-    return _Counts(
-      self.length + other.length,
-      self.reference_length + other.reference_length,
-      tuple(map(operator.add, self.matches, other.matches)),
-      tuple(map(operator.add, self.guesses, other.guesses)),
-    )
-
-
-def _count(prediction: Sequence[str], references: Sequence[Sequence[str]]) -> _Counts:
+def _count(prediction: Sequence[str], references: Sequence[Sequence[str]]) -> list[int]:
   """Matches one prediction with its references (Papineni et al. 2002, sec. 2.1)."""
   # A union of counters keeps each n-gram's largest count over the references.
   allowed: list[Counter] = [Counter() for _ in range(MAX_N)]
@@ -52,28 +32,29 @@ def _count(prediction: Sequence[str], references: Sequence[Sequence[str]]) -> _C
     for counts, most in zip(count_ngrams(reference), allowed, strict=True):
       most |= counts
   length = len(prediction)
-  return _Counts(
-    length=length,
-    # Of two references equally close in length the shorter counts.
-    reference_length=min((abs(len(r) - length), len(r)) for r in references)[1],
-    matches=tuple(
-      sum(min(count, most[ngram]) for ngram, count in counts.items())
-      for counts, most in zip(count_ngrams(prediction), allowed, strict=True)
-    ),
-    guesses=tuple(max(0, length - n) for n in range(MAX_N)),
-  )
+  # Of two references equally close in length the shorter counts.
+  reference_length = min((abs(len(r) - length), len(r)) for r in references)[1]
+  matches = [
+    sum(min(count, most[ngram]) for ngram, count in counts.items())
+    for counts, most in zip(count_ngrams(prediction), allowed, strict=True)
+  ]
+  return [length, reference_length, *matches, *(max(0, length - n) for n in range(MAX_N))]
 
 
-def _score(counts: _Counts) -> tuple[float, float, float, float]:
-  """BLEU-1..4: geometric means of the precisions, times the brevity penalty (sec. 2.3)."""
-  ratio = (counts.length + _TINY) / (counts.reference_length + _SMALL)
-  brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-  product = 1.0
-  scores = []
-  for n, (matches, guesses) in enumerate(zip(counts.matches, counts.guesses, strict=True), start=1):
-    product *= (matches + _TINY) / (guesses + _SMALL)
-    scores.append(brevity * product ** (1 / n))
-  return scores[0], scores[1], scores[2], scores[3]
+def from_counts(counts: Num[np.ndarray, "*sets 10"]) -> Float64[np.ndarray, "*sets 4"]:
+  """BLEU-1..4: geometric means of the precisions, times the brevity penalty (sec. 2.3).
+
+  Args:
+    counts: Of a caption, or summed over captions: tokens of the prediction; tokens of the reference
+      closest in length; for n = 1..4, n-grams also found in a reference, at most as often as there;
+      and n-grams of the prediction.
+  """
+  length, reference_length = counts[..., 0], counts[..., 1]
+  matches, guesses = np.split(counts[..., 2:], 2, axis=-1)
+  ratio = (length + _TINY) / (reference_length + _SMALL)
+  brevity = np.exp(1 - 1 / np.minimum(ratio, 1.0))
+  products = np.cumprod((matches + _TINY) / (guesses + _SMALL), axis=-1)
+  return brevity[..., None] * products ** (1 / np.arange(1, MAX_N + 1))
 
 
 def bleu(
@@ -93,8 +74,7 @@ def bleu(
   """
   if not predictions:
     raise ValueError("Expected at least one prediction to score; got none.")
-  counts = [_count(p, r) for p, r in zip(predictions, references, strict=True)]
-  return BleuScores(
-    corpus=_score(functools.reduce(operator.add, counts)),
-    items=np.array([_score(count) for count in counts]),
-  )
+  pairs = zip(predictions, references, strict=True)
+  counts = np.array([_count(prediction, group) for prediction, group in pairs], np.int64)
+  bleu1, bleu2, bleu3, bleu4 = from_counts(counts.sum(axis=0)).tolist()
+  return BleuScores((bleu1, bleu2, bleu3, bleu4), from_counts(counts), counts)

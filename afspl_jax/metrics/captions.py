@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from afspl_jax.metrics.bleu import bleu
 from afspl_jax.metrics.cider import cider
@@ -27,6 +27,7 @@ class CaptionScores:
   cider: float
   rouge_l: float
   bleu_items: Float64[np.ndarray, "items 4"]  # column k is BLEU-(k + 1)
+  bleu_counts: Int64[np.ndarray, "items 10"]  # as `bleu.from_counts` takes them
   cider_items: Float64[np.ndarray, " items"]
   rouge_l_items: Float64[np.ndarray, " items"]
 
@@ -79,6 +80,7 @@ def score_captions(
     cider=cider_scores.corpus,
     rouge_l=rouge_scores.corpus,
     bleu_items=bleu_scores.items,
+    bleu_counts=bleu_scores.counts,
     cider_items=cider_scores.items,
     rouge_l_items=rouge_scores.items,
   )

@@ -61,7 +61,8 @@ class Prompter(nnx.Module):
     if config.init == "text" and not init_ids.size:
       raise UserError("prompter.init_text: expected words to start from; got none that T5 knows")
     self.see_image, self.has_local = config.see_image, config.local
-    self.embedding_scale = float(jnp.sqrt(jnp.mean(jnp.square(embedding.astype(jnp.float32)))))
+    with jax.ensure_compile_time_eval():  # a number also where only the prompter's shapes are asked
+      self.embedding_scale = float(jnp.sqrt(jnp.mean(jnp.square(embedding.astype(jnp.float32)))))
     words = embedding.astype(jnp.float32) / self.embedding_scale
     width = embedding.shape[1]
 
