@@ -38,17 +38,20 @@ LAYERS = {
   "setup": 7,
   "final": 7,
   "status": 7,
+  "tensorboard": 7,
   "run": 7,
   "flags": 7,
   "pretrain": 7,
   "network": 8,
+  "report": 8,
   "flower_app": 9,
+  "dashboard": 9,
   "workers": 8,
   "columns": 8,
   "tables": 8,
   "plots": 8,
   "ablate": 8,
-  "cli": 8,
+  "cli": 9,
 }
 
 
