@@ -46,11 +46,11 @@ def caveats(run: Run) -> list[str]:
     out.append(
       f"{len(lost)} updates of {len(who)} clients were not used: those rounds average the others."
     )
-  out.append(
-    f"One run with one seed ({run.config.get('seed')}): small differences may be chance."
-    " CIDEr depends on the references it is computed from, and compares on the same examples only."
-  )
-  return out
+  return [
+    *out,
+    "CIDEr depends on the references it is computed from, and compares on the same examples only.",
+    "One run has one seed: small differences may be chance.",
+  ]
 
 
 def comparison(runs: Sequence[Run]) -> list[str]:

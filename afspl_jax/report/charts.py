@@ -41,7 +41,6 @@ _CONFIG: Spec = {
     "title": None,
     "columnPadding": 24,  # a reader's font may be wider than the one that it was measured with
     "labelLimit": 300,
-    "layout": {"top": {"direction": "vertical", "anchor": "start"}},  # legends below each other
   },
 }
 
@@ -76,14 +75,13 @@ def chart(title: str, caption: str, alt: str, spec: Spec) -> Chart:
   return Chart(title, caption, named + Markup(inside))
 
 
-def lines(rows: Rows, axes: Axes, series: Sequence[str], dashed: Sequence[str] = ()) -> Spec:
+def lines(rows: Rows, axes: Axes, series: Sequence[str]) -> Spec:
   """Lines over a number.
 
   Args:
-    rows: `x`, `y` and `series`, and `kind` where there are several.
+    rows: `x`, `y` and `series`.
     axes: their titles.
     series: in the order of their colours.
-    dashed: kinds, the first of which is drawn as a solid line.
   """
   many = len(rows) > 60 * len(series)
   encoding = {
@@ -91,18 +89,10 @@ def lines(rows: Rows, axes: Axes, series: Sequence[str], dashed: Sequence[str] =
     "y": _number("y", axes.y, zero=False),
     "color": _colour("series", series),
   }
-  if dashed:
-    encoding["strokeDash"] = {
-      "field": "kind",
-      "type": "nominal",
-      "scale": {"domain": list(dashed), "range": [[1, 0], [4, 3]][: len(dashed)]},
-      "legend": {"symbolType": "stroke", "symbolStrokeColor": "var(--ink)"},
-    }
   mark = {"type": "line", "strokeWidth": 1.75, "aria": False}
   if not many:
     mark["point"] = {"size": 22, "aria": False}
-  extra = _legend(series) + 20 * bool(dashed)
-  return _spec(rows, mark, encoding, height=HEIGHT + extra)
+  return _spec(rows, mark, encoding, height=HEIGHT + _legend(series))
 
 
 def bars(rows: Rows, axes: Axes, series: Sequence[str]) -> Spec:

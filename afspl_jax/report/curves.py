@@ -1,6 +1,6 @@
 """How loss and scores went, over rounds, bytes and seconds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from afspl_jax.report import charts
@@ -83,39 +83,45 @@ def thinned(items: Sequence[T], most: int) -> list[T]:
 
 
 def measures(runs: Sequence[Run]) -> list[Measure]:
-  """Charts of every quantity that some run has, the runs over each other."""
+  """Charts of every quantity that some run has: of one run its splits, of several the runs."""
   out = []
   for name, title in _TITLES.items():
-    splits = ("val", "train") if name == "loss" else ("val",)
+    splits = tuple(_SPLITS) if name == "loss" else ("val",)
     found = {(run.name, split): curve(run, split, name) for run in runs for split in splits}
-    if any(found.values()):
-      drawn = [_chart(name, title, found, *spent, len(runs) > 1) for spent in _SPENT]
-      out.append(Measure(title, drawn))
+    if len(runs) == 1:
+      panels = {title: {_SPLITS[split]: points for (_, split), points in found.items()}}
+    else:
+      panels = {
+        title if len(splits) == 1 else f"{title} in {_SPLITS[split]}": {
+          run: points for (run, of), points in found.items() if of == split
+        }
+        for split in splits
+      }
+    out += [
+      Measure(panel, [_chart(panel, _MEANING[name], lines, *spent) for spent in _SPENT])
+      for panel, lines in panels.items()
+      if any(lines.values())
+    ]
   return out
 
 
 def _chart(
-  name: str,
   title: str,
-  found: dict[tuple[str, str], list[Point]],
+  meaning: str,
+  lines: Mapping[str, Sequence[Point]],
   field: str,
   axis: str,
   ending: str,
   caption: str,
-  several: bool,
 ) -> Chart:
-  rows, words = [], []
-  for (run, split), points in found.items():
-    series = run if several else _SPLITS[split]
-    places = [(getattr(point, field), point.value) for point in points]
-    rows += [{"x": x, "y": y, "series": series, "kind": _SPLITS[split]} for x, y in places]
-    label = f"{run}, {_SPLITS[split]}" if several else _SPLITS[split]
-    words.append(f"{label}: {charts.trend(places, field)}")
-  series_names = list(dict.fromkeys(run if several else _SPLITS[split] for run, split in found))
-  kinds = list(dict.fromkeys(_SPLITS[split] for _, split in found))
-  dashed = kinds if several and len(kinds) > 1 else ()
-  spec = charts.lines(rows, Axes(axis, title), series_names, dashed)
-  return charts.chart(f"{title} {ending}", caption or _MEANING[name], ". ".join(words[:12]), spec)
+  places = {
+    name: [(getattr(point, field), point.value) for point in points]
+    for name, points in lines.items()
+  }
+  rows = [{"x": x, "y": y, "series": name} for name, found in places.items() for x, y in found]
+  alt = ". ".join(f"{name}: {charts.trend(found, field)}" for name, found in places.items())
+  spec = charts.lines(rows, Axes(axis, title), list(lines))
+  return charts.chart(f"{title} {ending}", caption or meaning, alt, spec)
 
 
 _SPLITS = {"val": "validation", "train": "training"}

@@ -56,7 +56,6 @@ class Part:
   run: Run
   what: str
   figures: Sequence[Figure]
-  caveats: Sequence[str]
   clients: Sequence[Chart]
   client_table: Table
   failures: Table | None
@@ -115,7 +114,7 @@ def render(runs: Sequence[Run], images: bool = True, changed: str = "", live: bo
     title=", ".join(run.name for run in runs),
     runs=runs,
     parts=[_part(run, images) for run in begun],
-    comparison=comparison(begun) if len(begun) > 1 else [],
+    caveats=_caveats(begun),
     measures=curves.measures(begun),
     curve_table=curves.table(begun),
     scores=_scores(begun),
@@ -133,7 +132,6 @@ def _part(run: Run, images: bool) -> Part:
     run=run,
     what=_what(run),
     figures=_figures(run),
-    caveats=caveats(run),
     clients=clients.pictures(run),
     client_table=clients.table(run),
     failures=clients.failures(run),
@@ -143,6 +141,17 @@ def _part(run: Run, images: bool) -> Part:
     gallery=gallery(run, images),
     settings=Table("All settings", ["Setting", "Value"], settings, frozenset({1})),
   )
+
+
+def _caveats(runs: Sequence[Run]) -> dict[str, list[str]]:
+  """Sentences about each run by its name; about all of them by ""."""
+  each = {run.name: caveats(run) for run in runs}
+  if len(runs) < 2:
+    return {"": [text for texts in each.values() for text in texts]}
+  first, *others = each.values()
+  common = [text for text in first if all(text in texts for texts in others)]
+  rest = {name: [t for t in texts if t not in common] for name, texts in each.items()}
+  return {"": comparison(runs) + common} | {name: texts for name, texts in rest.items() if texts}
 
 
 def _what(run: Run) -> str:
