@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import vl_convert
 from markupsafe import Markup
 
+from afspl_jax.report.tables import Number
+
 Rows = Sequence[dict[str, Any]]
 Spec = dict[str, Any]
 
@@ -130,7 +132,7 @@ def lengths(rows: Rows, axes: Axes, names: Sequence[str]) -> Spec:
   return _spec(rows, mark, encoding, height=_tall(names))
 
 
-def scatter(rows: Rows, axes: Axes, top: float) -> Spec:
+def scatter(rows: Rows, axes: Axes, top: Number) -> Spec:
   """Points `x`, `y`, and the diagonal on which both are equal, up to `top`."""
   point = {"type": "point", "filled": True, "size": 18, "opacity": 0.5, "color": COLOURS[0]}
   scale = {"domain": [0, top]}
@@ -165,7 +167,7 @@ def heat(rows: Rows, axes: Axes, across: Sequence[str], down: Sequence[str]) -> 
   return _spec(rows, mark, encoding, height=_tall(down) + (40 if turned else 0))
 
 
-def trend(points: Sequence[tuple[float, float]], unit: str) -> str:
+def trend(points: Sequence[tuple[Number, Number]], unit: str) -> str:
   """A line in words: `0.049 at round 0, 1.02 at round 4, between 0.049 and 1.2`."""
   if not points:
     return "no values"

@@ -8,7 +8,7 @@ from afspl_jax.report import charts
 from afspl_jax.report.charts import Axes, Chart
 from afspl_jax.report.curves import thinned
 from afspl_jax.report.files import Run
-from afspl_jax.report.tables import Table, number, size
+from afspl_jax.report.tables import Number, Table, number, size
 from afspl_jax.status import Line
 
 NAMED = 30  # clients that a chart names; of more it shows how they are distributed
@@ -29,7 +29,7 @@ class Client:
   used: int = 0  # updates that went into an average
   missed: int = 0
   bytes_up: int = 0
-  loss: float | None = None
+  loss: Number | None = None
   last: str = ""  # what became of it in its last round
   scores: Line = field(default_factory=dict)  # of sites.jsonl
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 from afspl_jax.report import charts
 from afspl_jax.report.charts import Axes, Chart
 from afspl_jax.report.files import Run
-from afspl_jax.report.tables import Table, number
+from afspl_jax.report.tables import Number, Table, number
 
 T = TypeVar("T")
 
@@ -47,9 +47,9 @@ class Point(NamedTuple):
   """A measurement, and what the run had spent by then."""
 
   round: int
-  megabytes: float  # sent by all clients
-  seconds: float  # in training rounds
-  value: float
+  megabytes: Number  # sent by all clients
+  seconds: Number  # in training rounds
+  value: Number
 
 
 class Measure(NamedTuple):

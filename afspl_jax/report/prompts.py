@@ -7,14 +7,14 @@ from afspl_jax.report import charts
 from afspl_jax.report.charts import Axes, Chart
 from afspl_jax.report.curves import MOST, thinned
 from afspl_jax.report.files import Run, file_stamp
-from afspl_jax.report.tables import Table, number
+from afspl_jax.report.tables import Number, Table, number
 from afspl_jax.run_folder import read_lines
 
 _FILES = 40  # of predictions that the fusion's weights are read from
 _CELLS = 40  # rounds across the picture of the pool
 _TASKS = {"captions": False, "questions": True}
 
-Weights = dict[str, dict[str, float]]  # mean weight of each source, by task
+Weights = dict[str, dict[str, Number]]  # mean weight of each source, by task
 
 
 def fusion(run: Run) -> list[Chart]:
@@ -22,7 +22,7 @@ def fusion(run: Run) -> list[Chart]:
   by_round = _fusion_by_round(run)
   drawn = []
   for task in _TASKS:
-    by_source: dict[str, list[tuple[float, float]]] = {}
+    by_source: dict[str, list[tuple[Number, Number]]] = {}
     for round, weights in by_round.items():
       for source, weight in weights.get(task, {}).items():
         if source != "local":  # which the global prompter does not have
@@ -109,7 +109,7 @@ def pool_table(run: Run) -> Table | None:
   return Table("Share of training samples that chose a prompt", head, rows)
 
 
-def _pool_by_round(run: Run) -> dict[int, dict[str, float]]:
+def _pool_by_round(run: Run) -> dict[int, dict[str, Number]]:
   """The share of samples that chose each prompt, by round."""
   prefix = "pool_usage_"
   out = {}

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+Number = int | float
+
 
 @dataclass(frozen=True)
 class Table:
@@ -14,12 +16,12 @@ class Table:
   words: frozenset[int] = frozenset()  # columns of texts; all others but the first are numbers
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: Number | None, digits: int = 3) -> str:
   """A score or a loss; "–" where there is none."""
   return "–" if value is None else f"{value:.{digits}f}"
 
 
-def size(count: float) -> str:
+def size(count: Number) -> str:
   """Bytes: `12.3 MB`."""
   for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
     if count >= scale:
@@ -27,7 +29,7 @@ def size(count: float) -> str:
   return f"{count:.0f} bytes"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
   """A time: `3 min 12 s`."""
   if seconds < 60:
     return f"{seconds:.1f} s"
