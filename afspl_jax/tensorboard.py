@@ -86,6 +86,7 @@ class TensorBoard:
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.record_writer import RecordWriter
 
+    self._written = 0
     folder.mkdir(exist_ok=True)
     old = sorted(folder.glob("events.out.tfevents.*"))
     now = time.time()

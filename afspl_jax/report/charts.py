@@ -100,7 +100,7 @@ def lines(rows: Rows, axes: Axes, series: Sequence[str]) -> Spec:
 def bars(rows: Rows, axes: Axes, series: Sequence[str]) -> Spec:
   """Stacked bars over whole numbers: `x` to `x2`, `y` and `series`."""
   encoding = {
-    "x": _number("x", axes.x) | {"bin": "binned"},
+    "x": _number("x", axes.x) | {"bin": "binned", "scale": {"zero": False, "nice": False}},
     "x2": {"field": "x2"},
     "y": _number("y", axes.y) | {"stack": "zero"},
     "color": _colour("series", series),
@@ -162,7 +162,7 @@ def heat(rows: Rows, axes: Axes, across: Sequence[str], down: Sequence[str]) -> 
       "legend": None,
     },
   }
-  encoding["x"]["axis"]["labelOverlap"] = "greedy"
+  encoding["x"]["axis"]["labelOverlap"] = False if turned else "greedy"  # rounds may be left out
   mark = {"type": "rect", "color": COLOURS[0], "aria": False}
   return _spec(rows, mark, encoding, height=_tall(down) + (40 if turned else 0))
 
