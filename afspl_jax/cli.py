@@ -1,9 +1,11 @@
 """The `afspl` command."""
 
 import argparse
+import contextlib
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from afspl_jax import use_cli
@@ -81,6 +83,29 @@ def main(argv: list[str] | None = None) -> int:
 
   use_cli.add_commands(commands)
 
+  report = commands.add_parser(
+    "report", help="one HTML file that shows what a run did, or several runs beside each other"
+  )
+  report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+  report.add_argument("--out", type=Path, help="default: report.html in the first run's folder")
+  report.add_argument("--no-images", action="store_true", help="leave out images of examples")
+  report.set_defaults(run=_report)
+
+  dashboard = commands.add_parser(
+    "dashboard", help="a local web page that follows a run; it reads its folder and no more"
+  )
+  dashboard.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+  dashboard.add_argument("--host", default="127.0.0.1", help="address to listen on")
+  dashboard.add_argument("--port", type=int, default=8050, help="default: 8050; 0: any free one")
+  dashboard.add_argument(
+    "--name",
+    action="append",
+    default=[],
+    help="another name or address by which browsers may ask for it; may be given again",
+  )
+  dashboard.add_argument("--no-images", action="store_true", help="leave out images of examples")
+  dashboard.set_defaults(run=_dashboard)
+
   keys = commands.add_parser("keys", help="make the certificates and keys of a federation")
   kinds = keys.add_subparsers(dest="kind", required=True, metavar="KIND")
   server = kinds.add_parser("server", help="the server's: ca.crt goes to every site")
@@ -157,6 +182,36 @@ def _status(args: argparse.Namespace) -> int:
 
   print(describe(args.folder))
   return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+  with _installed("report"):
+    from afspl_jax.report.page import write
+
+  print(f"report: {write(args.runs, args.out, images=not args.no_images)}")
+  return 0
+
+
+def _dashboard(args: argparse.Namespace) -> int:
+  with _installed("report"):
+    from afspl_jax.dashboard import serve
+
+  serve(args.folder, args.host, args.port, args.name, images=not args.no_images)
+  return 0
+
+
+@contextlib.contextmanager
+def _installed(extra: str) -> Iterator[None]:
+  """Says what to install where an import fails for want of one of an extra's libraries."""
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    if error.name in ("afspl_jax", None) or error.name.startswith("afspl_jax."):
+      raise
+    raise UserError(
+      f"expected {error.name}, which comes with an extra; got none."
+      f" Install it: pip install 'afspl-jax[{extra}]'"
+    ) from error
 
 
 def _ablate(args: argparse.Namespace) -> int:

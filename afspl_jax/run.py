@@ -19,6 +19,7 @@ from afspl_jax.final import score_finished
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.setup import SPLITS, Setup, find, keep_compiled, prepare
 from afspl_jax.status import client_text
+from afspl_jax.tensorboard import TensorBoard
 from afspl_jax.types import Params
 
 # Runs a plan's rounds on some Grid, and returns the params to score.
@@ -63,18 +64,20 @@ def federate(
   keep_compiled()
   inputs = find(config, splits)
   bar: tqdm | None = None
-  with RunFolder.open(workdir, to_dict(config)) as folder:
+  with RunFolder.open(workdir, to_dict(config)) as folder, TensorBoard(folder.path) as board:
     setup = prepare(config, inputs, ClientStore(folder.path / "clients"))
     folder.agree_on(setup.facts)
     if setup.clients:
       examples = {name: split.examples for name, split in setup.splits.items()}
       how = config.data, config.seed, setup.facts["data"]
       record(folder.path, examples, setup.clients, *how)
+    folder.note({"devices": _devices()})
     say(_summary(setup))
     checkpoints = Checkpoints(folder.path / "checkpoints")
     validation = setup.splits["validation"]
     scored = spread(len(validation), config.eval.val_examples)
     last = {"loss": "-", "CIDEr": "-"}
+    pictures = inputs.sources["validation"]
 
     def evaluate(round: int, shared: Params) -> dict[str, float] | None:
       if round % config.eval.every and round != config.fed.rounds:
@@ -84,6 +87,7 @@ def federate(
 
     def on_round(report: RoundReport) -> None:
       nonlocal bar
+      board.update(folder.metrics(), pictures)
       if bar is None:
         bar = progress(total=config.fed.rounds, initial=report.round, unit="round", desc="rounds")
       else:
@@ -118,7 +122,14 @@ def federate(
       checkpoints.close()
       if bar is not None:
         bar.close()
-    return score_finished(setup, folder, shared, progress)
+    scores = score_finished(setup, folder, shared, progress)
+    board.update(folder.metrics(), pictures)
+    return scores
+
+
+def _devices() -> str:
+  devices = jax.local_devices()
+  return f"{len(devices)} x {devices[0].device_kind}"
 
 
 def _summary(setup: Setup) -> str:
@@ -132,9 +143,8 @@ def _summary(setup: Setup) -> str:
   travels, stays = (
     sum(leaf.size for leaf in jax.tree.leaves(leaves)) for leaves in (setup.shared, setup.own)
   )
-  devices = jax.local_devices()
   return (
     f"{who}, {config.fed.rounds} rounds of {config.fed.strategy}; of {travels + stays:,} trainable"
     f" parameters {stays:,} never leave their client; a frozen {config.backbone.t5} T5;"
-    f" {len(devices)} x {devices[0].device_kind}"
+    f" {_devices()}"
   )

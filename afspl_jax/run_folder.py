@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from afspl_jax.config import differences
 from afspl_jax.errors import UserError
 
 METRICS, CLIENTS = "metrics.jsonl", "clients.jsonl"
+_TRIES, _PAUSE = 4, 0.05  # seconds between them
 _PACKAGES = (
   "afspl_jax",
   "jax",
@@ -66,7 +68,7 @@ class RunFolder:
       unless_opened.callback(os.close, lock)
       try:
         # The system drops the lock with the process, however it ends: nothing is left to clean up.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
       except BlockingIOError as error:
         raise UserError(
           f"{path}: expected no other process in this run's folder; one is running. "
@@ -86,6 +88,19 @@ class RunFolder:
       UserError: the run began with other facts; one line that names them.
     """
     _agree(self.path, {"facts": json.loads(json.dumps(facts))})
+
+  def note(self, place: dict[str, Any]) -> None:
+    """Adds to config.json where the run is at work, unless it was there last.
+
+    Args:
+      place: plain values, such as the devices. Not compared: a run may go on elsewhere.
+    """
+    file = self.path / "config.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    places = found.setdefault("places", [])
+    if places[-1:] != [place]:
+      places.append(place)
+      write_text(file, json.dumps(found, indent=2) + "\n")
 
   def append_metrics(self, line: dict[str, Any]) -> None:
     """Adds a line to metrics.jsonl; it is on disk when this returns."""
@@ -145,6 +160,19 @@ class RunFolder:
         f"{self.path / name}: expected to write to it; got: {error}. Free the disk and start the"
         " same command again to go on"
       ) from error
+
+
+def _lock(file: int) -> None:
+  """Locks a file, also where someone holds it for a moment to see whether it is locked.
+
+  Raises:
+    BlockingIOError: another process holds it.
+  """
+  for _ in range(_TRIES):
+    with contextlib.suppress(BlockingIOError):
+      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    time.sleep(_PAUSE)
+  fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _agree(path: Path, wanted: dict[str, Any]) -> None:

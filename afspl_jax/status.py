@@ -41,10 +41,8 @@ def describe(run: Path) -> str:
     raise UserError(f"{run}: expected a run's folder with config.json; got: {error}") from error
   metrics, clients = read_lines(run / METRICS), read_lines(run / CLIENTS)
   done = max((line["round"] for line in metrics), default=0)
-  finished = any(line["split"] == "test" for line in metrics)
-  state = "running" if _is_locked(run) else "finished" if finished else "stopped"
   trained = [line for line in metrics if line["split"] == "train"]
-  out = [f"{state}: round {done} of {rounds}"]
+  out = [f"{state(run, metrics)}: round {done} of {rounds}"]
   if trained:
     seconds = fmean(line["seconds"] for line in trained[1:] or trained)
     up, down = (sum(line[key] for line in trained) for key in ("bytes_up", "bytes_down"))
@@ -58,6 +56,18 @@ def describe(run: Path) -> str:
   if clients:
     out += ["", *_table(clients)]
   return "\n".join(out)
+
+
+def state(run: Path, metrics: Sequence[Line]) -> str:
+  """Whether a run is "running", "finished" or "stopped" before its end.
+
+  Args:
+    run: its folder.
+    metrics: the lines of its metrics.jsonl.
+  """
+  if _is_locked(run):
+    return "running"
+  return "finished" if any(line["split"].startswith("test") for line in metrics) else "stopped"
 
 
 _SCORES = ("loss", "cider", "bleu4", "rouge_l", "vqa_accuracy")

@@ -14,8 +14,11 @@ from afspl_jax.config import to_dict
 from afspl_jax.federation import wire
 from afspl_jax.final import Final, score_finished
 from afspl_jax.metrics.jsonl import Scored, score_predictions
+from afspl_jax.report.files import read
+from afspl_jax.report.page import render
 from afspl_jax.run_folder import RunFolder, read_lines
 from tests.recorded_run import recorded_run, rich_run
+from tests.test_tensorboard import scalars
 
 SILENT = functools.partial(tqdm, disable=True)
 
@@ -195,6 +198,18 @@ def test_the_moving_average_is_what_is_scored(run):
   rows = range(len(split))
   assert evaluator.loss(run.setup.whole(newer["ema"]), split, rows) == run.line("test")["loss"]
   assert evaluator.loss(run.setup.whole(newer["params"]), split, rows) != run.line("test")["loss"]
+
+
+def test_its_report_and_its_events_show_what_it_measured(run):
+  found = read(run.path)
+  html = render([found])
+  assert found.state == "finished" and f"{run.line('test')['cider']:.3f}" in html
+  assert html.count('src="data:image/jpeg;base64,') > 8  # images of the data that it ran on
+  assert "Fusion weights, captions" in html and "Use of the pool" in html
+  assert found.places == [{"devices": "4 x cpu"}]
+  last = [(line["round"], line["split"]) for line in run.lines("metrics.jsonl")]
+  shown = [(step, tag.split("/")[0]) for step, tag, _ in scalars(run.path)]
+  assert list(dict.fromkeys(shown)) == last
 
 
 def without_seconds(lines):

@@ -43,6 +43,7 @@ LAYERS = {
   "final": 7,
   "status": 7,
   "preview": 7,
+  "tensorboard": 7,
   "run": 7,
   "finished": 7,
   "prompter_file": 7,
@@ -55,13 +56,15 @@ LAYERS = {
   "flags": 7,
   "pretrain": 7,
   "network": 8,
+  "report": 8,
   "flower_app": 9,
+  "dashboard": 9,
   "workers": 8,
   "columns": 8,
   "tables": 8,
   "plots": 8,
   "ablate": 8,
-  "cli": 8,
+  "cli": 9,
 }
 
 

@@ -1,0 +1,89 @@
+"""What charts and tables are made of."""
+
+import pytest
+
+from afspl_jax.report import clients, curves, prompts
+from afspl_jax.report.files import read, read_all
+from afspl_jax.report.tables import duration, size
+from tests.report.made_run import made_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  return read(made_run(tmp_path_factory.mktemp("made") / "run"))
+
+
+def test_a_curve_knows_what_was_spent_by_each_point(run):
+  points = curves.curve(run, "val", "cider")
+  assert [(p.round, p.megabytes, p.seconds) for p in points] == [
+    (0, 0, 0),
+    (2, 1.0, 4.0),
+    (4, 2.0, 8.0),
+  ]
+  assert [p.value for p in points] == [0.1, 0.6, 1.1]
+  assert [p.round for p in curves.curve(run, "train", "loss")] == [1, 2, 3, 4]
+
+
+def test_thinning_keeps_the_ends_and_spreads_the_rest():
+  assert curves.thinned(range(5), 9) == [0, 1, 2, 3, 4]
+  assert curves.thinned(range(101), 5) == [0, 25, 50, 75, 100]
+
+
+def test_every_client_has_what_became_of_it(run):
+  who = {client.name: client for client in clients.clients(run)}
+  assert len(who) == 10
+  sixth = who["site 0006"]  # refused in round 1
+  assert (sixth.used, sixth.missed, sixth.bytes_up, sixth.loss) == (3, 1, 3000, 0.25)
+  assert sixth.held == {"train": 9, "validation": 1, "test": 2}
+  assert sixth.scores["personal_cider"] == pytest.approx(1 + 6 / 9)
+  assert who["site 0003"].last == "round 4: rejected: site: expected a finite number; got nan"
+  assert [row[:2] for row in clients.failures(run).rows] == [
+    ["4", "site 0003"],
+    ["3", "site 0004"],
+    ["2", "site 0005"],
+    ["1", "site 0006"],
+  ]
+
+
+def test_late_replies_are_not_counted_twice():
+  line = {"status": "late: discarded in round 3"}
+  assert clients.outcome(line) == clients.LATE
+  assert clients.outcome({"status": "timeout: no reply within 9 s"}) == clients.MISSED
+
+
+def test_the_partition_tells_labels_and_all_others_apart(run):
+  _, table = clients.partition(run)
+  assert table.head[:2] == ["Client", "site cat"] and table.head[-1] != "all others"
+  assert table.rows[0][:2] == ["site 0000", "5"] and sum(map(int, table.rows[3][1:])) == 9
+
+
+def test_fusion_is_told_by_task_and_round(run):
+  table = prompts.fusion_table(run)
+  assert [row[0] for row in table.rows] == ["0", "2", "4"]
+  row = dict(zip(table.head, table.rows[0], strict=True))
+  # Of examples 0 to 5, 0 and 4 are questions.
+  assert row["visual, questions"] == "0.298" and row["visual, captions"] == "0.297"
+  assert [chart.title for chart in prompts.fusion(run)] == [
+    "Fusion weights, captions",
+    "Fusion weights, questions",
+  ]
+
+
+def test_prompts_are_in_the_order_of_their_numbers(tmp_path):
+  run = read(made_run(tmp_path / "run"))
+  for line in run.of("train"):
+    line["pool_usage_10"] = line.pop("pool_usage_7")
+  head = prompts.pool_table(run).head
+  assert head == ["Round", *(f"Prompt {i}" for i in (0, 1, 2, 3, 4, 5, 6, 10))]
+
+
+def test_runs_are_told_apart_by_as_much_of_their_path_as_it_takes(tmp_path):
+  paths = [tmp_path / "a" / "x" / "run", tmp_path / "b" / "x" / "run", tmp_path / "other"]
+  for path in paths:
+    made_run(path, clients=2, rounds=1)
+  assert [run.name for run in read_all(paths)] == ["a/x/run", "b/x/run", "other"]
+
+
+def test_numbers_as_people_read_them():
+  assert [size(n) for n in (12, 1500, 2.5e6, 3e9)] == ["12 bytes", "1.5 kB", "2.5 MB", "3.0 GB"]
+  assert [duration(s) for s in (3.21, 75, 7260)] == ["3.2 s", "1 min 15 s", "2 h 1 min"]
