@@ -156,17 +156,4 @@ def _filled(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def _opened(image: Photo) -> Image.Image:
-  return image if isinstance(image, Image.Image) else open_photo(Path(image))
-
-
-def open_photo(file: Path) -> Image.Image:
-  """Decodes an image file as RGB.
-
-  Raises:
-    UserError: it is no image; one line.
-  """
-  try:
-    with Image.open(file) as image:
-      return image.convert("RGB")
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-    raise UserError(f"{file}: expected an image; got: {error}") from error
+  return image if isinstance(image, Image.Image) else decode(Path(image), str(image))

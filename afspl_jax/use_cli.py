@@ -142,12 +142,13 @@ def _said(
   model: "Model", files: Sequence[Path], question: str, prompts: bool
 ) -> Iterator[dict[str, Any]]:
   """What is said of the images that can be read; the others are named on stderr."""
-  from afspl_jax.model import Asked, open_photo
+  from afspl_jax.data.images import decode
+  from afspl_jax.model import Asked
 
   asked, named = [], []
   for file in files:
     try:
-      asked.append(Asked(open_photo(file), question))
+      asked.append(Asked(decode(file, str(file)), question))
       named.append(file)
     except UserError as error:
       print(error, file=sys.stderr)

@@ -1,8 +1,10 @@
 """Texts that a run generated, from the best to the worst, with their images where these are."""
 
 import base64
+import dataclasses
 import functools
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from afspl_jax.config import Data
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.metrics.cider import cider
@@ -156,15 +159,16 @@ class _Pictures:
 
 def _pictures(run: Run, split: str) -> tuple[_Pictures | None, str]:
   """A split's images, or why there are none."""
-  data = run.config.get("data", {})
+  known = {field.name for field in dataclasses.fields(Data)}
+  data = {name: value for name, value in run.config.get("data", {}).items() if name in known}
   print_ = run.facts.get("data", {}).get(split, "")
-  return _opened(data.get("source", ""), split, data.get("dir", ""), print_)
+  return _opened(json.dumps(data), split, print_)
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(name: str, split: str, folder: str, print_: str) -> tuple[_Pictures | None, str]:
+def _opened(data: str, split: str, print_: str) -> tuple[_Pictures | None, str]:
   try:
-    source = open_source(name, split, folder)
+    source = open_source(Data(**json.loads(data)), split)
     if source.fingerprint != print_:
       return None, "The data on this machine are not the run's: no images are shown."
     return _Pictures(source), ""
