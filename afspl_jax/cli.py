@@ -164,7 +164,7 @@ def _prepare(args: argparse.Namespace) -> int:
     )
   report = prepare(data, args.jobs)
   print(report.text)
-  return 1 if report.faults else 0
+  return 0 if report.usable else 1
 
 
 def _partition(args: argparse.Namespace) -> int:

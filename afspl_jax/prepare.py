@@ -27,16 +27,21 @@ class Report:
   """What a data set holds, and what is wrong with it."""
 
   lines: list[str]  # counts, tables and remarks, for people
-  faults: list[str]  # each in one line, with the file and line or record that it is of
-  kinds: str  # the faults counted by kind
+  faults: dict[str, list[str]]  # by kind; each a line with the file and line or record it is of
+
+  @property
+  def usable(self) -> bool:
+    """Whether there are no faults."""
+    return not any(self.faults.values())
 
   @property
   def text(self) -> str:
     """All of it, the faults and the verdict last."""
-    if not self.faults:
+    if self.usable:
       return "\n".join([*self.lines, "", "usable: no faults"])
-    verdict = f"{len(self.faults)} faults: {self.kinds}"
-    return "\n".join([*self.lines, "", *self.faults, "", verdict])
+    faults = [fault for kind in self.faults.values() for fault in kind]
+    counts = ", ".join(f"{len(kind)} {name}" for name, kind in self.faults.items() if kind)
+    return "\n".join([*self.lines, "", *faults, "", f"{len(faults)} faults: {counts}"])
 
 
 class _Picture(NamedTuple):
@@ -65,19 +70,12 @@ def prepare(data: Data, jobs: int = 0) -> Report:
   except UserError as error:
     if str(error).startswith("data."):
       raise
-    faults = [*map(str, found.found), str(error)]
-    return Report([f"data set: {_name(data)}"], faults, "1 file that cannot be used")
+    faults = {**_by_kind(found), "file that cannot be used": [str(error)]}
+    return Report([f"data set: {_name(data)}"], faults)
   hashes, undecodable = _decode(sources, examples, jobs or os.cpu_count() or 1)
   leaks, remarks = _duplicates(hashes)
   remarks += [f"no image is of {split}" for split, part in examples.items() if not part]
   empty = [] if any(examples.values()) else [f"{_name(data)}: expected records; got none"]
-  kinds = [Faults.counts(found.found)] if found.found else []
-  for faults, kind in (
-    (undecodable, "image undecodable"),
-    (leaks, "image in several splits"),
-    (empty, "no records"),
-  ):
-    kinds += [f"{len(faults)} {kind}"] if faults else []
   return Report(
     lines=[
       f"data set: {_name(data)}",
@@ -88,9 +86,20 @@ def prepare(data: Data, jobs: int = 0) -> Report:
       *([""] if remarks else []),
       *(f"remark: {line}" for line in remarks),
     ],
-    faults=[*map(str, found.found), *undecodable, *leaks, *empty],
-    kinds=", ".join(kinds),
+    faults={
+      **_by_kind(found),
+      "image undecodable": undecodable,
+      "image in several splits": leaks,
+      "no records": empty,
+    },
   )
+
+
+def _by_kind(found: Faults) -> dict[str, list[str]]:
+  out: dict[str, list[str]] = {}
+  for fault in found.found:
+    out.setdefault(fault.kind, []).append(str(fault))
+  return out
 
 
 def _name(data: Data) -> str:

@@ -64,14 +64,10 @@ class Faults:
     new = self.found[self._told :]
     self._told = len(self.found)
     if new and self._allowed is not None:
-      print(f"left out {len(new)} malformed records ({self.counts(new)}):")
+      kinds = Counter(fault.kind for fault in new).most_common()
+      counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
+      print(f"left out {len(new)} malformed records ({counts}):")
       for fault in new[:_SHOWN]:
         print(f"  {fault}")
       if len(new) > _SHOWN:
         print(f"  and {len(new) - _SHOWN} more; list all with: afspl prepare")
-
-  @staticmethod
-  def counts(faults: list[Malformed]) -> str:
-    """Faults by kind, the most frequent first, such as "3 image missing, 1 captions"."""
-    kinds = Counter(fault.kind for fault in faults).most_common()
-    return ", ".join(f"{count} {kind}" for kind, count in kinds)

@@ -7,6 +7,7 @@ or all three, which makes two examples. The rest is optional: `site`, `labels`, 
 """
 
 import difflib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
     UserError: more lines are malformed than allowed.
   """
   path = base(data.dir) / FILE
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise missing(f"no {FILE} in {base(data.dir).absolute()}", _HOW)
   reader = _Reader(ImageFolder(path.parent))
   read: list[tuple[str, list[tuple[str, Example]]]] = []

@@ -96,9 +96,13 @@ def lines(path: Path, faults: Faults) -> Iterator[tuple[str, str]]:
   """The lines of a UTF-8 text file that are not blank, each with where it is.
 
   Raises:
-    UserError: a line is not UTF-8.
+    UserError: the file cannot be opened, or more lines are not UTF-8 than allowed.
   """
-  with path.open("rb") as file:
+  try:
+    opened = path.open("rb")
+  except OSError as error:
+    raise UserError(f"{path}: expected a file that can be read; got: {error}.") from error
+  with opened as file:
     for number, raw in enumerate(file, start=1):
       line = ""
       with faults.skipping():

@@ -1,5 +1,6 @@
 """Reports of studies with several images, as R2Gen (Chen et al. 2020) lists those of IU X-Ray."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
   """
   folder = base(data.dir)
   path = folder / FILE
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise missing(f"no {FILE} in {folder.absolute()}", _HOW)
   content = read_json(path)
   entries = [

@@ -4,6 +4,7 @@
 whose parts are joined with "/". Roles are image, captions, question, answers, labels, site and id.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -134,11 +135,11 @@ class _Reader:
     """
     found = {role: self._value(record, role) for role in self._features}
     name = text(found, "id", where) if "id" in found else image
-    labels = [label for label in _several(found.get("labels", [])) if label]
+    labels = Counter(label for label in _several(found.get("labels", [])) if label)
     common: dict[str, Any] = {
       "image": image,
       "site": text(found, "site", where) if "site" in found else "",
-      "labels": tuple(labels),
+      "labels": tuple(label for label, _ in labels.most_common()),
     }
     out = []
     if "captions" in found:

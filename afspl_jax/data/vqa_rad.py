@@ -1,5 +1,6 @@
 """VQA-RAD: clinicians' questions about radiology images of three organs (Lau et al. 2018)."""
 
+import os
 from collections.abc import Sequence
 
 from afspl_jax.config import Data
@@ -32,7 +33,7 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
   """
   folder = base(data.dir)
   path, root = folder / FILE, folder / IMAGES
-  if not path.is_file() or not root.is_dir():
+  if not os.path.isfile(path) or not os.path.isdir(root):
     fault = f"no {FILE} beside a folder {IMAGES} of VQA-RAD in {folder.absolute()}"
     raise missing(fault, _HOW)
   images, ids, organs = ImageFolder(root), Distinct("qid"), Agreed("image_organ")

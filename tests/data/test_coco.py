@@ -114,6 +114,20 @@ def test_karpathys_splits_are_read_with_captions_and_categories(prepared, photos
     np.testing.assert_array_equal(source.load_image(example.image), photo)
 
 
+def test_fields_say_the_same_of_it_as_its_own_reader(prepared):
+  fields = "image=image,captions=captions/text,labels=objects/label,id=image/id"
+  general = Data(source="tfds:coco_captions/2014", dir=prepared, fields=fields)
+  own = Data(source="coco_captions", dir=prepared)
+  for split in ("validation", "test"):
+    found, expected = open_source(general, split), open_source(own, split)
+    assert len(found) == len(expected) > 0
+    for i in range(len(found)):
+      assert found[i].id == expected[i].id and found[i].references == expected[i].references
+      assert set(found[i].labels) == set(expected[i].labels)
+      assert found[i].labels[:1] == expected[i].labels[:1] or len(expected[i].labels) > 1
+      np.testing.assert_array_equal(found.load_image(str(i)), expected.load_image(str(i)))
+
+
 def test_splits_have_fingerprints_of_their_own(prepared):
   splits = ("train", "validation")
   sources = open_sources(Data(source="coco_captions", dir=prepared), splits).values()
