@@ -46,15 +46,17 @@ def main(argv: list[str]) -> int:
 
 def _launch(launch: "Launch") -> None:
   """Does what the command line asks for."""
-  # These take seconds to import, which a mistyped flag need not wait for.
-  from afspl_jax import network, run
+  # What takes seconds to import is imported by who needs it.
+  from afspl_jax import run
 
-  if launch.role == "client":
-    network.join(launch)
-    return
   if launch.role == "local":
     scores = run.federate(launch.config, launch.workdir)
   else:
+    from afspl_jax import network
+
+    if launch.role == "client":
+      network.join(launch)
+      return
     scores = network.federate(launch)
   for split, title in (("test", "test split"), ("test_personal", "with each site's own prompt")):
     if split in scores:

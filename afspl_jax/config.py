@@ -81,6 +81,7 @@ class Optim:
   weight_decay: float = 0.0  # decoupled, per step and unit of learning rate
   clip_norm: float = 1.0  # global gradient norm bound
   label_smoothing: float = 0.0  # cross-entropy's epsilon
+  target_cuts: tuple[float, ...] = (0.2, 0.5)  # of target_length, each compiled: ends of short ones
   balance: float = 0.01  # weight of the pool's load-balancing loss
   contrast: float = 0.0  # weight of the contrastive loss; 0 = none
   contrast_temperature: float = 0.1  # of its softmax over cosine similarities

@@ -21,10 +21,7 @@ from afspl_jax.types import Batch, Params
 # the next one reads it: 320 rows of the tiny pair in one chunk take 1.4 times as long.
 _CPU_ROWS, _ROWS = 32, 256
 
-# Shares of the targets' padded length that chunks may be cut to, if it is worth a compiled program
-# of its own. Rows are sorted by length first; where captions and answers are mixed, a step takes
-# 0.82 of the time that it takes without cuts.
-_CUTS, _SHORTEST_CUT = (0.2, 0.5), 8
+_SHORTEST_CUT = 8  # target tokens; a shorter one is not worth a compiled program of its own
 
 
 class RowLoss:
@@ -34,10 +31,15 @@ class RowLoss:
     captioner: the forward passes.
     label_smoothing: of the cross-entropy.
     mesh: devices that share a chunk.
+    cuts: shares of the targets' padded length that the decoder may be cut to, besides all of it.
+      Rows are sorted by length first.
   """
 
-  def __init__(self, captioner: Captioner, label_smoothing: float, mesh: Mesh):
+  def __init__(
+    self, captioner: Captioner, label_smoothing: float, mesh: Mesh, cuts: Sequence[float]
+  ):
     self._captioner, self._label_smoothing, self._devices = captioner, label_smoothing, mesh.size
+    self._cuts = sorted(cuts)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     self._limit = mesh.size * (_CPU_ROWS if on_cpu else _ROWS)
     self._sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
@@ -47,12 +49,12 @@ class RowLoss:
   ) -> Float[Array, "b d"]:
     """The mean encoder state of each row, without a gradient."""
 
-    def of_chunk(prefix: Array, instruction: Array, instruction_mask: Array) -> Array:
+    def of_chunk(_: Array, prefix: Array, instruction: Array, instruction_mask: Array) -> Array:
       encoded = self._captioner.read(frozen, prefix, instruction, instruction_mask)
       return mean_state(*encoded)
 
     rows = (jax.lax.stop_gradient(prefix), batch.instruction, batch.instruction_mask)
-    return self._in_chunks([of_chunk], batch, rows)
+    return self._in_chunks(of_chunk, batch, rows)
 
   def __call__(
     self,
@@ -75,14 +77,16 @@ class RowLoss:
       `weights * nats + <pull, mean state>`, differentiable in `prefix` alone, and `nats`.
     """
     length = batch.targets.shape[1]
-    shorter = (round(share * length) for share in _CUTS)
+    shorter = (round(share * length) for share in self._cuts)
     cuts = [*(cut for cut in shorter if cut >= _SHORTEST_CUT), length]
     rows = (batch.instruction, batch.instruction_mask, batch.targets, batch.targets_mask)
 
-    def cut_to(length: int) -> Callable[..., Any]:
-      def of_chunk(prefix, instruction, instruction_mask, targets, mask, weights, pull):
-        def total(prefix: Array) -> tuple[Array, tuple[Array, Array]]:
-          states, seen = self._captioner.read(frozen, prefix, instruction, instruction_mask)
+    def of_chunk(longest, prefix, instruction, instruction_mask, targets, mask, weights, pull):
+      def read(prefix: Array) -> tuple[Array, Array]:
+        return self._captioner.read(frozen, prefix, instruction, instruction_mask)
+
+      def cut_to(length: int) -> Callable[[Array], Any]:
+        def total(states: Array) -> tuple[Array, tuple[Array, Array]]:
           logits = self._captioner.teach(frozen, states, seen, targets[:, :length])
           nats = self._nats(logits, targets[:, :length], mask[:, :length])
           costs = weights * nats
@@ -90,15 +94,16 @@ class RowLoss:
             costs += jnp.sum(pull * mean_state(states, seen), axis=-1)
           return costs.sum(), (costs, nats)
 
-        grads, (costs, nats) = jax.grad(total, has_aux=True)(prefix)
-        return costs, nats, grads
+        return jax.grad(total, has_aux=True)
 
-      return of_chunk
+      # The encoder is as long in every chunk, and so outside of what is compiled for each cut.
+      states, back, seen = jax.vjp(read, prefix, has_aux=True)
+      enough = jnp.searchsorted(jnp.asarray(cuts), longest)
+      grads, (costs, nats) = jax.lax.switch(enough, [cut_to(cut) for cut in cuts], states)
+      return costs, nats, *back(grads)
 
     def all_three(prefix: Array) -> tuple[Array, Array, Array]:
-      return self._in_chunks(
-        [cut_to(cut) for cut in cuts], batch, (prefix, *rows, weights, pull), cuts
-      )
+      return self._in_chunks(of_chunk, batch, (prefix, *rows, weights, pull))
 
     @jax.custom_vjp
     def costs_and_nats(prefix: Array) -> tuple[Array, Array]:
@@ -122,10 +127,8 @@ class RowLoss:
 
     return jax.vmap(of_row)(logits, targets, mask)
 
-  def _in_chunks(
-    self, functions: Sequence[Callable[..., Any]], batch: Batch, rows: Any, cuts: Sequence[int] = ()
-  ) -> Any:
-    """Maps a function of chunks over rows sorted by length: the first whose cut is long enough."""
+  def _in_chunks(self, function: Callable[..., Any], batch: Batch, rows: Any) -> Any:
+    """Maps `function(longest target, *rows)` over chunks of rows sorted by length."""
     position = jnp.arange(1, batch.targets.shape[1] + 1)
     lengths = jnp.max(position * batch.targets_mask, axis=1)
     order = jnp.argsort(lengths)
@@ -139,8 +142,7 @@ class RowLoss:
 
     def of_chunk(chunk: Any) -> Any:
       lengths, rows = chunk
-      enough = jnp.searchsorted(jnp.asarray(cuts), lengths.max()) if cuts else 0
-      return jax.lax.switch(enough, functions, *rows)
+      return function(lengths.max(), *rows)
 
     out = jax.lax.map(of_chunk, jax.tree.map(chunked, (lengths, rows)))
     back = jnp.argsort(order)

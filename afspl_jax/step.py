@@ -119,7 +119,7 @@ def make_train_step(
   that of its own objective, also where another's is not finite.
   """
   optimizer, schedule = make_optimizer(config), make_schedule(config, rounds)
-  row_loss = RowLoss(captioner, config.label_smoothing, mesh)
+  row_loss = RowLoss(captioner, config.label_smoothing, mesh, config.target_cuts)
 
   def train_step(
     state: TrainState, frozen: Params, global_params: Params, batch: Batch

@@ -27,13 +27,20 @@ WORK: dict[str, tuple[str, Callable[[Bench], Iterator[table.Line]]]] = {
   "server": ("Aggregation", server.aggregation),
   "devices": ("Devices", devices.forced_host_devices),
 }
+QUICK = ("step", "round", "generate", "server")  # what is beside PyTorch, and soon done
 
 
 def main() -> int:
   """Runs what is asked for, prints a table as soon as it is known; 1 if something failed."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-  parser.add_argument("--quick", action="store_true", help="small sizes: a quarter of an hour")
-  parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), metavar="WORK")
+  parser.add_argument("--quick", action="store_true", help="small sizes: five minutes")
+  parser.add_argument(
+    "--only",
+    nargs="+",
+    choices=WORK,
+    metavar="WORK",
+    help=f"of {', '.join(WORK)}; default all, with --quick {', '.join(QUICK)}",
+  )
   others = [name for name in SIDES if name != OURS]
   parser.add_argument("--beside", nargs="*", choices=others, default=others, metavar="SIDE")
   parser.add_argument("--turns", type=int, help="times that every side works (3; --quick: 2)")
@@ -61,7 +68,7 @@ def main() -> int:
   bench = Bench(args.folder, rates, args.quick, turns, (OURS, *args.beside))
   results: dict[str, list[table.Line]] = {}
   failed = False
-  for name in args.only:
+  for name in args.only or (QUICK if args.quick else WORK):
     title, work = WORK[name]
     begin, lines = time.monotonic(), []
     try:
@@ -69,10 +76,12 @@ def main() -> int:
         lines.append(line)
     except ChildError as error:
       failed = True
+      bench.close()
       lines.append(table.Line("(failed)", note=str(error).strip().splitlines()[-1]))
     print(table.markdown(title, lines) + f"\n\n({time.monotonic() - begin:.0f} s)\n", flush=True)
     results[name] = lines
     table.write(args.out, machine, results)
+  bench.close()
   return int(failed)
 
 

@@ -1,8 +1,7 @@
 """What every measurement is given: sides to compare, the machine's rates, how long it may take."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.case import Case, write_backbones
@@ -35,17 +34,26 @@ class Bench:
   quick: bool  # a few minutes on two cores
   turns: int  # times that every side does a piece of work
   names: tuple[str, ...] = tuple(SIDES)
+  _started: dict[Case, Sides] = field(default_factory=dict)
 
-  @contextlib.contextmanager
-  def sides(self, case: Case) -> Iterator[Sides]:
-    """Starts every side on a case; they end with the block."""
-    folders = write_backbones(case, self.folder)
-    with contextlib.ExitStack() as stack:
-      first = stack.enter_context(Child("benchmarks.sides.afspl:untrained", case, folders))
-      sides = Sides()
+  def sides(self, case: Case) -> Sides:
+    """Every side at work on a case: those that were so last, or else new ones."""
+    if case not in self._started:
+      self.close()
+      folders = write_backbones(case, self.folder)
+      with Child("benchmarks.sides.afspl:untrained", case, folders) as child:
+        params = child.built.value
+      sides = self._started[case] = Sides()
       sides.case = case
       for name in self.names:
-        child = Child(SIDES[name], case, folders, first.built.value, environment=_QUIET)
-        sides[name] = stack.enter_context(child)
-        child("encode")
-      yield sides
+        sides[name] = Child(SIDES[name], case, folders, params, environment=_QUIET)
+        sides[name]("encode")
+    return self._started[case]
+
+  def close(self) -> None:
+    """Ends the sides."""
+    with contextlib.ExitStack() as stack:
+      for sides in self._started.values():
+        for child in sides.values():
+          stack.callback(child.close)
+    self._started.clear()

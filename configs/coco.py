@@ -32,6 +32,7 @@ def get_config() -> Experiment:
       key_lr=1e-3,
       fusion_lr=1e-3,
       mapper_lr=1e-3,
+      target_cuts=(0.3, 0.4, 0.5, 0.6, 0.75),  # captions have 15 tokens on average
     ),
     fed=Fed(rounds=50, clients_per_round=10),
     eval=Eval(every=10, val_examples=1000, batch_size=64, max_tokens=30),

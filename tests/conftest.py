@@ -1,6 +1,9 @@
 """Small, real models and data for every test: random weights, real shapes, no download."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before JAX is imported: the tests of data parallelism need several devices, and the numbers of
 # all others must not depend on how many there are.
@@ -8,8 +11,13 @@ os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
 
-# Models of this size compile for longer than they run.
+# Models of this size compile for longer than they run. What one test, worker or child has compiled,
+# no other does: half of the tests' time.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have it from who starts them
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled")
+  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import functools
 import json

@@ -25,8 +25,6 @@ class Launcher:
       "XDG_CACHE_HOME": str(base / "cache"),
       "HF_HOME": str(base / "no_hugging_face"),
       "TFDS_DATA_DIR": str(base / "no_data_sets"),
-      "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),  # no process compiles what another did
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       "COLUMNS": "200",
     }
     fields = {

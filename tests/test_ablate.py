@@ -60,7 +60,6 @@ class Ablation:
       "XLA_FLAGS": "",
       "JAX_PLATFORMS": "cpu",
       "XDG_CACHE_HOME": str(base / "cache"),
-      "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
     }
 
   def start(self, *args: str) -> subprocess.Popen:

@@ -18,7 +18,7 @@ from afspl_jax import config as settings
 from afspl_jax.backbones import weights
 from afspl_jax.backbones.t5 import T5
 from afspl_jax.captioner import Captioner, leaves, prefix
-from afspl_jax.decode import Decoding, make_decoder
+from afspl_jax.decode import Decoding, make_decoder, top
 from afspl_jax.errors import UserError
 from afspl_jax.prompts.prompter import Prompter
 from tests.conftest import CLIP, T5_CONFIG, Model, make_batch, make_model
@@ -213,3 +213,16 @@ def test_more_beams_than_the_vocabulary_has_room_for_are_the_users_mistake(one_d
   decoder = make_decoder(model.captioner, Decoding(4, beams=21), one_device)
   with pytest.raises(UserError, match="beams: expected at most 20, half of"):
     decoder(model.params, model.frozen, make_batch(0, 2))
+
+
+@pytest.mark.parametrize("vocabulary", [40, 1100, 1280])
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_the_top_of_blocks_is_the_top_of_all_and_the_first_of_equals_comes_first(vocabulary, k):
+  rng = np.random.default_rng(0)
+  logits = rng.integers(0, 30, size=(50, vocabulary)).astype(np.float32)  # many are equal
+  logits[rng.random(logits.shape) < 0.2] = -np.inf
+  logits[0] = -np.inf
+  values, tokens = top(jnp.asarray(logits), k)
+  order = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+  np.testing.assert_array_equal(tokens, order)
+  np.testing.assert_array_equal(values, np.take_along_axis(logits, order, axis=-1))

@@ -8,7 +8,7 @@ from afspl_jax.losses import token_cross_entropy
 from afspl_jax.row_loss import RowLoss
 from tests.conftest import T5_CONFIG, make_batch
 
-ROWS, LENGTH = 70, 40  # three chunks on a CPU, and cuts to 8, 20 and 40 tokens
+ROWS, LENGTH, CUTS = 70, 40, (0.2, 0.5)  # three chunks on a CPU, of 8, 20 and 40 tokens
 
 
 def batch_of(lengths):
@@ -45,7 +45,7 @@ def test_sorted_chunks_give_the_costs_and_gradients_of_all_rows_at_once(model, d
   rng = np.random.default_rng(2)
   weights = jnp.asarray(rng.random(ROWS), jnp.float32)
   pull = jnp.asarray(rng.normal(size=(ROWS, T5_CONFIG.width)), jnp.float32)
-  row_loss = RowLoss(model.captioner, 0.1, request.getfixturevalue(devices))
+  row_loss = RowLoss(model.captioner, 0.1, request.getfixturevalue(devices), CUTS)
 
   def ours(made, batch):
     costs, nats = row_loss(model.frozen, made, batch, weights, pull)
@@ -68,7 +68,7 @@ def test_sorted_chunks_give_the_costs_and_gradients_of_all_rows_at_once(model, d
 def test_mean_states_are_of_each_row_and_have_no_gradient(model, one_device):
   batch = batch_of(LENGTHS["mixed"])
   made = prefix(model.captioner.prompt(model.params, batch))
-  row_loss = RowLoss(model.captioner, 0.0, one_device)
+  row_loss = RowLoss(model.captioner, 0.0, one_device, CUTS)
   encoded = model.captioner.read(model.frozen, made, batch.instruction, batch.instruction_mask)
   states = row_loss.states(model.frozen, made, batch)
   np.testing.assert_allclose(states, mean_state(*encoded), atol=1e-5)
@@ -80,7 +80,7 @@ def test_a_chunk_of_short_targets_does_not_pay_for_long_ones(model, one_device):
   """Of the programs in the switch, only the one for full length makes full-length logits."""
   batch = batch_of(LENGTHS["mixed"])
   made = prefix(model.captioner.prompt(model.params, batch))
-  row_loss = RowLoss(model.captioner, 0.0, one_device)
+  row_loss = RowLoss(model.captioner, 0.0, one_device, CUTS)
   weights = jnp.ones(ROWS)
   text = str(jax.make_jaxpr(lambda made: row_loss(model.frozen, made, batch, weights)[0])(made))
   size = -(-ROWS // 3)

@@ -15,23 +15,23 @@ _TOKENS = 24  # new ones of every row
 
 def generate(bench: Bench) -> Iterator[Line]:
   """Seconds for a batch of images; P1 encodes each image, the others have its features."""
-  with bench.sides(Case()) as sides:
-    for images in (32,) if bench.quick else (32, 256):
-      given = rows(sides.case, 1, 1, images)
-      for beams in (1, 4):
-        measured = in_turn(sides, bench.turns, "generate", given, beams, _TOKENS)
-        ours = measured.values[OURS]
-        same = {
-          name: float(np.mean(np.all(ids == ours, axis=1)))
-          for name, ids in measured.values.items()
-          if name != OURS
-        }
-        yield compared(
-          f"{images} images, {'greedy' if beams == 1 else f'beam {beams}'}, {_TOKENS} tokens",
-          measured,
-          floor=_least(bench, sides.case, images, beams),
-          note=", ".join(f"{share:.0%} of texts as {name}" for name, share in same.items()),
-        )
+  sides = bench.sides(Case())
+  for images in (32,) if bench.quick else (32, 256):
+    given = rows(sides.case, 1, 1, images)
+    for beams in (1, 4):
+      measured = in_turn(sides, bench.turns, "generate", given, beams, _TOKENS)
+      ours = measured.values[OURS]
+      same = {
+        name: float(np.mean(np.all(ids == ours, axis=1)))
+        for name, ids in measured.values.items()
+        if name != OURS
+      }
+      yield compared(
+        f"{images} images, {'greedy' if beams == 1 else f'beam {beams}'}, {_TOKENS} tokens",
+        measured,
+        floor=_least(bench, sides.case, images, beams),
+        note=", ".join(f"{share:.0%} of texts as {name}" for name, share in same.items()),
+      )
 
 
 def _least(bench: Bench, case: Case, images: int, beams: int) -> float:

@@ -16,8 +16,6 @@ def killed_run(tmp_path_factory):
     **os.environ,
     "PYTHONPATH": str(HERE.parent.parent),
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(base / "cache"),  # a child compiles nothing twice
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   command = [sys.executable, str(HERE / "killed_run.py"), str(base), "0"]
   done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
