@@ -57,8 +57,9 @@ def check(score: str) -> None:
   missing = [] if found else [f"{_PACKAGE} (pip install 'afspl-jax[java]')"]
   if shutil.which("java") is None:
     missing.append("java (a Java runtime, such as OpenJDK)")
-  if score == "spice" and found and found.origin:
-    library = Path(found.origin).parent / "spice" / "lib"
+  # Of a package without __init__.py there is no origin, but a place.
+  for place in found.submodule_search_locations or () if found and score == "spice" else ():
+    library = Path(place) / "spice" / "lib"
     parser = [library / f"{_PARSER}{end}.jar" for end in ("", "-models")]
     missing += [f"{file} (of {_PARSER_ZIP})" for file in parser if not file.is_file()]
   if missing:

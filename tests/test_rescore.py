@@ -1,7 +1,9 @@
 """Scores of a run again: as it was scored, and otherwise."""
 
 import json
+import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,6 +204,22 @@ def test_scores_of_java_programs_that_are_not_installed_say_what_to_install(run,
   with pytest.raises(UserError, match=r"afspl-jax\[java\].*a Java runtime"):
     evaluate(run.path, Request(more=("meteor",)))
   assert java_measures([said("no", ["no"], "q")], ["a"], ("meteor", "spice")) == {}
+
+
+def test_spice_is_not_asked_where_it_would_download_its_parser(tmp_path, monkeypatch):
+  package = SimpleNamespace(submodule_search_locations=[str(tmp_path)], origin=None)
+  monkeypatch.setattr(java_scores.shutil, "which", lambda name: "java")
+  monkeypatch.setattr(java_scores.importlib.util, "find_spec", lambda name: package)
+  java_scores.check("meteor")
+  jars = [
+    tmp_path / "spice" / "lib" / f"stanford-corenlp-3.6.0{end}.jar" for end in ("", "-models")
+  ]
+  jars[0].parent.mkdir(parents=True)
+  for jar in jars:
+    with pytest.raises(UserError, match=re.escape(f"{jars[1]} (of Stanford's")):
+      java_scores.spice(["a"], [["a"]])
+    jar.touch()
+  java_scores.check("spice")
 
 
 def test_meteor_is_the_evaluators():
