@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from afspl_jax.captioner import Captioner, leaves
+from afspl_jax.data.images import decode
 from afspl_jax.decode import make_decoder
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import Generated, decoding, generated

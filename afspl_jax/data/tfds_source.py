@@ -120,9 +120,8 @@ def prepared(name: str, folder: str, how: str) -> Builder:
     fault = f"no {name} is prepared under {where}"
     raise MissingData(f"data: {fault}.\n{how}") from error
   except ValueError as error:
-    fault = (
-      f"expected {name} under {where} in array_record format; got: {str(error).splitlines()[0]}"
-    )
+    first = str(error).partition("\n")[0]
+    fault = f"expected {name} under {where} in array_record format; got: {first}"
     raise MissingData(f"data: {fault} Move it away, or use another folder.\n{how}") from error
 
 
