@@ -72,6 +72,7 @@ def check(config: Experiment) -> None:
     )
   for name, number in {
     "seed": config.seed,
+    "data.max_bad": config.data.max_bad,
     "fed.rounds": config.fed.rounds,
     "fed.newcomers": config.fed.newcomers,
     "fed.retries": config.fed.retries,

@@ -49,7 +49,7 @@ NOT_NEGATIVE = (
   "fed.wait",
   "fed.max_update_norm",
 )
-COUNTS = ("seed", "fed.rounds", "fed.newcomers", "fed.retries")
+COUNTS = ("seed", "data.max_bad", "fed.rounds", "fed.newcomers", "fed.retries")
 SHARES = ("uplink.energy", "uplink.ratio")
 NAN, INF = float("nan"), float("inf")
 

@@ -50,8 +50,6 @@ def open_sources(data: Data, splits: Sequence[str]) -> dict[str, Source]:
   Raises:
     UserError: as `open_splits`; more records are malformed than `data.max_bad`; a split is empty.
   """
-  if data.max_bad < 0:
-    raise UserError(f"data.max_bad: expected 0 or more; got {data.max_bad}")
   faults = Faults(data.max_bad)
   sources = open_splits(splits, data, faults)
   faults.tell()
