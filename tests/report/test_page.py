@@ -102,7 +102,7 @@ def test_headline_figures_and_what_they_rest_on(page):
     "Updates": "36 ok",
   }
   said = " ".join(texts(tree, "li"))
-  assert "only ever seen a drawn world" in said and "compare methods" in said
+  assert "saw nothing but a drawn world" in said and "compare methods" in said
   assert "CIDEr is 0.250 when the same prompter is shown no image, and 1.500 with it" in said
   assert "4 updates of 4 clients were not used" in said
 
