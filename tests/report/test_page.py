@@ -150,7 +150,7 @@ def test_a_hostile_text_stays_a_text(tmp_path):
 
 
 def test_a_thousand_clients_have_a_page_of_bounded_size(tmp_path):
-  path = made_run(tmp_path / "run", clients=1000, rounds=30)
+  path = made_run(tmp_path / "run", clients=1000, rounds=12)
   html = render([read(path)], images=False)
   assert 100_000 < len(html) < 1_500_000
   tree = parsed(html)
