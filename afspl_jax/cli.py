@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     "dashboard", help="a local web page that follows a run; it reads its folder and no more"
   )
   dashboard.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
-  dashboard.add_argument("--host", default="127.0.0.1", help="address to listen on")
+  dashboard.add_argument("--host", default="127.0.0.1", help="IPv4 address to listen on")
   dashboard.add_argument("--port", type=int, default=8050, help="default: 8050; 0: any free one")
   dashboard.add_argument(
     "--name",

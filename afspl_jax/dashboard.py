@@ -32,7 +32,7 @@ def serve(
 
   Args:
     folder: the run's; it may be empty, or not there yet.
-    host: address to listen on.
+    host: IPv4 address or name to listen on.
     port: 0 takes any that is free.
     names: by which browsers may ask for the page, besides `host` and the local ones.
     images: whether images of examples are shown.
@@ -40,8 +40,7 @@ def serve(
   Raises:
     UserError: the address is taken, or not this machine's.
   """
-  family = socket.AF_INET6 if ":" in host else socket.AF_INET
-  with socket.socket(family, socket.SOCK_STREAM) as listener:
+  with socket.socket() as listener:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
       listener.bind((host, port))
@@ -50,8 +49,7 @@ def serve(
         f"{host}:{port}: expected an address that is free on this machine; got: {error}."
         " Choose another with --host and --port"
       ) from error
-    shown = f"[{host}]" if ":" in host else host
-    print(f"dashboard of {folder}: http://{shown}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
+    print(f"dashboard of {folder}: http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
     os.nice(10)  # training comes first
     config = uvicorn.Config(app(folder, [host, *names], images), log_level="warning")
     uvicorn.Server(config).run(sockets=[listener])

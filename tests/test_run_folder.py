@@ -1,8 +1,10 @@
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,22 @@ def test_one_process_at_a_time_and_none_after_kill_9(tmp_path):
     other.wait()
     other.stdout.close()
   opened(tmp_path, {}, {}).close()
+
+
+def test_where_a_run_is_at_work_is_kept_once_a_place_and_not_compared(tmp_path):
+  for devices in ("1 x cpu", "1 x cpu", "4 x TPU v4", "1 x cpu"):
+    with opened(tmp_path) as folder:
+      folder.note({"devices": devices})
+  stored = json.loads((tmp_path / "config.json").read_text())
+  assert [place["devices"] for place in stored["places"]] == ["1 x cpu", "4 x TPU v4", "1 x cpu"]
+
+
+def test_one_who_only_looks_whether_a_run_is_at_work_does_not_keep_it_from_starting(tmp_path):
+  opened(tmp_path).close()
+  looking = open(tmp_path / "lock")  # noqa: SIM115
+  fcntl.flock(looking, fcntl.LOCK_SH)
+  threading.Timer(0.05, looking.close).start()
+  opened(tmp_path).close()
 
 
 def test_the_lock_holds_within_one_process_too(tmp_path):

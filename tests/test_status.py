@@ -60,6 +60,12 @@ def test_a_run_that_stopped_and_one_that_finished(run, capsys):
   assert lines[0].startswith("finished: round 5 of 5") and "test, round 5: cider 2.000" in lines
 
 
+def test_a_run_without_a_global_prompter_finishes_too(run, capsys):
+  run.append_metrics({"round": 5, "split": "test_personal", "cider": 2.0})
+  run.close()
+  assert status(run, capsys)[0].startswith("finished: round 5 of 5")
+
+
 def test_a_folder_that_is_no_run(tmp_path, capsys):
   assert cli.main(["status", str(tmp_path / "nothing")]) == 2
   assert "nothing: expected a run's folder with config.json; got:" in capsys.readouterr().err

@@ -16,11 +16,9 @@ def caveats(run: Run) -> list[str]:
   tiny = [kind for kind in ("clip", "t5") if run.config.get("backbone", {}).get(kind) == "tiny"]
   if tiny:
     names = " and ".join({"clip": "CLIP", "t5": "T5"}[kind] for kind in tiny)
-    text = (
-      f"The frozen {names} shipped with the package has only ever seen a drawn world of shapes."
-    )
+    text = f"The frozen {names} that come with the package saw nothing but a drawn world of shapes."
     if data.get("source") == _DRAWN:
-      text += " So has this run: its scores compare methods, and say nothing about photographs."
+      text += " So did this run: its scores compare methods, and say nothing about photographs."
     else:
       text += " Its texts about real pictures are poor, however well the prompter was trained."
     out.append(text)

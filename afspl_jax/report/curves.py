@@ -67,12 +67,11 @@ def curve(run: Run, split: str, name: str) -> list[Point]:
     megabytes += line["bytes_up"] / 1e6
     seconds += line["seconds"]
     spent[line["round"]] = megabytes, seconds
-  points = [
+  return [
     Point(line["round"], *spent[line["round"]], line[name])
     for line in run.of(split)
     if line.get(name) is not None and line["round"] in spent
   ]
-  return thinned(points, MOST)
 
 
 def thinned(items: Sequence[T], most: int) -> list[T]:
@@ -115,7 +114,7 @@ def _chart(
   caption: str,
 ) -> Chart:
   places = {
-    name: [(getattr(point, field), point.value) for point in points]
+    name: [(getattr(point, field), point.value) for point in thinned(points, MOST)]
     for name, points in lines.items()
   }
   rows = [{"x": x, "y": y, "series": name} for name, found in places.items() for x, y in found]
@@ -136,7 +135,7 @@ def table(runs: Sequence[Run]) -> Table:
   for run in runs:
     trained = {point.round: point for point in curve(run, "train", "loss")}
     scored = {name: {p.round: p for p in curve(run, "val", name)} for name in names}
-    for round in sorted({r for points in scored.values() for r in points}):
+    for round in thinned(sorted({r for points in scored.values() for r in points}), MOST):
       point = next(points[round] for points in scored.values() if round in points)
       values = [trained[round].value if round in trained else None]
       values += [scored[name][round].value if round in scored[name] else None for name in names]

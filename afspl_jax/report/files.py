@@ -47,7 +47,8 @@ class Run:
     """Files of predictions on the validation split by their round, those that are whole."""
     files = sorted((self.path / "predictions").glob("round_*.jsonl"))
     scored = {line["round"] for line in self.of("val")}
-    found = {int(file.stem.removeprefix("round_")): file for file in files}
+    numbers = {file.stem.removeprefix("round_"): file for file in files}
+    found = {int(number): file for number, file in numbers.items() if number.isdecimal()}
     return {round: file for round, file in sorted(found.items()) if round in scored}
 
   def predictions(self) -> tuple[str, Path] | None:

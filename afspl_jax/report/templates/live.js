@@ -23,7 +23,7 @@ async function refresh() {
   tag = answer.headers.get("ETag");
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   const ids = (page) => [...page.querySelectorAll("[data-live]")].map((part) => part.id).join();
-  if (ids(document) !== ids(fresh)) location.reload(); // parts came or went
+  if (ids(document) !== ids(fresh)) return location.reload(); // parts came or went
   for (const part of fresh.querySelectorAll("[data-live]")) put(document.getElementById(part.id), part);
 }
 
