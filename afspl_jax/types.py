@@ -49,7 +49,7 @@ class Source(Protocol):
     ...
 
   def load_image(self, key: str) -> Image.Image:
-    """Decodes one image as RGB."""
+    """Decodes one image as RGB; called from several threads at once."""
     ...
 
 

@@ -1,17 +1,17 @@
 """Texts to token ids and images to pixels, as a checkpoint folder prescribes.
 
-Through transformers, which needs no PyTorch for either, but imports it where it finds it: hence
-the imports within the functions, so that importing this package stays light.
+Texts through transformers, which needs no PyTorch for that, but imports it where it finds it: hence
+the import within a function, so that importing this package stays light.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
+from afspl_jax.backbones.image_settings import ImageSettings
 from afspl_jax.errors import UserError
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -93,7 +93,17 @@ class Tokenizer:
 
 
 class ImageProcessor:
-  """The image processor of a CLIP checkpoint: resize, crop, scale, normalise."""
+  """The image processor of a CLIP checkpoint: resize, crop, scale, normalise.
+
+  With Pillow alone, to the bit what transformers' CLIPImageProcessorPil gives, whose import takes
+  one to three seconds and which turns an image into an array and back between its steps.
+
+  Attributes:
+    levels: float32 value of each of the 256 levels of a colour, by channel.
+    size: height and width of every cropped image.
+  """
+
+  levels: Float[np.ndarray, "256 3"]
 
   def __init__(self, folder: str | Path):
     """Reads the processor's settings; never goes to the network.
@@ -102,7 +112,8 @@ class ImageProcessor:
       folder: holds preprocessor_config.json.
 
     Raises:
-      UserError: if it does not, or the file belongs to another kind of model.
+      UserError: if it does not, the file belongs to another kind of model, or a setting is none
+        that CLIP's processor knows.
     """
     folder = Path(folder)
     path = folder / _IMAGE_FILE
@@ -111,22 +122,46 @@ class ImageProcessor:
         f"{folder}: expected {_IMAGE_FILE}; got {_listing(folder)}. Download it with the"
         " checkpoint."
       )
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    kind = raw.get("image_processor_type", raw.get("feature_extractor_type", "CLIP"))
-    if not kind.startswith("CLIP"):
-      raise UserError(
-        f'{path}: "image_processor_type" must be a CLIP one; got {kind!r}. Take the file of the'
-        " CLIP checkpoint."
-      )
-    from transformers import CLIPImageProcessorPil
+    settings = ImageSettings(path)
+    self._resample = settings.resample()
+    self._short, self._resized = settings.resized()
+    self._cropped = settings.cropped()
+    self.levels = settings.levels()
+    size = self._cropped or self._resized
+    if size is None:
+      raise settings.fault("size", "a height and a width where images are not cropped")
+    self.size = size
 
-    self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+  def crop(self, image: Image.Image) -> UInt8[np.ndarray, "h x 3"]:
+    """Resizes and crops an image of any size and mode; `levels` says what its numbers mean."""
+    image = _as_rgb(image)
+    width, height = image.size
+    if self._short is not None:
+      # As transformers rounds: the longer side down.
+      long = int(self._short * max(width, height) / min(width, height))
+      width, height = (self._short, long) if width <= height else (long, self._short)
+    elif self._resized is not None:
+      height, width = self._resized
+    if self._resample is not None:
+      image = image.resize((width, height), self._resample)
+    if self._cropped is not None:
+      high, wide = self._cropped
+      left, top = (width - wide) // 2, (height - high) // 2
+      image = image.crop((left, top, left + wide, top + high))  # black beyond its borders
+    return np.asarray(image)
 
   def __call__(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "b h x 3"]:
     """Turns images of any size and mode into float32 pixels for `Clip.encode_image`."""
-    pixels = self._processor(list(images), return_tensors="np")["pixel_values"]
-    # The Pillow backend gives channels first whatever data_format asks for.
-    return np.ascontiguousarray(np.moveaxis(pixels, 1, -1), np.float32)
+    return self.levels[np.stack([self.crop(image) for image in images]), np.arange(3)]
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+  """What is transparent becomes white, as in transformers."""
+  if "A" in image.getbands() or image.info.get("transparency") is not None:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    image = Image.alpha_composite(white, image)
+  return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _listing(folder: Path) -> str:

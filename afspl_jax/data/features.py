@@ -6,28 +6,33 @@ Measured in PyTorch on one CPU core with ViT-B/32 and flan-t5-small: a round tak
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Array, Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
 from afspl_jax.backbones.clip import Clip
 from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+from afspl_jax.data.ahead import ahead
+from afspl_jax.data.feature_cache import FeatureCache
 from afspl_jax.errors import UserError
 from afspl_jax.types import Source
 
 _WORDS = 1000  # of the vocabulary, evenly spaced, for its middle
 _BATCH = 64  # images or texts encoded at a time
 _SORTED = 64 * _BATCH  # texts that are sorted by length at a time
+# What Pillow raises for a file that is not a whole image.
+_UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _PAD_TO = 16  # texts are padded to a multiple of this: few programs, little padding
 
 
@@ -50,6 +55,9 @@ class FeatureEncoder:
 
   Attributes:
     config: CLIP's sizes.
+
+  Raises:
+    UserError: the processor makes images of another size than CLIP takes.
   """
 
   def __init__(
@@ -60,25 +68,38 @@ class FeatureEncoder:
     fingerprint: str,
     cache: Path,
   ):
+    side = clip.config.vision.image_size
+    if processor.size != (side, side):
+      raise UserError(
+        f"CLIP's image settings: expected images of {side} x {side} pixels, as its weights take;"
+        f" got {processor.size[0]} x {processor.size[1]}. Take all files of one checkpoint"
+      )
     graph, self._state = nnx.split(clip)
-    self.config, self._fingerprint, self._cache = clip.config, fingerprint, cache
+    self.config, self._fingerprint = clip.config, fingerprint
     self._processor, self._tokenizer = processor, tokenizer
-    self._image = jax.jit(lambda state, pixels: nnx.merge(graph, state).encode_image(pixels))
+    # Colours become numbers in the program: a quarter of the bytes, and .7 ms less an image.
+    levels, channels = jnp.asarray(processor.levels), jnp.arange(3)
+    self._image = jax.jit(
+      lambda state, crops: nnx.merge(graph, state).encode_image(levels[crops, channels])
+    )
     self._text = jax.jit(lambda state, ids, mask: nnx.merge(graph, state).encode_text(ids, mask))
     self._dtype = np.dtype(clip.vision.dtype)
+    self._cache = FeatureCache(cache, self._dtype)
 
   def images(self, source: Source) -> ImageFeatures:
     """Features of all images of `source`, from the cache if they are there.
 
     Raises:
-      UserError: the cache cannot be written.
+      UserError: the cache cannot be written, or an image not be decoded; names it.
     """
     rows, vision = len(source.images()), self.config.vision
     shapes = {
       "tokens": (rows, 1 + vision.num_patches, vision.width),
       "joint": (rows, self.config.joint_width),
     }
-    return ImageFeatures(**self._cached(source.fingerprint, shapes, self._encode_images(source)))
+    identity = [self._fingerprint, source.fingerprint]
+    parts = functools.partial(self._encode_images, source)
+    return ImageFeatures(**self._cache.get(identity, shapes, parts))
 
   def texts(self, texts: Sequence[str], *, keep: bool = True) -> Float[np.ndarray, "texts f"]:
     """Feature of each text, from the cache if just these texts, in this order, are there.
@@ -95,10 +116,11 @@ class FeatureEncoder:
     if not texts:
       return np.zeros((0, self.config.joint_width), self._dtype)
     if not keep:
-      return np.concatenate([part["texts"] for part in self._encode_texts(texts)])
+      return np.concatenate([part["texts"] for part in self._encode_texts(texts, 0)])
     name = "texts " + hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
     shapes = {"texts": (len(texts), self.config.joint_width)}
-    return self._cached(name, shapes, self._encode_texts(texts))["texts"]
+    parts = functools.partial(self._encode_texts, texts)
+    return self._cache.get([self._fingerprint, name], shapes, parts)["texts"]
 
   def directions(self, texts: Sequence[str], *, keep: bool = True) -> Float[np.ndarray, "texts f"]:
     """Unit vectors (float32) to the texts from the middle of CLIP's vocabulary.
@@ -130,18 +152,45 @@ class FeatureEncoder:
 
     Each number of rows is a program of its own, and is filled up.
     """
-    pixels = _padded(self._processor(images), rows)
-    tokens, joint = self._image(self._state, pixels)
+    crops = np.stack([self._processor.crop(image) for image in images])
+    tokens, joint = self._image(self._state, _padded(crops, rows))
     return ImageFeatures(np.asarray(tokens)[: len(images)], np.asarray(joint)[: len(images)])
 
-  def _encode_images(self, source: Source) -> Iterator[dict[str, np.ndarray]]:
+  def _encode_images(self, source: Source, start: int) -> Iterator[dict[str, np.ndarray]]:
     keys = source.images()
-    for start in tqdm(range(0, len(keys), _BATCH), desc="CLIP image features", unit="batch"):
-      found = self.look([source.load_image(key) for key in keys[start : start + _BATCH]])
-      yield found._asdict()
 
-  def _encode_texts(self, texts: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    starts = range(0, len(texts), _SORTED)
+    def pixels(key: str) -> UInt8[np.ndarray, "h x 3"]:
+      try:
+        return self._processor.crop(source.load_image(key))
+      except _UNDECODABLE as error:
+        raise UserError(
+          f"image {key!r}: expected one that can be decoded; got: {type(error).__name__}: {error}."
+          " Fetch it again, or remove it from the data"
+        ) from error
+
+    def finished(
+      tokens: Float[Array, "b v w"], joint: Float[Array, "b f"], rows: int
+    ) -> dict[str, np.ndarray]:
+      return {"tokens": np.asarray(tokens)[:rows], "joint": np.asarray(joint)[:rows]}
+
+    # A batch in the device, the next two in the making.
+    crops = ahead(pixels, keys[start:], 2 * _BATCH)
+    with (
+      contextlib.closing(crops),
+      tqdm(total=len(keys), initial=start, desc="CLIP image features", unit="image") as progress,
+    ):
+      before = None
+      while batch := list(itertools.islice(crops, _BATCH)):
+        now = *self._image(self._state, _padded(np.stack(batch))), len(batch)
+        if before is not None:
+          yield finished(*before)
+        progress.update(len(batch))
+        before = now
+      if before is not None:
+        yield finished(*before)
+
+  def _encode_texts(self, texts: Sequence[str], start: int) -> Iterator[dict[str, np.ndarray]]:
+    starts = range(start, len(texts), _SORTED)
     for start in tqdm(starts, desc="CLIP text features", unit="batch", delay=2):
       ids, mask = self._tokenizer.tokenize(
         texts[start : start + _SORTED], self.config.text.max_length
@@ -157,81 +206,6 @@ class FeatureEncoder:
         values = self._text(self._state, *(_padded(x[rows, :length]) for x in (ids, mask)))
         out[rows] = np.asarray(values)[: len(rows)]
       yield {"texts": out}
-
-  def _cached(
-    self,
-    name: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    parts: Iterable[Mapping[str, np.ndarray]],
-  ) -> dict[str, np.ndarray]:
-    """The arrays that `name` stands for, memory-mapped.
-
-    Args:
-      name: equal names hold equal arrays.
-      shapes: of the arrays, by their names.
-      parts: their rows in order, a batch at a time; consumed only if the cache lacks them.
-    """
-    identity = [self._fingerprint, name, str(self._dtype)]
-    folder = self._cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-    if not folder.is_dir():
-      # Written beside and renamed when whole: a killed run leaves no half-written cache.
-      scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-      try:
-        self._write(scratch, shapes, parts)
-        with self._writing():
-          try:
-            scratch.rename(folder)
-          except OSError:
-            if not folder.is_dir():  # otherwise another process was quicker
-              raise
-      finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return {name: self._open(folder / f"{name}.npy", shape) for name, shape in shapes.items()}
-
-  def _open(self, file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Maps a file of the cache into memory, if it is what it should be."""
-    try:
-      # np.load gives bfloat16 back as raw bytes: the file format has no name for it.
-      array = np.load(file, mmap_mode="r").view(self._dtype)
-      got = f"an array of shape {array.shape}"
-    except (OSError, ValueError, TypeError) as error:
-      array, got = None, f"{type(error).__name__}: {error}"
-    if array is None or array.shape != shape:
-      raise UserError(
-        f"feature cache: expected an array of shape {shape} in {file}; got {got}. Delete the folder"
-        f" {file.parent}: its features are then made again"
-      )
-    return array
-
-  def _write(
-    self,
-    folder: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    parts: Iterable[Mapping[str, np.ndarray]],
-  ) -> None:
-    # Not through a memory map: on a full disk that ends the process, without an exception.
-    with self._writing():
-      folder.mkdir(parents=True, exist_ok=True)
-      for name, shape in shapes.items():
-        descr = np.lib.format.dtype_to_descr(self._dtype)
-        header = {"descr": descr, "fortran_order": False, "shape": shape}
-        with (folder / f"{name}.npy").open("wb") as file:
-          np.lib.format.write_array_header_1_0(file, header)
-    for part in parts:
-      with self._writing():
-        for name, values in part.items():
-          with (folder / f"{name}.npy").open("ab") as file:
-            file.write(values.tobytes())
-
-  @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
-    try:
-      yield
-    except OSError as error:
-      raise UserError(
-        f"feature cache: expected a folder that can be written; got {self._cache}: {error}."
-        " Make room there, or set XDG_CACHE_HOME to another"
-      ) from error
 
 
 def _unit(x: np.ndarray) -> Float[np.ndarray, "*rows f"]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import resource
 import shutil
 
@@ -97,24 +98,60 @@ def test_features_in_bfloat16_come_back_as_bfloat16(shapes_dir, tiny_checkpoints
   assert np.asarray(jnp.asarray(rough.joint)).dtype == jnp.bfloat16
 
 
-def test_a_half_written_cache_is_never_read(source, tiny_checkpoints, tmp_path):
-  cache, left = tmp_path / "cache", tmp_path / "left"
+class Counted(Blind):
+  """A source that counts what is read of it, and stops at an image."""
 
-  class Interrupted(Blind):
-    def load_image(self, key):
-      if key == "70":
-        shutil.copytree(cache, left)  # what a kill at this moment leaves
-        raise KeyboardInterrupt
-      return self.source.load_image(key)
+  def __init__(self, source, stop: str = "", error: type[BaseException] = KeyboardInterrupt):
+    super().__init__(source)
+    self.read, self.stop, self.error = [], stop, error
 
+  def load_image(self, key):
+    if key == self.stop:
+      raise self.error(key)
+    self.read.append(key)
+    return self.source.load_image(key)
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+  monkeypatch.setattr(features, "_BATCH", 16)
+
+
+def test_an_interrupted_pass_goes_on_where_it_was(
+  source, tiny_checkpoints, tmp_path, cache, small_batches
+):
+  expected = encoder(tiny_checkpoints.clip, cache).images(source)
   with pytest.raises(KeyboardInterrupt):
-    encoder(tiny_checkpoints.clip, cache).images(Interrupted(source))
-  assert not list(cache.iterdir()) and list(left.rglob("tokens.npy"))
-  shutil.copytree(left, cache, dirs_exist_ok=True)
-  whole = encoder(tiny_checkpoints.clip, cache).images(source)
-  assert np.abs(whole.joint).sum(1).min() > 0
-  again = encoder(tiny_checkpoints.clip, cache).images(Blind(source))
-  np.testing.assert_array_equal(whole.joint, again.joint)
+    encoder(tiny_checkpoints.clip, tmp_path).images(Counted(source, stop="train/70"))
+  rest = Counted(source)
+  whole = encoder(tiny_checkpoints.clip, tmp_path).images(rest)
+  assert sorted(rest.read) == sorted(
+    source.images()[48:]
+  )  # a batch was under way, one in the making
+  np.testing.assert_allclose(whole.joint, expected.joint, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(whole.tokens, expected.tokens, rtol=1e-4, atol=1e-4)
+  (folder,) = tmp_path.iterdir()
+  assert folder.suffix == ""
+
+
+def test_the_first_bad_image_is_named_and_what_came_before_is_kept(
+  source, tiny_checkpoints, tmp_path, small_batches
+):
+  for error, told in ((FileNotFoundError, "FileNotFoundError"), (SyntaxError, "SyntaxError")):
+    bad = Counted(source, stop="train/69", error=error)
+    with pytest.raises(UserError, match=rf"image 'train/69': expected .*; got: {told}") as raised:
+      encoder(tiny_checkpoints.clip, tmp_path).images(bad)
+    assert "\n" not in str(raised.value)
+  assert min(int(key.rpartition("/")[2]) for key in bad.read) == 48  # of the second attempt
+
+
+def test_crops_of_another_size_than_the_weights_take_are_refused(tiny_checkpoints, tmp_path):
+  folder = tmp_path / "clip"
+  shutil.copytree(tiny_checkpoints.clip, folder)
+  file = folder / "preprocessor_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"crop_size": 32}))
+  with pytest.raises(UserError, match=r"expected images of 64 x 64 .*; got 32 x 32\."):
+    encoder(folder, tmp_path)
 
 
 @contextlib.contextmanager
@@ -135,17 +172,6 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(source, tiny_checkpoin
   assert "\n" not in str(error.value)
   assert not list(tmp_path.iterdir())
   assert one.images(source).joint.any(axis=1).all()
-
-
-def test_an_image_that_cannot_be_read_is_not_blamed_on_the_cache(
-  source, tiny_checkpoints, tmp_path
-):
-  class Broken(Blind):
-    def load_image(self, key):
-      raise FileNotFoundError(key)
-
-  with pytest.raises(FileNotFoundError):
-    encoder(tiny_checkpoints.clip, tmp_path).images(Broken(source))
 
 
 def test_a_cache_that_cannot_be_written_is_one_clear_line(source, tiny_checkpoints, tmp_path):

@@ -96,13 +96,13 @@ def test_fields_say_what_is_where(folder):
 def test_questions_may_be_one_or_several_an_image(folder):
   several = examples({"test": opened(folder, "image=scan,question=asked,answers=answered")["test"]})
   assert [(e.id, e.question, e.references) for e in several[:2]] == [
-    ("0-q0", "what?", ("this",)),
-    ("0-q1", "where?", ("here",)),
+    ("test/0-q0", "what?", ("this",)),
+    ("test/0-q1", "where?", ("here",)),
   ]
   fields = "image=scan,captions=said/text,question=one/question,answers=one/answers"
   both = opened(folder, fields)["test"]
-  assert (both[0].id, both[0].question, both[0].references[0][-1]) == ("0", "", "0")
-  assert (both[1].id, both[1].question, both[1].references) == ("0-q0", "why?", ("so",))
+  assert (both[0].id, both[0].question, both[0].references[0][-1]) == ("test/0", "", "0")
+  assert (both[1].id, both[1].question, both[1].references) == ("test/0-q0", "why?", ("so",))
   asked = opened(folder, "image=scan,question=where,answers=organ")["test"]  # classes are answers
   assert asked[0].references[0] in ("head", "chest")
 

@@ -1,0 +1,40 @@
+"""Work done ahead on several threads, its results in order."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def ahead(make: Callable[[T], U], items: Iterable[T], most: int) -> Generator[U, None, None]:
+  """Yields make(item) of each item in order, made in advance by a thread for each core.
+
+  Threads, as Pillow decodes and resizes without Python's lock. A 640 x 480 JPEG on two cores:
+  3.0 ms with two threads, 4.8 with one, 2.9 with Grain's threads, 4.0 with two processes, 8.1 with
+  Grain's.
+
+  Args:
+    make: called from several threads at once; what it raises is raised in its item's turn.
+    items: taken when there is room.
+    most: results that may wait.
+  """
+  pending: deque[Future[U]] = deque()
+  with ThreadPoolExecutor(_cores()) as pool:
+    try:
+      for item in items:
+        if len(pending) == most:
+          yield pending.popleft().result()
+        pending.append(pool.submit(make, item))
+      while pending:
+        yield pending.popleft().result()
+    finally:
+      for future in pending:
+        future.cancel()
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,173 @@
+"""Arrays that are made once, by processes that may be killed: the next one goes on from there."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from afspl_jax.errors import UserError
+
+Part = Mapping[str, np.ndarray]  # some rows of every array
+Shapes = Mapping[str, tuple[int, ...]]  # of the arrays, by their names
+
+_LOG = "parts.txt"  # of what was written, a line a part: its number of rows, and its checksum
+
+
+class FeatureCache:
+  """A folder of arrays, by what they stand for.
+
+  Args:
+    folder: where to keep them.
+    dtype: of all arrays.
+  """
+
+  def __init__(self, folder: Path, dtype: np.dtype):
+    self._folder, self._dtype = folder, dtype
+
+  def get(
+    self, identity: list[str], shapes: Shapes, parts: Callable[[int], Iterable[Part]]
+  ) -> dict[str, np.ndarray]:
+    """The arrays that `identity` stands for, memory-mapped.
+
+    Args:
+      identity: equal ones stand for equal arrays.
+      shapes: of the arrays, all with as many rows.
+      parts: gives their rows from a given one on, in order, a part at a time; called only if the
+        cache lacks some.
+
+    Raises:
+      UserError: the cache cannot be written, or is damaged.
+    """
+    name = hashlib.sha256(json.dumps([*identity, str(self._dtype)]).encode()).hexdigest()[:24]
+    folder = self._folder / name
+    while not folder.is_dir():
+      # Written beside and renamed when whole: never is half of it read.
+      scratch = folder.with_name(f"{name}.part")
+      with self._alone(scratch) as alone:
+        if alone and not folder.is_dir():
+          self._make(scratch, shapes, parts)
+          with self._writing(scratch):
+            scratch.rename(folder)
+    return {name: self._open(folder / f"{name}.npy", shape) for name, shape in shapes.items()}
+
+  def _open(self, file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Maps a file of the cache into memory, if it is what it should be."""
+    try:
+      # np.load gives bfloat16 back as raw bytes: the file format has no name for it.
+      array = np.load(file, mmap_mode="r").view(self._dtype)
+      got = f"an array of shape {array.shape}"
+    except (OSError, ValueError, TypeError) as error:
+      array, got = None, f"{type(error).__name__}: {error}"
+    if array is None or array.shape != shape:
+      raise UserError(
+        f"feature cache: expected an array of shape {shape} in {file}; got {got}. Delete the folder"
+        f" {file.parent}: its features are then made again"
+      )
+    return array
+
+  def _make(self, scratch: Path, shapes: Shapes, parts: Callable[[int], Iterable[Part]]) -> None:
+    with ExitStack() as stack:
+      with self._writing(scratch):
+        start = self._resume(scratch, shapes)
+        # Not through a memory map: on a full disk that ends the process, without an exception.
+        files = {name: stack.enter_context((scratch / f"{name}.npy").open("ab")) for name in shapes}
+        log = stack.enter_context((scratch / _LOG).open("a"))
+      for part in parts(start):
+        with self._writing(scratch):
+          check = 0
+          for name, file in files.items():
+            data = part[name].tobytes()
+            check = zlib.crc32(data, check)
+            file.write(data)
+            file.flush()
+          log.write(f"{len(part[name])} {check}\n")
+          log.flush()
+      with self._writing(scratch):
+        for file in files.values():
+          os.fsync(file.fileno())
+
+  def _resume(self, scratch: Path, shapes: Shapes) -> int:
+    """Cuts off what was not wholly written; returns how many rows were."""
+    heads = {name: self._head(shape) for name, shape in shapes.items()}
+    widths = {n: math.prod(shape[1:]) * self._dtype.itemsize for n, shape in shapes.items()}
+    kept = _whole(scratch, heads, widths)
+    start = sum(rows for rows, _ in kept)
+    for name, head in heads.items():
+      with (scratch / f"{name}.npy").open("r+b" if start else "wb") as file:
+        if not start:
+          file.write(head)
+        file.truncate(len(head) + start * widths[name])
+    (scratch / _LOG).write_text("".join(f"{rows} {check}\n" for rows, check in kept))
+    return start
+
+  def _head(self, shape: tuple[int, ...]) -> bytes:
+    out = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(self._dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(out, header)
+    return out.getvalue()
+
+  @contextlib.contextmanager
+  def _alone(self, scratch: Path) -> Iterator[bool]:
+    """Waits until no other process is at it; False if that one has finished or given up."""
+    with ExitStack() as stack:
+      with self._writing():
+        scratch.mkdir(parents=True, exist_ok=True)
+        lock = os.open(scratch, os.O_RDONLY)  # the system drops the lock with the process
+        stack.callback(os.close, lock)
+        try:
+          fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+          tqdm.write("another process is encoding the same; waiting for it")
+          fcntl.flock(lock, fcntl.LOCK_EX)
+      yield scratch.exists() and os.path.samestat(os.fstat(lock), scratch.stat())
+
+  @contextlib.contextmanager
+  def _writing(self, scratch: Path | None = None) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      if scratch is not None:  # gigabytes, perhaps, of a disk that is full
+        shutil.rmtree(scratch, ignore_errors=True)
+      raise UserError(
+        f"feature cache: expected a folder that can be written; got {self._folder}: {error}."
+        " Make room there, or set XDG_CACHE_HOME to another"
+      ) from error
+
+
+def _whole(
+  scratch: Path, heads: Mapping[str, bytes], widths: Mapping[str, int]
+) -> list[tuple[int, int]]:
+  """Lines of the log, up to the first whose rows are not all there as they were written."""
+  kept: list[tuple[int, int]] = []
+  with ExitStack() as stack:
+    try:
+      lines = (scratch / _LOG).read_bytes().split(b"\n")[:-1]
+      files = {name: stack.enter_context((scratch / f"{name}.npy").open("rb")) for name in heads}
+    except FileNotFoundError:
+      return []
+    if any(file.read(len(heads[name])) != heads[name] for name, file in files.items()):
+      return []
+    for line in lines:
+      try:
+        rows, expected = map(int, line.split())
+      except ValueError:
+        break
+      check = 0
+      for name, file in files.items():
+        check = zlib.crc32(file.read(rows * widths[name]), check)
+      if check != expected:
+        break
+      kept.append((rows, expected))
+  return kept
