@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from afspl_jax import model, trained
+from afspl_jax.config import Data
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.model import Asked, Model
@@ -39,7 +40,7 @@ def loaded(opened):
 @pytest.fixture(scope="module")
 def asked(run, shapes_dir):
   """The test split, as if someone came with its images."""
-  source = open_source("shapes", "test", str(shapes_dir))
+  source = open_source(Data(dir=str(shapes_dir)), "test")
   return [
     Asked(source.load_image(example.image), example.question)
     for example in run.setup.splits["test"].examples

@@ -12,6 +12,7 @@ from transformers import CLIPModel
 
 from afspl_jax import java_scores, rescore
 from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+from afspl_jax.config import Data
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import Prediction, spread
@@ -78,7 +79,7 @@ def test_an_older_round_of_the_validation_split_with_other_decoding(run):
 def test_clipscore_and_retrieval_are_those_of_transformers_clip(run, found, shapes_dir):
   folder = run.config.backbone.clip
   clip, tokenizer = CLIPModel.from_pretrained(folder), Tokenizer(folder)
-  split, source = run.setup.splits["test"], open_source("shapes", "test", str(shapes_dir))
+  split, source = run.setup.splits["test"], open_source(Data(dir=str(shapes_dir)), "test")
 
   def of_texts(texts):
     ids, mask = tokenizer.tokenize(texts, 77)

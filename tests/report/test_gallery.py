@@ -7,6 +7,7 @@ import json
 import pytest
 from PIL import Image
 
+from afspl_jax.config import Data
 from afspl_jax.data.sources import open_source
 from afspl_jax.report.files import read
 from afspl_jax.report.gallery import gallery
@@ -17,7 +18,7 @@ from tests.report.made_run import made_run, put
 def run(tmp_path, shapes_dir):
   """A run whose predictions are about the shapes world, better and better."""
   path = made_run(tmp_path / "run", **{"data.dir": str(shapes_dir)})
-  source = open_source("shapes", "test", str(shapes_dir))
+  source = open_source(Data(dir=str(shapes_dir)), "test")
   examples = [source[i] for i in range(len(source))]
   lines, captions = [], [example for example in examples if not example.question]
   for i, example in enumerate(captions):
@@ -57,7 +58,7 @@ def test_an_image_is_that_of_its_example(run, shapes_dir):
   head, _, data = item.image.partition(",")
   assert head == "data:image/jpeg;base64"
   shown = Image.open(io.BytesIO(base64.b64decode(data)))
-  source = open_source("shapes", "test", str(shapes_dir))
+  source = open_source(Data(dir=str(shapes_dir)), "test")
   (example,) = [source[i] for i in range(len(source)) if source[i].id == item.id]
   image = source.load_image(example.image)
   assert shown.size == image.size
