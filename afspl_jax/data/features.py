@@ -162,6 +162,8 @@ class FeatureEncoder:
     def pixels(key: str) -> UInt8[np.ndarray, "h x 3"]:
       try:
         return self._processor.crop(source.load_image(key))
+      except UserError:  # names the image already
+        raise
       except _UNDECODABLE as error:
         raise UserError(
           f"image {key!r}: expected one that can be decoded; got: {type(error).__name__}: {error}."
@@ -173,7 +175,7 @@ class FeatureEncoder:
     ) -> dict[str, np.ndarray]:
       return {"tokens": np.asarray(tokens)[:rows], "joint": np.asarray(joint)[:rows]}
 
-    # A batch in the device, the next two in the making.
+    # One batch is in the device, and the next two in the making.
     crops = ahead(pixels, keys[start:], 2 * _BATCH)
     with (
       contextlib.closing(crops),

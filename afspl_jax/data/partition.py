@@ -17,7 +17,7 @@ from afspl_jax.errors import UserError
 
 PICTURE = "partition.png"  # beside the manifest
 
-_TRIES = 1000
+_TRIES, _DEALT = 1000, 10**7  # draws at most, and examples in all of them: a minute
 # Leads the seeds of this module. Those of training start with the experiment's seed and have three
 # numbers, which NumPy fills up with zeros; ours have four and end in 1.
 _TAG = 0x70617274
@@ -56,7 +56,8 @@ def partition(splits: Mapping[str, Examples], config: Data, seed: int) -> dict[s
 
   # Draw again until every client reaches the floor, as Hsu et al. and flwr-datasets do.
   draws = _stream(seed, "shares")
-  for _ in range(_TRIES if partitioner.REDRAWN else 1):
+  tries = min(_TRIES, 1 + _DEALT // max(len(splits["train"]), 1)) if partitioner.REDRAWN else 1
+  for _ in range(tries):
     deal = partitioner.draw(splits["train"], names, config, draws)
     train = parts("train", deal)
     if min(map(len, train.values())) >= config.min_examples:
