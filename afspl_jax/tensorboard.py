@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from afspl_jax.errors import UserError
-from afspl_jax.run_folder import read_lines
+from afspl_jax.run_folder import METRICS, read_lines
 from afspl_jax.types import Source
 
 _EXAMPLES = 4  # of the validation split, shown with what is said of them
 _SIDE, _LINES, _LETTERS = 192, 8, 30  # pixels of an image; lines of text below it, letters a line
+_FILES = "events.out.tfevents.*"
 _NOT_SCALARS = ("round", "split")
 
 
@@ -50,9 +51,9 @@ class TensorBoard:
     Raises:
       UserError: the events cannot be written.
     """
-    if not self._installed:
-      return
     folder = self._run / "tensorboard"
+    if not self._installed or (self._writer is None and self._is_current(folder)):
+      return
     try:
       if self._writer is None:
         self._begin(folder)
@@ -62,6 +63,8 @@ class TensorBoard:
     except OSError as error:
       with contextlib.suppress(OSError):  # the same again, of what is left to write
         self.close()
+      for file in folder.glob(_FILES):  # or what is left of them would pass for all
+        file.unlink()
       raise UserError(
         f"{folder}: expected to write to it; got: {error}. Free the disk and start the same"
         " command again to go on"
@@ -80,6 +83,11 @@ class TensorBoard:
   def __exit__(self, *_: object) -> None:
     self.close()
 
+  def _is_current(self, folder: Path) -> bool:
+    """Whether an earlier process wrote all: a finished run that is started again stays as it is."""
+    written = [file.stat().st_mtime_ns for file in folder.glob(_FILES)]
+    return bool(written) and max(written) >= (self._run / METRICS).stat().st_mtime_ns
+
   def _begin(self, folder: Path) -> None:
     """Opens a file in place of those of earlier processes."""
     # Not SummaryWriter, whose thread would swallow a full disk, and then block whoever writes.
@@ -88,7 +96,7 @@ class TensorBoard:
 
     self._written = 0
     folder.mkdir(exist_ok=True)
-    old = sorted(folder.glob("events.out.tfevents.*"))
+    old = sorted(folder.glob(_FILES))
     now = time.time()
     self._writer = RecordWriter(str(folder / f"events.out.tfevents.{now:.6f}.afspl"))
     self._put(Event(wall_time=now, file_version="brain.Event:2"))

@@ -87,6 +87,7 @@ def test_a_run_that_goes_on_has_no_point_twice_and_none_of_the_round_that_was_lo
   lost = {"round": 3, "split": "train", "loss": 99.0}
   first = TensorBoard(run)
   first.update([*lines[:3], lost], Pictures())  # and then killed
+  (run / "metrics.jsonl").touch()  # by the next round
   with TensorBoard(run) as board:
     board.update(lines[:5], Pictures())
     board.update(lines, Pictures())
@@ -97,6 +98,15 @@ def test_a_run_that_goes_on_has_no_point_twice_and_none_of_the_round_that_was_lo
   head = events(run)[:2]
   assert head[0].file_version == "brain.Event:2" and head[1].session_log.status == 1
   assert head[1].step == 0
+
+
+def test_a_finished_run_that_is_started_again_stays_as_it_is(run):
+  lines, seen = read_lines(run / "metrics.jsonl"), []
+  for _ in range(2):
+    with TensorBoard(run) as board:
+      board.update(lines, Pictures())
+    seen.append({file: file.read_bytes() for file in (run / "tensorboard").iterdir()})
+  assert seen[0] == seen[1] and len(seen[0]) == 1
 
 
 def test_images_show_texts_at_each_scored_round_without_those_that_cannot_be_read(run):
