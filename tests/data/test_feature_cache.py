@@ -1,42 +1,42 @@
 """The cache on disk: killed, damaged, and asked by two at once."""
 
-import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from afspl_jax.data.feature_cache import FeatureCache
 
-
-def killed(parts, rows, folder, name):
-  """Leaves what a process leaves that is killed after `rows`."""
-  cache = FeatureCache(folder, np.dtype(np.float32))
-  process = multiprocessing.get_context("fork").Process(
-    target=lambda: cache.get(
-      [name], {"a": (60, 3), "b": (60,)}, lambda start: dying(parts(start), rows)
-    )
-  )
-  process.start()
-  process.join()
-  assert process.exitcode == -signal.SIGKILL
-
-
-def dying(parts, rows):
-  for done, part in zip(range(0, 60, 10), parts, strict=False):
-    if done == rows:
-      os.kill(os.getpid(), signal.SIGKILL)
-    yield part
-
-
+FLOAT, SHAPES = np.dtype(np.float32), {"a": (60, 3), "b": (60,)}
 A, B = np.arange(180, dtype=np.float32).reshape(60, 3), -np.arange(60, dtype=np.float32)
 
 
 def ten_at_a_time(start):
   return ({"a": A[i : i + 10], "b": B[i : i + 10]} for i in range(start, 60, 10))
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+  """What a process leaves that is killed when half of the rows are written."""
+  folder = tmp_path_factory.mktemp("killed")
+  path = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+  process = subprocess.run([sys.executable, __file__, folder], env=path, check=False)
+  assert process.returncode == -signal.SIGKILL
+  return folder
+
+
+def dying(start):
+  for done, part in enumerate(ten_at_a_time(start)):
+    if done == 3:
+      os.kill(os.getpid(), signal.SIGKILL)
+    yield part
 
 
 DAMAGE = {
@@ -65,16 +65,16 @@ def overwrite(file, where, data):
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_what_a_killed_process_leaves_is_used_as_far_as_it_is_whole(tmp_path, name):
+def test_what_a_killed_process_leaves_is_used_as_far_as_it_is_whole(left, tmp_path, name):
   damage, kept = DAMAGE[name]
-  killed(ten_at_a_time, 30, tmp_path, "x")
-  (left,) = tmp_path.iterdir()
-  damage(left)
+  shutil.copytree(left, tmp_path, dirs_exist_ok=True)
+  (folder,) = tmp_path.iterdir()
+  damage(folder)
   starts = []
-  cache = FeatureCache(tmp_path, np.dtype(np.float32))
+  cache = FeatureCache(tmp_path, FLOAT)
   parts = lambda start: starts.append(start) or ten_at_a_time(start)  # noqa: E731
   for _ in range(2):  # the second time from the finished files
-    found = cache.get(["x"], {"a": (60, 3), "b": (60,)}, parts)
+    found = cache.get(["x"], SHAPES, parts)
     np.testing.assert_array_equal(found["a"], A)
     np.testing.assert_array_equal(found["b"], B)
   assert starts == [kept]
@@ -91,9 +91,7 @@ def test_of_two_processes_one_encodes_and_the_other_waits(tmp_path):
     return ten_at_a_time(start)
 
   def get():
-    return FeatureCache(tmp_path, np.dtype(np.float32)).get(
-      ["x"], {"a": (60, 3), "b": (60,)}, slowly
-    )
+    return FeatureCache(tmp_path, FLOAT).get(["x"], SHAPES, slowly)
 
   with ThreadPoolExecutor(2) as pool:  # each opens the folder for itself, as processes do
     first = pool.submit(get)
@@ -104,3 +102,7 @@ def test_of_two_processes_one_encodes_and_the_other_waits(tmp_path):
     for future in (first, second):
       np.testing.assert_array_equal(future.result(30)["a"], A)
   assert made == [0]
+
+
+if __name__ == "__main__":
+  FeatureCache(Path(sys.argv[1]), FLOAT).get(["x"], SHAPES, dying)
