@@ -14,7 +14,7 @@ def ahead(make: Callable[[T], U], items: Iterable[T], most: int) -> Generator[U,
   """Yields make(item) of each item in order, made in advance by a thread for each core.
 
   Threads, as Pillow decodes and resizes without Python's lock. A 640 x 480 JPEG on two cores:
-  3.0 ms with two threads, 4.8 with one, 2.9 with Grain's threads, 4.0 with two processes, 8.1 with
+  3.2 ms with two threads, 4.8 with one, 2.8 with Grain's threads, 4.0 with two processes, 8.1 with
   Grain's.
 
   Args:
