@@ -88,7 +88,8 @@ def lines(rows: Rows, axes: Axes, series: Sequence[str]) -> Spec:
   many = len(rows) > 60 * len(series)
   encoding = {
     "x": _number("x", axes.x),
-    "y": _number("y", axes.y, zero=False),
+    # Its title is the chart's, and would lie on long numbers.
+    "y": _number("y", "", zero=False) | {"axis": {"format": ".3~g"}},
     "color": _colour("series", series),
   }
   mark = {"type": "line", "strokeWidth": 1.75, "aria": False}
@@ -180,7 +181,7 @@ def trend(points: Sequence[tuple[Number, Number]], unit: str) -> str:
 
 def _number(field: str, title: str, zero: bool = True) -> Spec:
   scale = {"zero": zero, "nice": True}
-  return {"field": field, "type": "quantitative", "title": title, "scale": scale}
+  return {"field": field, "type": "quantitative", "title": title or None, "scale": scale}
 
 
 def _name(field: str, names: Sequence[str], title: str) -> Spec:
