@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 # Models of this size compile for longer than they run. What one test, worker or child has compiled,
-# no other does: half of the tests' time.
+# no other does: test_step and test_row_loss alone take 83 s instead of 93.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have it from who starts them
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from afspl_jax.backbones.attention import HIDDEN
 from afspl_jax.backbones.keys import KeyTable, Layout, Leaf
 from afspl_jax.backbones.t5_config import T5Config
-from afspl_jax.backbones.t5_layers import T5Layer, T5Stack
+from afspl_jax.backbones.t5_layers import T5Stack, decoder_layer, encoder_layer
 
 # Old checkpoints hold the one matrix under up to three keys.
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -85,21 +85,6 @@ def _swap(x: Float[Array, "b i j k"]) -> Float[Array, "b j i k"]:
   return x.swapaxes(1, 2)
 
 
-# Traced once for all layers of a stack, which are alike.
-@jax.jit
-def _encoder_layer(layer: T5Layer, x: Array, bias: Array) -> Array:
-  return layer.transform(layer.attend_self(x, bias))
-
-
-@jax.jit
-def _decoder_layer(
-  layer: T5Layer, x: Array, bias: Array, encoded: Array, cross_bias: Array
-) -> Array:
-  x = layer.attend_self(x, bias)
-  x = layer.attend_cross(x, *layer.cross_attention.keys_values(encoded), cross_bias)
-  return layer.transform(x)
-
-
 class T5(nnx.Module):
   """An encoder-decoder on embeddings; parameters as in a `T5ForConditionalGeneration`.
 
@@ -146,7 +131,7 @@ class T5(nnx.Module):
     x = embeddings.astype(self.dtype)
     bias = self.encoder.bias(x.shape[1]) + _hide_padding(mask)
     for layer in self.encoder.layers:
-      x = _encoder_layer(layer, x, bias)
+      x = encoder_layer(layer, x, bias)
     return self.encoder.final_norm(x)
 
   def decode(
@@ -170,7 +155,7 @@ class T5(nnx.Module):
     bias = self.decoder.bias(length) + jnp.where(past, 0.0, HIDDEN)
     cross_bias = _hide_padding(mask)
     for layer in self.decoder.layers:
-      x = _decoder_layer(layer, x, bias, encoded, cross_bias)
+      x = decoder_layer(layer, x, bias, encoded, cross_bias)
     return self.decoder.final_norm(x)
 
   def logits(self, hidden: Float[Array, "... d"]) -> Float[Array, "... n"]:

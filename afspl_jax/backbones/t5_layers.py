@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -105,6 +106,29 @@ class T5Layer(nnx.Module):
   def transform(self, x: Float[Array, "b q d"]) -> Float[Array, "b q d"]:
     """Applies the MLP."""
     return x + self.mlp(self.mlp_norm(x))
+
+
+# Jitted apart, so that the layers of a stack, which are alike, are traced once.
+@jax.jit
+def encoder_layer(
+  layer: T5Layer, x: Float[Array, "b q d"], bias: Float[Array, "b h q q"]
+) -> Float[Array, "b q d"]:
+  """One layer of the encoder."""
+  return layer.transform(layer.attend_self(x, bias))
+
+
+@jax.jit
+def decoder_layer(
+  layer: T5Layer,
+  x: Float[Array, "b q d"],
+  bias: Float[Array, "1 h q q"],
+  encoded: Float[Array, "b l d"],
+  cross_bias: Float[Array, "b 1 1 l"],
+) -> Float[Array, "b q d"]:
+  """One layer of the decoder, over all steps at once."""
+  x = layer.attend_self(x, bias)
+  x = layer.attend_cross(x, *layer.cross_attention.keys_values(encoded), cross_bias)
+  return layer.transform(x)
 
 
 class T5Stack(nnx.Module):
