@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"  # of a checkout
 
 def main(argv: list[str] | None = None) -> int:
   """Runs one command; returns its status: 2 after a user's mistake, in one clear message."""
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch is meant
   parser = argparse.ArgumentParser(prog="afspl", description=__doc__)
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
   score = commands.add_parser(

@@ -68,6 +68,8 @@ def decode(file: Path | io.BytesIO, name: str) -> Image.Image:
       if max(image.size) > _LONGEST * min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels are no picture")
       return _as_rgb(ImageOps.exif_transpose(image))
+  except FileNotFoundError as error:
+    raise UserError(f"{name}: expected an image; there is no such file") from error
   except _UNDECODABLE as error:
     raise UserError(
       f"{name}: expected an image; got a file that cannot be decoded:"
