@@ -191,7 +191,7 @@ def _export(args: argparse.Namespace) -> int:
     name = getattr(described.config.backbone, kind)
     print(f"needs the {kind} {name!r} with hash {identity}")
   if described.site:
-    print(f"holds the prompt of {described.site}'s own: give it to nobody who may not have it")
+    print(f"holds {described.site}'s own prompt: give it to nobody who may not have it")
   print(f"written: {args.file}, the prompter after round {described.round}")
   return 0
 
