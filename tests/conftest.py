@@ -195,3 +195,14 @@ def four_devices():
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory, tiny_checkpoints, shapes_dir):
   return Launcher(tmp_path_factory.mktemp("launch"), tiny_checkpoints, shapes_dir)
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory, tiny_checkpoints, shapes_dir):
+  """A finished run, on the machine and with the features that it was made with."""
+  from tests.recorded_run import rich_run
+
+  base = tmp_path_factory.getbasetemp()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XDG_CACHE_HOME", str(base / "features"))
+    yield rich_run(base, tiny_checkpoints, shapes_dir)

@@ -14,17 +14,13 @@ from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.model import Asked, Model
 from afspl_jax.step import make_mesh
-from tests.recorded_run import rich_run
 
 SITE = "elm"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_checkpoints, shapes_dir):
-  base = tmp_path_factory.getbasetemp()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("XDG_CACHE_HOME", str(base / "features"))
-    yield rich_run(base, tiny_checkpoints, shapes_dir)
+def run(rich):
+  return rich
 
 
 @pytest.fixture(scope="module")

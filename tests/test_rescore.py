@@ -21,15 +21,11 @@ from afspl_jax.metrics.dispersion import Dispersion
 from afspl_jax.metrics.retrieval import recall_at_k
 from afspl_jax.rescore import Request, evaluate, save
 from afspl_jax.score_table import table
-from tests.recorded_run import rich_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_checkpoints, shapes_dir):
-  base = tmp_path_factory.getbasetemp()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("XDG_CACHE_HOME", str(base / "features"))
-    yield rich_run(base, tiny_checkpoints, shapes_dir)
+def run(rich):
+  return rich
 
 
 @pytest.fixture(scope="module")
