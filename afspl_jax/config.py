@@ -96,9 +96,9 @@ class Optim:
 class Uplink:
   """What a client sends of its update: rows of leaves (of prompts: tokens) of most energy."""
 
-  select: str = "energy"  # energy | ratio | dense (all)
+  select: str = "energy"  # energy | ratio | shared (all send the same, drawn by lot) | dense (all)
   energy: float = 0.6  # "energy": of each leaf, the fewest rows with this share of its energy
-  ratio: float = 0.35  # "ratio": of each leaf, this share of its rows
+  ratio: float = 0.35  # "ratio", "shared": of each leaf, this share of its rows
   error_feedback: str = "resume"  # what was not sent: resume (trained on from) | add | none (lost)
   weighing: str = "coverage"  # a row is averaged over: coverage (who sent it) | cohort (all)
 
@@ -111,6 +111,7 @@ class Fed:
   clients_per_round: int = 10  # selected each round, seeded by (seed, round)
   cohort: int = 10  # clients that one step trains together; memory grows with it
   selection: str = "uniform"  # uniform | size | round_robin | power_of_choice (by last loss)
+  # | poisson (each by a secret coin; clients_per_round is the mean)
   min_replies: int = 1  # valid replies without which a round fails
   retries: int = 1  # times that a failed round is tried again before the run stops
   deadline: float = 3600.0  # seconds after which a round closes without late replies (networked)
@@ -120,6 +121,32 @@ class Fed:
   strategy: str = "fedavg"  # a name in federation/strategies, with options: "fedadam:tau=0.01"
   share: str = "all"  # all | none: every client trains alone (the local-only baseline)
   newcomers: int = 0  # sites kept out of all rounds, to be scored as new ones after the last
+
+
+@dataclass
+class Privacy:
+  """Differential privacy of a client, and of an example at its client (docs/security.md)."""
+
+  dp: str = "none"  # none | central (the server adds noise) | local (every client does)
+  epsilon: float = 0.0  # budget at `delta`; the run ends before it is exceeded; 0 = none
+  delta: float = 1e-5  # well below 1 / data.num_clients
+  noise: float = 0.0  # standard deviation over `clip`; 0 = the least that pays for all rounds
+  clip: float = 1.0  # largest L2 norm of a client's update; "adaptive": in the first round
+  clipping: str = "fixed"  # fixed | adaptive (towards `clip_quantile` of the norms)
+  clip_quantile: float = 0.5  # adaptive: share of updates to leave whole
+  clip_lr: float = 0.2  # adaptive: step of the logarithm of the bound
+  example_clip: float = 0.0  # DP-SGD: largest L2 norm of an example's gradient; 0 = no DP-SGD
+  example_noise: float = 1.0  # DP-SGD: standard deviation over `example_clip`
+
+
+@dataclass
+class Secure:
+  """Secure aggregation: the server learns the sum of the updates and no client's own."""
+
+  aggregation: bool = False  # on or off
+  threshold: float = 0.6  # share of a client's neighbours that must stay until a round's end
+  neighbours: int = 0  # others that a client shares masks with; 0 = as many as safety asks for
+  bits: int = 20  # a number is sent as one of 2**bits steps from -privacy.clip to privacy.clip
 
 
 @dataclass
@@ -150,6 +177,8 @@ class Experiment:
   optim: Optim = field(default_factory=Optim)
   fed: Fed = field(default_factory=Fed)
   uplink: Uplink = field(default_factory=Uplink)
+  privacy: Privacy = field(default_factory=Privacy)
+  secure: Secure = field(default_factory=Secure)
   eval: Eval = field(default_factory=Eval)
 
 
