@@ -22,6 +22,7 @@ LAYERS = {
   "data": 1,
   "data.features": 2,  # where the data first meets a backbone
   "data.batches": 2,
+  "privacy": 1,
   "prompts": 2,
   "captioner": 3,
   "losses": 4,

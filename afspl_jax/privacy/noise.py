@@ -1,0 +1,47 @@
+"""The one source of noise: Gaussian numbers that nobody can predict or draw again.
+
+A key comes from the operating system for every call, so no noise is ever reused: a round that is
+repeated after a crash has other noise, and is a release of its own (ledger.py). Its stream is
+AES-256 in counter mode, since the state of NumPy's or JAX's generators follows from what they gave.
+"""
+
+import math
+import os
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from jaxtyping import Float64
+from scipy.special import ndtri
+
+_GRID = 10  # binary digits of the standard deviation that `snapped` keeps
+
+
+def gaussian(shape: tuple[int, ...], std: float) -> Float64[np.ndarray, "..."]:
+  """Independent normal numbers of mean 0, by the inverse of the normal distribution.
+
+  A number takes 52 random bits, as many as stay off 0 and 1 in float64, so none is further than 8.2
+  standard deviations from 0; of the true distribution 2e-16 lies there.
+
+  Args:
+    shape: of the array.
+    std: their standard deviation; 0 gives zeros.
+  """
+  size = math.prod(shape)
+  stream = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
+  bits = np.frombuffer(stream.update(bytes(8 * size)), np.uint64)
+  uniform = ((bits >> np.uint64(12)) + 0.5) * 2.0**-52
+  return std * ndtri(uniform).reshape(shape)
+
+
+def snapped(values: Float64[np.ndarray, "..."], std: float) -> Float64[np.ndarray, "..."]:
+  """Noisy values, rounded to a grid of at most a thousandth of the noise's standard deviation.
+
+  Floating-point noise has gaps, by which a number's low digits tell what it was added to (Mironov
+  2012, "On Significance of the Least Significant Bits for Differential Privacy"). On the grid they
+  are gone; what `gaussian` lacks of the true distribution moves a number to another point of it
+  with a probability below 2**-40. The rounding adds a ten-millionth to the variance.
+  """
+  if not std:
+    return values
+  grid = 2.0 ** (math.floor(math.log2(std)) - _GRID)
+  return np.round(values / grid) * grid
