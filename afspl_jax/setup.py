@@ -103,7 +103,7 @@ def keep_compiled() -> None:
   """
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(default_cache().parent / "compiled"))
-    # Not one second: what is small is many, and a second start takes 1.3 s less of its 10.
+    # Not one second: what is small is many.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
