@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int, Num
+from jaxtyping import Float64, Num
 
 RESAMPLES = 1000
 _LEVEL = 0.95
@@ -65,5 +65,7 @@ def bootstrap(
 
 def _drawn(rng: np.random.Generator, number: int) -> Float64[np.ndarray, "block images"]:
   """How often each of `number` images is in each resample of a block."""
-  rows: Int[np.ndarray, "block images"] = rng.integers(number, size=(_BLOCK, number))
-  return np.stack([np.bincount(row, minlength=number) for row in rows]).astype(np.float64)
+  counts = np.empty((_BLOCK, number))
+  for row in counts:
+    row[:] = np.bincount(rng.integers(number, size=number), minlength=number)
+  return counts
