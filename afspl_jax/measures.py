@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from afspl_jax import java_scores
 from afspl_jax.data.batches import Split
 from afspl_jax.data.features import FeatureEncoder
-from afspl_jax.evaluate import Prediction, score
+from afspl_jax.evaluate import Prediction
 from afspl_jax.metrics.bleu import from_counts
 from afspl_jax.metrics.captions import score_captions
 from afspl_jax.metrics.clipscore import PREFIX, clip_scores
@@ -39,7 +39,6 @@ def measure(predictions: Sequence[Prediction], images: Sequence[str]) -> dict[st
     predictions: captions and answers.
     images: the image of each; all that is said of one is drawn together.
   """
-  values = score(predictions)
   captions = [i for i, p in enumerate(predictions) if not p.question]
   answers = [i for i, p in enumerate(predictions) if p.question]
   single = [i for i in answers if len(predictions[i].references) == 1]
@@ -48,15 +47,16 @@ def measure(predictions: Sequence[Prediction], images: Sequence[str]) -> dict[st
     found = score_captions(*_texts(predictions, captions))
     shown = [images[i] for i in captions]
     intervals = bootstrap(found.bleu_counts, shown, lambda sums, _: from_counts(sums))
+    corpus = found.corpus()
     out |= {
-      name: Measured(values[name], interval) for name, interval in zip(BLEU, intervals, strict=True)
+      name: Measured(corpus[name], interval) for name, interval in zip(BLEU, intervals, strict=True)
     }
-    out["cider"] = mean_of(found.cider_items, captions, images, values["cider"])
-    out["rouge_l"] = mean_of(found.rouge_l_items, captions, images, values["rouge_l"])
+    out["cider"] = mean_of(found.cider_items, captions, images, found.cider)
+    out["rouge_l"] = mean_of(found.rouge_l_items, captions, images, found.rouge_l)
   for name, rows in (("vqa_accuracy", answers), ("exact_match", single)):
     if rows:
-      items = vqa_accuracy(*_texts(predictions, rows)).items
-      out[name] = mean_of(items, rows, images, values[name])
+      right = vqa_accuracy(*_texts(predictions, rows))
+      out[name] = mean_of(right.items, rows, images, right.accuracy)
   return out
 
 
