@@ -12,6 +12,7 @@ from tqdm import tqdm
 from afspl_jax.atomic import write_text
 from afspl_jax.evaluate import Prediction, score, spread, write
 from afspl_jax.federation.training import LocalTrainer
+from afspl_jax.measures import client_means
 from afspl_jax.metrics.captions import score_captions
 from afspl_jax.metrics.vqa import vqa_accuracy
 from afspl_jax.run_folder import RunFolder
@@ -281,7 +282,7 @@ def _by_client(
         if asked
         else score_captions(chosen, references).cider_items
       )
+      means = client_means(items, index, owners)
       for name, line in lines.items():
-        mine = [item for i, item in zip(index, items, strict=True) if owners[i] == name]
-        line[f"{prompter}_{key}"] = float(np.mean(mine)) if mine else None
+        line[f"{prompter}_{key}"] = means.get(name)
   return list(lines.values())

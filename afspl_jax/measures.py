@@ -148,14 +148,27 @@ def by_client(
   for key, found in measured.items():
     if found.items is None:
       continue
-    of_client: dict[str, list[float]] = {}
-    for row, item in zip(found.rows, found.items, strict=True):
-      of_client.setdefault(owners[row], []).append(float(item))
-    means = {name: float(np.mean(items)) for name, items in of_client.items()}
+    means = client_means(found.items, found.rows, owners)
     spread[key] = disperse(list(means.values()))
     for line in lines:
       line[key] = means.get(line["client"])
   return lines, spread
+
+
+def client_means(
+  items: Float64[np.ndarray, " items"], rows: Sequence[int], owners: Sequence[str]
+) -> dict[str, float]:
+  """The mean of each client's items, of those clients that have some.
+
+  Args:
+    items: scores of some predictions.
+    rows: which predictions these are.
+    owners: the client of each prediction, of all.
+  """
+  of_client: dict[str, list[float]] = {}
+  for row, item in zip(rows, items, strict=True):
+    of_client.setdefault(owners[row], []).append(float(item))
+  return {name: float(np.mean(mine)) for name, mine in of_client.items()}
 
 
 def _texts(
