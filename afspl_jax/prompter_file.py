@@ -28,8 +28,16 @@ from afspl_jax.types import Params
 _FORMAT = 1
 _KEY = "afspl_jax"  # of the file's metadata: all of ours, as JSON
 _LONGEST = 1 << 20  # characters of it
-# What settings may ask for before anything is allocated; real ones are far below.
-_LARGEST = {"prompter": 1 << 16, "data": 1 << 22, "eval": 1 << 12}
+# What settings may ask for before anything is allocated, by field or by group; real ones are far
+# below. Others, such as numbers of examples, allocate nothing where a file is used.
+_LARGEST = {
+  "prompter": 1 << 16,
+  "data.instruction_length": 1 << 12,
+  "eval.max_tokens": 1 << 12,
+  "eval.min_tokens": 1 << 12,
+  "eval.beams": 1 << 12,
+  "eval.no_repeat_ngram": 1 << 12,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +183,7 @@ def _check(config: Experiment) -> None:
   """Refuses settings that no run has, or that would fill the memory."""
   check(config)
   for name, value in known_fields(config):
-    largest = _LARGEST.get(name.split(".")[0], math.inf)
+    largest = _LARGEST.get(name, _LARGEST.get(name.split(".")[0], math.inf))
     if isinstance(value, int) and value > largest:
       raise ValueError(f"{name} of {value}, more than {largest}")
   _, _, tokens = config.prompter.mapper.partition(":")  # of "pooled:N"

@@ -159,6 +159,7 @@ def test_what_is_said_of_a_prompter_is_checked(file, tmp_path, said, wanted):
     ("prompter", {"mapper": f"pooled:{10**9}"}, "prompter.mapper"),
     ("eval", {"max_tokens": 10**6}, "eval.max_tokens"),
     ("data", {"instruction_length": 10**7}, "data.instruction_length"),
+    ("data", {"instruction_length": 1 << 20}, "data.instruction_length of 1048576, more than 4096"),
     ("backbone", {"clip": "/etc"}, "a path of another machine"),
     ("backbone", {"t5": "../x"}, "a path of another machine"),
     ("fed", {"strategy": "nope"}, "strategy"),
@@ -170,6 +171,12 @@ def test_settings_that_would_fill_the_memory_or_look_around_are_refused(
   path = changed(file, tmp_path / "x.safetensors", **config_with(file, group, **fields))
   with pytest.raises(UserError, match=wanted):
     prompter_file.describe(path)
+
+
+def test_a_run_that_is_scored_on_many_examples_gives_a_file_that_can_be_read(file, tmp_path):
+  many = config_with(file, "eval", test_examples=5000, val_examples=10**6, common_examples=10**6)
+  described = prompter_file.describe(changed(file, tmp_path / "x.safetensors", **many))
+  assert described.config.eval.test_examples == 5000
 
 
 def test_files_that_are_no_prompters_are_refused(file, tmp_path):
