@@ -190,7 +190,7 @@ def _check(config: Experiment) -> None:
   if tokens.isdigit() and int(tokens) > _LARGEST["prompter"]:
     raise ValueError(f"prompter.mapper of {tokens} tokens, more than {_LARGEST['prompter']}")
   for kind in ("clip", "t5"):
-    path = Path(getattr(config.backbone, kind))
+    path = Path(_name(getattr(config.backbone, kind)))  # it is shown where the backbone is missing
     if path.is_absolute() or ".." in path.parts or "~" in str(path):
       raise ValueError(f"backbone.{kind} of {str(path)[:100]!r}, a path of another machine")
 

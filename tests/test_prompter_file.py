@@ -162,6 +162,7 @@ def test_what_is_said_of_a_prompter_is_checked(file, tmp_path, said, wanted):
     ("data", {"instruction_length": 1 << 20}, "data.instruction_length of 1048576, more than 4096"),
     ("backbone", {"clip": "/etc"}, "a path of another machine"),
     ("backbone", {"t5": "../x"}, "a path of another machine"),
+    ("backbone", {"clip": "a\x1b[31m"}, "no name"),
     ("fed", {"strategy": "nope"}, "strategy"),
   ],
 )
@@ -177,6 +178,12 @@ def test_a_run_that_is_scored_on_many_examples_gives_a_file_that_can_be_read(fil
   many = config_with(file, "eval", test_examples=5000, val_examples=10**6, common_examples=10**6)
   described = prompter_file.describe(changed(file, tmp_path / "x.safetensors", **many))
   assert described.config.eval.test_examples == 5000
+
+
+def test_a_name_from_a_file_is_one_word_of_the_command_that_fetches_it(file, tmp_path):
+  path = changed(file, tmp_path / "x.safetensors", **config_with(file, "backbone", clip="a;b c"))
+  with pytest.raises(UserError, match="hf download 'a;b c'\n"):
+    open_trained(path)
 
 
 def test_files_that_are_no_prompters_are_refused(file, tmp_path):

@@ -1,5 +1,6 @@
 """Finds a backbone's checkpoint folder, without ever going to the network."""
 
+import shlex
 from pathlib import Path
 
 from afspl_jax.errors import UserError
@@ -38,6 +39,6 @@ def locate(name: str, kind: str) -> Path:
     return Path(config).parent
   raise MissingBackbone(
     f"backbone.{kind}: no folder {folder.absolute()}, and no {name} in {constants.HF_HUB_CACHE}.\n"
-    f"  Where there is a network: hf download {name}\n"
+    f"  Where there is a network: hf download {shlex.quote(name)}\n"
     f"  Lies it elsewhere, add --config.backbone.{kind}=FOLDER"
   )
