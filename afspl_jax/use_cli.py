@@ -1,6 +1,7 @@
 """Commands that use or score a trained prompter: caption, answer, export, evaluate."""
 
 import argparse
+import glob
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -171,8 +172,8 @@ def _files(given: Sequence[str]) -> list[Path]:
         raise UserError(f"{path}: expected images, {' '.join(_SUFFIXES)}; got a folder without any")
       out += found
     elif not path.exists() and any(mark in name for mark in "*?["):
-      root = Path(path.anchor) if path.anchor else Path()
-      found = sorted(p for p in root.glob(str(path.relative_to(path.anchor))) if p.is_file())
+      # Not pathlib's, which raises for "**.png".
+      found = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
       if not found:
         raise UserError(f"{name}: expected a pattern that files have; got none that do")
       out += found

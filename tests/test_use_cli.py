@@ -129,6 +129,21 @@ def test_a_folder_without_images_is_a_mistake(tmp_path):
     _files([str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+  "pattern, wanted",
+  [
+    ("**.png", ["a.png"]),  # two stars that are no folders' are one
+    ("**/*.jpeg", ["more/c.jpeg"]),
+    ("**/*.[pJ]*", ["a.png", "b.JPG"]),
+    ("mor?/*", ["more/c.jpeg"]),
+  ],
+)
+def test_patterns_are_the_shells(photos, monkeypatch, pattern, wanted):
+  assert _files([f"{photos}/{pattern}"]) == [photos / name for name in wanted]
+  monkeypatch.chdir(photos)
+  assert list(map(str, _files([pattern]))) == wanted
+
+
 @pytest.mark.parametrize("command", ["caption", "answer"])
 def test_help_says_what_the_tiny_pair_has_seen(command, capsys):
   with pytest.raises(SystemExit):
