@@ -121,6 +121,25 @@ def zeros(template: Params) -> Params:
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
 
 
+def find_round(run: FinishedRun, round: int | None = None) -> int:
+  """A round whose checkpoint is there; quick, to be asked before models are loaded.
+
+  Args:
+    run: the run.
+    round: the one that is wanted; by default the newest.
+
+  Raises:
+    UserError: no checkpoint, or none of this round.
+  """
+  with _checkpoints(run) as checkpoints:
+    kept = checkpoints.rounds()
+  if not kept or (round is not None and round not in kept):
+    wanted = "a finished round" if round is None else f"a checkpoint of round {round}"
+    held = f"rounds {', '.join(map(str, kept))}" if kept else "no checkpoint yet"
+    raise UserError(f"{run.path}: expected {wanted}; got {held}")
+  return kept[-1] if round is None else round
+
+
 def shared_leaves(
   run: FinishedRun, template: Params, round: int | None = None
 ) -> tuple[int, Params]:
@@ -137,17 +156,12 @@ def shared_leaves(
   Raises:
     UserError: no checkpoint, or none of this round.
   """
-  config = run.config
+  config, round = run.config, find_round(run, round)
+  strategy = strategies.get(config.fed.strategy, config.data.num_clients - config.fed.newcomers)
+  state = first_state(zeros(template), strategy, config.eval.ema)
   with _checkpoints(run) as checkpoints:
-    kept = checkpoints.rounds()
-    if not kept or (round is not None and round not in kept):
-      wanted = "a finished round" if round is None else f"a checkpoint of round {round}"
-      held = f"rounds {', '.join(map(str, kept))}" if kept else "no checkpoint yet"
-      raise UserError(f"{run.path}: expected {wanted}; got {held}")
-    strategy = strategies.get(config.fed.strategy, config.data.num_clients - config.fed.newcomers)
-    state = first_state(zeros(template), strategy, config.eval.ema)
     restored = checkpoints.restore(state, round)
-  assert restored is not None, "the newest or a round that is kept"
+  assert restored is not None, "a round that is kept"
   return restored[0], scored_params(restored[1])
 
 

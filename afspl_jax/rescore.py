@@ -16,7 +16,7 @@ from afspl_jax.evaluate import Prediction, decoding, spread, write
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.fields import changed
 from afspl_jax.final import answered_by_owners
-from afspl_jax.finished import FinishedRun, agree, find_pair, open_run, shared_leaves
+from afspl_jax.finished import FinishedRun, agree, find_pair, find_round, open_run, shared_leaves
 from afspl_jax.frozen import load_encoder
 from afspl_jax.measures import Measured, by_client, clip_measures, java_measures, measure, retrieval
 from afspl_jax.setup import SPLITS, Inputs, Setup, find, partition_digest, prepare
@@ -61,6 +61,7 @@ def evaluate(path: Path, request: Request) -> Evaluation:
   for name in sorted({"meteor", "spice"} & set(request.more)):
     java_scores.check(name)  # before what takes long
   run = open_run(path)
+  _check_asked(run, request)
   setup, clients = _ready(run, request)
   round, shared = shared_leaves(run, setup.shared, request.round)
   split = setup.splits[request.split]
@@ -120,19 +121,30 @@ def save(found: Evaluation, folder: Path) -> Path:
   return file
 
 
-def _ready(run: FinishedRun, request: Request) -> tuple[Setup, dict[str, Clients]]:
-  """The run as it was trained, and whose the examples are; {} where its sites are elsewhere."""
-  config, trained_here = run.config, "train" in run.facts["data"]
-  own = request.personal or bool(request.site)
-  if own and not trained_here:
+def _check_asked(run: FinishedRun, request: Request) -> None:
+  """Refuses what a run has not got, before anything is loaded."""
+  find_round(run, request.round)
+  read, own = run.facts["data"], request.personal or bool(request.site)
+  if request.split not in read:
+    raise UserError(
+      f"{run.path}: expected a split that this run read, {' or '.join(sorted(read))}; got"
+      f" {request.split}. Server and sites of one federation read different ones"
+    )
+  if own and "train" not in read:
     raise UserError(
       f"{run.path}: expected a run of one process for --personal and --site; the prompts of this"
       " one lie at its sites. There, use `afspl caption FILE --site=NAME --own=RUN`"
     )
-  if not own and config.fed.share == "none":
+  if not own and run.config.fed.share == "none":
     raise UserError(
       f"{run.path}: its sites share nothing, and there is no global prompter; add --personal"
     )
+
+
+def _ready(run: FinishedRun, request: Request) -> tuple[Setup, dict[str, Clients]]:
+  """The run as it was trained, and whose the examples are; {} where its sites are elsewhere."""
+  config, trained_here = run.config, "train" in run.facts["data"]
+  own = request.personal or bool(request.site)
   folders = find_pair(config, run.facts["backbones"], request.folders)
   changes = {f"eval.{name}": value for name, value in request.changes.items()}
   changes |= {f"backbone.{kind}": name for kind, name in request.folders.items() if name}

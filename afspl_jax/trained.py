@@ -11,6 +11,7 @@ from afspl_jax.evaluate import decoding
 from afspl_jax.fields import changed
 from afspl_jax.finished import (
   find_pair,
+  find_round,
   open_run,
   outline,
   own_leaves,
@@ -63,18 +64,20 @@ def open_trained(
   """
   if path.is_file():
     said = prompter_file.describe(path)
+    _check_asked(path, said, round, site, own)
   else:
     run = open_run(path)
+    find_round(run, round)
     said = Described(run.config, run.facts["backbones"], -1)
   config = changed(said.config, {f"eval.{n}": value for n, value in (generation or {}).items()})
-  decoding(config.eval)  # before what takes longer
+  decoding(config.eval)
   if config.fed.share == "none" and not (site or said.site):
     raise UserError(f"{path}: its sites share nothing; name one of them: --site=NAME")
+  # All that can be seen at once has been; this takes long.
   pair = load_pair(config, find_pair(config, said.backbones, folders or {}))
   prompter = outline(config, pair)
   shapes, own_shapes = used_leaves(config, prompter)
   if path.is_file():
-    _check_asked(path, said, round, site, own)
     round, scores = said.round, said.scores
     shared, mine = prompter_file.read(path, said, shapes, own_shapes)
   else:

@@ -126,6 +126,12 @@ def test_what_a_run_has_not_got_is_one_clear_message(run, tmp_path):
     trained.open_trained(site)
 
 
+def test_a_missing_round_is_said_before_models_are_loaded(run, monkeypatch):
+  monkeypatch.setattr(trained, "find_pair", lambda *args: pytest.fail("looks for models"))
+  with pytest.raises(UserError, match="expected a checkpoint of round 1"):
+    trained.open_trained(run.path, round=1)
+
+
 def test_other_backbones_than_the_runs_are_named_with_both_hashes(run, tmp_path):
   other = tmp_path / "clip"
   shutil.copytree(run.config.backbone.clip, other)

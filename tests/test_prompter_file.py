@@ -92,6 +92,8 @@ def test_a_sites_prompt_is_in_a_file_only_when_asked_for(run, file, of_site, fol
   ):
     with pytest.raises(UserError, match=wanted):
       open_trained(path, folders=folders, **options)
+    with pytest.raises(UserError, match=wanted):  # and before models are looked for
+      open_trained(path, **options)
 
 
 def test_a_file_that_cannot_be_written_is_one_clear_message(of_site, tmp_path):

@@ -195,6 +195,22 @@ def test_what_cannot_be_asked_of_a_run_is_one_clear_message(run, copy):
     evaluate(folder, Request())
 
 
+def test_what_a_run_has_not_got_is_said_before_anything_is_loaded(run, copy, monkeypatch):
+  monkeypatch.setattr(rescore, "find_pair", lambda *args: pytest.fail("looks for models"))
+  with pytest.raises(UserError, match="expected a checkpoint of round 1; got rounds 2, 3"):
+    evaluate(run.path, Request(round=1))
+  for gone, kept in (
+    (("train",), "test or validation; got train"),  # a server's run, whose sites are elsewhere
+    (("validation", "test"), "train; got test"),  # a site's
+  ):
+    folder = copy(lambda said, gone=gone: [said["facts"]["data"].pop(split) for split in gone])
+    with pytest.raises(UserError, match=f"expected a split that this run read, {kept}"):
+      evaluate(folder, Request(split=kept.split()[-1]))
+  shutil.rmtree(folder / "checkpoints")
+  with pytest.raises(UserError, match="A site keeps none of what the server averages"):
+    evaluate(folder, Request())
+
+
 def test_scores_of_java_programs_that_are_not_installed_say_what_to_install(run, monkeypatch):
   monkeypatch.setattr(java_scores.shutil, "which", lambda name: None)
   monkeypatch.setattr(java_scores.importlib.util, "find_spec", lambda name: None)
