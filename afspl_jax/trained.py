@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from afspl_jax import prompter_file
-from afspl_jax.config import Experiment
+from afspl_jax.config import Experiment, differences, to_dict
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import decoding
 from afspl_jax.fields import changed
 from afspl_jax.finished import (
+  FinishedRun,
   find_pair,
   find_round,
   open_run,
@@ -73,6 +74,9 @@ def open_trained(
   decoding(config.eval)
   if config.fed.share == "none" and not (site or said.site):
     raise UserError(f"{path}: its sites share nothing; name one of them: --site=NAME")
+  at = open_run(own or path) if site and site != said.site else None  # where its own prompt lies
+  if at:
+    _check_same(path, said, at)
   # All that can be seen at once has been; this takes long.
   pair = load_pair(config, find_pair(config, said.backbones, folders or {}))
   prompter = outline(config, pair)
@@ -83,8 +87,8 @@ def open_trained(
   else:
     round, shared = shared_leaves(run, shapes, round)
     scores, mine = _scores(path, round), zeros(own_shapes)
-  if site and site != said.site:
-    mine = own_leaves(open_run(own or path).clients, site, round, own_shapes)
+  if at:
+    mine = own_leaves(at.clients, site, round, own_shapes)
   return Trained(config, pair, prompter, shared, mine, round, site or said.site, scores)
 
 
@@ -111,6 +115,21 @@ def _check_asked(
     raise UserError(f"{file}: expected --site={said.site}, whose prompt it holds; got {site}")
   if site and not said.site and not own:
     raise UserError(f"--site={site}: expected its run's folder beside a file; got no --own=RUN")
+
+
+def _check_same(path: Path, said: Described, at: FinishedRun) -> None:
+  """Refuses a site's own prompt that was trained beside another prompter than this."""
+
+  def terms(config: Experiment, prints: Mapping[str, Any]) -> dict[str, Any]:
+    found = {"prompter": to_dict(config)["prompter"], "seed": config.seed}
+    return found | {"fed.share": config.fed.share, "backbones": dict(prints)}
+
+  wanted = terms(said.config, said.backbones)
+  if differ := differences(wanted, terms(at.config, at.facts["backbones"])):
+    raise UserError(
+      f"--own={at.path}: expected the run of a site in the federation of {path}; got one that"
+      f" differs: {'; '.join(differ)}"
+    )
 
 
 def _scores(run: Path, round: int) -> dict[str, dict[str, float]]:

@@ -96,6 +96,27 @@ def test_a_sites_prompt_is_in_a_file_only_when_asked_for(run, file, of_site, fol
       open_trained(path, **options)
 
 
+@pytest.mark.parametrize(
+  "change, wanted",
+  [
+    (lambda said: said["config"].update(seed=7), "seed: 0 -> 7$"),
+    (
+      lambda said: said["config"]["prompter"].update(temperature=3.0),
+      "temperature: .*3.0",
+    ),
+    (lambda said: said["facts"]["backbones"].update(clip="x"), "backbones.clip: '.*' -> 'x'"),
+  ],
+)
+def test_a_sites_prompt_of_another_federation_is_refused(run, file, tmp_path, change, wanted):
+  said = json.loads((run.path / "config.json").read_text())
+  change(said)
+  (tmp_path / "config.json").write_text(json.dumps(said))
+  for path in (file, run.path):
+    with pytest.raises(UserError, match=wanted) as error:
+      open_trained(path, site=SITE, own=tmp_path)
+    assert str(error.value).startswith(f"--own={tmp_path}: expected the run of a site")
+
+
 def test_a_file_that_cannot_be_written_is_one_clear_message(of_site, tmp_path):
   with pytest.raises(UserError, match="expected a name that ends with"):
     export(of_site, tmp_path / "p.bin")
