@@ -30,11 +30,12 @@ class Checkpoints:
 
   Args:
     folder: of the run's checkpoints.
-    read_only: changes nothing in the folder, where another process may be saving.
+    read_only: changes nothing in the folder, where another process may be saving, and no error says
+      to delete anything.
   """
 
   def __init__(self, folder: Path | str, *, read_only: bool = False):
-    self.folder = Path(folder).absolute()
+    self.folder, self._read_only = Path(folder).absolute(), read_only
     options = ocp.CheckpointManagerOptions(
       max_to_keep=_KEEP, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
@@ -116,9 +117,11 @@ class Checkpoints:
       if proof["sha256"] != _sha256(state):
         raise ValueError("its bytes are not those that were saved")
     except Exception as error:
+      advice = "Delete that folder to go on from the checkpoint before it"
+      if self._read_only:  # it may be whole, and the run another
+        advice = "Leave that folder where it is. Another round's may be whole: --round=N"
       raise CheckpointError(
-        f"{where}: expected a checkpoint of this model; got: {str(error).strip()[:300]}. "
-        "Delete that folder to go on from the checkpoint before it"
+        f"{where}: expected a checkpoint of this model; got: {str(error).strip()[:300]}. {advice}"
       ) from error
     return round, state
 

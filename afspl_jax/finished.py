@@ -179,7 +179,7 @@ def own_leaves(clients: Path, site: str, round: int, template: Params) -> Params
   """
   if not template:
     raise UserError("--site: expected a run whose sites have prompts of their own; got one without")
-  store = ClientStore(clients)
+  store = ClientStore(clients, read_only=True)
   state = store.load(site, round + 1, {"own": zeros(template)}, part=True)
   if state is None:
     known = ", ".join(store.sites()) or "nobody"

@@ -95,6 +95,16 @@ def test_a_damaged_newest_checkpoint_is_an_error_that_names_its_folder(tmp_path,
   assert_same_bits(state(1), Checkpoints(tmp_path).restore(state())[1])
 
 
+def test_who_only_looks_is_not_told_to_delete_a_checkpoint(tmp_path):
+  written(tmp_path)
+  flip(largest(tmp_path / "2" / "state"))
+  with pytest.raises(
+    CheckpointError, match=f"{tmp_path}/2: expected .* Leave that folder"
+  ) as error:
+    Checkpoints(tmp_path, read_only=True).restore(state())
+  assert "elete" not in str(error.value)
+
+
 def test_an_empty_folder_in_place_of_the_newest_is_an_error(tmp_path):
   written(tmp_path)
   (tmp_path / "9").mkdir()

@@ -27,10 +27,11 @@ class ClientStore:
 
   Args:
     folder: of the run; each site gets a folder in it.
+    read_only: the run is only looked at: nothing is saved, and no error says to delete anything.
   """
 
-  def __init__(self, folder: Path | str):
-    self._folder = Path(folder)
+  def __init__(self, folder: Path | str, *, read_only: bool = False):
+    self._folder, self._read_only = Path(folder), read_only
 
   def save(self, site: str, round: int, state: Params) -> None:
     """Keeps a client's state after a round, whole, in place of any of that round or later.
@@ -38,6 +39,8 @@ class ClientStore:
     Raises:
       UserError: the disk refuses.
     """
+    if self._read_only:
+      raise ValueError(f"{self._folder}: this store is only read")
     file = self._site(site) / f"round_{round:06d}.safetensors"
     scratch = file.with_suffix(".tmp")
     try:
@@ -86,9 +89,12 @@ class ClientStore:
       if _form(found) != _form(expected):
         raise ValueError(f"leaves {_form(found)}")
     except (OSError, SafetensorError, ValueError) as error:
+      advice = "Delete the file to go on from the round before"
+      if self._read_only:  # it may be the only copy, or whole and of another run
+        advice = "Leave the file where it is. Another round's may be whole: --round=N"
       raise UserError(
         f"{files[-1]}: expected the state of {site} with leaves {_form(expected)}; got: {error}."
-        " Delete the file to go on from the round before"
+        f" {advice}"
       ) from error
     return jax.tree.unflatten(jax.tree.structure(template), [found[name] for name in expected])
 

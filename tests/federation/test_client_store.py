@@ -118,6 +118,22 @@ def test_a_damaged_state_is_one_clear_error_and_the_round_before_is_still_there(
   assert values(store.load("a", 3, state())) == 1
 
 
+def test_who_only_looks_is_not_told_to_delete_a_state_and_saves_none(store, tmp_path):
+  store.save("a", 1, state(1))
+  file = tmp_path / "clients" / "a" / "round_000001.safetensors"
+  content = file.read_bytes()
+  looked = ClientStore(tmp_path / "clients", read_only=True)
+  with pytest.raises(ValueError, match="only read"):
+    looked.save("a", 1, state(2))
+  assert file.read_bytes() == content and values(looked.load("a", 2, state())) == 1
+  file.write_bytes(content[:60])
+  with pytest.raises(
+    UserError, match=r"round_000001.safetensors: expected the state of a"
+  ) as error:
+    looked.load("a", 2, state())
+  assert "Leave the file where it is" in one_line(error) and "elete" not in one_line(error)
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
   (tmp_path / "clients").touch()
   with pytest.raises(UserError, match=r"expected to write the state of a; got: .*") as error:
