@@ -22,8 +22,6 @@ from afspl_jax.measures import Measured, by_client, clip_measures, java_measures
 from afspl_jax.setup import SPLITS, Inputs, Setup, find, partition_digest, prepare
 from afspl_jax.types import Params
 
-MORE = ("clipscore", "retrieval", "meteor", "spice")  # scores that are made only if asked for
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -34,7 +32,7 @@ class Request:
   personal: bool = False  # every example by the prompter of the client whose it is
   site: str = ""  # this client's examples, by its own prompter
   examples: int | None = None  # of the split, 0 for all; None: as in the run
-  more: tuple[str, ...] = ()  # of MORE
+  more: tuple[str, ...] = ()  # "clipscore", "retrieval", "meteor", "spice"
   changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of eval's fields
   folders: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of "clip" and "t5"
 
@@ -190,6 +188,7 @@ def _name(request: Request, round: int) -> str:
     parts.append(f"site_{quote(request.site, safe='')}")
   elif request.personal:
     parts.append("personal")
+  parts += sorted(set(request.more))
   otherwise = [sorted(request.changes.items()), request.examples]
   if request.changes or request.examples is not None:
     parts.append(digest(otherwise)[:8])

@@ -151,10 +151,15 @@ def test_ways_of_asking_have_files_of_their_own(found):
     Request(examples=5),
     Request(changes={"beams": 2}),
     Request(split="train"),
+    Request(more=("spice",)),
+    Request(more=("spice", "meteor")),
   ]
   names = {rescore._name(request, 3) for request in requests}
   assert len(names) == len(requests) and not any("/" in name for name in names)
-  assert found.name == "test_round_0003"
+  assert rescore._name(Request(), 3) == "test_round_0003"
+  assert found.name == "test_round_0003_clipscore_retrieval"
+  orders = [("spice", "meteor"), ("meteor", "spice", "meteor")]
+  assert len({rescore._name(Request(more=more), 3) for more in orders}) == 1
 
 
 @pytest.fixture
