@@ -25,14 +25,23 @@ class FrozenPair:
   prints: dict[str, str]  # hashes of "clip" and "t5"
 
 
-def load_pair(config: Experiment, folders: Mapping[str, Path]) -> FrozenPair:
+def load_pair(
+  config: Experiment, folders: Mapping[str, Path], prints: Mapping[str, str] | None = None
+) -> FrozenPair:
   """Loads the checkpoints of "clip" and "t5".
+
+  Args:
+    config: gives the dtype.
+    folders: of both.
+    prints: hashes of both, where they have just been compared; else they are made here.
 
   Raises:
     UserError: a folder that is no such checkpoint.
   """
   dtype = jnp.dtype(config.backbone.dtype)
-  prints = {kind: fingerprint(folder) for kind, folder in folders.items()}
+  prints = {
+    kind: prints[kind] if prints else fingerprint(folder) for kind, folder in folders.items()
+  }
   encoder = load_encoder(config, folders["clip"], prints["clip"])
   t5 = load_t5(folders["t5"], dtype, dtype)
   return FrozenPair(encoder, t5, Tokenizer(folders["t5"]), prints)

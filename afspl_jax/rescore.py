@@ -161,7 +161,8 @@ def _ready(run: FinishedRun, request: Request) -> tuple[Setup, dict[str, Clients
     raise UserError(f"--site: expected one of {known}; got {request.site!r}")
   # What is not looked at need not be encoded: "train" may be large.
   needed = sources if own else {request.split: sources[request.split]}
-  return prepare(config, Inputs(folders, needed), ClientStore(run.clients, read_only=True)), clients
+  inputs = Inputs(folders, needed, run.facts["backbones"])
+  return prepare(config, inputs, ClientStore(run.clients, read_only=True)), clients
 
 
 def _predict(

@@ -41,6 +41,7 @@ class Inputs(NamedTuple):
 
   folders: dict[str, Path]  # checkpoint folders of "clip" and "t5"
   sources: dict[str, Source]  # opened splits
+  prints: Mapping[str, str] | None = None  # hashes of the checkpoints, if already compared
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ def prepare(
     UserError: something does not fit.
   """
   mesh = mesh or make_mesh()
-  folders, sources = inputs
-  pair = load_pair(config, folders)
+  sources = inputs.sources
+  pair = load_pair(config, inputs.folders, inputs.prints)
   examples = {name: [source[i] for i in range(len(source))] for name, source in sources.items()}
   check_images(examples)
   clients: dict[str, Clients] = {}

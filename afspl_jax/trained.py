@@ -78,7 +78,8 @@ def open_trained(
   if at:
     _check_same(path, said, at)
   # All that can be seen at once has been; this takes long.
-  pair = load_pair(config, find_pair(config, said.backbones, folders or {}))
+  found = find_pair(config, said.backbones, folders or {})
+  pair = load_pair(config, found, said.backbones)
   prompter = outline(config, pair)
   shapes, own_shapes = used_leaves(config, prompter)
   if path.is_file():

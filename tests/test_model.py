@@ -8,7 +8,8 @@ import sys
 import jax
 import pytest
 
-from afspl_jax import model, trained
+from afspl_jax import finished, frozen, model, rescore, trained
+from afspl_jax.backbones import weights
 from afspl_jax.config import Data
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
@@ -130,6 +131,21 @@ def test_a_missing_round_is_said_before_models_are_loaded(run, monkeypatch):
   monkeypatch.setattr(trained, "find_pair", lambda *args: pytest.fail("looks for models"))
   with pytest.raises(UserError, match="expected a checkpoint of round 1"):
     trained.open_trained(run.path, round=1)
+
+
+def test_backbones_are_hashed_once(run, monkeypatch):
+  hashed = []
+
+  def count(folder):
+    hashed.append(folder.name)
+    return weights.fingerprint(folder)
+
+  monkeypatch.setattr(finished, "fingerprint", count)
+  monkeypatch.setattr(frozen, "fingerprint", count)
+  found = trained.open_trained(run.path)
+  assert sorted(hashed) == ["clip", "t5"] and found.pair.prints == run.setup.facts["backbones"]
+  rescore.evaluate(run.path, rescore.Request(examples=1))
+  assert sorted(hashed) == ["clip", "clip", "t5", "t5"]
 
 
 def test_other_backbones_than_the_runs_are_named_with_both_hashes(run, tmp_path):
