@@ -86,6 +86,24 @@ def test_captions_and_answers_are_texts(loaded, asked, tmp_path):
     loaded.answer(image, "how many " * 9 + "?")
 
 
+def test_what_every_batch_asks_is_encoded_once(loaded, asked, monkeypatch):
+  encoder, encoded = loaded._pair.encoder, []
+  directions = encoder.directions
+
+  def count(texts, **options):
+    encoded.append(list(texts))
+    return directions(texts, **options)
+
+  monkeypatch.setattr(encoder, "directions", count)
+  images = [one.image for one in asked[:9]]
+  fresh = [loaded.predict([Asked(image, "what is it ?")])[0] for image in images]
+  assert encoded == [["what is it ?"]]
+  described = loaded.caption(images)  # three batches
+  assert encoded[1:] == [[loaded.config.data.caption_instruction]]
+  assert loaded.predict([Asked(image, "what is it ?") for image in images]) == fresh
+  assert loaded.caption(images) == described and len(encoded) == 4
+
+
 def test_a_site_is_answered_with_its_own_prompt(run, asked):
   rows = run.setup.clients["test"][SITE].tolist()
   personal = said_in(run.path / "predictions" / "test_personal.jsonl")
