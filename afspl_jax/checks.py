@@ -5,7 +5,7 @@ import math
 from afspl_jax.config import Experiment, choice
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import decoding
-from afspl_jax.federation import selection, strategies, uplink
+from afspl_jax.federation import private, selection, strategies, uplink
 
 MAX_EXAMPLES = 2**29  # as a weight it leaves the mean of equal float32 params what they are
 
@@ -91,7 +91,7 @@ def check(config: Experiment) -> None:
       f" got {config.fed.max_examples}"
     )
   choice("fed.share", config.fed.share, ("all", "none"))
-  choice("fed.selection", config.fed.selection, selection.METHODS)
+  choice("fed.selection", config.fed.selection, (*selection.METHODS, selection.POISSON))
   strategy = strategies.get(config.fed.strategy, taking_part)
   if config.fed.share == "none" and config.fed.strategy != "fedavg":
     raise UserError(
@@ -99,6 +99,7 @@ def check(config: Experiment) -> None:
       f" got {config.fed.strategy!r}"
     )
   uplink.check(config.uplink)
+  private.check(config)
   decoding(config.eval)
   if isinstance(strategy, strategies.Controlled) and config.uplink.select != "dense":
     raise UserError(

@@ -20,6 +20,7 @@ from afspl_jax.config import Experiment, differences
 from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies
 from afspl_jax.federation.client_store import ClientStore
+from afspl_jax.federation.private import first_bound
 from afspl_jax.federation.rounds import first_state, scored_params
 from afspl_jax.fields import from_dict
 from afspl_jax.frozen import FrozenPair, make_prompter
@@ -159,6 +160,7 @@ def shared_leaves(
   config, round = run.config, find_round(run, round)
   strategy = strategies.get(config.fed.strategy, config.data.num_clients - config.fed.newcomers)
   state = first_state(zeros(template), strategy, config.eval.ema)
+  state |= first_bound(config.privacy)
   with _checkpoints(run) as checkpoints:
     restored = checkpoints.restore(state, round)
   assert restored is not None, "a round that is kept"

@@ -23,6 +23,7 @@ from afspl_jax.cli import CONFIGS
 from afspl_jax.config import to_dict
 from afspl_jax.federation.client import make_client_app
 from afspl_jax.federation.client_store import ClientStore
+from afspl_jax.federation.guard import guard_of
 from afspl_jax.federation.rounds import run_rounds
 from afspl_jax.flags import Launch, parse
 from afspl_jax.run_folder import RunFolder
@@ -59,7 +60,9 @@ class _Site(ClientApp):
       setup = prepare(config, find(config, TRAINED), store, site=owner)
       opened.agree_on(setup.facts)
       assert setup.trainer is not None, "there is data to train on"
-      return make_client_app(setup.trainer, setup.shared, setup.terms)(message, context)
+      guard = guard_of(config, opened.path / "clients")
+      app = make_client_app(setup.trainer, setup.shared, setup.terms, guard)
+      return app(message, context)
 
 
 client_app = _Site()

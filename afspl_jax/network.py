@@ -26,6 +26,7 @@ from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.federation.client import make_client_app
 from afspl_jax.federation.client_store import ClientStore
+from afspl_jax.federation.guard import guard_of
 from afspl_jax.federation.net import keys
 from afspl_jax.federation.net.connection import free_port
 from afspl_jax.federation.net.executors import RunLost, open_grid, serve
@@ -148,7 +149,8 @@ def _take_part(
       f"--site: expected one of {', '.join(known)}, who share this experiment's data; got"
       f" {missing[0]!r}. For data of your own, say where it is: --data=FOLDER"
     )
-  app = make_client_app(setup.trainer, setup.shared, setup.terms)
+  guard = guard_of(config, folder.path / "clients")
+  app = make_client_app(setup.trainer, setup.shared, setup.terms, guard)
   with ExitStack() as stack:
     nodes = []
     for name, own in zip(names, credentials, strict=True):

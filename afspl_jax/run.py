@@ -13,6 +13,8 @@ from afspl_jax.config import Experiment, to_dict
 from afspl_jax.data.partition import record
 from afspl_jax.evaluate import spread
 from afspl_jax.federation.client_store import ClientStore
+from afspl_jax.federation.guard import guard_of
+from afspl_jax.federation.release import release_of
 from afspl_jax.federation.rounds import Plan, RoundReport
 from afspl_jax.federation.server import run_local
 from afspl_jax.final import score_finished
@@ -32,7 +34,8 @@ def in_process(setup: Setup, plan: Plan) -> Params:
   """Every client in this process, over one copy of the frozen models."""
   assert setup.trainer is not None, "there are clients here"
   taking_part = len(setup.clients["train"]) - setup.config.fed.newcomers
-  return run_local(plan, setup.trainer, taking_part)
+  guard = guard_of(setup.config, plan.folder.path / "clients")
+  return run_local(plan, setup.trainer, taking_part, guard)
 
 
 def federate(
@@ -93,7 +96,9 @@ def federate(
       else:
         bar.update(1)
       if report.train:
-        last["loss"] = f"{report.train['loss']:.3f}"
+        for name, shown in (("loss", "loss"), ("epsilon", "ε")):
+          if name in report.train:
+            last[shown] = f"{report.train[name]:.3f}"
       if report.val and "cider" in report.val:
         last["CIDEr"] = f"{report.val['cider']:.3f}"
       bar.set_postfix(last)
@@ -111,6 +116,7 @@ def federate(
       evaluate=evaluate,
       weighing=config.uplink.weighing,
       ema=config.eval.ema,
+      private=release_of(config, folder.path),
       terms=setup.terms,
       on_round=on_round,
       say=say,

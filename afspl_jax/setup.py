@@ -67,7 +67,7 @@ class Setup:
   def terms(self) -> dict[str, Any]:
     """What a server and its sites must have in common, besides the structure of what travels."""
     config = to_dict(self.config)
-    common = {group: config[group] for group in ("prompter", "optim", "uplink")}
+    common = {group: config[group] for group in ("prompter", "optim", "uplink", "privacy")}
     common |= {group: {n: config[group][n] for n in names} for group, names in _COMMON.items()}
     terms = {
       "version": version("afspl_jax"),

@@ -61,8 +61,24 @@ class CohortTrainer(Trainer, Protocol):
     ...
 
 
+@runtime_checkable
+class Guard(Protocol):
+  """Bounds what leaves a client (private.py)."""
+
+  def bound(self, given: Any) -> float:
+    """The bound of a round's update, from what the server said of it; ValueError if it may not."""
+    ...
+
+  def leave(self, site: str, result: LocalResult, start: Params, bound: float) -> LocalResult:
+    """What may leave of a result that was trained from the global params `start`."""
+    ...
+
+
 def make_client_app(
-  trainer: Trainer, template: Params, terms: dict[str, Any] | None = None
+  trainer: Trainer,
+  template: Params,
+  terms: dict[str, Any] | None = None,
+  guard: Guard | None = None,
 ) -> ClientApp:
   """The ClientApp of every site; the same for local and networked runs.
 
@@ -73,6 +89,7 @@ def make_client_app(
     template: pytree with the shapes and dtypes that are exchanged.
     terms: what the server must have in common with this site besides them, by name; what the
       server names besides is none of this site's business.
+    guard: bounds what leaves; by default all that the trainer found is sent.
 
   Returns:
     An app that answers `train` and `query.hello`.
@@ -100,6 +117,7 @@ def make_client_app(
     if wire.CONTROL in records.array_records:
       given["control"] = wire.unpack(records.array_records[wire.CONTROL], template)
     client = _client(context)
+    bound = guard.bound(config.get(wire.CLIP)) if guard else 0.0
     try:
       result = trainer.train(params, client, round, **given)
     except FloatingPointError:
@@ -109,6 +127,8 @@ def make_client_app(
       _LOG.exception("%s: round %d failed", trainer.site(client), round)
       kind = type(error).__name__
       raise SiteFault(f"{kind} in local training; the site's own log has the rest") from None
+    if guard:
+      result = guard.leave(trainer.site(client), result, params, bound)
     metrics: dict[str, int | float] = {wire.NUM_EXAMPLES: int(result.num_examples)}
     for name, value in result.metrics.items():
       metrics[name] = float(value)
@@ -141,9 +161,8 @@ def make_client_app(
         " Run the same version, config and backbones on both"
       )
     client = _client(context)
-    answer = ConfigRecord(
-      {wire.SITE: trainer.site(client), wire.NUM_EXAMPLES: trainer.num_examples(client)}
-    )
+    examples = 1 if guard else trainer.num_examples(client)  # under guard, clients weigh alike
+    answer = ConfigRecord({wire.SITE: trainer.site(client), wire.NUM_EXAMPLES: examples})
     return Message(RecordDict({wire.CONFIG: answer}), reply_to=message)
 
   return app

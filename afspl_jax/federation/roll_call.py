@@ -1,5 +1,6 @@
 """Who trains in a round: of the sites that are there and free, those that the run's rule picks."""
 
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from flwr.serverapp import Grid
 from afspl_jax.config import Fed
 from afspl_jax.errors import Stopped
 from afspl_jax.federation.exchange import POLL, Answer, Exchange
-from afspl_jax.federation.selection import Candidate, select
+from afspl_jax.federation.selection import POISSON, Candidate, coins, select
 from afspl_jax.federation.sites import Site, Sites
 from afspl_jax.federation.strategies import Reply
 
@@ -58,6 +59,7 @@ class RollCall:
     self.exchange: Exchange[str] = Exchange(grid)
     self._sites, self._fed, self._seed, self._say = sites, fed, seed, say
     self._expected = num_sites  # until they were there once, or were waited for in vain
+    self._probability = fed.clients_per_round / num_sites  # of a site, where coins are tossed
     self._reported = {
       line["client"]: Candidate(line["num_examples"], line["loss"])
       for line in lines
@@ -77,9 +79,10 @@ class RollCall:
     present = self._gather(late)
     due = self.exchange.due()
     free = {name: site for name, site in present.items() if name not in due}
-    picked = self._select(free, round)
+    key = secrets.randbits(256)
+    picked = self._select(free, round, key)
     absent = {}
-    for name in self._select(self._sites.known, round):
+    for name in self._select(self._sites.known, round, key):
       if name not in present:
         absent[name] = "failed: not connected"
       elif name in due:
@@ -90,7 +93,9 @@ class RollCall:
     """Remembers what a site reported, for selections to come."""
     self._reported[reply.site] = Candidate(reply.num_examples, reply.metrics.get("loss"))
 
-  def _select(self, sites: dict[str, Site], round: int) -> Sequence[str]:
+  def _select(self, sites: dict[str, Site], round: int, key: int) -> Sequence[str]:
+    if self._fed.selection == POISSON:
+      return coins(sites, self._probability, key, round)
     candidates = {
       name: self._reported.get(name, Candidate(site.num_examples, None))
       for name, site in sites.items()

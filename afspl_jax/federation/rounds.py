@@ -19,15 +19,14 @@ from flwr.serverapp import Grid
 from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.config import Fed
 from afspl_jax.federation import uplink, wire
-from afspl_jax.federation.exchange import Answer
+from afspl_jax.federation.gathering import Line, gather
+from afspl_jax.federation.release import BudgetSpent, Release
 from afspl_jax.federation.roll_call import RollCall, RoundFailed, TooFewSites
-from afspl_jax.federation.screening import Refused, screen, sentence
+from afspl_jax.federation.screening import screen
 from afspl_jax.federation.sites import Sites
 from afspl_jax.federation.strategies import Controlled, Reply, Strategy
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.types import Params
-
-Line = dict[str, Any]  # of metrics.jsonl or clients.jsonl
 
 
 class RoundReport(NamedTuple):
@@ -53,6 +52,7 @@ class Plan:
   terms: dict[str, Any] = field(default_factory=dict)  # what sites must have in common with us
   weighing: str = "coverage"  # config's `uplink.weighing`
   ema: float = 0.0  # config's `eval.ema`
+  private: Release | None = None  # where less than every site's update may be learnt
   on_round: Callable[[RoundReport], None] = lambda report: None
   say: Callable[[str], None] = lambda text: None  # tells the user of waits and retries
   on_site: Callable[[str], None] = lambda text: None  # and of sites that come, go, are refused
@@ -88,7 +88,11 @@ def run_rounds(grid: Grid, plan: Plan, num_sites: int) -> Params:
     train: Line | None = None
     clients: list[Line] = []
     if round > 0:
-      state, train, clients = _train_or_retry(call, plan, round, state)
+      try:
+        state, train, clients = _train_or_retry(call, plan, round, state)
+      except BudgetSpent as spent:
+        plan.say(f"ending after round {round - 1} of {plan.fed.rounds}: {spent}")
+        break
       unscored.append(train)
     val = _evaluate(plan, round, scored_params(state), unscored)
     if val is not None:
@@ -110,6 +114,8 @@ def scored_params(state: dict[str, Any]) -> Params:
 def newest_state(plan: Plan) -> tuple[int, dict[str, Any]]:
   """The last finished round with its params and strategy state; -1 and the untrained before it."""
   untrained = first_state(jax.device_get(plan.params), plan.strategy, plan.ema)
+  if plan.private is not None:
+    untrained |= plan.private.first_state()
   return plan.checkpoints.restore(untrained) or (-1, untrained)
 
 
@@ -143,49 +149,37 @@ def _train(
   call: RollCall, plan: Plan, round: int, state: dict[str, Any], clients: list[Line]
 ) -> tuple[dict[str, Any], Line]:
   """One attempt at a round: the new state and its line; adds the sites' lines to `clients`."""
-  params = state["params"]
+  params, private = state["params"], plan.private
+  chosen = call.choose(round)
+  if private is not None:
+    private.afford(chosen.nodes)
   structure = wire.structure_digest(params)
   config = ConfigRecord({wire.STRUCTURE: structure, wire.ROUND: round})
   content = RecordDict({wire.ARRAYS: wire.pack(params), wire.CONFIG: config})
+  if private is not None:
+    config[wire.CLIP] = private.bound(state)
   if isinstance(plan.strategy, Controlled):
     control = plan.strategy.control(params, state["strategy_state"])
     content[wire.CONTROL] = wire.pack(control)
-  chosen = call.choose(round)
   begin = time.perf_counter()
-  messages = {
-    site: Message(content, node, wire.TRAIN, group_id=str(round))
-    for site, node in chosen.nodes.items()
-  }
-  answers, late = call.exchange.ask(messages, round, plan.fed.deadline)
-  replies: list[Reply] = []
-  lines = [
-    _line(of, site, f"late: discarded in round {round}", answer)
-    for site, of, answer in (*chosen.late, *late)
-  ]
-  lines += [_line(round, site, status) for site, status in chosen.absent.items()]
-  for site, answer in sorted(answers.items()):
-    line = _line(round, site, "ok", answer)
-    try:
-      if answer.message is None:
-        why = f"timeout: no reply within {plan.fed.deadline:g} s"
-        raise Refused(why if answer.sent else "failed: not reached")
-      controlled = wire.CONTROL in content
-      reply = screen(site, answer.message, params, structure, plan.fed, controlled)
-    except Refused as why:
-      line["status"] = sentence(str(why))
-    else:
-      replies.append(reply)
-      line["num_examples"], line["loss"] = reply.num_examples, reply.metrics.get("loss")
-      call.learn(reply)
-    lines.append(line)
-  clients += sorted(lines, key=lambda line: line["client"])
 
-  if len(replies) < plan.fed.min_replies:
+  def judge(site: str, answer: Message) -> Reply:
+    reply = screen(site, answer, params, structure, plan.fed, wire.CONTROL in content)
+    return reply if private is None else private.screen(reply, round)
+
+  gathered = gather(call, chosen, content, round, plan.fed.deadline, judge)
+  replies, lines = gathered.replies, gathered.lines
+  clients += lines
+  if len(replies) < plan.fed.min_replies and not (private is not None and not chosen.nodes):
     refused = "; ".join(f"{c['client']}: {c['status']}" for c in lines if c["status"] != "ok")
     raise RoundFailed(
       f"round {round}: expected at least {plan.fed.min_replies} valid replies; got "
-      f"{len(replies)} of {len(answers)}. {refused}"
+      f"{len(replies)} of {len(chosen.nodes)}. {refused}"
     )
+  means, taking_part = _weighted_means(replies), len(replies)
+  kept: dict[str, Any] = {}
+  if private is not None:
+    replies, means, kept = private.combine(params, replies, state, round, chosen.nodes)
   if plan.weighing == "cohort":  # what a site did not send counts as unchanged
     replies = [reply._replace(masks=uplink.everywhere(params)) for reply in replies]
   try:
@@ -193,29 +187,20 @@ def _train(
   except ValueError as error:
     raise RoundFailed(f"round {round}: {error}") from error
   train = {
-    **_weighted_means(replies),  # first: no site's metric may stand for what follows
+    **means,  # first: no site's metric may stand for what follows
     "round": round,
     "split": "train",
     "bytes_up": sum(line["bytes_up"] for line in clients),
-    "bytes_down": sum(map(wire.record_bytes, messages.values())),
+    "bytes_down": gathered.bytes_down,
     "seconds": _seconds_since(begin),
-    "clients": len(replies),
+    "clients": taking_part,
   }
   new_params, strategy_state = aggregated
-  new_state = jax.device_get({"params": new_params, "strategy_state": strategy_state})
+  new_state = {"params": new_params, "strategy_state": strategy_state, **kept}
+  new_state = jax.device_get(new_state)
   if plan.ema:
     new_state["ema"] = _moved(state["ema"], new_state["params"], plan.ema, round)
   return new_state, train
-
-
-def _line(round: int, site: str, status: str, answer: Answer | None = None) -> Line:
-  """A line of clients.jsonl, about a site that sent no update yet."""
-  line = {"round": round, "client": site, "num_examples": None, "loss": None, "bytes_up": 0}
-  if answer is not None:
-    if answer.message is not None:
-      line["bytes_up"] = wire.record_bytes(answer.message)
-    line["seconds"] = float(f"{answer.seconds:.3f}")
-  return line | {"status": status}
 
 
 def _moved(ema: Params, params: Params, decay: float, round: int) -> Params:
@@ -226,6 +211,8 @@ def _moved(ema: Params, params: Params, decay: float, round: int) -> Params:
 
 def _weighted_means(replies: Sequence[Reply]) -> dict[str, float]:
   """Means over examples of the metrics that every site reports."""
+  if not replies:
+    return {}
   total = sum(reply.num_examples for reply in replies)
   shared = set.intersection(*(set(reply.metrics) for reply in replies))
   return {

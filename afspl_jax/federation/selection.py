@@ -1,12 +1,13 @@
 """Which sites train in a round.
 
 All that is random follows from a hash of (seed, round, site) alone: every role, host and library
-version draws the same, and no draw depends on the order in which sites connected.
+version draws the same, and no draw depends on the order in which sites connected. Only the coins of
+"poisson" are secret: who knows the seed must not know who took part.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from afspl_jax.config import choice
@@ -22,6 +23,22 @@ class Candidate(NamedTuple):
 
 
 _Sites = Mapping[str, Candidate]
+
+
+def coins(sites: Iterable[str], probability: float, key: int, round: int) -> list[str]:
+  """Every site by a coin of its own: the draw of `fed.selection=poisson`.
+
+  Args:
+    sites: their names.
+    probability: of each.
+    key: as secret as the draw is to be.
+    round: the round.
+
+  Returns:
+    The names drawn, sorted; there may be none.
+  """
+  below = probability * 2**256
+  return sorted(s for s in sites if int.from_bytes(_hash(s, key, round), "big") < below)
 
 
 def select(
@@ -104,4 +121,5 @@ _METHODS: dict[str, Callable[[_Sites, int, int, int], list[str]]] = {
   "round_robin": _round_robin,
   "power_of_choice": _power_of_choice,
 }
+POISSON = "poisson"  # `coins`, by a key that nobody knows
 METHODS = tuple(_METHODS)

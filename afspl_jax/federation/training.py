@@ -154,7 +154,8 @@ class LocalTrainer:
       )
     trained_shared, own = split(params, self._config.fed.share)
     residual = before.get("residual", self._zeros)
-    sent = uplink.compress(trained_shared, shared, residual, self._config.uplink)
+    lot = self._config.seed, round
+    sent = uplink.compress(trained_shared, shared, residual, self._config.uplink, lot)
     keep = {"own": own, "residual": sent.residual, "control": gradient}
     self._store.save(site, round, {name: keep[name] for name in self._template})
     usage = np.mean(metrics.usage[finite], axis=0)

@@ -28,6 +28,11 @@ from afspl_jax import config as settings
 from afspl_jax.errors import UserError
 from afspl_jax.types import Params
 
+Lot = tuple[int, int]  # the experiment's seed, and the round
+SAME_ROWS = ("shared", "dense")  # ways to select that send the same rows of every client
+
+_LOT = 0x10C  # keeps the draw apart from others of the same seed
+
 
 class Sent(NamedTuple):
   """One round of a client's uplink."""
@@ -39,7 +44,7 @@ class Sent(NamedTuple):
 
 def check(config: settings.Uplink) -> None:
   """Raises UserError, naming the field, unless every value is one that this module knows."""
-  settings.choice("uplink.select", config.select, ("energy", "ratio", "dense"))
+  settings.choice("uplink.select", config.select, ("energy", "ratio", "shared", "dense"))
   settings.choice("uplink.weighing", config.weighing, ("coverage", "cohort"))
   settings.choice("uplink.error_feedback", config.error_feedback, ("resume", "add", "none"))
   for name in ("energy", "ratio"):
@@ -63,17 +68,41 @@ def no_residual(params: Params) -> Params:
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
 
 
-def choose(update: Params, config: settings.Uplink) -> Params:
+def drawn(params: Params, config: settings.Uplink, lot: Lot) -> Params:
+  """The masks of the rows that all clients send in a round, whatever they hold.
+
+  With "dense" all; with "shared" the share `config.ratio` of each leaf's rows, rounded up, by lot.
+  Which they are tells nothing of a client, and sums of what clients send are sums of equal rows.
+
+  Args:
+    params: pytree of anything with a shape.
+    config: the rule.
+    lot: what the draw depends on.
+  """
+  if config.select == "dense":
+    return everywhere(params)
+  rng = np.random.default_rng((_LOT, *lot))
+
+  def of_leaf(leaf):
+    mask = np.zeros(mask_shape(leaf.shape), np.bool_)
+    mask.flat[rng.choice(mask.size, _count(config.ratio, mask.size), replace=False)] = True
+    return mask
+
+  return jax.tree.map(of_leaf, params)
+
+
+def choose(update: Params, config: settings.Uplink, lot: Lot = (0, 0)) -> Params:
   """The masks of the rows to send.
 
   Energy is the sum of squares, in float64; of equal rows the one with the lower index goes first.
   "energy" sends of each leaf the fewest rows that reach the share `config.energy` of the leaf's
   energy, and never a row of zeros; "ratio" the share `config.ratio` of its rows, rounded up;
-  "dense" all.
+  "shared" and "dense" those that are `drawn`.
 
   Args:
     update: pytree of float arrays: what local training added to the global params.
     config: the rule.
+    lot: of "shared".
 
   Returns:
     A tree of masks like `update`.
@@ -81,8 +110,8 @@ def choose(update: Params, config: settings.Uplink) -> Params:
   Raises:
     FloatingPointError: "energy" or "ratio" of an update that is not finite.
   """
-  if config.select == "dense":
-    return everywhere(update)
+  if config.select in SAME_ROWS:
+    return drawn(update, config, lot)
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: _choose_rows(path, leaf, config), update
   )
@@ -94,7 +123,11 @@ def begin(global_params: Params, residual: Params, config: settings.Uplink) -> P
 
 
 def compress(
-  params: Params, global_params: Params, residual: Params, config: settings.Uplink
+  params: Params,
+  global_params: Params,
+  residual: Params,
+  config: settings.Uplink,
+  lot: Lot = (0, 0),
 ) -> Sent:
   """What a client sends after local training, and what it keeps.
 
@@ -103,6 +136,7 @@ def compress(
     global_params: what the server sent.
     residual: what earlier rounds did not send; `no_residual` at first.
     config: the rule.
+    lot: of "shared".
 
   Returns:
     The offer, `params`, with "add" `params + residual`, as far as it is sent. With "dense" and no
@@ -114,7 +148,7 @@ def compress(
   params, global_params, residual = jax.device_get((params, global_params, residual))
   offered = _plus(params, residual) if config.error_feedback == "add" else params
   update = jax.tree.map(np.subtract, offered, global_params)
-  masks = choose(update, config)
+  masks = choose(update, config, lot)
   sent = jax.tree.map(np.where, masks, offered, global_params)
   kept = no_residual(params)
   if config.error_feedback != "none":
@@ -140,11 +174,15 @@ def _choose_rows(path, update, config: settings.Uplink) -> Bool[np.ndarray, "...
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     raise FloatingPointError(f"{name}: the update is not finite")
   if config.select == "ratio":
-    # Decimal: in floats 7 % of 100 rows are 7.000000000000001, and would round up to 8.
-    count = math.ceil(Fraction(str(config.ratio)) * energy.size)
+    count = _count(config.ratio, energy.size)
   else:
     spare = total - config.energy * total
     count = energy.size - int(np.searchsorted(unsent, spare, side="right"))
   mask = np.zeros(energy.shape, np.bool_)
   mask.flat[order[:count]] = True
   return mask
+
+
+def _count(ratio: float, rows: int) -> int:
+  # Decimal: in floats 7 % of 100 rows are 7.000000000000001, and would round up to 8.
+  return math.ceil(Fraction(str(ratio)) * rows)

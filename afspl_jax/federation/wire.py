@@ -24,6 +24,7 @@ ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 CONTROL = "control"  # the server's control, or what a site added to its own; packed like the params
 NUM_EXAMPLES = "num-examples"
 STRUCTURE, ROUND, SITE, TERMS = "structure", "round", "site", "terms"
+CLIP = "clip"  # the bound of an update's norm in a round, where it has one
 FLAT = "flat"  # array of the ArrayRecord: the values
 ROWS = "rows"  # array of a sparse ArrayRecord: which rows they are of
 TRAIN, HELLO = "train", "query.hello"  # message types

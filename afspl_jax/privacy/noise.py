@@ -8,10 +8,13 @@ AES-256 in counter mode, since the state of NumPy's or JAX's generators follows 
 import math
 import os
 
+import jax
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from jaxtyping import Float64
 from scipy.special import ndtri
+
+from afspl_jax.types import Params
 
 _GRID = 10  # binary digits of the standard deviation that `snapped` keeps
 
@@ -45,3 +48,9 @@ def snapped(values: Float64[np.ndarray, "..."], std: float) -> Float64[np.ndarra
     return values
   grid = 2.0 ** (math.floor(math.log2(std)) - _GRID)
   return np.round(values / grid) * grid
+
+
+def noisy(values: Params, std: float) -> Params:
+  """A tree with noise of its own on every number, in float64; as it is for 0."""
+  add = lambda leaf: snapped(leaf + gaussian(np.shape(leaf), std), std)  # noqa: E731
+  return jax.tree.map(add, values) if std else values

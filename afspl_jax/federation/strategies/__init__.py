@@ -74,6 +74,11 @@ class Controlled(Strategy, Protocol):
     ...
 
 
+def of_mean(strategy: Strategy) -> bool:
+  """Whether it uses nothing of the replies but their mean update, so that one may stand for all."""
+  return getattr(strategy, "of_mean", False)
+
+
 def known() -> tuple[str, ...]:
   """Names of all strategies, sorted."""
   names = (module.name for module in pkgutil.iter_modules(__path__))

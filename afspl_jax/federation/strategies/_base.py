@@ -1,6 +1,6 @@
 """What most strategies have in common: a client half that adds nothing, and checked options."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,6 +11,8 @@ from afspl_jax.types import Params
 
 class ServerSide:
   """A strategy whose sites minimise their own loss, and whose server by default keeps nothing."""
+
+  of_mean: ClassVar[bool] = False  # the replies' mean update is all that `aggregate` uses of them
 
   def client_penalty(self, params: Params, global_params: Params) -> Float[Array, ""]:
     """Zero: sites minimise their own loss."""

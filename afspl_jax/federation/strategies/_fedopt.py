@@ -15,7 +15,7 @@ import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -32,6 +32,8 @@ Leaf = Float64[np.ndarray, "..."] | np.float64  # arithmetic makes a scalar of a
 @dataclass(frozen=True)
 class FedOpt(ServerSide, abc.ABC):
   """The server's step; a method says how v moves."""
+
+  of_mean: ClassVar[bool] = True
 
   server_lr: float = 0.1  # eta: step of the server; the paper tunes it for every task
   beta1: float = 0.9  # decay of m a round

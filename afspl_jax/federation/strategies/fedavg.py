@@ -6,7 +6,7 @@ Algorithm 1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide
@@ -17,6 +17,8 @@ from afspl_jax.types import Params
 @dataclass(frozen=True)
 class FedAvg(ServerSide):
   """Averages the sites' params, weighted by their numbers of examples; unsent rows stay."""
+
+  of_mean: ClassVar[bool] = True
 
   def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
     """Weighted means, summed in float64 in the order of site names, in the leaves' dtypes."""

@@ -8,7 +8,7 @@ update. The momentum is plain, not Nesterov's; the server's learning rate, 1 in 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -22,6 +22,8 @@ from afspl_jax.types import Params
 @dataclass(frozen=True)
 class FedAvgM(ServerSide):
   """Moves the params by a sum of the rounds' mean updates, older ones weighing less."""
+
+  of_mean: ClassVar[bool] = True
 
   server_lr: float = 1.0  # factor of the momentum in a step
   momentum: float = 0.9  # beta: what is left of the momentum after a round; 0 = FedAvg

@@ -1,0 +1,102 @@
+"""What was spent of a privacy budget: epsilon at a delta, by dp-accounting.
+
+Two runs are neighbours if one client (of `example_epsilon`: one example) takes part in one of them
+and not in the other. What counts is how a release's participants were drawn:
+
+- by secret coins, each with the same probability (`fed.selection=poisson`): a release is a Poisson-
+  subsampled Gaussian mechanism, and nobody but a client itself knows that it took part;
+- in a way that others can compute: a client pays the whole Gaussian mechanism for every release
+  that it took part in, and nothing for the others. The epsilon is that of who took part most often.
+"""
+
+import functools
+import math
+from types import ModuleType
+from typing import NamedTuple
+
+from afspl_jax.errors import UserError
+
+_TOLERANCE = 1e-3  # of a calibrated noise multiplier
+
+
+class Mechanism(NamedTuple):
+  """A release of a noisy sum in which one client's part is bounded."""
+
+  noise: float  # standard deviation over the most that a client moves the sum, in the L2 norm
+  probability: float = (
+    1.0  # with which a client takes part by a secret coin; 1: it is known who did
+  )
+
+
+def epsilon(mechanism: Mechanism, times: int, delta: float, method: str = "pld") -> float:
+  """The epsilon at `delta` of a number of releases.
+
+  Args:
+    mechanism: every release's.
+    times: releases; where it is known who took part, those of the client in question.
+    delta: from 0 to 1, both left out.
+    method: "pld", by privacy loss distributions (Koskela et al. 2020; Doroshenko et al. 2022), an
+      upper bound that is tight to 1e-4 a release; "rdp", by Renyi divergences (Mironov 2017), which
+      is looser and independent of it.
+
+  Raises:
+    UserError: dp-accounting is not installed.
+  """
+  if times == 0:
+    return 0.0
+  return math.inf if mechanism.noise == 0 else _epsilon(mechanism, times, delta, method)
+
+
+@functools.lru_cache(maxsize=256)
+def _epsilon(mechanism: Mechanism, times: int, delta: float, method: str) -> float:
+  dp = _library()
+  accountant = dp.rdp.RdpAccountant() if method == "rdp" else dp.pld.PLDAccountant()
+  accountant.compose(_event(mechanism, times))
+  return float(accountant.get_epsilon(delta))
+
+
+@functools.lru_cache(maxsize=16)
+def noise_for(budget: float, delta: float, probability: float, times: int) -> float:
+  """The least noise multiplier with which so many releases stay within a budget.
+
+  Args:
+    budget: epsilon, above 0.
+    delta: as `epsilon` takes it.
+    probability: of a mechanism.
+    times: releases, at least 1.
+
+  Raises:
+    UserError: dp-accounting is not installed.
+  """
+  dp = _library()
+  noise = dp.calibrate_dp_mechanism(
+    dp.pld.PLDAccountant,
+    lambda noise: _event(Mechanism(noise, probability), times),
+    budget,
+    delta,
+    dp.LowerEndpointAndGuess(0.0, 1.0),
+    tol=_TOLERANCE,
+  )
+  return float(noise)
+
+
+def _event(mechanism: Mechanism, times: int):
+  dp = _library()
+  if mechanism.probability < 1:
+    once = dp.PoissonSampledDpEvent(mechanism.probability, dp.GaussianDpEvent(mechanism.noise))
+    return dp.SelfComposedDpEvent(once, times)
+  # Of Gaussian mechanisms the composition is one, exactly; this spares the others' convolution.
+  return dp.GaussianDpEvent(mechanism.noise / math.sqrt(times))
+
+
+def _library() -> ModuleType:
+  try:
+    import dp_accounting
+    import dp_accounting.pld
+    import dp_accounting.rdp
+  except ImportError as error:
+    raise UserError(
+      "privacy: expected the package dp-accounting, which computes epsilon; it is not installed."
+      " Run: pip install 'afspl-jax[privacy]'"
+    ) from error
+  return dp_accounting
