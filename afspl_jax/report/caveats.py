@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from afspl_jax.report.clients import outcome
+from afspl_jax.report.clients import MISSED, outcome
 from afspl_jax.report.files import Run
 from afspl_jax.report.tables import number
 
@@ -38,7 +38,7 @@ def caveats(run: Run) -> list[str]:
         f"{title} is {number(blind[name])} when the same prompter is shown no image, and"
         f" {number(test[name])} with it: only the difference comes from looking."
       )
-  lost = [line for line in run.clients if outcome(line) != "used"]
+  lost = [line for line in run.clients if outcome(line) == MISSED]
   if lost:
     who = {line["client"] for line in lost}
     out.append(

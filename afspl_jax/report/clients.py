@@ -35,7 +35,10 @@ class Client:
 
 
 def outcome(line: Line) -> str:
-  """What became of a client's part in a round: USED, MISSED or LATE."""
+  """What became of a client's part in a round: USED, MISSED or LATE.
+
+  A late reply is no further loss: a line of the same round and client says MISSED already.
+  """
   kind = line["status"].split(":")[0]
   return {"ok": USED, "late": LATE}.get(kind, MISSED)
 
@@ -76,10 +79,11 @@ def pictures(run: Run) -> list[Chart]:
 
 
 def _outcomes(run: Run) -> Chart:
-  counts = Counter((line["round"], outcome(line)) for line in run.clients)
+  told = [(line["round"], outcome(line)) for line in run.clients]
+  counts = Counter((round, kind) for round, kind in told if kind != LATE)
   last = max(line["round"] for line in run.clients)
   step = -(-last // _ROUNDS)  # rounds a bar
-  kinds = [kind for kind in (USED, MISSED, LATE) if any(k == kind for _, k in counts)]
+  kinds = [kind for kind in (USED, MISSED) if any(k == kind for _, k in counts)]
   binned = Counter[tuple[int, str]]()
   for (round, kind), count in counts.items():
     binned[(round - 1) // step, kind] += count
@@ -219,7 +223,7 @@ _COLUMNS = {
 
 def failures(run: Run) -> Table | None:
   """The newest updates that were not used, with the reason."""
-  lines = [line for line in run.clients if outcome(line) != USED]
+  lines = [line for line in run.clients if outcome(line) == MISSED]
   if not lines:
     return None
   rows = [
