@@ -1,5 +1,6 @@
 """A web page that follows a run from its folder alone, which it only reads."""
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -40,16 +41,19 @@ def serve(
   Raises:
     UserError: the address is taken, or not this machine's.
   """
-  with socket.socket() as listener:
+  # uvicorn ends in good order when interrupted, and then raises the same again.
+  with socket.socket() as listener, contextlib.suppress(KeyboardInterrupt):
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
       listener.bind((host, port))
+      listener.listen()  # from here on whoever reads the address below is answered
     except (OSError, OverflowError) as error:
       raise UserError(
         f"{host}:{port}: expected an address that is free on this machine; got: {error}."
         " Choose another with --host and --port"
       ) from error
-    print(f"dashboard of {folder}: http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
+    address = f"http://{host}:{listener.getsockname()[1]}/"
+    print(f"dashboard of {folder}: {address} (Ctrl-C ends it)", flush=True)
     os.nice(10)  # training comes first
     config = uvicorn.Config(app(folder, [host, *names], images), log_level="warning")
     uvicorn.Server(config).run(sockets=[listener])

@@ -1,8 +1,12 @@
 """The page that follows a run: what it answers, whom, and from what files."""
 
+import http.client
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 from starlette.testclient import TestClient
@@ -103,3 +107,20 @@ def test_an_address_that_cannot_be_had_is_said(tmp_path, capsys):
   assert cli.main(["dashboard", str(tmp_path), "--host=203.0.113.1"]) == 2
   error = capsys.readouterr().err
   assert "203.0.113.1:8050: expected an address that is free" in error and error.count("\n") == 1
+
+
+def test_ctrl_c_ends_it_without_a_word(tmp_path):
+  command = [sys.executable, "-m", "afspl_jax.cli", "dashboard", str(tmp_path), "--port=0"]
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
+    try:
+      address = re.search(r"http://(\S+)/", process.stdout.readline())[1]
+      connection = http.client.HTTPConnection(address, timeout=60)
+      connection.request("GET", "/")
+      assert connection.getresponse().status == 200
+      connection.close()
+      process.send_signal(signal.SIGINT)
+      assert process.communicate(timeout=60) == ("", "") and process.returncode == 0
+    finally:
+      process.kill()
