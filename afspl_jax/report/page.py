@@ -1,15 +1,15 @@
 """A page that shows what runs did: one HTML file that needs no network and no script."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from afspl_jax.atomic import write_text
 from afspl_jax.config import Experiment, to_dict
 from afspl_jax.errors import UserError
+from afspl_jax.fields import leaves
 from afspl_jax.report import clients, curves, prompts
 from afspl_jax.report.caveats import caveats, comparison
 from afspl_jax.report.charts import Chart
@@ -127,7 +127,7 @@ def render(runs: Sequence[Run], images: bool = True, changed: str = "", live: bo
 
 def _part(run: Run, images: bool) -> Part:
   tables = (prompts.fusion_table(run), prompts.pool_table(run))
-  settings = [[name, str(value)] for name, value in _leaves(run.config).items()]
+  settings = [[name, str(value)] for name, value in leaves(run.config).items()]
   return Part(
     run=run,
     what=_what(run),
@@ -207,8 +207,8 @@ def _scores(runs: Sequence[Run]) -> Table | None:
 
 def _differences(runs: Sequence[Run]) -> Table:
   """Settings of some run that are not the default, with those in which the runs differ first."""
-  default = _leaves(to_dict(Experiment()))
-  configs = [_leaves(run.config) for run in runs]
+  default = leaves(to_dict(Experiment()))
+  configs = [leaves(run.config) for run in runs]
   names = list(dict.fromkeys(name for config in [default, *configs] for name in config))
   rows = []
   for name in names:
@@ -230,7 +230,7 @@ def _origins(runs: Sequence[Run]) -> Table:
     {
       **{f"version of {name}": value for name, value in run.versions.items()},
       **{f"{name}": value for place in run.places for name, value in place.items()},
-      **{f"hash of {name}": value for name, value in _leaves(run.facts).items()},
+      **{f"hash of {name}": value for name, value in leaves(run.facts).items()},
     }
     for run in runs
   ]
@@ -238,12 +238,3 @@ def _origins(runs: Sequence[Run]) -> Table:
   rows = [[name, *(str(of.get(name, "–")) for of in found)] for name in names]
   head = ["What", *(run.name for run in runs)]
   return Table("Versions, devices and hashes", head, rows, frozenset(range(1, len(head))))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested values by their dotted names."""
-  out: dict[str, Any] = {}
-  for name, value in tree.items():
-    nested = isinstance(value, Mapping)
-    out |= _leaves(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-  return out
