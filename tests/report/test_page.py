@@ -187,7 +187,12 @@ def rows_of(tree, caption):
   [
     (lambda path: path, "expected a run's folder with config.json; got none"),
     (lambda path: damage(path, "config.json", "{"), "config.json: expected a file of a run; got"),
+    (
+      lambda path: damage(path, "config.json", '{"config": {"seed": 1}}'),
+      "config.json: expected a run's config; got one without data.source, data.partition",
+    ),
     (lambda path: damage(path, "metrics.jsonl", "{\n"), "metrics.jsonl:1: expected a JSON object"),
+    (lambda path: damage(path, "metrics.jsonl", "3\n"), "metrics.jsonl:1: expected a JSON object"),
   ],
 )
 def test_a_folder_that_is_no_run_is_said_in_one_line(tmp_path, capsys, make, message):
