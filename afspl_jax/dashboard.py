@@ -1,4 +1,4 @@
-"""A web page that follows a run from its folder alone, which it only reads."""
+"""A web page that follows a run from its folder, and images of its data set; it only reads."""
 
 import contextlib
 import hashlib
