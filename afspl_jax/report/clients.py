@@ -87,14 +87,16 @@ def _outcomes(run: Run) -> Chart:
   binned = Counter[tuple[int, str]]()
   for (round, kind), count in counts.items():
     binned[(round - 1) // step, kind] += count
-  rows = [
-    {"x": i * step + 0.5, "x2": (i + 1) * step + 0.5, "y": count / step, "series": kind}
-    for (i, kind), count in sorted(binned.items())
-  ]
+  rows = []
+  for (i, kind), count in sorted(binned.items()):
+    low, high = i * step, min((i + 1) * step, last)  # the last bar may be of fewer rounds
+    mean = count / (high - low)
+    rows.append({"x": low + 0.5, "x2": high + 0.5, "y": mean, "series": kind})
   totals = {kind: sum(n for (_, k), n in counts.items() if k == kind) for kind in kinds}
   caption = "How many clients' updates went into each round's average, and how many did not."
   if step > 1:
-    caption += f" A bar is the mean of {step} rounds."
+    caption += f" A bar is the mean of {step} rounds"
+    caption += f", the last one of {last % step}." if last % step else "."
   alt = ", ".join(f"{total} {kind}" for kind, total in totals.items()) + f" in {last} rounds"
   spec = charts.bars(rows, Axes("round", "clients"), kinds)
   return charts.chart("Updates of clients by round", caption, alt, spec)

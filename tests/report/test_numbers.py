@@ -2,7 +2,7 @@
 
 import pytest
 
-from afspl_jax.report import clients, curves, prompts
+from afspl_jax.report import charts, clients, curves, prompts
 from afspl_jax.report.caveats import caveats
 from afspl_jax.report.files import read, read_all
 from afspl_jax.report.tables import duration, size
@@ -67,6 +67,20 @@ def test_an_update_that_came_late_is_one_that_was_not_used_everywhere(tmp_path):
   svg = clients.pictures(run)[0].svg
   assert "3 used, 1 not used in 2 rounds" in svg and ">late<" not in svg
   assert "late: discarded in round 2" in clients.table(run).rows[1][-1]
+
+
+def test_the_last_bar_is_the_mean_of_the_rounds_that_are_left(tmp_path, monkeypatch):
+  drawn, bars = [], charts.bars
+  monkeypatch.setattr(charts, "bars", lambda rows, *to: drawn.append(rows) or bars(rows, *to))
+  run = read(made_run(tmp_path / "run", clients=3, rounds=51))
+  caption = clients.pictures(run)[0].caption
+  assert caption.endswith("A bar is the mean of 2 rounds, the last one of 1.")
+  (rows,) = drawn
+  whole = {}
+  for row in rows:
+    whole[row["x"], row["x2"]] = whole.get((row["x"], row["x2"]), 0) + row["y"]
+  assert set(whole.values()) == {3}
+  assert list(whole)[-2:] == [(48.5, 50.5), (50.5, 51.5)]
 
 
 def test_the_partition_tells_labels_and_all_others_apart(run):
