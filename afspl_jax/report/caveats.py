@@ -28,7 +28,13 @@ def caveats(run: Run) -> list[str]:
     out.append(f"The run is not finished: its scores are those on {where}.")
   elif run.config.get("fed", {}).get("rounds") == 0:
     out.append("Nothing was trained: this is the untrained prompter (zero-shot).")
-  wanted = evaluation.get("test_examples" if run.last("test") else "val_examples", 0)
+  if run.config.get("fed", {}).get("share") == "none":
+    out.append(
+      "Every client trained alone (fed.share=none): only own prompters were trained. Curves, texts"
+      " and scores on the validation split are of the untrained one."
+    )
+  tested = run.last("test") or run.last("test_personal")
+  wanted = evaluation.get("test_examples" if tested else "val_examples", 0)
   if wanted:
     out.append(f"Scores are of at most {wanted} examples, spread over the split, not of all of it.")
   test, blind = run.last("test"), run.last("test_blind")

@@ -166,8 +166,10 @@ def _what(run: Run) -> str:
 
 
 def _figures(run: Run) -> list[Figure]:
-  split = "test" if run.last("test") else "val"
-  line, own = run.last(split) or {}, run.last("test_personal") or {}
+  own = run.last("test_personal") or {}
+  # Clients that share nothing have no global prompter: that on the validation split is untrained.
+  split = "test" if run.last("test") or own else "val"
+  line = run.last(split) or {}
   where = "test split" if split == "test" else f"validation, round {line.get('round', 0)}"
   out = []
   for name in ("cider", "bleu4", "vqa_accuracy"):
