@@ -20,6 +20,7 @@ from starlette.routing import Route
 from afspl_jax.errors import UserError
 from afspl_jax.report.files import read, stamp
 from afspl_jax.report.page import TEMPLATES, render
+from afspl_jax.status import is_locked
 
 _LOCAL = ("127.0.0.1", "localhost")
 _REST = 5.0  # times as long as making a page took, until it may be made again
@@ -104,9 +105,9 @@ class Page:
       return
     begin = time.monotonic()
     files = stamp(self._folder)
-    run = read(self._folder)
-    key = files, run.state
+    key = files, is_locked(self._folder)
     if key != self._key:
+      run = read(self._folder)
       newest = max((changed for _, changed, _ in files), default=0)
       changed = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(newest / 1e9)) if newest else ""
       self._html = render([run], self._images, changed, live=True)

@@ -58,6 +58,15 @@ def test_a_page_that_did_not_change_is_not_sent_again(client, tmp_path):
   assert changed.status_code == 200 and "2.000" in changed.text
 
 
+def test_files_that_did_not_change_are_not_read_again(client, tmp_path, monkeypatch):
+  made_run(tmp_path / "run")
+  reads, read = [], dashboard.read
+  monkeypatch.setattr(dashboard, "read", lambda folder: reads.append(folder) or read(folder))
+  for _ in range(3):
+    assert client.get("/").status_code == 200
+  assert len(reads) == 1
+
+
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8050", "127.0.0.1.evil.example"])
 def test_a_page_elsewhere_whose_name_points_here_reads_nothing(client, host):
   for path in ("/", "/live.js"):
