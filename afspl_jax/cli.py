@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     "--name",
     action="append",
     default=[],
-    help="another name or address by which browsers may ask for it; may be given again",
+    help="another name or address, without port, by which browsers may ask; may be given again",
   )
   dashboard.add_argument("--no-images", action="store_true", help="leave out images of examples")
   dashboard.set_defaults(run=_dashboard)

@@ -23,6 +23,7 @@ from afspl_jax.report.page import TEMPLATES, render
 from afspl_jax.status import is_locked
 
 _LOCAL = ("127.0.0.1", "localhost")
+_ANY = ("0.0.0.0", "")  # listen on every address of this machine
 _REST = 5.0  # times as long as making a page took, until it may be made again
 _LONGEST = 30.0  # seconds of that
 
@@ -40,8 +41,13 @@ def serve(
     images: whether images of examples are shown.
 
   Raises:
-    UserError: the address is taken, or not this machine's.
+    UserError: the address is taken, or not this machine's; a name that no browser asks by.
   """
+  for name in names:
+    if not name or "*" in name or ":" in name:
+      raise UserError(
+        f"--name: expected a host's name or IPv4 address, without port or wildcard; got {name!r}"
+      )
   # uvicorn ends in good order when interrupted, and then raises the same again.
   with socket.socket() as listener, contextlib.suppress(KeyboardInterrupt):
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -55,6 +61,12 @@ def serve(
       ) from error
     address = f"http://{host}:{listener.getsockname()[1]}/"
     print(f"dashboard of {folder}: {address} (Ctrl-C ends it)", flush=True)
+    if host in _ANY and not names:
+      print(
+        "only browsers on this machine are answered: give the name or address by which others ask"
+        " for it with --name",
+        flush=True,
+      )
     os.nice(10)  # training comes first
     config = uvicorn.Config(app(folder, [host, *names], images), log_level="warning")
     uvicorn.Server(config).run(sockets=[listener])
@@ -71,7 +83,7 @@ def app(folder: Path, names: Sequence[str] = (), images: bool = True) -> Starlet
   """
   page = Page(folder, images)
   script = FileResponse(TEMPLATES / "live.js", media_type="text/javascript", headers=_HEADERS)
-  allowed = [*_LOCAL, *names]
+  allowed = [*_LOCAL, *(name.lower() for name in names)]  # browsers ask in lower case
   return Starlette(
     routes=[Route("/", page.answer), Route("/live.js", lambda request: script)],
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False)],
