@@ -231,7 +231,7 @@ def _origins(runs: Sequence[Run]) -> Table:
   found = [
     {
       **{f"version of {name}": value for name, value in run.versions.items()},
-      **{f"{name}": value for place in run.places for name, value in place.items()},
+      **_places(run),
       **{f"hash of {name}": value for name, value in leaves(run.facts).items()},
     }
     for run in runs
@@ -240,3 +240,12 @@ def _origins(runs: Sequence[Run]) -> Table:
   rows = [[name, *(str(of.get(name, "–")) for of in found)] for name in names]
   head = ["What", *(run.name for run in runs)]
   return Table("Versions, devices and hashes", head, rows, frozenset(range(1, len(head))))
+
+
+def _places(run: Run) -> dict[str, str]:
+  """Where a run was at work, one place after the other: it may have gone on elsewhere."""
+  names = dict.fromkeys(name for place in run.places for name in place)
+  return {
+    name: ", then ".join(str(place[name]) for place in run.places if name in place)
+    for name in names
+  }

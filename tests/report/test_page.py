@@ -137,6 +137,16 @@ def test_clients_that_trained_alone_have_no_global_score(tmp_path):
   assert "Every client trained alone" in said and "at most 100 examples" in said
 
 
+def test_a_run_that_went_on_elsewhere_names_every_place(tmp_path):
+  path = made_run(tmp_path / "run")
+  config = json.loads((path / "config.json").read_text())
+  config["places"].append({"devices": "4 x tpu"})
+  (path / "config.json").write_text(json.dumps(config))
+  tree = parsed(render([read(path)], images=False))
+  rows = dict(rows_of(tree, "Versions, devices and hashes"))
+  assert rows["devices"] == "1 x cpu, then 4 x tpu"
+
+
 def test_a_run_that_was_stopped_says_so_and_shows_what_there_is(tmp_path):
   path = made_run(tmp_path / "run", finished=False, rounds=3)
   with open(path / "metrics.jsonl", "a") as file:
