@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from afspl_jax.report.clients import MISSED, outcome
+from afspl_jax.report.curves import TITLES
 from afspl_jax.report.files import Run
 from afspl_jax.report.tables import number
 
@@ -38,10 +39,10 @@ def caveats(run: Run) -> list[str]:
   if wanted:
     out.append(f"Scores are of at most {wanted} examples, spread over the split, not of all of it.")
   test, blind = run.last("test"), run.last("test_blind")
-  for name, title in (("cider", "CIDEr"), ("vqa_accuracy", "VQA accuracy")):
+  for name in ("cider", "vqa_accuracy"):
     if test and blind and None not in (test.get(name), blind.get(name)):
       out.append(
-        f"{title} is {number(blind[name])} when the same prompter is shown no image, and"
+        f"{TITLES[name]} is {number(blind[name])} when the same prompter is shown no image, and"
         f" {number(test[name])} with it: only the difference comes from looking."
       )
   lost = [line for line in run.clients if outcome(line) == MISSED]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from afspl_jax.report import charts
 from afspl_jax.report.charts import Axes, Chart
-from afspl_jax.report.curves import thinned
+from afspl_jax.report.curves import TITLES, thinned
 from afspl_jax.report.files import Run
 from afspl_jax.report.tables import Number, Table, number, size
 from afspl_jax.status import Line
@@ -72,8 +72,8 @@ def pictures(run: Run) -> list[Chart]:
   """Outcomes round by round, scores by both prompters, and how many examples each client has."""
   who = clients(run)
   drawn = [_outcomes(run)] if run.clients else []
-  scored = (("cider", "CIDEr"), ("vqa_accuracy", "VQA accuracy"))
-  drawn += [found for name, title in scored if (found := _scores(who, name, title))]
+  scored = ("cider", "vqa_accuracy")
+  drawn += [found for name in scored if (found := _scores(who, name, TITLES[name]))]
   sizes = [client for client in who if client.examples is not None]
   return drawn + ([_sizes(sizes)] if sizes else [])
 

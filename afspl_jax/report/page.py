@@ -13,19 +13,14 @@ from afspl_jax.fields import leaves
 from afspl_jax.report import clients, curves, prompts
 from afspl_jax.report.caveats import caveats, comparison
 from afspl_jax.report.charts import Chart
+from afspl_jax.report.curves import TITLES
 from afspl_jax.report.files import Run, read_all
 from afspl_jax.report.gallery import Gallery, gallery
 from afspl_jax.report.tables import Table, duration, number, size
 
 MOST_RUNS = 8  # that colours tell apart
 TEMPLATES = Path(__file__).parent / "templates"
-_SCORES = {
-  "cider": "CIDEr",
-  "bleu4": "BLEU-4",
-  "rouge_l": "ROUGE-L",
-  "vqa_accuracy": "VQA accuracy",
-  "loss": "Loss",
-}
+_KEYS = sorted(TITLES, key="loss".__eq__)  # the loss as the last
 _VIEWS = {
   "val": "validation split, global prompter",
   "test": "test split, global prompter",
@@ -177,7 +172,7 @@ def _figures(run: Run) -> list[Figure]:
       note = where if line.get(name) is not None else ""
       if own.get(name) is not None:
         note = f"{note}; own prompters {own[name]:.3f}".removeprefix("; ")
-      out.append(Figure(_SCORES[name], number(line.get(name)), note))
+      out.append(Figure(TITLES[name], number(line.get(name)), note))
   trained = run.of("train")
   up, down = (sum(line[key] for line in trained) for key in ("bytes_up", "bytes_down"))
   total = sum(line.get("seconds", 0) for line in run.metrics)
@@ -197,13 +192,13 @@ def _scores(runs: Sequence[Run]) -> Table | None:
   """Every way in which the runs were scored last."""
   rows = []
   found = [(run, view, line) for view in _VIEWS for run in runs if (line := run.last(view))]
-  keys = [key for key in _SCORES if any(line.get(key) is not None for _, _, line in found)]
+  keys = [key for key in _KEYS if any(line.get(key) is not None for _, _, line in found)]
   for run, view, line in found:
     cells = [_VIEWS[view], *([run.name] * (len(runs) > 1)), str(line["round"])]
     rows.append(cells + [number(line.get(key)) for key in keys])
   if not rows:
     return None
-  head = ["Scored on", *(["Run"] * (len(runs) > 1)), "Round", *(_SCORES[key] for key in keys)]
+  head = ["Scored on", *(["Run"] * (len(runs) > 1)), "Round", *(TITLES[key] for key in keys)]
   return Table("Last scores", head, rows, frozenset({1} if len(runs) > 1 else ()))
 
 
