@@ -94,7 +94,10 @@ def main(argv: list[str] | None = None) -> int:
   report.set_defaults(run=_report)
 
   dashboard = commands.add_parser(
-    "dashboard", help="a local web page that follows a run; it reads its folder and no more"
+    "dashboard",
+    help="a local web page that follows a run",
+    description="Serves a page that follows a run until Ctrl-C. It reads the run's folder, and"
+    " images of its data set unless --no-images, and writes nothing.",
   )
   dashboard.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
   dashboard.add_argument("--host", default="127.0.0.1", help="IPv4 address to listen on")
@@ -103,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     "--name",
     action="append",
     default=[],
-    help="another name or address by which browsers may ask for it; may be given again",
+    help="another name or address, without port, by which browsers may ask; may be given again",
   )
   dashboard.add_argument("--no-images", action="store_true", help="leave out images of examples")
   dashboard.set_defaults(run=_dashboard)

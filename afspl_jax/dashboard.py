@@ -1,5 +1,6 @@
-"""A web page that follows a run from its folder alone, which it only reads."""
+"""A web page that follows a run from its folder, and images of its data set; it only reads."""
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -19,8 +20,10 @@ from starlette.routing import Route
 from afspl_jax.errors import UserError
 from afspl_jax.report.files import read, stamp
 from afspl_jax.report.page import TEMPLATES, render
+from afspl_jax.status import is_locked
 
 _LOCAL = ("127.0.0.1", "localhost")
+_ANY = ("0.0.0.0", "")  # listen on every address of this machine
 _REST = 5.0  # times as long as making a page took, until it may be made again
 _LONGEST = 30.0  # seconds of that
 
@@ -38,18 +41,32 @@ def serve(
     images: whether images of examples are shown.
 
   Raises:
-    UserError: the address is taken, or not this machine's.
+    UserError: the address is taken, or not this machine's; a name that no browser asks by.
   """
-  with socket.socket() as listener:
+  for name in names:
+    if not name or "*" in name or ":" in name:
+      raise UserError(
+        f"--name: expected a host's name or IPv4 address, without port or wildcard; got {name!r}"
+      )
+  # uvicorn ends in good order when interrupted, and then raises the same again.
+  with socket.socket() as listener, contextlib.suppress(KeyboardInterrupt):
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
       listener.bind((host, port))
+      listener.listen()  # from here on whoever reads the address below is answered
     except (OSError, OverflowError) as error:
       raise UserError(
         f"{host}:{port}: expected an address that is free on this machine; got: {error}."
         " Choose another with --host and --port"
       ) from error
-    print(f"dashboard of {folder}: http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
+    address = f"http://{host}:{listener.getsockname()[1]}/"
+    print(f"dashboard of {folder}: {address} (Ctrl-C ends it)", flush=True)
+    if host in _ANY and not names:
+      print(
+        "only browsers on this machine are answered: give the name or address by which others ask"
+        " for it with --name",
+        flush=True,
+      )
     os.nice(10)  # training comes first
     config = uvicorn.Config(app(folder, [host, *names], images), log_level="warning")
     uvicorn.Server(config).run(sockets=[listener])
@@ -66,7 +83,7 @@ def app(folder: Path, names: Sequence[str] = (), images: bool = True) -> Starlet
   """
   page = Page(folder, images)
   script = FileResponse(TEMPLATES / "live.js", media_type="text/javascript", headers=_HEADERS)
-  allowed = [*_LOCAL, *names]
+  allowed = [*_LOCAL, *(name.lower() for name in names)]  # browsers ask in lower case
   return Starlette(
     routes=[Route("/", page.answer), Route("/live.js", lambda request: script)],
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False)],
@@ -100,9 +117,9 @@ class Page:
       return
     begin = time.monotonic()
     files = stamp(self._folder)
-    run = read(self._folder)
-    key = files, run.state
+    key = files, is_locked(self._folder)
     if key != self._key:
+      run = read(self._folder)
       newest = max((changed for _, changed, _ in files), default=0)
       changed = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(newest / 1e9)) if newest else ""
       self._html = render([run], self._images, changed, live=True)

@@ -43,6 +43,15 @@ def changed(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
   return config
 
 
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Plain nested values by their dotted names."""
+  out: dict[str, Any] = {}
+  for name, value in tree.items():
+    nested = isinstance(value, Mapping)
+    out |= leaves(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+  return out
+
+
 def from_dict(values: Mapping[str, Any]) -> Experiment:
   """The experiment of plain nested values, as config.json stores them.
 
@@ -52,16 +61,9 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
   Raises:
     UserError: a field that is not known, or a value of the wrong type.
   """
-  flat: dict[str, Any] = {}
-
-  def walk(values: Mapping[str, Any], prefix: str) -> None:
-    for name, value in values.items():
-      if isinstance(value, dict):
-        walk(value, f"{prefix}{name}.")
-      else:
-        flat[f"{prefix}{name}"] = tuple(value) if isinstance(value, list) else value
-
-  walk(values, "")
+  flat = leaves(values)
+  # JSON has lists where a config has tuples.
+  flat |= {name: tuple(value) for name, value in flat.items() if isinstance(value, list)}
   return changed(Experiment(), flat)
 
 

@@ -90,7 +90,7 @@ def federate(
 
     def on_round(report: RoundReport) -> None:
       nonlocal bar
-      board.update(folder.metrics(), pictures)
+      board.update(pictures)
       if bar is None:
         bar = progress(total=config.fed.rounds, initial=report.round, unit="round", desc="rounds")
       else:
@@ -129,7 +129,7 @@ def federate(
       if bar is not None:
         bar.close()
     scores = score_finished(setup, folder, shared, progress)
-    board.update(folder.metrics(), pictures)
+    board.update(pictures)
     return scores
 
 

@@ -221,7 +221,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
   """The lines of a run's file, but for a last one that was cut short.
 
   Raises:
-    UserError: a line that is not JSON; names file and line.
+    UserError: a line that is no JSON object; names file and line.
   """
   if not path.exists():
     return []
@@ -229,9 +229,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
   # What follows the last newline was cut short, perhaps inside a character: split first.
   for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
     try:
-      lines.append(json.loads(line))
+      found = json.loads(line)
     except ValueError as error:
       raise UserError(f"{path}:{number}: expected a JSON object; got: {error}") from error
+    if not isinstance(found, dict):
+      raise UserError(f"{path}:{number}: expected a JSON object; got: {str(found)[:40]!r}")
+    lines.append(found)
   return lines
 
 

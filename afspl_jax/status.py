@@ -65,7 +65,7 @@ def state(run: Path, metrics: Sequence[Line]) -> str:
     run: its folder.
     metrics: the lines of its metrics.jsonl.
   """
-  if _is_locked(run):
+  if is_locked(run):
     return "running"
   return "finished" if any(line["split"].startswith("test") for line in metrics) else "stopped"
 
@@ -100,7 +100,7 @@ def _table(lines: Sequence[Line]) -> list[str]:
   ]
 
 
-def _is_locked(run: Path) -> bool:
+def is_locked(run: Path) -> bool:
   """Whether a process is at work in the folder."""
   try:
     with open(run / "lock") as lock:

@@ -8,7 +8,6 @@ import contextlib
 import importlib.util
 import textwrap
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +40,19 @@ class TensorBoard:
     self._written = 0  # lines
     self._images: dict[str, Image.Image | None] = {}  # of the examples that are shown, by id
 
-  def update(self, lines: Sequence[dict[str, Any]], validation: Source) -> None:
-    """Adds what is new.
+  def update(self, validation: Source) -> None:
+    """Adds what is new in metrics.jsonl.
 
     Args:
-      lines: all lines of metrics.jsonl; those of an earlier call come first.
       validation: has the images of the validation split.
 
     Raises:
-      UserError: the events cannot be written.
+      UserError: the events cannot be written, or metrics.jsonl is damaged.
     """
     folder = self._run / "tensorboard"
     if not self._installed or (self._writer is None and self._is_current(folder)):
       return
+    lines = read_lines(self._run / METRICS)
     try:
       if self._writer is None:
         self._begin(folder)

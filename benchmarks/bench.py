@@ -1,7 +1,7 @@
 """What every measurement is given: sides to compare, the machine's rates, how long it may take."""
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.case import Case, write_backbones
@@ -25,7 +25,7 @@ class Sides(dict[str, Child]):
   case: Case
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
   """How to measure."""
 
@@ -34,26 +34,25 @@ class Bench:
   quick: bool  # a few minutes on two cores
   turns: int  # times that every side does a piece of work
   names: tuple[str, ...] = tuple(SIDES)
-  _started: dict[Case, Sides] = field(default_factory=dict)
+  _sides: Sides | None = None
 
   def sides(self, case: Case) -> Sides:
     """Every side at work on a case: those that were so last, or else new ones."""
-    if case not in self._started:
+    if self._sides is None or self._sides.case != case:
       self.close()
       folders = write_backbones(case, self.folder)
       with Child("benchmarks.sides.afspl:untrained", case, folders) as child:
         params = child.built.value
-      sides = self._started[case] = Sides()
-      sides.case = case
+      self._sides = Sides()
+      self._sides.case = case
       for name in self.names:
-        sides[name] = Child(SIDES[name], case, folders, params, environment=_QUIET)
-        sides[name]("encode")
-    return self._started[case]
+        self._sides[name] = Child(SIDES[name], case, folders, params, environment=_QUIET)
+        self._sides[name]("encode")
+    return self._sides
 
   def close(self) -> None:
     """Ends the sides."""
     with contextlib.ExitStack() as stack:
-      for sides in self._started.values():
-        for child in sides.values():
-          stack.callback(child.close)
-    self._started.clear()
+      for child in (self._sides or {}).values():
+        stack.callback(child.close)
+    self._sides = None

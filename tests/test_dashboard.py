@@ -1,8 +1,13 @@
 """The page that follows a run: what it answers, whom, and from what files."""
 
+import http.client
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+from unittest.mock import Mock
 
 import pytest
 from starlette.testclient import TestClient
@@ -54,6 +59,15 @@ def test_a_page_that_did_not_change_is_not_sent_again(client, tmp_path):
   assert changed.status_code == 200 and "2.000" in changed.text
 
 
+def test_files_that_did_not_change_are_not_read_again(client, tmp_path, monkeypatch):
+  made_run(tmp_path / "run")
+  reads, read = [], dashboard.read
+  monkeypatch.setattr(dashboard, "read", lambda folder: reads.append(folder) or read(folder))
+  for _ in range(3):
+    assert client.get("/").status_code == 200
+  assert len(reads) == 1
+
+
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8050", "127.0.0.1.evil.example"])
 def test_a_page_elsewhere_whose_name_points_here_reads_nothing(client, host):
   for path in ("/", "/live.js"):
@@ -62,8 +76,8 @@ def test_a_page_elsewhere_whose_name_points_here_reads_nothing(client, host):
 
 
 def test_names_that_were_given_and_local_ones_are_answered(tmp_path):
-  client = TestClient(dashboard.app(tmp_path, ["lab.example"], images=False))
-  for host in ("localhost", "127.0.0.1:8050", "lab.example", "lab.example:80"):
+  client = TestClient(dashboard.app(tmp_path, ["lab.example", "GPU1"], images=False))
+  for host in ("localhost", "127.0.0.1:8050", "lab.example", "lab.example:80", "gpu1:8050"):
     assert client.get("/", headers={"Host": host}).status_code == 200
 
 
@@ -103,3 +117,37 @@ def test_an_address_that_cannot_be_had_is_said(tmp_path, capsys):
   assert cli.main(["dashboard", str(tmp_path), "--host=203.0.113.1"]) == 2
   error = capsys.readouterr().err
   assert "203.0.113.1:8050: expected an address that is free" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["", "*", "*.example", "a*b", "lab.example:8050", "::1"])
+def test_a_name_that_would_answer_everybody_or_nobody_is_said(tmp_path, capsys, name):
+  assert cli.main(["dashboard", str(tmp_path), "--port=0", f"--name={name}"]) == 2
+  error = capsys.readouterr().err
+  assert f"without port or wildcard; got {name!r}" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("names, said", [([], True), (["lab.example"], False)])
+def test_who_listens_for_others_without_a_name_is_told_that_they_need_one(
+  tmp_path, capsys, monkeypatch, names, said
+):
+  monkeypatch.setattr(dashboard, "uvicorn", Mock())
+  monkeypatch.setattr(dashboard.os, "nice", lambda by: None)
+  dashboard.serve(tmp_path, "0.0.0.0", 0, names)
+  assert ("--name" in capsys.readouterr().out) == said
+
+
+def test_ctrl_c_ends_it_without_a_word(tmp_path):
+  command = [sys.executable, "-m", "afspl_jax.cli", "dashboard", str(tmp_path), "--port=0"]
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
+    try:
+      address = re.search(r"http://(\S+)/", process.stdout.readline())[1]
+      connection = http.client.HTTPConnection(address, timeout=60)
+      connection.request("GET", "/")
+      assert connection.getresponse().status == 200
+      connection.close()
+      process.send_signal(signal.SIGINT)
+      assert process.communicate(timeout=60) == ("", "") and process.returncode == 0
+    finally:
+      process.kill()

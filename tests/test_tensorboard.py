@@ -16,7 +16,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.run_folder import read_lines
 from afspl_jax.tensorboard import TensorBoard
 from afspl_jax.types import Example
-from tests.report.made_run import made_run
+from tests.report.made_run import made_run, put
 
 
 class Pictures:
@@ -73,7 +73,8 @@ def test_every_number_of_a_line_is_a_point_at_its_round(run):
   lines = read_lines(run / "metrics.jsonl")
   with TensorBoard(run) as board:
     for end in range(1, len(lines) + 1):
-      board.update(lines[:end], Pictures())
+      put(run / "metrics.jsonl", lines[:end])
+      board.update(Pictures())
   found = scalars(run)
   wanted = [
     (line["round"], f"{line['split']}/{name}", pytest.approx(value))
@@ -88,12 +89,15 @@ def test_a_run_that_goes_on_has_no_point_twice_and_none_of_the_round_that_was_lo
   lines = read_lines(run / "metrics.jsonl")
   lost = {"round": 3, "split": "train", "loss": 99.0}
   first = TensorBoard(run)
-  first.update([*lines[:3], lost], Pictures())  # and then killed
+  put(run / "metrics.jsonl", [*lines[:3], lost])
+  first.update(Pictures())  # and then killed
+  put(run / "metrics.jsonl", lines[:5])
   later = time.time_ns() + 10**9  # a clock of the file system ticks every few milliseconds
   os.utime(run / "metrics.jsonl", ns=(later, later))  # by the next round
   with TensorBoard(run) as board:
-    board.update(lines[:5], Pictures())
-    board.update(lines, Pictures())
+    board.update(Pictures())
+    put(run / "metrics.jsonl", lines)
+    board.update(Pictures())
   found = scalars(run)
   assert len({(step, tag) for step, tag, _ in found}) == len(found)
   assert 99.0 not in [value for _, _, value in found]
@@ -104,17 +108,17 @@ def test_a_run_that_goes_on_has_no_point_twice_and_none_of_the_round_that_was_lo
 
 
 def test_a_finished_run_that_is_started_again_stays_as_it_is(run):
-  lines, seen = read_lines(run / "metrics.jsonl"), []
+  seen = []
   for _ in range(2):
     with TensorBoard(run) as board:
-      board.update(lines, Pictures())
+      board.update(Pictures())
     seen.append({file: file.read_bytes() for file in (run / "tensorboard").iterdir()})
   assert seen[0] == seen[1] and len(seen[0]) == 1
 
 
 def test_images_show_texts_at_each_scored_round_without_those_that_cannot_be_read(run):
   with TensorBoard(run) as board:
-    board.update(read_lines(run / "metrics.jsonl"), Pictures())
+    board.update(Pictures())
   shown = [
     (event.step, value.image)
     for event in events(run)
@@ -130,23 +134,26 @@ def test_images_show_texts_at_each_scored_round_without_those_that_cannot_be_rea
 
 
 def test_a_value_that_was_not_finite_has_no_point(run):
+  put(run / "metrics.jsonl", [{"round": 1, "split": "train", "loss": None, "clients": 3}])
   with TensorBoard(run) as board:
-    board.update([{"round": 1, "split": "train", "loss": None, "clients": 3}], Pictures())
+    board.update(Pictures())
   assert scalars(run) == [(1, "train/clients", 3.0)]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_said_as_that_of_the_runs_own_files_is(run, monkeypatch):
   lines = read_lines(run / "metrics.jsonl")
+  put(run / "metrics.jsonl", lines[:2])
   with TensorBoard(run) as board:
-    board.update(lines[:2], Pictures())
+    board.update(Pictures())
     points = scalars(run)
+    put(run / "metrics.jsonl", lines)
     with open("/dev/full", "wb") as full:
       monkeypatch.setattr(board._writer, "_writer", full)
       with pytest.raises(UserError, match=r"tensorboard: expected to write to it; got: .*No space"):
-        board.update(lines, Pictures())
+        board.update(Pictures())
       monkeypatch.undo()
-    board.update(lines, Pictures())  # there is room again
+    board.update(Pictures())  # there is room again
   found = scalars(run)
   assert found[: len(points)] == points and found[-1][:2] == (4, "test_personal/clients")
   assert len({(step, tag) for step, tag, _ in found}) == len(found)
@@ -154,6 +161,7 @@ def test_a_full_disk_is_said_as_that_of_the_runs_own_files_is(run, monkeypatch):
 
 def test_without_the_library_nothing_is_written(run, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorboardX", None)
+  (run / "metrics.jsonl").write_text("{\n")  # which is not read, either
   with TensorBoard(run) as board:
-    board.update(read_lines(run / "metrics.jsonl"), Pictures())
+    board.update(Pictures())
   assert not (run / "tensorboard").exists()

@@ -63,7 +63,7 @@ class RollCall:
     self._reported = {
       line["client"]: Candidate(line["num_examples"], line["loss"])
       for line in lines
-      if line["status"] == "ok"
+      if line["num_examples"] is not None  # valid, also where the attempt at its round failed
     }
 
   def choose(self, round: int) -> Chosen:

@@ -135,6 +135,9 @@ def _train_or_retry(
     try:
       return *_train(call, plan, round, state, lines), lines
     except RoundFailed as error:
+      for line in lines:
+        if line["status"] == "ok":
+          line["status"] = "unused: this attempt at the round failed"
       if not left or isinstance(error, TooFewSites):
         plan.folder.append_clients(lines)
         raise RoundFailed(

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from afspl_jax.report.clients import outcome
+from afspl_jax.report.clients import MISSED, outcome
+from afspl_jax.report.curves import TITLES
 from afspl_jax.report.files import Run
 from afspl_jax.report.tables import number
 
@@ -28,17 +29,23 @@ def caveats(run: Run) -> list[str]:
     out.append(f"The run is not finished: its scores are those on {where}.")
   elif run.config.get("fed", {}).get("rounds") == 0:
     out.append("Nothing was trained: this is the untrained prompter (zero-shot).")
-  wanted = evaluation.get("test_examples" if run.last("test") else "val_examples", 0)
+  if run.config.get("fed", {}).get("share") == "none":
+    out.append(
+      "Every client trained alone (fed.share=none): only own prompters were trained. Curves, texts"
+      " and scores on the validation split are of the untrained one."
+    )
+  tested = run.last("test") or run.last("test_personal")
+  wanted = evaluation.get("test_examples" if tested else "val_examples", 0)
   if wanted:
     out.append(f"Scores are of at most {wanted} examples, spread over the split, not of all of it.")
   test, blind = run.last("test"), run.last("test_blind")
-  for name, title in (("cider", "CIDEr"), ("vqa_accuracy", "VQA accuracy")):
+  for name in ("cider", "vqa_accuracy"):
     if test and blind and None not in (test.get(name), blind.get(name)):
       out.append(
-        f"{title} is {number(blind[name])} when the same prompter is shown no image, and"
+        f"{TITLES[name]} is {number(blind[name])} when the same prompter is shown no image, and"
         f" {number(test[name])} with it: only the difference comes from looking."
       )
-  lost = [line for line in run.clients if outcome(line) != "used"]
+  lost = [line for line in run.clients if outcome(line) == MISSED]
   if lost:
     who = {line["client"] for line in lost}
     out.append(

@@ -223,4 +223,4 @@ def _spec(rows: Rows, mark: Spec, encoding: Spec, height: int = HEIGHT) -> Spec:
 
 @functools.lru_cache(maxsize=256)  # a page that is made again has few new charts
 def _svg(spec: str) -> str:
-  return vl_convert.vegalite_to_svg(json.loads(spec), allowed_base_urls=[])
+  return vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from afspl_jax.report import charts
 from afspl_jax.report.charts import Axes, Chart
-from afspl_jax.report.curves import thinned
+from afspl_jax.report.curves import TITLES, thinned
 from afspl_jax.report.files import Run
 from afspl_jax.report.tables import Number, Table, number, size
 from afspl_jax.status import Line
@@ -35,7 +35,10 @@ class Client:
 
 
 def outcome(line: Line) -> str:
-  """What became of a client's part in a round: USED, MISSED or LATE."""
+  """What became of a client's part in a round: USED, MISSED or LATE.
+
+  A late reply is no further loss: a line of the same round and client says MISSED already.
+  """
   kind = line["status"].split(":")[0]
   return {"ok": USED, "late": LATE}.get(kind, MISSED)
 
@@ -69,28 +72,31 @@ def pictures(run: Run) -> list[Chart]:
   """Outcomes round by round, scores by both prompters, and how many examples each client has."""
   who = clients(run)
   drawn = [_outcomes(run)] if run.clients else []
-  scored = (("cider", "CIDEr"), ("vqa_accuracy", "VQA accuracy"))
-  drawn += [found for name, title in scored if (found := _scores(who, name, title))]
+  scored = ("cider", "vqa_accuracy")
+  drawn += [found for name in scored if (found := _scores(who, name, TITLES[name]))]
   sizes = [client for client in who if client.examples is not None]
   return drawn + ([_sizes(sizes)] if sizes else [])
 
 
 def _outcomes(run: Run) -> Chart:
-  counts = Counter((line["round"], outcome(line)) for line in run.clients)
+  told = [(line["round"], outcome(line)) for line in run.clients]
+  counts = Counter((round, kind) for round, kind in told if kind != LATE)
   last = max(line["round"] for line in run.clients)
   step = -(-last // _ROUNDS)  # rounds a bar
-  kinds = [kind for kind in (USED, MISSED, LATE) if any(k == kind for _, k in counts)]
+  kinds = [kind for kind in (USED, MISSED) if any(k == kind for _, k in counts)]
   binned = Counter[tuple[int, str]]()
   for (round, kind), count in counts.items():
     binned[(round - 1) // step, kind] += count
-  rows = [
-    {"x": i * step + 0.5, "x2": (i + 1) * step + 0.5, "y": count / step, "series": kind}
-    for (i, kind), count in sorted(binned.items())
-  ]
+  rows = []
+  for (i, kind), count in sorted(binned.items()):
+    low, high = i * step, min((i + 1) * step, last)  # the last bar may be of fewer rounds
+    mean = count / (high - low)
+    rows.append({"x": low + 0.5, "x2": high + 0.5, "y": mean, "series": kind})
   totals = {kind: sum(n for (_, k), n in counts.items() if k == kind) for kind in kinds}
   caption = "How many clients' updates went into each round's average, and how many did not."
   if step > 1:
-    caption += f" A bar is the mean of {step} rounds."
+    caption += f" A bar is the mean of {step} rounds"
+    caption += f", the last one of {last % step}." if last % step else "."
   alt = ", ".join(f"{total} {kind}" for kind, total in totals.items()) + f" in {last} rounds"
   spec = charts.bars(rows, Axes("round", "clients"), kinds)
   return charts.chart("Updates of clients by round", caption, alt, spec)
@@ -219,7 +225,7 @@ _COLUMNS = {
 
 def failures(run: Run) -> Table | None:
   """The newest updates that were not used, with the reason."""
-  lines = [line for line in run.clients if outcome(line) != USED]
+  lines = [line for line in run.clients if outcome(line) == MISSED]
   if not lines:
     return None
   rows = [

@@ -11,7 +11,7 @@ from afspl_jax.report.tables import Number, Table, number
 T = TypeVar("T")
 
 MOST = 240  # points of a line; more cannot be told apart
-_TITLES = {
+TITLES = {
   "loss": "Loss",
   "cider": "CIDEr",
   "bleu4": "BLEU-4",
@@ -84,7 +84,7 @@ def thinned(items: Sequence[T], most: int) -> list[T]:
 def measures(runs: Sequence[Run]) -> list[Measure]:
   """Charts of every quantity that some run has: of one run its splits, of several the runs."""
   out = []
-  for name, title in _TITLES.items():
+  for name, title in TITLES.items():
     splits = tuple(_SPLITS) if name == "loss" else ("val",)
     found = {(run.name, split): curve(run, split, name) for run in runs for split in splits}
     if len(runs) == 1:
@@ -128,9 +128,9 @@ _SPLITS = {"val": "validation", "train": "training"}
 
 def table(runs: Sequence[Run]) -> Table:
   """The numbers of the curves: a row for every round that was scored."""
-  names = [name for name in _TITLES if any(curve(run, "val", name) for run in runs)]
+  names = [name for name in TITLES if any(curve(run, "val", name) for run in runs)]
   head = ["Run"] * (len(runs) > 1) + ["Round", "MB sent", "Seconds", "Training loss"]
-  head += [_TITLES[name] if name != "loss" else "Validation loss" for name in names]
+  head += [TITLES[name] if name != "loss" else "Validation loss" for name in names]
   rows = []
   for run in runs:
     trained = {point.round: point for point in curve(run, "train", "loss")}

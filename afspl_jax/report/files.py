@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from afspl_jax.errors import UserError
+from afspl_jax.fields import leaves
 from afspl_jax.run_folder import CLIENTS, METRICS, read_lines
 from afspl_jax.status import Line, state
 
 PARTITION, SITES, FINAL = "partition.json", "sites.jsonl", "test.jsonl"
+_NAMED = (  # settings that a run is described by
+  "seed",
+  "data.source",
+  "data.partition",
+  "data.num_clients",
+  "fed.rounds",
+  "fed.strategy",
+  "backbone.clip",
+  "backbone.t5",
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,10 @@ def read(path: Path, name: str = "") -> Run:
     return Run(name, path, "not started")
   if not isinstance(found.get("config"), dict):
     raise UserError(f"{path / 'config.json'}: expected a run's config; got {str(found)[:40]!r}")
+  if absent := [name for name in _NAMED if name not in leaves(found["config"])]:
+    raise UserError(
+      f"{path / 'config.json'}: expected a run's config; got one without {', '.join(absent)}"
+    )
   metrics = read_lines(path / METRICS)
   return Run(
     name=name,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from afspl_jax.config import Data
+from afspl_jax.data.shapes.source import is_drawn
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.metrics.cider import cider
@@ -28,6 +29,7 @@ _SCORED = 2000  # texts that the examples are taken from
 _REFERENCES = 2  # of an example that are shown
 _SIDE = 192  # pixels of an image's longer side
 _PERSONAL = "test_personal.jsonl"
+_ABSENT = "The data are not on this machine: no images are shown."
 
 Stamp = tuple[str, int, int]
 
@@ -167,13 +169,17 @@ def _pictures(run: Run, split: str) -> tuple[_Pictures | None, str]:
 
 @functools.lru_cache(maxsize=8)
 def _opened(data: str, split: str, print_: str) -> tuple[_Pictures | None, str]:
+  settings = Data(**json.loads(data))
   try:
-    source = open_source(Data(**json.loads(data)), split)
+    # Opening it would draw it, and a report only reads.
+    if settings.source == "shapes" and not is_drawn(settings.dir):
+      return None, _ABSENT
+    source = open_source(settings, split)
     if source.fingerprint != print_:
       return None, "The data on this machine are not the run's: no images are shown."
     return _Pictures(source), ""
   except (UserError, OSError):
-    return None, "The data are not on this machine: no images are shown."
+    return None, _ABSENT
 
 
 def _data_url(image: Image.Image) -> str:

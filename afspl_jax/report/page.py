@@ -1,31 +1,26 @@
 """A page that shows what runs did: one HTML file that needs no network and no script."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from afspl_jax.atomic import write_text
 from afspl_jax.config import Experiment, to_dict
 from afspl_jax.errors import UserError
+from afspl_jax.fields import leaves
 from afspl_jax.report import clients, curves, prompts
 from afspl_jax.report.caveats import caveats, comparison
 from afspl_jax.report.charts import Chart
+from afspl_jax.report.curves import TITLES
 from afspl_jax.report.files import Run, read_all
 from afspl_jax.report.gallery import Gallery, gallery
 from afspl_jax.report.tables import Table, duration, number, size
 
 MOST_RUNS = 8  # that colours tell apart
 TEMPLATES = Path(__file__).parent / "templates"
-_SCORES = {
-  "cider": "CIDEr",
-  "bleu4": "BLEU-4",
-  "rouge_l": "ROUGE-L",
-  "vqa_accuracy": "VQA accuracy",
-  "loss": "Loss",
-}
+_KEYS = sorted(TITLES, key="loss".__eq__)  # the loss as the last
 _VIEWS = {
   "val": "validation split, global prompter",
   "test": "test split, global prompter",
@@ -127,7 +122,7 @@ def render(runs: Sequence[Run], images: bool = True, changed: str = "", live: bo
 
 def _part(run: Run, images: bool) -> Part:
   tables = (prompts.fusion_table(run), prompts.pool_table(run))
-  settings = [[name, str(value)] for name, value in _leaves(run.config).items()]
+  settings = [[name, str(value)] for name, value in leaves(run.config).items()]
   return Part(
     run=run,
     what=_what(run),
@@ -166,8 +161,10 @@ def _what(run: Run) -> str:
 
 
 def _figures(run: Run) -> list[Figure]:
-  split = "test" if run.last("test") else "val"
-  line, own = run.last(split) or {}, run.last("test_personal") or {}
+  own = run.last("test_personal") or {}
+  # Clients that share nothing have no global prompter: that on the validation split is untrained.
+  split = "test" if run.last("test") or own else "val"
+  line = run.last(split) or {}
   where = "test split" if split == "test" else f"validation, round {line.get('round', 0)}"
   out = []
   for name in ("cider", "bleu4", "vqa_accuracy"):
@@ -175,7 +172,7 @@ def _figures(run: Run) -> list[Figure]:
       note = where if line.get(name) is not None else ""
       if own.get(name) is not None:
         note = f"{note}; own prompters {own[name]:.3f}".removeprefix("; ")
-      out.append(Figure(_SCORES[name], number(line.get(name)), note))
+      out.append(Figure(TITLES[name], number(line.get(name)), note))
   trained = run.of("train")
   up, down = (sum(line[key] for line in trained) for key in ("bytes_up", "bytes_down"))
   total = sum(line.get("seconds", 0) for line in run.metrics)
@@ -195,20 +192,20 @@ def _scores(runs: Sequence[Run]) -> Table | None:
   """Every way in which the runs were scored last."""
   rows = []
   found = [(run, view, line) for view in _VIEWS for run in runs if (line := run.last(view))]
-  keys = [key for key in _SCORES if any(line.get(key) is not None for _, _, line in found)]
+  keys = [key for key in _KEYS if any(line.get(key) is not None for _, _, line in found)]
   for run, view, line in found:
     cells = [_VIEWS[view], *([run.name] * (len(runs) > 1)), str(line["round"])]
     rows.append(cells + [number(line.get(key)) for key in keys])
   if not rows:
     return None
-  head = ["Scored on", *(["Run"] * (len(runs) > 1)), "Round", *(_SCORES[key] for key in keys)]
+  head = ["Scored on", *(["Run"] * (len(runs) > 1)), "Round", *(TITLES[key] for key in keys)]
   return Table("Last scores", head, rows, frozenset({1} if len(runs) > 1 else ()))
 
 
 def _differences(runs: Sequence[Run]) -> Table:
   """Settings of some run that are not the default, with those in which the runs differ first."""
-  default = _leaves(to_dict(Experiment()))
-  configs = [_leaves(run.config) for run in runs]
+  default = leaves(to_dict(Experiment()))
+  configs = [leaves(run.config) for run in runs]
   names = list(dict.fromkeys(name for config in [default, *configs] for name in config))
   rows = []
   for name in names:
@@ -229,8 +226,8 @@ def _origins(runs: Sequence[Run]) -> Table:
   found = [
     {
       **{f"version of {name}": value for name, value in run.versions.items()},
-      **{f"{name}": value for place in run.places for name, value in place.items()},
-      **{f"hash of {name}": value for name, value in _leaves(run.facts).items()},
+      **_places(run),
+      **{f"hash of {name}": value for name, value in leaves(run.facts).items()},
     }
     for run in runs
   ]
@@ -240,10 +237,10 @@ def _origins(runs: Sequence[Run]) -> Table:
   return Table("Versions, devices and hashes", head, rows, frozenset(range(1, len(head))))
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested values by their dotted names."""
-  out: dict[str, Any] = {}
-  for name, value in tree.items():
-    nested = isinstance(value, Mapping)
-    out |= _leaves(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-  return out
+def _places(run: Run) -> dict[str, str]:
+  """Where a run was at work, one place after the other: it may have gone on elsewhere."""
+  names = dict.fromkeys(name for place in run.places for name in place)
+  return {
+    name: ", then ".join(str(place[name]) for place in run.places if name in place)
+    for name in names
+  }

@@ -120,6 +120,21 @@ def test_a_failed_round_is_tried_again_and_both_attempts_are_recorded(plan):
   assert train["bytes_up"] == sum(line["bytes_up"] for line in lines)
 
 
+def test_what_came_for_a_failed_attempt_is_said_to_be_unused(plan):
+  left = [1]
+
+  def once(reply):
+    left[0] -= 1
+    if left[0] >= 0:
+      raise OSError("disk full")
+
+  run = plan(rounds=1, min_replies=CLIENTS)
+  assert_same_bits(run_with(Faulty(once), run), reference(1))
+  unused, failed = "unused: this attempt at the round failed", "failed: OSError: disk full"
+  statuses = [line["status"] for line in run.folder.clients()]
+  assert statuses == [unused, unused, failed, unused] + ["ok"] * 4
+
+
 class Slow(LocalGrid):
   """The replies of client 2 arrive only when they are let through."""
 

@@ -162,3 +162,15 @@ def test_a_federation_that_goes_on_may_be_smaller_and_says_so(plan):
   call = RollCall(grid, sites_on(grid), run.fed, 0, 5, lines, said.append)
   assert len(call.choose(7).nodes) == 3
   assert said[-1] == "going on with 3 of 5 sites after 0.05 s"
+
+
+def test_what_a_site_reported_for_a_failed_attempt_is_known_after_a_restart(plan):
+  run = plan(selection="power_of_choice", clients_per_round=2)
+  grid = LocalGrid(make_client_app(LeastSquares(), init_params()), CLIENTS)
+  status = "unused: this attempt at the round failed"
+  lines = [
+    {"client": f"site_{i:02d}", "num_examples": 10, "loss": float(i), "status": status}
+    for i in range(CLIENTS)
+  ]
+  call = RollCall(grid, sites_on(grid), run.fed, 0, CLIENTS, lines)
+  assert list(call.choose(2).nodes) == ["site_02", "site_03"]

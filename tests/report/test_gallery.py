@@ -75,6 +75,12 @@ def test_images_of_other_data_than_the_runs_are_not_shown(run):
   assert not any(item.image for items in found.groups.values() for item in items)
 
 
+def test_a_world_that_is_not_there_is_not_drawn(tmp_path):
+  folder = tmp_path / "none"
+  found = gallery(read(made_run(tmp_path / "run", **{"data.dir": str(folder)})), images=True)
+  assert "The data are not on this machine" in found.note and not folder.exists()
+
+
 def test_data_that_are_not_here_leave_the_texts(tmp_path):
   fields = {"data.source": "coco_captions", "data.dir": str(tmp_path)}
   found = gallery(read(made_run(tmp_path / "run", **fields)), images=True)

@@ -2,10 +2,12 @@
 
 import pytest
 
-from afspl_jax.report import clients, curves, prompts
+from afspl_jax.report import charts, clients, curves, prompts
+from afspl_jax.report.caveats import caveats
 from afspl_jax.report.files import read, read_all
 from afspl_jax.report.tables import duration, size
-from tests.report.made_run import made_run
+from afspl_jax.run_folder import read_lines
+from tests.report.made_run import made_run, put
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,36 @@ def test_late_replies_are_not_counted_twice():
   line = {"status": "late: discarded in round 3"}
   assert clients.outcome(line) == clients.LATE
   assert clients.outcome({"status": "timeout: no reply within 9 s"}) == clients.MISSED
+
+
+def test_an_update_that_came_late_is_one_that_was_not_used_everywhere(tmp_path):
+  path = made_run(tmp_path / "run", clients=2, rounds=2)  # in which all are used
+  lines = read_lines(path / "clients.jsonl")
+  lost = lines[1] | {"num_examples": None, "loss": None}
+  lines[1] = lost | {"status": "timeout: no reply within 9 s", "bytes_up": 0}
+  put(path / "clients.jsonl", [*lines, lost | {"status": "late: discarded in round 2"}])
+  run = read(path)
+  assert any(text.startswith("1 updates of 1 clients were not used") for text in caveats(run))
+  table = clients.failures(run)
+  assert table.caption.startswith("1 updates")
+  assert table.rows == [["1", "site 0001", "timeout: no reply within 9 s"]]
+  svg = clients.pictures(run)[0].svg
+  assert "3 used, 1 not used in 2 rounds" in svg and ">late<" not in svg
+  assert "late: discarded in round 2" in clients.table(run).rows[1][-1]
+
+
+def test_the_last_bar_is_the_mean_of_the_rounds_that_are_left(tmp_path, monkeypatch):
+  drawn, bars = [], charts.bars
+  monkeypatch.setattr(charts, "bars", lambda rows, *to: drawn.append(rows) or bars(rows, *to))
+  run = read(made_run(tmp_path / "run", clients=3, rounds=51))
+  caption = clients.pictures(run)[0].caption
+  assert caption.endswith("A bar is the mean of 2 rounds, the last one of 1.")
+  (rows,) = drawn
+  whole = {}
+  for row in rows:
+    whole[row["x"], row["x2"]] = whole.get((row["x"], row["x2"]), 0) + row["y"]
+  assert set(whole.values()) == {3}
+  assert list(whole)[-2:] == [(48.5, 50.5), (50.5, 51.5)]
 
 
 def test_the_partition_tells_labels_and_all_others_apart(run):

@@ -120,6 +120,33 @@ def test_the_page_says_what_the_scores_rest_on(tmp_path, fields, sentence):
   assert sentence in html if sentence else "drawn world" not in html
 
 
+def test_clients_that_trained_alone_have_no_global_score(tmp_path):
+  fields = {"fed.share": "none", "eval.test_examples": 100, "eval.val_examples": 7}
+  path = made_run(tmp_path / "run", **fields)
+  lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+  left = [line for line in lines if line["split"] not in ("test", "test_blind")]
+  put(path / "metrics.jsonl", left)
+  tree = parsed(render([read(path)], images=False))
+  values, notes = texts(tree, "dd")[::2], texts(tree, "dd")[1::2]
+  assert list(zip(texts(tree, "dt"), values, notes, strict=True))[:3] == [
+    ("CIDEr", "–", "own prompters 2.500"),
+    ("BLEU-4", "–", "own prompters 0.250"),
+    ("VQA accuracy", "–", "own prompters 0.500"),
+  ]
+  said = " ".join(texts(tree, "li"))
+  assert "Every client trained alone" in said and "at most 100 examples" in said
+
+
+def test_a_run_that_went_on_elsewhere_names_every_place(tmp_path):
+  path = made_run(tmp_path / "run")
+  config = json.loads((path / "config.json").read_text())
+  config["places"].append({"devices": "4 x tpu"})
+  (path / "config.json").write_text(json.dumps(config))
+  tree = parsed(render([read(path)], images=False))
+  rows = dict(rows_of(tree, "Versions, devices and hashes"))
+  assert rows["devices"] == "1 x cpu, then 4 x tpu"
+
+
 def test_a_run_that_was_stopped_says_so_and_shows_what_there_is(tmp_path):
   path = made_run(tmp_path / "run", finished=False, rounds=3)
   with open(path / "metrics.jsonl", "a") as file:
@@ -187,7 +214,12 @@ def rows_of(tree, caption):
   [
     (lambda path: path, "expected a run's folder with config.json; got none"),
     (lambda path: damage(path, "config.json", "{"), "config.json: expected a file of a run; got"),
+    (
+      lambda path: damage(path, "config.json", '{"config": {"seed": 1}}'),
+      "config.json: expected a run's config; got one without data.source, data.partition",
+    ),
     (lambda path: damage(path, "metrics.jsonl", "{\n"), "metrics.jsonl:1: expected a JSON object"),
+    (lambda path: damage(path, "metrics.jsonl", "3\n"), "metrics.jsonl:1: expected a JSON object"),
   ],
 )
 def test_a_folder_that_is_no_run_is_said_in_one_line(tmp_path, capsys, make, message):

@@ -8,7 +8,7 @@ from typing import Any
 
 from afspl_jax.config import Data
 from afspl_jax.data.faults import Faults
-from afspl_jax.data.tfds_source import TfdsSource, data_dir
+from afspl_jax.data.tfds_source import Builder, TfdsSource, data_dir
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
@@ -26,13 +26,8 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
   """
   import tensorflow_datasets as tfds
 
-  from afspl_jax.data.shapes.builder import ShapesWorld
-
-  def found() -> ShapesWorld:
-    return ShapesWorld(data_dir=data_dir(data.dir), file_format="array_record")
-
-  builder = found()
-  if not builder.data_path.exists():
+  builder = _builder(data.dir)
+  if not is_drawn(data.dir):
     tfds.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.WARNING)
     print(f"drawing the shapes world into {builder.data_path} (once, some seconds)")
@@ -45,8 +40,23 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
           f"data.dir: expected a folder that can be written; got {data_dir(data.dir)}: {error}."
           " Choose another with --config.data.dir=FOLDER"
         ) from error
-    builder = found()  # what another process drew was not there for the first to read
+    builder = _builder(data.dir)  # what another process drew was not there for the first to read
   return {split: TfdsSource(builder, split, _examples, faults) for split in splits}
+
+
+def is_drawn(folder: str) -> bool:
+  """Whether the world is on disk.
+
+  Args:
+    folder: as `data.dir`.
+  """
+  return _builder(folder).data_path.exists()
+
+
+def _builder(folder: str) -> Builder:
+  from afspl_jax.data.shapes.builder import ShapesWorld
+
+  return ShapesWorld(data_dir=data_dir(folder), file_format="array_record")
 
 
 def _examples(record: Mapping[str, Any], image: str, where: str) -> list[Example]:
