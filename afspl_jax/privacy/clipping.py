@@ -21,7 +21,8 @@ class Clipped(NamedTuple):
 def norm(update: Params) -> float:
   """The L2 norm over all leaves, in float64."""
   leaves = jax.tree.leaves(update)
-  return math.sqrt(sum(float(np.sum(np.square(leaf, dtype=np.float64))) for leaf in leaves))
+  with np.errstate(over="ignore"):
+    return math.sqrt(sum(float(np.sum(np.square(leaf, dtype=np.float64))) for leaf in leaves))
 
 
 def clip(update: Params, bound: float) -> Clipped:
@@ -31,8 +32,10 @@ def clip(update: Params, bound: float) -> Clipped:
   kept, and must not reach the others through their sum.
   """
   size = norm(update)
-  factor = 1.0 if size <= bound else (bound / size if math.isfinite(size) else 0.0)
-  scale = lambda leaf: np.where(factor, np.asarray(leaf, np.float64) * factor, 0.0)  # noqa: E731
+  if not math.isfinite(size):
+    return Clipped(jax.tree.map(lambda leaf: np.zeros(np.shape(leaf)), update), True)
+  factor = min(1.0, bound / size) if size else 1.0
+  scale = lambda leaf: np.asarray(np.multiply(leaf, factor, dtype=np.float64))  # noqa: E731
   return Clipped(jax.tree.map(scale, update), size > bound)
 
 

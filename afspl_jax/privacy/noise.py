@@ -33,7 +33,7 @@ def gaussian(shape: tuple[int, ...], std: float) -> Float64[np.ndarray, "..."]:
   stream = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
   bits = np.frombuffer(stream.update(bytes(8 * size)), np.uint64)
   uniform = ((bits >> np.uint64(12)) + 0.5) * 2.0**-52
-  return std * ndtri(uniform).reshape(shape)
+  return np.asarray(std * ndtri(uniform).reshape(shape))
 
 
 def snapped(values: Float64[np.ndarray, "..."], std: float) -> Float64[np.ndarray, "..."]:
@@ -47,10 +47,10 @@ def snapped(values: Float64[np.ndarray, "..."], std: float) -> Float64[np.ndarra
   if not std:
     return values
   grid = 2.0 ** (math.floor(math.log2(std)) - _GRID)
-  return np.round(values / grid) * grid
+  return np.asarray(np.round(values / grid) * grid)
 
 
 def noisy(values: Params, std: float) -> Params:
   """A tree with noise of its own on every number, in float64; as it is for 0."""
-  add = lambda leaf: snapped(leaf + gaussian(np.shape(leaf), std), std)  # noqa: E731
-  return jax.tree.map(add, values) if std else values
+  add = lambda leaf: np.asarray(leaf + gaussian(np.shape(leaf), std))  # noqa: E731
+  return jax.tree.map(lambda leaf: snapped(add(leaf), std), values) if std else values
