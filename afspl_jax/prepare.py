@@ -74,7 +74,7 @@ def prepare(data: Data, jobs: int = 0) -> Report:
     return Report([f"data set: {_name(data)}"], faults)
   hashes, undecodable = _decode(sources, examples, jobs or os.cpu_count() or 1)
   leaks, remarks = _duplicates(hashes)
-  remarks += [f"no image is of {split}" for split, part in examples.items() if not part]
+  remarks += [f"no image is of {split}" for split in SPLITS if not examples.get(split)]
   empty = [] if any(examples.values()) else [f"{_name(data)}: expected records; got none"]
   return Report(
     lines=[

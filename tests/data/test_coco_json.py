@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from afspl_jax.data.faults import MissingData
+from afspl_jax.config import Data
+from afspl_jax.data.coco_json import open_splits
+from afspl_jax.data.faults import Faults, MissingData
+from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from tests.data.folders import SPLITS, examples, images, opened, real, write_images, write_json
 
@@ -50,6 +53,16 @@ def test_val_serves_validation_and_test(tmp_path):
   assert min(len(source) for source in sources.values()) > 5
   key = sources["test"].images()[0]
   assert sources["test"].load_image(key).size == (4, 3)
+
+
+def test_a_split_that_no_file_serves_is_named(tmp_path):
+  write(tmp_path, "val2017")
+  folder = write(tmp_path, "test2017")
+  assert list(open_splits(SPLITS, Data(dir=str(folder)), Faults())) == ["validation", "test"]
+  with pytest.raises(UserError, match=rf"got none of train in {folder}\. .* afspl prepare$"):
+    opened("coco_json", folder)
+  with pytest.raises(UserError, match="got none of train"):
+    open_source(Data(source="coco_json", dir=str(folder)), "train")
 
 
 FAULTS = [
