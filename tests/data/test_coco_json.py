@@ -128,6 +128,13 @@ def test_images_that_are_nowhere_are_missing_data(tmp_path):
     opened("coco_json", tmp_path)
 
 
+def test_no_name_of_a_file_leads_out_of_the_folder(tmp_path):
+  write_json(tmp_path / "data" / "captions_...json", content())
+  write_images(tmp_path, [f"{i:012d}.jpg" for i in range(40)])
+  with pytest.raises(MissingData, match="no images of"):
+    opened("coco_json", tmp_path / "data")
+
+
 def test_the_real_captions_of_2017_are_read_whole(tmp_path):
   path = real("coco_val2017_captions") / "captions_val2017.json"
   (tmp_path / path.name).symlink_to(path)

@@ -115,6 +115,21 @@ def test_files_that_are_not_there_are_named(tmp_path):
     opened("vqa_v2", tmp_path)
 
 
+@pytest.mark.parametrize("part", ["{outside}", "../outside", "images/../../outside"])
+def test_no_name_of_a_part_leads_out_of_the_folder(tmp_path, part):
+  folder, outside = tmp_path / "data", tmp_path / "outside"
+  write(folder, count=4)
+  (folder / "images").mkdir()
+  (folder / "val2014").rename(outside)
+  write_images(outside, [f"{i}.jpg" for i in range(2)])  # named without the part too
+  path = folder / "v2_OpenEnded_mscoco_val2014_questions.json"
+  said = {"data_subtype": part.format(outside=outside), "questions": [question(0)]}
+  write_json(path, said)
+  with pytest.raises(MissingData, match="no images of") as error:
+    opened("vqa_v2", folder)
+  assert "outside" not in str(error.value)
+
+
 def test_questions_about_real_photos_of_2017_find_them(tmp_path):
   shared = real("coco_cc")
   numbers = [photo["image_id"] for photo in json.loads((shared / "captions.json").read_text())]
