@@ -47,7 +47,7 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
   """
   folder = base(data.dir)
   annotations = by_name(folder, ANNOTATIONS, _HOW)
-  questions = by_name(folder, QUESTIONS, _HOW)
+  questions = by_name(folder, QUESTIONS, _HOW, of=annotations)
   out: dict[str, FileSource] = {}
   for part, among in served(annotations).items():
     if part not in questions:

@@ -122,6 +122,12 @@ def test_two_files_of_one_split_and_a_missing_one_are_named(tmp_path):
     opened("coco_json", tmp_path)
 
 
+def test_a_split_is_a_word_of_a_files_name(tmp_path):
+  """There is no test in "latest"."""
+  folder = write(write(tmp_path, "latest_val"), "latest_train")
+  assert len(open_source(Data(source="coco_json", dir=str(folder)), "train")) == 40
+
+
 def test_images_that_are_nowhere_are_missing_data(tmp_path):
   write_json(tmp_path / "captions_val2017.json", content())
   with pytest.raises(MissingData, match=r"no images of .*val2017\.json in .*images/val2017\.\n"):

@@ -59,6 +59,18 @@ def test_val_serves_validation_and_test(tmp_path):
   assert 10 < len(sources["validation"]) < len(sources["test"]) < 70
 
 
+def test_questions_that_nobody_answered_are_no_fault_however_many_files_they_are(tmp_path):
+  for part in ("test2015", "test-dev2015"):
+    name = f"v2_OpenEnded_mscoco_{part}_questions.json"
+    write_json(tmp_path / name, {"data_subtype": part, "questions": [question(0)]})
+  write(tmp_path, "train2014", count=20)
+  assert len(examples(opened("vqa_v2", write(tmp_path)))) == 100
+  name = "v2_OpenEnded_mscoco_train2015_questions.json"
+  write_json(tmp_path / name, {"data_subtype": "train2015", "questions": []})
+  with pytest.raises(UserError, match=r"train2014_questions\.json and .*train2015_questions\.json"):
+    opened("vqa_v2", tmp_path)
+
+
 @pytest.mark.parametrize(
   "changes, complaint",
   [
