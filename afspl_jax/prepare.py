@@ -15,7 +15,7 @@ from afspl_jax.config import Data
 from afspl_jax.data.faults import Faults, MissingData
 from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_splits
-from afspl_jax.errors import UserError
+from afspl_jax.errors import SettingError, UserError
 from afspl_jax.types import Example, Source
 
 _MOST = 20  # rows of a table
@@ -59,17 +59,15 @@ def prepare(data: Data, jobs: int = 0) -> Report:
 
   Raises:
     MissingData: it is not there.
-    UserError: `data` is not what a source may be opened with.
+    SettingError: `data` is not what a source may be opened with.
   """
   found = Faults(None)
   try:
     sources = open_splits(SPLITS, data, found)
     examples = {split: [s[i] for i in range(len(s))] for split, s in sources.items()}
-  except MissingData:
+  except (MissingData, SettingError):
     raise
   except UserError as error:
-    if str(error).startswith("data."):
-      raise
     faults = {**_by_kind(found), "file that cannot be used": [str(error)]}
     return Report([f"data set: {_name(data)}"], faults)
   hashes, undecodable = _decode(sources, examples, jobs or os.cpu_count() or 1)

@@ -113,6 +113,14 @@ def test_a_file_that_cannot_be_read_is_a_fault(tmp_path, capsys):
   assert status == 1 and f"{tmp_path / 'annotation.json'}: expected JSON; got" in "\n".join(out)
 
 
+def test_a_folder_whose_name_is_like_a_settings_is_none(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "data.v1").mkdir()
+  (tmp_path / "data.v1" / "annotation.json").write_text("{")
+  status, out = run(capsys, "reports", "--dir=data.v1")
+  assert status == 1 and out[-1] == "1 faults: 1 file that cannot be used"
+
+
 def test_mistakes_are_one_message_and_status_2(tmp_path, capsys):
   for argv, complaint in (
     ([tmp_path / "none"], "expected a folder with captions.jsonl, or one of shapes, folder,"),
