@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from afspl_jax.config import Data
 from afspl_jax.data.faults import Faults, Malformed
-from afspl_jax.data.records import portions, served, text, texts
+from afspl_jax.data.records import Distinct, portions, served, text, texts
 from afspl_jax.data.tfds_source import Builder, TfdsSource, data_dir, prepared
 from afspl_jax.errors import SettingError
 from afspl_jax.types import Example
@@ -126,15 +126,19 @@ class _Reader:
 
   def __init__(self, features: Mapping[str, _Feature]):
     self._features = features
+    self._ids = Distinct("id")
 
   def read(self, record: Mapping[str, Any], image: str, where: str) -> list[Example]:
     """The examples of a record.
 
     Raises:
-      Malformed: it lacks what it should have.
+      Malformed: it lacks what it should have, or an earlier one has its id.
     """
     found = {role: self._value(record, role) for role in self._features}
-    name = text(found, "id", where) if "id" in found else image
+    name = image
+    if "id" in found:
+      name = text(found, "id", where)
+      self._ids.add(name, where)
     labels = Counter(label for label in _several(found.get("labels", [])) if label)
     common: dict[str, Any] = {
       "image": image,

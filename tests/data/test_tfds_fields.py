@@ -13,6 +13,7 @@ from afspl_jax.config import Data
 from afspl_jax.data.faults import MissingData
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
+from afspl_jax.prepare import prepare
 from tests.data.folders import SPLITS, examples
 
 SIZE = 40
@@ -113,6 +114,14 @@ def test_a_malformed_record_is_named_and_left_out_where_allowed(folder, capsys):
   sources = opened(folder, "image=scan,captions=report", max_bad=2)
   assert len(examples(sources)) == 2 * SIZE - 2
   assert capsys.readouterr().out.count("left out 1 malformed records (1 captions)") == 2
+
+
+def test_an_id_of_several_records_is_a_fault_that_prepare_sees_too(folder):
+  fields = "image=scan,captions=said/text,id=where"
+  with pytest.raises(UserError, match=r'test: record \d+: "id" must be of this record alone; got'):
+    examples({"test": opened(folder, fields)["test"]})
+  found = prepare(Data(source="tfds:scans", dir=str(folder), fields=fields))
+  assert sum("test: record" in fault for fault in found.faults["id again"]) == SIZE - 3
 
 
 def test_fields_make_fingerprints(folder):
