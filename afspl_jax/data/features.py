@@ -97,7 +97,7 @@ class FeatureEncoder:
       "tokens": (rows, 1 + vision.num_patches, vision.width),
       "joint": (rows, self.config.joint_width),
     }
-    identity = [self._fingerprint, source.fingerprint]
+    identity = [self._fingerprint, source.pictures]
     parts = functools.partial(self._encode_images, source)
     return ImageFeatures(**self._cache.get(identity, shapes, parts))
 

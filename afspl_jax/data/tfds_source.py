@@ -49,6 +49,7 @@ class TfdsSource:
     part = builder.info.splits[split]
     whole = builder.info.splits[split.partition("[")[0]]
     identity = [builder.info.full_name, split, part.num_examples, whole.num_bytes]
+    self.pictures = digest([*identity, images.VERSION, image])
     self.fingerprint = digest([*identity, images.VERSION, image, reading])
 
   @functools.cached_property

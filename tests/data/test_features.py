@@ -72,6 +72,14 @@ def test_features_are_read_from_disk_the_second_time(source, tiny_checkpoints, c
   np.testing.assert_array_equal(first.joint, again.joint)
 
 
+def test_images_of_which_something_else_is_said_are_not_encoded_again(
+  source, tiny_checkpoints, cache
+):
+  other = Blind(source)
+  other.fingerprint = "of corrected captions"
+  assert len(encoder(tiny_checkpoints.clip, cache).images(other).joint) == 80
+
+
 def test_other_weights_splits_and_dtypes_never_share_features(
   source, shapes_dir, tiny_checkpoints, cache, tmp_path
 ):

@@ -133,6 +133,15 @@ def test_fields_make_fingerprints(folder):
   assert len(prints) == 6
 
 
+def test_fields_make_no_other_images(folder):
+  pictures = {
+    source.pictures
+    for fields in ("image=scan,captions=report", "image=scan,captions=said/text")
+    for source in opened(folder, fields).values()
+  }
+  assert len(pictures) == 3
+
+
 @pytest.mark.parametrize(
   "fields, complaint",
   [
