@@ -31,8 +31,6 @@ from afspl_jax.types import Source
 _WORDS = 1000  # of the vocabulary, evenly spaced, for its middle
 _BATCH = 64  # images or texts encoded at a time
 _SORTED = 64 * _BATCH  # texts that are sorted by length at a time
-# What Pillow raises for a file that is not a whole image.
-_UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _PAD_TO = 16  # texts are padded to a multiple of this: few programs, little padding
 
 
@@ -160,15 +158,7 @@ class FeatureEncoder:
     keys = source.images()
 
     def pixels(key: str) -> UInt8[np.ndarray, "h x 3"]:
-      try:
-        return self._processor.crop(source.load_image(key))
-      except UserError:  # names the image already
-        raise
-      except _UNDECODABLE as error:
-        raise UserError(
-          f"image {key!r}: expected one that can be decoded; got: {type(error).__name__}: {error}."
-          " Fetch it again, or remove it from the data"
-        ) from error
+      return self._processor.crop(source.load_image(key))
 
     def finished(
       tokens: Float[Array, "b v w"], joint: Float[Array, "b f"], rows: int

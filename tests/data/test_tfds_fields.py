@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,23 @@ def test_fields_make_no_other_images(folder):
 def test_fields_that_do_not_fit_are_named(folder, fields, complaint):
   with pytest.raises(UserError, match=rf"^data\.fields: .*{re.escape(complaint)}"):
     opened(folder, fields)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "gone"])
+def test_a_damaged_file_is_one_clear_line(folder, tmp_path, damage):
+  shutil.copytree(folder / "scans", tmp_path / "scans")
+  (file,) = tmp_path.glob("scans/1.0.0/*-test.array_record*")
+  content = file.read_bytes()
+  if damage == "gone":
+    file.unlink()
+  else:
+    half = len(content) // 2
+    file.write_bytes(content[:half] + (b"x" * half if damage == "other" else b""))
+  test = opened(tmp_path, "image=scan,captions=said/text")["test"]
+  for read in (lambda: len(test), lambda: test.load_image(test.images()[0])):
+    with pytest.raises(UserError, match=r", test: record 1: expected .* Prepare the data") as error:
+      read()
+    assert "\n" not in str(error.value)
 
 
 def test_a_data_set_that_is_not_prepared_says_how(tmp_path):
