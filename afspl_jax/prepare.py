@@ -1,10 +1,9 @@
 """Looks a data set through before anything is trained on it, and says all that is wrong with it."""
 
+import contextlib
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from afspl_jax.config import Data
+from afspl_jax.data.ahead import ahead
 from afspl_jax.data.faults import Faults, MissingData
 from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_splits
@@ -19,6 +19,7 @@ from afspl_jax.errors import SettingError, UserError
 from afspl_jax.types import Example, Source
 
 _MOST = 20  # rows of a table
+_AHEAD = 1000  # images whose hashes may wait for an earlier one's
 _NAMED = 5  # of a group of equal images
 
 
@@ -70,7 +71,7 @@ def prepare(data: Data, jobs: int = 0) -> Report:
   except UserError as error:
     faults = {**_by_kind(found), "file that cannot be used": [str(error)]}
     return Report([f"data set: {_name(data)}"], faults)
-  hashes, undecodable = _decode(sources, examples, jobs or os.cpu_count() or 1)
+  hashes, undecodable = _decode(sources, examples, jobs)
   leaks, remarks = _duplicates(hashes)
   remarks += [f"no image is of {split}" for split in SPLITS if not examples.get(split)]
   empty = [] if any(examples.values()) else [f"{_name(data)}: expected records; got none"]
@@ -122,18 +123,13 @@ def _decode(
 
   hashes: dict[str, list[_Picture]] = defaultdict(list)
   faults: list[str] = []
-  with ThreadPoolExecutor(jobs) as pool:  # Pillow decodes without Python's lock
-    try:
-      looked = pool.map(look, pictures)
-      for picture, (pixels, fault) in zip(
-        pictures, tqdm(looked, "decoding images", len(pictures)), strict=True
-      ):
-        if fault:
-          faults.append(fault)
-        else:
-          hashes[pixels].append(picture)
-    finally:
-      pool.shutdown(cancel_futures=True)
+  with contextlib.closing(ahead(look, pictures, _AHEAD, jobs)) as looked:
+    shown = tqdm(looked, "decoding images", len(pictures))
+    for picture, (pixels, fault) in zip(pictures, shown, strict=True):
+      if fault:
+        faults.append(fault)
+      else:
+        hashes[pixels].append(picture)
   return hashes, faults
 
 
