@@ -16,6 +16,7 @@ from afspl_jax.data.faults import Faults, MissingData
 from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_splits
 from afspl_jax.errors import SettingError, UserError
+from afspl_jax.text_table import columns
 from afspl_jax.types import Example, Source
 
 _MOST = 20  # rows of a table
@@ -173,7 +174,7 @@ def _counts(examples: Mapping[str, Sequence[Example]]) -> list[str]:
     images = len({example.image for example in part})
     numbers = (images, len(part), len(part) - asked, asked, references)
     rows.append([split, *(f"{number:,}" for number in numbers)])
-  return ["", *_table(rows)]
+  return ["", *columns(rows)]
 
 
 def _shares(
@@ -191,7 +192,7 @@ def _shares(
   for value, _ in sorted(total.items(), key=lambda item: (-item[1], item[0]))[:_MOST]:
     rows.append([value, *(f"{counts[split][value]:,}" for split in counts)])
   more = [f"and {len(total) - _MOST:,} more"] if len(total) > _MOST else []
-  return ["", *_table(rows), *more]
+  return ["", *columns(rows), *more]
 
 
 def _lengths(examples: Sequence[Example]) -> list[str]:
@@ -206,12 +207,4 @@ def _lengths(examples: Sequence[Example]) -> list[str]:
       words = [len(text.split()) for text in said]
       numbers = (*np.percentile(words, (50, 99)), max(words))
       rows.append([name, *(f"{number:.0f}" for number in numbers)])
-  return ["", *_table(rows)] if len(rows) > 1 else []
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return [
-    "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-    for row in rows
-  ]
+  return ["", *columns(rows)] if len(rows) > 1 else []
