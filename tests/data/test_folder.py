@@ -242,13 +242,19 @@ anything = st.recursive(
   lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
   max_leaves=4,
 )
-records = st.fixed_dictionaries(
-  {"image": names | anything},
+right = st.fixed_dictionaries(
+  {"image": st.just("scans/0.png"), "captions": st.just(["a"])},
+  optional={"question": st.just("b?"), "answers": st.just(["c"]), "labels": st.just(["d"])},
+)
+wrong = st.fixed_dictionaries(
+  {"image": st.just("scans/0.png") | names | anything},
   optional={
     key: anything
     for key in ("captions", "question", "answers", "site", "labels", "split", "id", "other")
   },
 )
+# Also what is right but for one or two of its parts.
+records = right | wrong | st.builds(lambda good, bad: {**good, **bad}, right, wrong)
 
 
 @given(st.lists(records | anything, max_size=3))
