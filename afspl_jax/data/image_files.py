@@ -218,15 +218,15 @@ def home(
     MissingData: none is found in any.
   """
   tried = [
-    (sum(os.path.isfile(base / folder / name) for name in names[:_LOOKED_AT]), -order, -i)
-    for order, folder in enumerate(folders)
+    (sum(os.path.isfile(base / folder / name) for name in names[:_LOOKED_AT]), folder, i)
+    for folder in folders
     for i, names in enumerate(namings)
   ]
-  found, order, i = max(tried)
+  found, folder, i = max(tried, key=lambda attempt: attempt[0])  # of equal ones the first
   if not found and any(namings):
     looked = ", ".join(dict.fromkeys(str(base / folder) for folder in folders))
     examples = " or ".join(repr(names[0])[:80] for names in namings if names)
     raise missing(
       f"no images of {source} in {looked}", f"Put them into one of these; the first is {examples}"
     )
-  return base / folders[-order], -i
+  return base / folder, i
