@@ -12,7 +12,6 @@ from afspl_jax.config import Data
 from afspl_jax.data import manifest, partition_picture, partitions
 from afspl_jax.data.manifest import Clients
 from afspl_jax.data.partitions import Deal, Examples
-from afspl_jax.data.partitions.capacity import capacities as _capacities
 from afspl_jax.errors import UserError
 
 PICTURE = "partition.png"  # beside the manifest
@@ -82,10 +81,11 @@ def check_images(splits: Mapping[str, Examples]) -> None:
 
 
 def capacities(names: list[str], config: Data, seed: int) -> dict[str, float]:
-  """What each client can afford, by the partition of that name; {} by any other."""
-  if config.partition != "capacity":
+  """What each client can afford, by a partition that says so; {} by any other."""
+  if manifest.path_of(config.partition):
     return {}
-  return _capacities(names, config, _stream(seed, "shares"))
+  told = getattr(partitions.get(config.partition), "capacities", None)
+  return told(names, config, _stream(seed, "shares")) if told else {}
 
 
 def record(
