@@ -75,7 +75,7 @@ class FeatureEncoder:
     graph, self._state = nnx.split(clip)
     self.config, self._fingerprint = clip.config, fingerprint
     self._processor, self._tokenizer = processor, tokenizer
-    # Colours become numbers in the program: a quarter of the bytes, and .7 ms less an image.
+    # Colours become numbers in the program: a quarter of the bytes.
     levels, channels = jnp.asarray(processor.levels), jnp.arange(3)
     self._image = jax.jit(
       lambda state, crops: nnx.merge(graph, state).encode_image(levels[crops, channels])

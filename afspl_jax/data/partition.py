@@ -16,7 +16,7 @@ from afspl_jax.errors import UserError
 
 PICTURE = "partition.png"  # beside the manifest
 
-_TRIES, _DEALT = 1000, 10**7  # draws at most, and examples in all of them: a minute
+_TRIES, _DEALT = 1000, 10**7  # draws at most, and examples in all of them
 # Leads the seeds of this module. Those of training start with the experiment's seed and have three
 # numbers, which NumPy fills up with zeros; ours have four and end in 1.
 _TAG = 0x70617274
