@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from afspl_jax.errors import UserError
+from afspl_jax.errors import SettingError
 
 
 @dataclass
@@ -208,8 +208,8 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
   """Returns `value` if it is one of `allowed`.
 
   Raises:
-    UserError: otherwise, naming the field and what it may be.
+    SettingError: otherwise, naming the field and what it may be.
   """
   if value not in allowed:
-    raise UserError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
+    raise SettingError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
   return value

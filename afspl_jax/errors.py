@@ -9,5 +9,9 @@ class UserError(ValueError):
   """
 
 
+class SettingError(UserError):
+  """A mistake in a flag or a config, and not in a file or a folder that it names."""
+
+
 class Stopped(RuntimeError):
   """A run that cannot go on now, in one clear message: what is finished is kept."""

@@ -1,10 +1,10 @@
 """A study's picture: what each method costs on the wire, and what it gives."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from afspl_jax.atomic import write_figure
 from afspl_jax.columns import CIDER, MEGABYTES
 from afspl_jax.study import Study
 from afspl_jax.tables import Estimate, Rows, Scored
@@ -54,9 +54,7 @@ def write(study: Study, scored: Sequence[Scored], path: Path) -> bool:
     axes = figure.add_subplot(down, across, number + 1)
     axes.set_title(setting, fontsize=10, loc="left")
     _panel(axes, found, {study.reference: _REFERENCE, study.full: _FULL}, _LINE_HEIGHT / height)
-  scratch = path.with_name(f"{path.name}.tmp")
-  figure.savefig(scratch, format="png")
-  os.replace(scratch, path)
+  write_figure(path, figure)
   return True
 
 

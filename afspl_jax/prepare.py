@@ -1,10 +1,9 @@
 """Looks a data set through before anything is trained on it, and says all that is wrong with it."""
 
+import contextlib
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,13 +11,16 @@ import numpy as np
 from tqdm import tqdm
 
 from afspl_jax.config import Data
+from afspl_jax.data.ahead import ahead
 from afspl_jax.data.faults import Faults, MissingData
 from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_splits
-from afspl_jax.errors import UserError
+from afspl_jax.errors import SettingError, UserError
+from afspl_jax.text_table import columns
 from afspl_jax.types import Example, Source
 
 _MOST = 20  # rows of a table
+_AHEAD = 1000  # images whose hashes may wait for an earlier one's
 _NAMED = 5  # of a group of equal images
 
 
@@ -59,22 +61,20 @@ def prepare(data: Data, jobs: int = 0) -> Report:
 
   Raises:
     MissingData: it is not there.
-    UserError: `data` is not what a source may be opened with.
+    SettingError: `data` is not what a source may be opened with.
   """
   found = Faults(None)
   try:
     sources = open_splits(SPLITS, data, found)
     examples = {split: [s[i] for i in range(len(s))] for split, s in sources.items()}
-  except MissingData:
+  except (MissingData, SettingError):
     raise
   except UserError as error:
-    if str(error).startswith("data."):
-      raise
     faults = {**_by_kind(found), "file that cannot be used": [str(error)]}
     return Report([f"data set: {_name(data)}"], faults)
-  hashes, undecodable = _decode(sources, examples, jobs or os.cpu_count() or 1)
+  hashes, undecodable = _decode(sources, examples, jobs)
   leaks, remarks = _duplicates(hashes)
-  remarks += [f"no image is of {split}" for split, part in examples.items() if not part]
+  remarks += [f"no image is of {split}" for split in SPLITS if not examples.get(split)]
   empty = [] if any(examples.values()) else [f"{_name(data)}: expected records; got none"]
   return Report(
     lines=[
@@ -124,18 +124,13 @@ def _decode(
 
   hashes: dict[str, list[_Picture]] = defaultdict(list)
   faults: list[str] = []
-  with ThreadPoolExecutor(jobs) as pool:  # Pillow decodes without Python's lock
-    try:
-      looked = pool.map(look, pictures)
-      for picture, (pixels, fault) in zip(
-        pictures, tqdm(looked, "decoding images", len(pictures)), strict=True
-      ):
-        if fault:
-          faults.append(fault)
-        else:
-          hashes[pixels].append(picture)
-    finally:
-      pool.shutdown(cancel_futures=True)
+  with contextlib.closing(ahead(look, pictures, _AHEAD, jobs)) as looked:
+    shown = tqdm(looked, "decoding images", len(pictures))
+    for picture, (pixels, fault) in zip(pictures, shown, strict=True):
+      if fault:
+        faults.append(fault)
+      else:
+        hashes[pixels].append(picture)
   return hashes, faults
 
 
@@ -179,7 +174,7 @@ def _counts(examples: Mapping[str, Sequence[Example]]) -> list[str]:
     images = len({example.image for example in part})
     numbers = (images, len(part), len(part) - asked, asked, references)
     rows.append([split, *(f"{number:,}" for number in numbers)])
-  return ["", *_table(rows)]
+  return ["", *columns(rows)]
 
 
 def _shares(
@@ -197,7 +192,7 @@ def _shares(
   for value, _ in sorted(total.items(), key=lambda item: (-item[1], item[0]))[:_MOST]:
     rows.append([value, *(f"{counts[split][value]:,}" for split in counts)])
   more = [f"and {len(total) - _MOST:,} more"] if len(total) > _MOST else []
-  return ["", *_table(rows), *more]
+  return ["", *columns(rows), *more]
 
 
 def _lengths(examples: Sequence[Example]) -> list[str]:
@@ -212,12 +207,4 @@ def _lengths(examples: Sequence[Example]) -> list[str]:
       words = [len(text.split()) for text in said]
       numbers = (*np.percentile(words, (50, 99)), max(words))
       rows.append([name, *(f"{number:.0f}" for number in numbers)])
-  return ["", *_table(rows)] if len(rows) > 1 else []
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return [
-    "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-    for row in rows
-  ]
+  return ["", *columns(rows)] if len(rows) > 1 else []

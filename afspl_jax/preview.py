@@ -7,10 +7,10 @@ from typing import Any
 from afspl_jax.config import Experiment
 from afspl_jax.data import manifest
 from afspl_jax.data.partition import PICTURE, check_images, partition, record
+from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
 
-_SPLITS = ("train", "validation", "test")
 _WIDTHS = (8, 10, 8)  # of their columns
 _ROWS = 40  # of the table; of more clients, the largest and the smallest
 
@@ -34,7 +34,7 @@ def preview(config: Experiment, folder: Path) -> str:
       f" {folder / manifest.FILE}; choose another --workdir for this one"
     )
   data = config.data
-  sources = open_sources(data, _SPLITS)
+  sources = open_sources(data, SPLITS)
   examples = {split: [part[i] for i in range(len(part))] for split, part in sources.items()}
   check_images(examples)
   clients = partition(examples, data, config.seed)
@@ -52,13 +52,13 @@ def preview(config: Experiment, folder: Path) -> str:
 
 
 def _table(told: dict[str, Any]) -> list[str]:
-  sizes = {name: [len(parts[s]) for s in _SPLITS] for name, parts in told["clients"].items()}
+  sizes = {name: [len(parts[s]) for s in SPLITS] for name, parts in told["clients"].items()}
   names = list(sizes)
   if len(names) > _ROWS:
     names = sorted(names, key=lambda name: -sizes[name][0])
     names = [*names[: _ROWS // 2], *names[-_ROWS // 2 :]]
   width = max(map(len, [*names, "client"]))
-  head = " ".join(f"{split:>{w}}" for split, w in zip(_SPLITS, _WIDTHS, strict=True))
+  head = " ".join(f"{split:>{w}}" for split, w in zip(SPLITS, _WIDTHS, strict=True))
   lines = [f"{'client':{width}} {head}  labels of train"]
   for name in names:
     here = " ".join(f"{n:>{w},}" for n, w in zip(sizes[name], _WIDTHS, strict=True))

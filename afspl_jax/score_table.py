@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from afspl_jax.text_table import columns
+
 
 def table(summary: Mapping[str, Any]) -> str:
   """What `rescore.evaluate` found, in lines of at most 100 characters for usual names."""
@@ -18,24 +20,24 @@ def table(summary: Mapping[str, Any]) -> str:
     rows.append(
       (name, _number(score["value"]), f"{low:.3f} to {high:.3f}" if "low" in score else "")
     )
-  out += _columns(rows)
+  out += columns(rows)
   if summary.get("retrieval"):
     found = summary["retrieval"]
     rows = [("retrieval by the CLIP alone", "R@1", "R@5", "R@10")]
     for way in ("text_to_image", "image_to_text"):
       rows.append((way.replace("_", " "), *(_number(found[f"{way}_r{k}"]) for k in (1, 5, 10))))
-    out += ["", *_columns(rows)]
+    out += ["", *columns(rows)]
   over = summary.get("over_clients")
   if over:
     rows = [("over clients", "clients", "mean", "sd", "worst 10 %", "Gini")]
     for name, found in over.items():
       numbers = (found[key] for key in ("mean", "sd", "worst", "gini"))
       rows.append((name, str(found["clients"]), *map(_number, numbers)))
-    out += ["", *_columns(rows)]
+    out += ["", *columns(rows)]
     rows = [("client", "examples", *over)]
     for line in summary["clients"]:
       rows.append((line["client"], str(line["examples"]), *(_number(line[name]) for name in over)))
-    out += ["", *_columns(rows)]
+    out += ["", *columns(rows)]
   return "\n".join(out)
 
 
@@ -47,12 +49,3 @@ def _whose(prompter: str) -> str:
 
 def _number(value: float | None) -> str:
   return "-" if value is None else f"{value:.3f}"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-  """Cells padded to the widest of their column, numbers to the right."""
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  return [
-    "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-    for row in rows
-  ]

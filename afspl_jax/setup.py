@@ -18,6 +18,7 @@ from afspl_jax.data.batches import Split
 from afspl_jax.data.faults import MissingData
 from afspl_jax.data.features import default_cache
 from afspl_jax.data.partition import Clients, check_images, partition
+from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import Evaluator
@@ -31,7 +32,6 @@ from afspl_jax.run_folder import version
 from afspl_jax.step import make_mesh, replicate
 from afspl_jax.types import Example, Params, Source
 
-SPLITS = ("train", "validation", "test")
 SCORED = ("validation", "test")  # what a server holds that trains no client itself
 TRAINED = ("train",)  # what a site holds that scores nothing
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from afspl_jax.errors import UserError
 from afspl_jax.run_folder import CLIENTS, METRICS, read_lines
+from afspl_jax.text_table import columns
 
 Line = Mapping[str, Any]
 
@@ -93,11 +94,8 @@ def _table(lines: Sequence[Line]) -> list[str]:
         f"round {mine[-1]['round']}: {mine[-1]['status']}",
       )
     )
-  widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD) - 1)]
-  return [
-    "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:]), row[-1]])
-    for row in rows
-  ]
+  padded = columns([row[:-1] for row in rows])
+  return [f"{line}  {row[-1]}" for line, row in zip(padded, rows, strict=True)]
 
 
 def is_locked(run: Path) -> bool:

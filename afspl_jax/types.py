@@ -35,6 +35,7 @@ class Source(Protocol):
   """One split of a data set: random access, decoded lazily."""
 
   fingerprint: str  # equal fingerprints have equal examples and images
+  pictures: str  # equal ones have equal images in one order, whatever is said of them
 
   def __len__(self) -> int:
     """Number of examples."""
@@ -49,7 +50,11 @@ class Source(Protocol):
     ...
 
   def load_image(self, key: str) -> Image.Image:
-    """Decodes one image as RGB; called from several threads at once."""
+    """Decodes one image as RGB; called from several threads at once.
+
+    Raises:
+      UserError: it cannot be; names it.
+    """
     ...
 
 

@@ -16,6 +16,7 @@ LAYERS = {
   "config": 0,
   "fields": 0,
   "study": 0,
+  "text_table": 0,
   "types": 0,
   "metrics": 0,
   "backbones": 1,

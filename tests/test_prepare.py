@@ -96,10 +96,29 @@ def test_a_split_without_images_is_a_remark_and_no_record_at_all_a_fault(tmp_pat
   assert status == 1 and out[-1] == "1 faults: 1 no records"
 
 
+def test_a_split_that_the_source_does_not_know_is_a_remark(tmp_path, capsys):
+  for split in ("val", "test"):
+    images = [{"id": i, "file_name": f"{split}{i}.png"} for i in range(4)]
+    captions = [{"image_id": i, "caption": "a"} for i in range(4)]
+    text = json.dumps({"images": images, "annotations": captions})
+    (tmp_path / f"captions_{split}.json").write_text(text)
+  write_images(tmp_path, [f"{split}{i}.png" for split in ("test", "val") for i in range(4)])
+  status, out = run(capsys, "coco_json", f"--dir={tmp_path}")
+  assert status == 0 and "remark: no image is of train" in out
+
+
 def test_a_file_that_cannot_be_read_is_a_fault(tmp_path, capsys):
   (tmp_path / "annotation.json").write_text("{")
   status, out = run(capsys, "reports", f"--dir={tmp_path}")
   assert status == 1 and f"{tmp_path / 'annotation.json'}: expected JSON; got" in "\n".join(out)
+
+
+def test_a_folder_whose_name_is_like_a_settings_is_none(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "data.v1").mkdir()
+  (tmp_path / "data.v1" / "annotation.json").write_text("{")
+  status, out = run(capsys, "reports", "--dir=data.v1")
+  assert status == 1 and out[-1] == "1 faults: 1 file that cannot be used"
 
 
 def test_mistakes_are_one_message_and_status_2(tmp_path, capsys):

@@ -22,7 +22,7 @@ from tests.report.made_run import made_run, put
 class Pictures:
   """A validation split; its second image is damaged."""
 
-  fingerprint = "1"
+  fingerprint = pictures = "1"
 
   def __len__(self):
     return 6

@@ -93,7 +93,7 @@ class ImageSettings:
 
   def _flag(self, name: str) -> bool:
     value = self._raw.get(name, True)
-    if value is None or not isinstance(value, bool):
+    if not isinstance(value, bool):
       raise self.fault(name, "true or false")
     return value
 
@@ -111,7 +111,8 @@ class ImageSettings:
     if isinstance(value, dict) and set(value) == {"height", "width"}:
       value = [value["height"], value["width"]]
     if not (isinstance(value, list) and len(value) == 2 and all(map(_is_side, value))):
-      raise self.fault(name, '{"shortest_edge": n}, {"height": n, "width": n} or n, n above 0')
+      edge = '{"shortest_edge": n}, ' if name == "size" else ""  # a crop's has no meaning
+      raise self.fault(name, edge + '{"height": n, "width": n} or n, n above 0')
     return value[0], value[1]
 
 

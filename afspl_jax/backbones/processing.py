@@ -95,8 +95,8 @@ class Tokenizer:
 class ImageProcessor:
   """The image processor of a CLIP checkpoint: resize, crop, scale, normalise.
 
-  With Pillow alone, to the bit what transformers' CLIPImageProcessorPil gives, whose import takes
-  one to three seconds and which turns an image into an array and back between its steps.
+  With Pillow alone, to the bit what transformers' CLIPImageProcessorPil gives, whose import is slow
+  and which turns an image into an array and back between its steps.
 
   Attributes:
     levels: float32 value of each of the 256 levels of a colour, by channel.

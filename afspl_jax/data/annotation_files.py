@@ -1,7 +1,7 @@
 """Annotation files as benchmarks ship them: one for each split, or one for all."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,13 +15,16 @@ Value = TypeVar("Value")
 _SPLITS = {"train": "train", "val": "validation", "dev": "validation", "test": "test"}
 
 
-def by_name(base: Path, pattern: str, how: str) -> dict[str, Path]:
+def by_name(
+  base: Path, pattern: str, how: str, of: Collection[str] | None = None
+) -> dict[str, Path]:
   """The files of a kind in a folder or its annotations/, by the split that their names say.
 
   Args:
     base: the folder of the data set.
     pattern: of the files' names, such as "captions*.json".
     how: where to get them; ends the message of MissingData.
+    of: the splits whose files will be read, of which alone there must not be two; None for all.
 
   Returns:
     Files by split; a single one whose name says none is train's.
@@ -36,9 +39,9 @@ def by_name(base: Path, pattern: str, how: str) -> dict[str, Path]:
     raise missing(f"no {pattern} in {base.absolute()} or its folder annotations", how)
   out: dict[str, Path] = {}
   for path in files:
-    said = re.search("|".join(_SPLITS), path.name)
+    said = re.search(rf"(?<![a-z])({'|'.join(_SPLITS)})", path.name)
     split = _SPLITS[said[0]] if said else "train" if len(files) == 1 else ""
-    if not split or split in out:
+    if not split or (split in out and (of is None or split in of)):
       other = f"{out[split]} and {path}" if split else f"{path}, whose name says no split"
       raise UserError(
         f"{base}: expected one {pattern} for each of train, val and test; got {other}. Move one"

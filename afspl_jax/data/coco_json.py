@@ -43,6 +43,7 @@ def _open(
   entries = list(members(content, "images", path))
   names = [str(e["file_name"]) for _, e in entries if isinstance(e, dict) and "file_name" in e]
   tag = path.stem.removeprefix("captions").strip("_")  # train2017
+  tag = "" if tag == ".." else tag  # it names a folder, which must be inside
   root, _ = home(base, ("", "images", tag, f"images/{tag}"), [names], path)
   images = ImageFolder(root)
   files = keyed(

@@ -31,8 +31,6 @@ from afspl_jax.types import Source
 _WORDS = 1000  # of the vocabulary, evenly spaced, for its middle
 _BATCH = 64  # images or texts encoded at a time
 _SORTED = 64 * _BATCH  # texts that are sorted by length at a time
-# What Pillow raises for a file that is not a whole image.
-_UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _PAD_TO = 16  # texts are padded to a multiple of this: few programs, little padding
 
 
@@ -77,7 +75,7 @@ class FeatureEncoder:
     graph, self._state = nnx.split(clip)
     self.config, self._fingerprint = clip.config, fingerprint
     self._processor, self._tokenizer = processor, tokenizer
-    # Colours become numbers in the program: a quarter of the bytes, and .7 ms less an image.
+    # Colours become numbers in the program: a quarter of the bytes.
     levels, channels = jnp.asarray(processor.levels), jnp.arange(3)
     self._image = jax.jit(
       lambda state, crops: nnx.merge(graph, state).encode_image(levels[crops, channels])
@@ -97,7 +95,7 @@ class FeatureEncoder:
       "tokens": (rows, 1 + vision.num_patches, vision.width),
       "joint": (rows, self.config.joint_width),
     }
-    identity = [self._fingerprint, source.fingerprint]
+    identity = [self._fingerprint, source.pictures]
     parts = functools.partial(self._encode_images, source)
     return ImageFeatures(**self._cache.get(identity, shapes, parts))
 
@@ -160,15 +158,7 @@ class FeatureEncoder:
     keys = source.images()
 
     def pixels(key: str) -> UInt8[np.ndarray, "h x 3"]:
-      try:
-        return self._processor.crop(source.load_image(key))
-      except UserError:  # names the image already
-        raise
-      except _UNDECODABLE as error:
-        raise UserError(
-          f"image {key!r}: expected one that can be decoded; got: {type(error).__name__}: {error}."
-          " Fetch it again, or remove it from the data"
-        ) from error
+      return self._processor.crop(source.load_image(key))
 
     def finished(
       tokens: Float[Array, "b v w"], joint: Float[Array, "b f"], rows: int

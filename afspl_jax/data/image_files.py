@@ -1,11 +1,13 @@
 """Examples with image files below one folder: found, kept inside it, decoded when asked for."""
 
 import hashlib
+import itertools
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from PIL import Image
 
@@ -107,10 +109,10 @@ class ImageFolder:
 class FileSource:
   """Some examples with their image files.
 
-  The fingerprint is of the examples, and of their files' names, sizes and times of change: reading
-  100,000 images takes minutes, and a run begins by looking at the fingerprint. A copy of the data
-  has another one unless times were kept (`cp -p`, `rsync -a`); then its features are made again.
-  What it cannot see is a file replaced by one of the same size and time.
+  The images are known by their files' names, sizes and times of change: reading 100,000 of them
+  takes minutes, and a run begins by asking whether they are the same. Those of a copy of the data
+  are others unless times were kept (`cp -p`, `rsync -a`); then their features are made again. What
+  cannot be seen is a file replaced by one of the same size and time.
 
   Args:
     examples: in their order.
@@ -128,8 +130,9 @@ class FileSource:
     self._examples = examples
     self._folder = folder
     self._images = list(dict.fromkeys(example.image for example in examples))
-    self._pictures = None if pictures is None else {key: pictures[key] for key in self._images}
-    self.fingerprint = self._digest()
+    self._files = None if pictures is None else {key: pictures[key] for key in self._images}
+    self.pictures = _digest(self._states())
+    self.fingerprint = _digest(itertools.chain(self._said(), self._states()))
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -147,20 +150,25 @@ class FileSource:
     Raises:
       UserError: its file is not an image, or not whole.
     """
-    if self._pictures is None:
+    if self._files is None:
       return self._folder.load(key)
-    return images.montage([self._folder.load(name) for name in self._pictures[key]])
+    return images.montage([self._folder.load(name) for name in self._files[key]])
 
-  def _digest(self) -> str:
-    whole = hashlib.sha256(f"{images.VERSION}\n".encode())
+  def _said(self) -> Iterator[Any]:
     for e in self._examples:
-      said = [e.id, e.image, e.references, e.question, e.site, e.labels]
-      whole.update(json.dumps(said).encode() + b"\n")
+      yield [e.id, e.image, e.references, e.question, e.site, e.labels]
+
+  def _states(self) -> Iterator[Any]:
     for key in self._images:
-      names = [key] if self._pictures is None else self._pictures[key]
-      states = [(name, *self._folder.state(name)) for name in names]
-      whole.update(json.dumps([key, states]).encode() + b"\n")
-    return whole.hexdigest()[:16]
+      names = [key] if self._files is None else self._files[key]
+      yield [key, [(name, *self._folder.state(name)) for name in names]]
+
+
+def _digest(values: Iterable[Any]) -> str:
+  whole = hashlib.sha256(f"{images.VERSION}\n".encode())
+  for value in values:
+    whole.update(json.dumps(value).encode() + b"\n")
+  return whole.hexdigest()[:16]
 
 
 def by_split(
@@ -210,15 +218,15 @@ def home(
     MissingData: none is found in any.
   """
   tried = [
-    (sum(os.path.isfile(base / folder / name) for name in names[:_LOOKED_AT]), -order, -i)
-    for order, folder in enumerate(folders)
+    (sum(os.path.isfile(base / folder / name) for name in names[:_LOOKED_AT]), folder, i)
+    for folder in folders
     for i, names in enumerate(namings)
   ]
-  found, order, i = max(tried)
+  found, folder, i = max(tried, key=lambda attempt: attempt[0])  # of equal ones the first
   if not found and any(namings):
     looked = ", ".join(dict.fromkeys(str(base / folder) for folder in folders))
     examples = " or ".join(repr(names[0])[:80] for names in namings if names)
     raise missing(
       f"no images of {source} in {looked}", f"Put them into one of these; the first is {examples}"
     )
-  return base / folders[-order], -i
+  return base / folder, i

@@ -12,12 +12,11 @@ from afspl_jax.config import Data
 from afspl_jax.data import manifest, partition_picture, partitions
 from afspl_jax.data.manifest import Clients
 from afspl_jax.data.partitions import Deal, Examples
-from afspl_jax.data.partitions.capacity import capacities as _capacities
 from afspl_jax.errors import UserError
 
 PICTURE = "partition.png"  # beside the manifest
 
-_TRIES, _DEALT = 1000, 10**7  # draws at most, and examples in all of them: a minute
+_TRIES, _DEALT = 1000, 10**7  # draws at most, and examples in all of them
 # Leads the seeds of this module. Those of training start with the experiment's seed and have three
 # numbers, which NumPy fills up with zeros; ours have four and end in 1.
 _TAG = 0x70617274
@@ -82,10 +81,11 @@ def check_images(splits: Mapping[str, Examples]) -> None:
 
 
 def capacities(names: list[str], config: Data, seed: int) -> dict[str, float]:
-  """What each client can afford, by the partition of that name; {} by any other."""
-  if config.partition != "capacity":
+  """What each client can afford, by a partition that says so; {} by any other."""
+  if manifest.path_of(config.partition):
     return {}
-  return _capacities(names, config, _stream(seed, "shares"))
+  told = getattr(partitions.get(config.partition), "capacities", None)
+  return told(names, config, _stream(seed, "shares")) if told else {}
 
 
 def record(

@@ -1,6 +1,5 @@
 """A partition's picture: how many examples every client has, and of which labels."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from afspl_jax.atomic import write_figure
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -86,9 +87,7 @@ def draw(manifest: Mapping[str, Any], path: Path) -> bool:
   left.set_xlabel("examples of train", fontsize=9)
   left.tick_params(labelsize=8)
   left.spines[["top", "right"]].set_visible(False)
-  scratch = path.with_name(f"{path.name}.tmp")
-  figure.savefig(scratch, format="png")
-  os.replace(scratch, path)
+  write_figure(path, figure)
   return True
 
 

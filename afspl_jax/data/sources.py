@@ -48,13 +48,14 @@ def open_sources(data: Data, splits: Sequence[str]) -> dict[str, Source]:
   """Opens splits for a run, and tells what was left out of them.
 
   Raises:
-    UserError: as `open_splits`; more records are malformed than `data.max_bad`; a split is empty.
+    UserError: as `open_splits`; more records are malformed than `data.max_bad`; a split is empty,
+      or the source has none of that name.
   """
   faults = Faults(data.max_bad)
   sources = open_splits(splits, data, faults)
   faults.tell()
-  for split, source in sources.items():
-    if not source.images():
+  for split in splits:
+    if split not in sources or not sources[split].images():
       where = data.dir or "the working directory"
       raise UserError(
         f"data.source={data.source}: expected images in every split; got none of {split} in"

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from afspl_jax.config import Data
 from afspl_jax.data.faults import Faults, Malformed
-from afspl_jax.data.records import portions, served, text, texts
+from afspl_jax.data.records import Distinct, portions, served, text, texts
 from afspl_jax.data.tfds_source import Builder, TfdsSource, data_dir, prepared
-from afspl_jax.errors import UserError
+from afspl_jax.errors import SettingError
 from afspl_jax.types import Example
 
 ROLES = ("image", "captions", "question", "answers", "labels", "site", "id")
@@ -38,7 +38,7 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
 
   Raises:
     MissingData: it has not been prepared.
-    UserError: `fields` is not of its form, or the data set has no such features or splits.
+    SettingError: `fields` is not of its form, or the data set has no such features or splits.
   """
   name = data.source.partition(":")[2]
   roles = _roles(data.fields)
@@ -47,7 +47,7 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
   image = features.pop("image").path[0]
   own = {_SPLITS[split]: split for split in reversed(builder.info.splits) if split in _SPLITS}
   if not own:
-    raise UserError(
+    raise SettingError(
       f"data.source={data.source}: expected one of the splits {', '.join(_SPLITS)}; got"
       f" {', '.join(builder.info.splits)}. Use another data set."
     )
@@ -69,14 +69,14 @@ def _roles(fields: str) -> dict[str, str]:
   for part in fields.split(",") if fields else ():
     role, equals, path = (piece.strip() for piece in part.partition("="))
     if not equals or not path or role not in ROLES or role in roles:
-      raise UserError(
+      raise SettingError(
         f"data.fields: expected {form}, with each of {', '.join(ROLES)} at most once; got"
         f" {part.strip()!r:.60} in {fields!r:.200}"
       )
     roles[role] = path
   asks = {"question", "answers"} & set(roles)
   if "image" not in roles or len(asks) == 1 or not (asks or "captions" in roles):
-    raise UserError(
+    raise SettingError(
       f"data.fields: expected {form}, with image, and captions or question and answers, or all;"
       f" got {fields!r:.200}"
     )
@@ -87,7 +87,7 @@ def _feature(builder: Builder, role: str, path: str) -> _Feature:
   features = builder.info.features
   found = _walk(features, path)
   if found is None:
-    raise UserError(
+    raise SettingError(
       f"data.fields: expected for {role} a feature of {builder.info.full_name}; got {path!r}. It"
       f" has {', '.join(sorted(_paths(features)))}"
     )
@@ -95,7 +95,7 @@ def _feature(builder: Builder, role: str, path: str) -> _Feature:
   is_image = type(leaf).__name__ == "Image"
   if is_image != (role == "image") or (is_image and len(keys) > 1):
     wanted = "an image, not within another feature" if role == "image" else "no image"
-    raise UserError(
+    raise SettingError(
       f"data.fields: expected for {role} {wanted}; got {path!r}, which is {type(leaf).__name__}"
     )
   while hasattr(leaf, "feature"):
@@ -126,15 +126,19 @@ class _Reader:
 
   def __init__(self, features: Mapping[str, _Feature]):
     self._features = features
+    self._ids = Distinct("id")
 
   def read(self, record: Mapping[str, Any], image: str, where: str) -> list[Example]:
     """The examples of a record.
 
     Raises:
-      Malformed: it lacks what it should have.
+      Malformed: it lacks what it should have, or an earlier one has its id.
     """
     found = {role: self._value(record, role) for role in self._features}
-    name = text(found, "id", where) if "id" in found else image
+    name = image
+    if "id" in found:
+      name = text(found, "id", where)
+      self._ids.add(name, where)
     labels = Counter(label for label in _several(found.get("labels", [])) if label)
     common: dict[str, Any] = {
       "image": image,

@@ -12,6 +12,7 @@ from PIL import Image
 from afspl_jax.config import digest
 from afspl_jax.data import images
 from afspl_jax.data.faults import Faults, Malformed, MissingData
+from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
 # One record without its image, its key, and where it is -> what may be said of it.
@@ -49,6 +50,7 @@ class TfdsSource:
     part = builder.info.splits[split]
     whole = builder.info.splits[split.partition("[")[0]]
     identity = [builder.info.full_name, split, part.num_examples, whole.num_bytes]
+    self.pictures = digest([*identity, images.VERSION, image])
     self.fingerprint = digest([*identity, images.VERSION, image, reading])
 
   @functools.cached_property
@@ -56,7 +58,7 @@ class TfdsSource:
     """Read when first asked for, as all records must be: opening stays quick."""
     out: list[Example] = []
     for i in range(len(self._records)):
-      record, where = self._records[i], self._where(i)
+      record, where = self._record(i), self._where(i)
       with self._faults.skipping():
         said = {n: _text(value, where) for n, value in record.items() if n != self._image}
         out += self._adapt(said, self._key(i), where)
@@ -77,11 +79,20 @@ class TfdsSource:
     """Decodes one image as RGB.
 
     Raises:
-      UserError: it cannot be.
+      UserError: it cannot be; names it.
     """
     position = int(key.rpartition("/")[2])
-    content = io.BytesIO(self._records[position][self._image])
+    content = io.BytesIO(self._record(position)[self._image])
     return images.decode(content, self._where(position))
+
+  def _record(self, i: int) -> Mapping[str, Any]:
+    try:
+      return self._records[i]
+    except (RuntimeError, ValueError, LookupError, OSError) as error:  # array_record's, and tfds'
+      raise UserError(
+        f"{self._where(i)}: expected a file that can be read; got:"
+        f" {' '.join(str(error).split())}. Prepare the data set again."
+      ) from error
 
   def _where(self, i: int) -> str:
     return f"{self._name}: record {i + 1}"

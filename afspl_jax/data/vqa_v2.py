@@ -1,5 +1,6 @@
 """Questions and answers in the two JSON files of VQA v2 (Goyal et al. 2017), with COCO's images."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
   """
   folder = base(data.dir)
   annotations = by_name(folder, ANNOTATIONS, _HOW)
-  questions = by_name(folder, QUESTIONS, _HOW)
+  questions = by_name(folder, QUESTIONS, _HOW, of=annotations)
   out: dict[str, FileSource] = {}
   for part, among in served(annotations).items():
     if part not in questions:
@@ -65,7 +66,8 @@ def _read(
 ) -> tuple[list[Example], ImageFolder]:
   content = read_json(path)
   entries = list(members(content, "questions", path))
-  part = str(content.get("data_subtype", ""))
+  said = str(content.get("data_subtype", ""))
+  part = said if re.fullmatch(r"[\w-]+", said) else ""  # names a folder, and must not lead out
   shown = dict.fromkeys(
     str(e["image_id"]) for _, e in entries if isinstance(e, dict) and "image_id" in e
   )
@@ -83,8 +85,8 @@ def _read(
     return tuple(map(sys.intern, texts_of(entry, "answers", "answer", where))), kind
 
   asked = keyed(entries, "question_id", question, faults)
-  said = members(read_json(answers), "annotations", answers)
-  answered = keyed(said, "question_id", answer, faults)
+  given = members(read_json(answers), "annotations", answers)
+  answered = keyed(given, "question_id", answer, faults)
   for number, (where, _) in answered.values.items():
     with faults.skipping():
       asked.knows(number, where, "question_id", "questions")

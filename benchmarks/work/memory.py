@@ -51,7 +51,9 @@ class Copies:
     self._first = {}
     for i in range(len(source)):
       self._first.setdefault(source[i].image, source[i])
-    self._number, self.fingerprint = number, f"{number} of {source.fingerprint}"
+    self._number = number
+    self.fingerprint = f"{number} of {source.fingerprint}"
+    self.pictures = f"{number} of {source.pictures}"
 
   def __len__(self) -> int:
     return self._number

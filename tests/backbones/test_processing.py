@@ -179,6 +179,13 @@ def test_an_impossible_image_setting_is_named(hf_data, tmp_path, setting):
   assert "\n" not in str(error.value)
 
 
+def test_no_setting_is_named_as_what_it_must_be(tmp_path):
+  text = json.dumps({"crop_size": {"shortest_edge": 224}})  # transformers takes none either
+  (tmp_path / "preprocessor_config.json").write_text(text)
+  with pytest.raises(UserError, match=r'"crop_size" must be \{"height": n, "width": n\} or n, n'):
+    ImageProcessor(tmp_path)
+
+
 def test_images_of_several_sizes_are_refused(tmp_path):
   (tmp_path / "preprocessor_config.json").write_text('{"do_center_crop": false}')
   with pytest.raises(UserError, match=r'"size" must be a height and a width where .* not cropped'):

@@ -9,12 +9,8 @@ from afspl_jax.data.ahead import ahead
 
 def test_images_come_in_order_from_several_threads(monkeypatch):
   monkeypatch.setattr(module, "_cores", lambda: 4)
-  lock, running, most = threading.Lock(), [], []
 
   def make(i):
-    with lock:
-      running.append(i)
-      most.append(max(running) - i)
     time.sleep(0.001 * (i % 3))
     return i, threading.get_ident()
 
@@ -26,6 +22,13 @@ def test_images_come_in_order_from_several_threads(monkeypatch):
     found.append((i, thread))
   assert [i for i, _ in found] == list(range(60))
   assert len({thread for _, thread in found}) > 1
+
+
+def test_there_are_as_many_threads_as_told():
+  together = threading.Barrier(5, timeout=30)  # passed by five at once
+  assert sorted(ahead(lambda _: together.wait(), range(5), 5, threads=5)) == list(range(5))
+  alone = ahead(lambda _: threading.get_ident(), range(20), 8, threads=1)
+  assert len(set(alone)) == 1
 
 
 def test_what_an_item_raises_comes_in_its_turn():

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from afspl_jax.data.faults import MissingData
+from afspl_jax.config import Data
+from afspl_jax.data.coco_json import open_splits
+from afspl_jax.data.faults import Faults, MissingData
+from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from tests.data.folders import SPLITS, examples, images, opened, real, write_images, write_json
 
@@ -50,6 +53,16 @@ def test_val_serves_validation_and_test(tmp_path):
   assert min(len(source) for source in sources.values()) > 5
   key = sources["test"].images()[0]
   assert sources["test"].load_image(key).size == (4, 3)
+
+
+def test_a_split_that_no_file_serves_is_named(tmp_path):
+  write(tmp_path, "val2017")
+  folder = write(tmp_path, "test2017")
+  assert list(open_splits(SPLITS, Data(dir=str(folder)), Faults())) == ["validation", "test"]
+  with pytest.raises(UserError, match=rf"got none of train in {folder}\. .* afspl prepare$"):
+    opened("coco_json", folder)
+  with pytest.raises(UserError, match="got none of train"):
+    open_source(Data(source="coco_json", dir=str(folder)), "train")
 
 
 FAULTS = [
@@ -109,10 +122,23 @@ def test_two_files_of_one_split_and_a_missing_one_are_named(tmp_path):
     opened("coco_json", tmp_path)
 
 
+def test_a_split_is_a_word_of_a_files_name(tmp_path):
+  """There is no test in "latest"."""
+  folder = write(write(tmp_path, "latest_val"), "latest_train")
+  assert len(open_source(Data(source="coco_json", dir=str(folder)), "train")) == 40
+
+
 def test_images_that_are_nowhere_are_missing_data(tmp_path):
   write_json(tmp_path / "captions_val2017.json", content())
   with pytest.raises(MissingData, match=r"no images of .*val2017\.json in .*images/val2017\.\n"):
     opened("coco_json", tmp_path)
+
+
+def test_no_name_of_a_file_leads_out_of_the_folder(tmp_path):
+  write_json(tmp_path / "data" / "captions_...json", content())
+  write_images(tmp_path, [f"{i:012d}.jpg" for i in range(40)])
+  with pytest.raises(MissingData, match="no images of"):
+    opened("coco_json", tmp_path / "data")
 
 
 def test_the_real_captions_of_2017_are_read_whole(tmp_path):

@@ -203,6 +203,26 @@ def test_a_fingerprint_is_of_texts_and_files_and_not_of_where_they_lie(tmp_path)
   assert prints()["train"] not in (first["train"], second["train"])
 
 
+def test_what_is_said_of_images_does_not_make_other_images_of_them(tmp_path):
+  """So that a caption is corrected without encoding any image again."""
+
+  folder = write(tmp_path, [])
+
+  def pictures(lines: list) -> list[str]:
+    (folder / "captions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return [source.pictures for source in opened("folder", folder).values()]
+
+  lines = [line(i) for i in range(40)]
+  first = pictures(lines)
+  assert len(set(first)) == 3
+  said = {"captions": ["b"], "site": "s", "labels": ["x"]}
+  assert pictures([line(i, id=f"a{i}", **said) for i in range(40)]) == first
+  assert not set(pictures(lines[::-1])) & set(first)  # in another order
+  write_images(folder, ["scans/x.png"])
+  more = pictures([line(0, image="scans/x.png", split="test"), *lines])
+  assert [now == before for now, before in zip(more, first, strict=True)] == [True, True, False]
+
+
 def test_opening_reads_no_image(tmp_path, monkeypatch):
   folder = write(tmp_path, [line(i) for i in range(40)])
   monkeypatch.setattr("PIL.Image.open", None)
@@ -222,13 +242,19 @@ anything = st.recursive(
   lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
   max_leaves=4,
 )
-records = st.fixed_dictionaries(
-  {"image": names | anything},
+right = st.fixed_dictionaries(
+  {"image": st.just("scans/0.png"), "captions": st.just(["a"])},
+  optional={"question": st.just("b?"), "answers": st.just(["c"]), "labels": st.just(["d"])},
+)
+wrong = st.fixed_dictionaries(
+  {"image": st.just("scans/0.png") | names | anything},
   optional={
     key: anything
     for key in ("captions", "question", "answers", "site", "labels", "split", "id", "other")
   },
 )
+# Also what is right but for one or two of its parts.
+records = right | wrong | st.builds(lambda good, bad: {**good, **bad}, right, wrong)
 
 
 @given(st.lists(records | anything, max_size=3))

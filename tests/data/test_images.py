@@ -157,6 +157,14 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(side):
     decode(bomb(side, side), "it")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_is_refused_where_pillows_warning_is_not_an_error():
+  with pytest.raises(UserError, match="10000 x 10000 pixels could be a decompression bomb's"):
+    decode(bomb(10_000, 10_000), "it")
+  with pytest.raises(UserError, match="decoded: image file is truncated"):
+    decode(bomb(9_000, 9_000), "it")  # of a size that is taken
+
+
 def test_a_picture_that_scaling_would_blow_up_is_refused():
   assert pixels(Image.new("L", (100, 1))).shape == (1, 100, 3)
   with pytest.raises(UserError, match="101 x 1 pixels are no picture"):

@@ -61,7 +61,7 @@ def test_a_malformed_entry_is_named_with_its_number(tmp_path, bad, complaint):
 
 
 def test_a_missing_file_is_missing_data(tmp_path):
-  with pytest.raises(MissingData, match=r"no dataset_\*\.json in .*\nPut|\n  Put"):
+  with pytest.raises(MissingData, match=r"no dataset_\*\.json in .*\n  Put"):
     opened("karpathy", tmp_path)
 
 

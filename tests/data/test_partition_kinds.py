@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afspl_jax.data.partition import capacities, partition
-from afspl_jax.data.partitions import dirichlet
+from afspl_jax.data.partitions import dirichlet, iid
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 from tests.data.dealt import config, one, owners, skew, train_parts, world
@@ -46,6 +46,12 @@ def test_sizes_follow_capacities_even_steps_apart():
     assert abs(len(indices) - 5000 * capacity[name] / 127) <= 1
   assert capacities(list(clients), values, 4) != capacity
   assert capacities(list(clients), config("iid"), 3) == {}
+
+
+def test_any_partition_may_say_what_clients_can_afford(monkeypatch):
+  monkeypatch.setattr(iid, "capacities", lambda names, *_: dict.fromkeys(names, 2.0), raising=False)
+  assert capacities(["a", "b"], config("iid"), 3) == {"a": 2.0, "b": 2.0}
+  assert capacities(["a", "b"], config("manifest:one.json"), 3) == {}
 
 
 # Labels

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from afspl_jax.config import Data
 from afspl_jax.data.faults import MissingData
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
+from afspl_jax.prepare import prepare
 from tests.data.folders import SPLITS, examples
 
 SIZE = 40
@@ -115,6 +117,14 @@ def test_a_malformed_record_is_named_and_left_out_where_allowed(folder, capsys):
   assert capsys.readouterr().out.count("left out 1 malformed records (1 captions)") == 2
 
 
+def test_an_id_of_several_records_is_a_fault_that_prepare_sees_too(folder):
+  fields = "image=scan,captions=said/text,id=where"
+  with pytest.raises(UserError, match=r'test: record \d+: "id" must be of this record alone; got'):
+    examples({"test": opened(folder, fields)["test"]})
+  found = prepare(Data(source="tfds:scans", dir=str(folder), fields=fields))
+  assert sum("test: record" in fault for fault in found.faults["id again"]) == SIZE - 3
+
+
 def test_fields_make_fingerprints(folder):
   prints = {
     source.fingerprint
@@ -122,6 +132,15 @@ def test_fields_make_fingerprints(folder):
     for source in opened(folder, fields).values()
   }
   assert len(prints) == 6
+
+
+def test_fields_make_no_other_images(folder):
+  pictures = {
+    source.pictures
+    for fields in ("image=scan,captions=report", "image=scan,captions=said/text")
+    for source in opened(folder, fields).values()
+  }
+  assert len(pictures) == 3
 
 
 @pytest.mark.parametrize(
@@ -141,6 +160,23 @@ def test_fields_make_fingerprints(folder):
 def test_fields_that_do_not_fit_are_named(folder, fields, complaint):
   with pytest.raises(UserError, match=rf"^data\.fields: .*{re.escape(complaint)}"):
     opened(folder, fields)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "gone"])
+def test_a_damaged_file_is_one_clear_line(folder, tmp_path, damage):
+  shutil.copytree(folder / "scans", tmp_path / "scans")
+  (file,) = tmp_path.glob("scans/1.0.0/*-test.array_record*")
+  content = file.read_bytes()
+  if damage == "gone":
+    file.unlink()
+  else:
+    half = len(content) // 2
+    file.write_bytes(content[:half] + (b"x" * half if damage == "other" else b""))
+  test = opened(tmp_path, "image=scan,captions=said/text")["test"]
+  for read in (lambda: len(test), lambda: test.load_image(test.images()[0])):
+    with pytest.raises(UserError, match=r", test: record 1: expected .* Prepare the data") as error:
+      read()
+    assert "\n" not in str(error.value)
 
 
 def test_a_data_set_that_is_not_prepared_says_how(tmp_path):

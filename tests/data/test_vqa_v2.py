@@ -59,6 +59,18 @@ def test_val_serves_validation_and_test(tmp_path):
   assert 10 < len(sources["validation"]) < len(sources["test"]) < 70
 
 
+def test_questions_that_nobody_answered_are_no_fault_however_many_files_they_are(tmp_path):
+  for part in ("test2015", "test-dev2015"):
+    name = f"v2_OpenEnded_mscoco_{part}_questions.json"
+    write_json(tmp_path / name, {"data_subtype": part, "questions": [question(0)]})
+  write(tmp_path, "train2014", count=20)
+  assert len(examples(opened("vqa_v2", write(tmp_path)))) == 100
+  name = "v2_OpenEnded_mscoco_train2015_questions.json"
+  write_json(tmp_path / name, {"data_subtype": "train2015", "questions": []})
+  with pytest.raises(UserError, match=r"train2014_questions\.json and .*train2015_questions\.json"):
+    opened("vqa_v2", tmp_path)
+
+
 @pytest.mark.parametrize(
   "changes, complaint",
   [
@@ -113,6 +125,21 @@ def test_files_that_are_not_there_are_named(tmp_path):
   write_json(tmp_path / "v2_train2014_questions.json", {"questions": []})
   with pytest.raises(UserError, match="expected its questions in a file"):
     opened("vqa_v2", tmp_path)
+
+
+@pytest.mark.parametrize("part", ["{outside}", "../outside", "images/../../outside"])
+def test_no_name_of_a_part_leads_out_of_the_folder(tmp_path, part):
+  folder, outside = tmp_path / "data", tmp_path / "outside"
+  write(folder, count=4)
+  (folder / "images").mkdir()
+  (folder / "val2014").rename(outside)
+  write_images(outside, [f"{i}.jpg" for i in range(2)])  # named without the part too
+  path = folder / "v2_OpenEnded_mscoco_val2014_questions.json"
+  said = {"data_subtype": part.format(outside=outside), "questions": [question(0)]}
+  write_json(path, said)
+  with pytest.raises(MissingData, match="no images of") as error:
+    opened("vqa_v2", folder)
+  assert "outside" not in str(error.value)
 
 
 def test_questions_about_real_photos_of_2017_find_them(tmp_path):

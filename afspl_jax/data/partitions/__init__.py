@@ -19,7 +19,11 @@ Deal = Callable[[Examples, np.random.Generator], dict[str, str]]  # gives each i
 
 @runtime_checkable
 class Partitioner(Protocol):
-  """What a file here defines, besides its docstring."""
+  """What a file here defines, besides its docstring.
+
+  It may also define `capacities(names, data, rng)`, what each client can afford, which the manifest
+  then tells; `rng` is as at the first draw.
+  """
 
   REDRAWN: bool  # whether another draw may give the smallest client more
 

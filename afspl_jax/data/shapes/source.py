@@ -9,7 +9,7 @@ from typing import Any
 from afspl_jax.config import Data
 from afspl_jax.data.faults import Faults
 from afspl_jax.data.tfds_source import Builder, TfdsSource, data_dir
-from afspl_jax.errors import UserError
+from afspl_jax.errors import SettingError
 from afspl_jax.types import Example
 
 
@@ -22,7 +22,7 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
     faults: of records; none has any.
 
   Raises:
-    UserError: the folder cannot be written.
+    SettingError: the folder cannot be written.
   """
   import tensorflow_datasets as tfds
 
@@ -36,7 +36,7 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
         builder.download_and_prepare()
     except OSError as error:
       if not builder.data_path.exists():  # otherwise another process was quicker
-        raise UserError(
+        raise SettingError(
           f"data.dir: expected a folder that can be written; got {data_dir(data.dir)}: {error}."
           " Choose another with --config.data.dir=FOLDER"
         ) from error
