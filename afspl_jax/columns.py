@@ -51,6 +51,7 @@ MORE = (
     "newcomer_global",
     "cider",
   ),
+  Column("ε", "spent by the last round, at `privacy.delta`", "test", "epsilon", 2),
   Column("before", "CIDEr of their personal prompters, untrained", "newcomer_before", "cider"),
   Column("after", "and after a round of training", "newcomer_after", "cider"),
 )  # one by one, where some run has it

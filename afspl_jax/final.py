@@ -51,15 +51,17 @@ def score_finished(
   """
   final = Final(setup, folder.path / "predictions", shared)
   done = {line["split"] for line in folder.metrics()}
+  trained = [line for line in folder.metrics() if line["split"] == "train"]
+  last = trained[-1] if trained else {"round": 0, "clients": 0}  # a budget may end a run early
   for name, scores in progress(final.views().items(), desc="test", unit="view"):
     if name not in done:
       begin = time.perf_counter()
-      line = {"round": setup.config.fed.rounds, "split": name, **scores()}
+      line = {"round": last["round"], "split": name, **scores()}
       if name == next(iter(final.views())):
-        trained = [line for line in folder.metrics() if line["split"] == "train"]
         line["bytes_up"] = sum(line["bytes_up"] for line in trained)
         line["bytes_down"] = sum(line["bytes_down"] for line in trained)
-        line["clients"] = trained[-1]["clients"] if trained else 0
+        line["clients"] = last["clients"]
+        line |= {"epsilon": last["epsilon"]} if "epsilon" in last else {}
       folder.append_metrics(line | {"seconds": round(time.perf_counter() - begin, 3)})
   return {line["split"]: line for line in folder.metrics() if line["split"] in final.views()}
 

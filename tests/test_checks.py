@@ -1,9 +1,11 @@
 """Values that no experiment can have are refused by the name of their field."""
 
+import dataclasses
+
 import pytest
 
 from afspl_jax.checks import check
-from afspl_jax.config import Experiment
+from afspl_jax.config import Experiment, Privacy, Secure
 from afspl_jax.errors import UserError
 from afspl_jax.fields import changed, known_fields
 
@@ -63,7 +65,7 @@ REFUSED = [
   *((n, v, "expected a share above 0 and up to 1") for n in SHARES for v in (0.0, 1.1, NAN)),
   ("backbone.dtype", "float16", "expected one of float32, bfloat16"),
   ("fed.share", "some", "expected one of all, none"),
-  ("uplink.select", "all", "expected one of energy, ratio, dense"),
+  ("uplink.select", "all", "expected one of energy, ratio, shared, dense"),
   ("uplink.weighing", "mean", "expected one of coverage, cohort"),
   ("fed.clients_per_round", 11, "expected at most data.num_clients without fed.newcomers, 10"),
 ]
@@ -133,6 +135,8 @@ def test_every_number_of_an_experiment_is_checked_here_or_named_below():
     "optim.b1",
     "optim.b2",
     "optim.label_smoothing",
+    *(f"privacy.{field.name}" for field in dataclasses.fields(Privacy)),  # federation/private.py
+    *(f"secure.{field.name}" for field in dataclasses.fields(Secure)),  # federation/secure/
   }
   numbers = {name for name, value in known_fields(Experiment()) if type(value) in (int, float)}
   assert numbers - elsewhere == {name for name, value, _ in REFUSED if not isinstance(value, str)}

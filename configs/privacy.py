@@ -1,0 +1,44 @@
+"""What privacy costs: a hundred clients without, with central differential privacy at two budgets.
+
+`afspl ablate configs/privacy.py --workdir=runs/privacy`
+
+With a hundred clients the noise that hides one of them is large beside their mean, and grows with
+the number of parameters: hence a small prompter, few rounds, and a bound that keeps the noise on a
+parameter below what it moves.
+"""
+
+from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Privacy, Prompter, Uplink
+from afspl_jax.study import Study
+
+CLIENTS, ROUNDS = 100, 10
+
+
+def get_config() -> Experiment:
+  return Experiment(
+    data=Data(partition="iid", num_clients=CLIENTS),
+    prompter=Prompter(local=False, pool=1, k_max=1, tokens=4, key_dim=4, fusion_hidden=4),
+    optim=Optim(local_steps=4, prompt_lr=0.03, balance=0.0, schedule="constant"),
+    fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS, cohort=25),
+    uplink=Uplink(select="dense"),
+    privacy=Privacy(clip=1.0, delta=1e-3),
+    eval=Eval(every=ROUNDS, val_examples=50, test_examples=500, common_examples=60),
+  )
+
+
+def get_study() -> Study:
+  private = {"privacy.dp": "central"}
+  secure = {"secure.aggregation": True}
+  return Study(
+    base=get_config(),
+    settings={"100 clients": {}},
+    variants={
+      "no privacy": {},
+      "ε = 50": {**private, "privacy.epsilon": 50.0},
+      "ε = 8": {**private, "privacy.epsilon": 8.0},
+      "secure aggregation": secure,
+      "ε = 8, secure aggregation": {**private, "privacy.epsilon": 8.0, **secure},
+    },
+    seeds=(0,),
+    reference="no privacy",
+    full="no privacy",
+  )
