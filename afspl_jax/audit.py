@@ -17,7 +17,7 @@ from afspl_jax.run_folder import CLIENTS, WIRE, read_lines
 
 _FOLDERS = (".", "sites", "nodes/*")  # of clients: this process's, of local-net, of `flwr run`
 _MOST_VALUES = 1000  # texts of one name that are kept
-_SHORTEST_TEXT = 5  # characters of a path that is looked for
+_ABSOLUTE = r"(?<![\w/])(~?/|[A-Za-z]:\\)[\w.-]+"  # a path
 
 Found = dict[str, Any]
 
@@ -52,7 +52,7 @@ def audit(run: Path, client: str = "") -> Found:
     raise UserError(f"--client: expected one of {known}; got {client!r}")
   by_client = {name: by_client[name] for name in sorted(by_client) if client in ("", name)}
   lines = [line for mine in by_client.values() for line in mine]
-  outside = [*_outside(lines, config, run), *_missing(run, by_client, client)]
+  outside = [*_outside(lines, config), *_missing(run, by_client, client)]
   return {
     "run": str(run),
     "files": [str(file) for file in files],
@@ -94,7 +94,7 @@ def _departures(file: Path) -> Iterator[departures.Line]:
       raise UserError(f"{file}:{number}: expected what left a client; got: {error!r}") from error
     if missing:
       raise UserError(f"{file}:{number}: expected what left a client; no {sorted(missing)} in it")
-    yield line | {"leaves": leaves.get(line.get("structure"), [])}
+    yield line | {"leaves": leaves.get(line.get("structure", ""), [])}
 
 
 def _client(name: str, lines: Sequence[departures.Line]) -> Found:
@@ -171,26 +171,20 @@ def _down(lines: Sequence[departures.Line]) -> Found:
   return {"bytes": sum(line["down"]["bytes"] for line in lines), "names": dict(names)}
 
 
-def _outside(lines: Sequence[departures.Line], config: Experiment, run: Path) -> list[Found]:
+def _outside(lines: Sequence[departures.Line], config: Experiment) -> list[Found]:
   """What is not on the list, each once, with how often and where first."""
   out: dict[tuple[str, str], Found] = {}
-  allowed, places = departures.allowed(config), _of_this_machine(config, run)
+  allowed = departures.allowed(config)
+  place = re.compile(rf"{_ABSOLUTE}|(?<!\w){re.escape(socket.gethostname())}(?!\w)")
   for line in lines:
     found = list(departures.outside(line, allowed))
-    if "error" in line and places.search(line["error"]["reason"]):
+    if "error" in line and place.search(line["error"]["reason"]):
       found.append((f"{line['type']}  error", f"a path or host: {line['error']['reason']}"))
     for what, why in found:
       first = {"round": line["round"], "client": line["client"]}
       new = {"what": what, "why": why, "messages": 0, "first": first}
       out.setdefault((what, why), new)["messages"] += 1
   return list(out.values())
-
-
-def _of_this_machine(config: Experiment, run: Path) -> re.Pattern[str]:
-  """Finds in a text where this run and its data lie, and what this machine is called."""
-  paths = {str(Path.home()), str(run.absolute()), config.data.dir}
-  long = [re.escape(path) for path in paths if len(path) >= _SHORTEST_TEXT]
-  return re.compile("|".join([*long, rf"(?<!\w){re.escape(socket.gethostname())}(?!\w)"]))
 
 
 def _missing(

@@ -12,14 +12,11 @@ def table(found: Mapping[str, Any]) -> str:
   """What `audit.audit` found, in lines of at most 80 characters for usual names."""
   clients = found["clients"]
   messages, size = (sum(line[key] for line in clients) for key in ("messages", "bytes"))
-  out = [
-    f"{found['run']}: {messages:,} messages, {amount(size)}, left {len(clients):,} clients",
-    "",
-  ]
-  head = ("client", "rounds", "messages", "errors", "floats", "bytes")
+  what = f"{messages:,} messages, {amount(size)}, left {len(clients):,} clients"
+  out = [f"{found['run']}: {what}", ""]
   shown = sorted(clients, key=lambda line: -line["bytes"])[:_MOST_CLIENTS]
   shown.sort(key=lambda line: line["client"])
-  rows = [head]
+  rows: list[Sequence[str]] = [("client", "rounds", "messages", "errors", "floats", "bytes")]
   for line in shown:
     counts = (f"{line[key]:,}" for key in ("rounds", "messages", "errors", "numbers"))
     rows.append((line["client"], *counts, amount(line["bytes"])))
@@ -63,9 +60,9 @@ def _content(line: Mapping[str, Any]) -> str:
 def _verdict(found: Mapping[str, Any]) -> list[str]:
   settings = ", ".join(f"{name}={value}" for name, value in found["settings"].items())
   if found["closed"]:
-    return ["all of it is on the closed list for", f"  {settings}"]
-  out = [f"NOT CLOSED: {len(found['outside']):,} found that are not on the list for"]
-  out.append(f"  {settings}")
+    return _wrapped(f"all of it is on the closed list for {settings}")
+  number = len(found["outside"])
+  out = _wrapped(f"NOT CLOSED: {number:,} of what left is not on the list for {settings}")
   for line in found["outside"]:
     first = f"first {line['first']['client']}, round {line['first']['round']}"
     out += _wrapped(f"{line['what']}: {line['why']} ({line['messages']:,} messages; {first})")

@@ -57,8 +57,8 @@ def main(argv: list[str] | None = None) -> int:
   audit = commands.add_parser(
     "audit",
     help="all that left each client of a run, by name, held against the closed list",
-    description="Reads the record that clients keep of what they send. Exit status: 0 all of it is on"
-    " the list, 1 something is not, 2 a user's mistake.",
+    description="Reads the record that clients keep of what they send. Exit status: 0 all of it is"
+    " on the list, 1 something is not, 2 a user's mistake.",
   )
   audit.add_argument("folder", type=Path, metavar="RUN", help="a run's folder, or a site's own")
   audit.add_argument("--client", default="", metavar="NAME", help="only this client")

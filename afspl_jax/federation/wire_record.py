@@ -111,7 +111,7 @@ class WireRecord:
       "time": float(f"{reply.metadata.created_at:.3f}"),
     }
     objects = wire.serialized(reply)
-    line["bytes"], line["sha256"] = sum(map(len, objects.values())), reply.object_id
+    line["bytes"], line["sha256"] = sum(map(len, objects.values())), next(reversed(objects))
     if reply.has_error():
       line["error"] = {"code": reply.error.code, "reason": reply.error.reason}
     else:
@@ -165,8 +165,8 @@ class WireRecord:
 
   def _refused(self, error: OSError) -> UserError:
     return UserError(
-      f"{self._file}: expected to write to it; got: {error}. Nothing leaves that is not noted there:"
-      " free the disk and start the same command again to go on"
+      f"{self._file}: expected to write to it; got: {error}. Nothing leaves that is not noted"
+      " there: free the disk and start the same command again to go on"
     )
 
 
