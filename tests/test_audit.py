@@ -163,9 +163,11 @@ def longer(run, values):
   return ArrayRecord({"flat": flat, "rows": arrays["rows"]})
 
 
-def noted(run, folder, planted, template=None):
+def noted(run, folder, planted, template=None, **privacy):
   """A folder in which a client's reply with something planted is on record."""
-  shutil.copy(run.path / "config.json", folder)
+  found = json.loads((run.path / "config.json").read_text())
+  found["config"]["privacy"] |= privacy
+  (folder / "config.json").write_text(json.dumps(found))
   content = planted
   if not isinstance(planted, Error):
     content = RecordDict({**run.replies[-1].content, **planted})
@@ -187,6 +189,21 @@ def test_a_leak_is_named(rich, tmp_path, capsys, what):
 
 def test_the_same_reply_with_nothing_planted_is_closed(rich, tmp_path, capsys):
   noted(rich, tmp_path, {})
+  assert audit(tmp_path, capsys)[0] == 0
+
+
+def test_with_privacy_what_else_leaves_would_be_a_leak(rich, tmp_path, capsys):
+  noted(rich, tmp_path, {}, dp="central", clipping="adaptive")
+  status, out = audit(tmp_path, capsys, "--json")
+  told = {line["what"]: line["why"] for line in json.loads(out)["outside"]}
+  metrics = {f"train  metrics  {name}" for name in rich.replies[-1].content["metrics"]}
+  assert status == 1 and told.keys() == metrics
+  assert "expected the number 1; got " in told["train  metrics  num-examples"]
+
+
+def test_with_privacy_an_update_and_whether_it_was_within_bounds_leave(rich, tmp_path, capsys):
+  all_alike = MetricRecord({"num-examples": 1, "within_clip": 1.0})
+  noted(rich, tmp_path, {"metrics": all_alike}, dp="central", clipping="adaptive")
   assert audit(tmp_path, capsys)[0] == 0
 
 

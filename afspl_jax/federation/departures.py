@@ -123,9 +123,9 @@ ENTRIES = (
   Entry(
     TRAIN,
     "metrics",
-    "clipped",
+    "within_clip",
     "number",
-    "0 or 1: whether the update was clipped",
+    "0 or 1: whether the update was within the bound",
     "the next round's bound",
     lambda config: config.privacy.dp != "none" and config.privacy.clipping == "adaptive",
     "privacy.clipping=adaptive",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from afspl_jax.config import Experiment
-from afspl_jax.federation import client, departures, wire
+from afspl_jax.federation import client, departures, private, wire
 from afspl_jax.fields import changed
 
 DOCS = Path(__file__).parents[2] / "docs" / "audit.md"
@@ -32,6 +32,7 @@ def test_names_are_those_of_the_code():
     wire.TRAIN,
     wire.FLAT,
   )
+  assert any(entry.name == private.WITHIN for entry in departures.ENTRIES)
   kinds = {wire.WireError.__name__, client.SiteFault.__name__, FloatingPointError.__name__}
   assert set(departures.FAULTS) == kinds
 
@@ -48,7 +49,7 @@ PLAIN = {"train arrays flat", "train arrays rows"}
     ({"privacy__dp": "local", "uplink__select": "dense"}, HELLO | WEIGHT | {"train arrays flat"}),
     (
       {"privacy__dp": "central", "privacy__clipping": "adaptive"},
-      HELLO | WEIGHT | PLAIN | {"train metrics clipped"},
+      HELLO | WEIGHT | PLAIN | {"train metrics within_clip"},
     ),
     ({"secure__aggregation": True}, HELLO | WEIGHT),
   ],
