@@ -17,6 +17,8 @@ from afspl_jax.run_folder import CLIENTS, WIRE, read_lines
 
 _FOLDERS = (".", "sites", "nodes/*")  # of clients: this process's, of local-net, of `flwr run`
 _MOST_VALUES = 1000  # texts of one name that are kept
+_LINE = {"round": int, "client": str, "type": str, "bytes": int, "down": dict}
+_RECORD = {"bytes": int, "entries": dict}
 _ABSOLUTE = r"(?<![\w/])(~?/|[A-Za-z]:\\)[\w.-]+"  # a path
 
 Found = dict[str, Any]
@@ -85,16 +87,23 @@ def _departures(file: Path) -> Iterator[departures.Line]:
   """
   leaves: dict[str, Any] = {}
   for number, line in enumerate(read_lines(file), start=1):
-    try:
-      if "leaves" in line:
-        leaves[line["structure"]] = line["leaves"]
-        continue
-      missing = {"round", "client", "type", "bytes", "down"} - line.keys()
-    except (TypeError, KeyError, AttributeError) as error:
-      raise UserError(f"{file}:{number}: expected what left a client; got: {error!r}") from error
-    if missing:
-      raise UserError(f"{file}:{number}: expected what left a client; no {sorted(missing)} in it")
-    yield line | {"leaves": leaves.get(line.get("structure", ""), [])}
+    if _has(line, {"structure": str, "leaves": list}):
+      leaves[line["structure"]] = line["leaves"]
+    elif _has(line, _LINE) and all(_has(part, _RECORD) for part in _records(line).values()):
+      yield line | {"leaves": leaves.get(line.get("structure", ""), [])}
+    else:
+      raise UserError(
+        f"{file}:{number}: expected what left a client, as it writes it; got {str(line)[:60]}."
+        " Somebody changed the record"
+      )
+
+
+def _has(value: Any, fields: Mapping[str, type]) -> bool:
+  return isinstance(value, dict) and all(isinstance(value.get(n), t) for n, t in fields.items())
+
+
+def _records(line: departures.Line) -> Mapping[str, Any]:
+  return line.get("records", {})
 
 
 def _client(name: str, lines: Sequence[departures.Line]) -> Found:
@@ -112,7 +121,7 @@ def _client(name: str, lines: Sequence[departures.Line]) -> Found:
 
 
 def _arrays(line: departures.Line) -> Iterator[Mapping[str, Any]]:
-  for record in line.get("records", {}).values():
+  for record in _records(line).values():
     yield from filter(departures.is_array, record["entries"].values())
 
 
@@ -132,7 +141,7 @@ def _names(lines: Sequence[departures.Line]) -> list[Found]:
     return found
 
   for line in lines:
-    kind, records = line["type"], line.get("records", {})
+    kind, records = line["type"], _records(line)
     add(kind, bytes=line["bytes"])
     add(kind, "header", bytes=line["bytes"] - sum(held["bytes"] for held in records.values()))
     if error := line.get("error"):

@@ -73,6 +73,14 @@ def test_a_reply_that_the_server_had_and_nobody_noted_is_missed(rich, tmp_path, 
   assert status == 1 and "that wire.jsonl does not have" in " ".join(out.split())
 
 
+@pytest.mark.parametrize("line", ["[]", "{}", '{"round": 1}', "no"])
+def test_a_damaged_record_is_said_with_its_line(rich, tmp_path, capsys, line):
+  shutil.copy(rich.path / "config.json", tmp_path)
+  (tmp_path / WIRE).write_text(f"{line}\n")
+  assert cli.main(["audit", str(tmp_path)]) == 2
+  assert f"{WIRE}:1: expected" in capsys.readouterr().err
+
+
 def test_rounds_that_were_repeated_are_told_of(rich, tmp_path, capsys):
   shutil.copy(rich.path / "config.json", tmp_path)
   lines = (rich.path / WIRE).read_text().splitlines(keepends=True)
@@ -103,11 +111,15 @@ LOSSES = [0.1 * i for i in range(4)]
 LEAKS = {
   "an own prompt": (
     lambda run: {"own": ArrayRecord({"flat": Array(own_prompt(run).ravel())})},
-    "train own flat: not on the list: an array of float32, shape (64,)",
+    "train own flat: not on the list: 384 bytes of float32, shape (64,)",
   ),
   "an own prompt behind the shared rows": (
     lambda run: {"arrays": longer(run, own_prompt(run).ravel())},
-    "train arrays flat: expected float32 numbers that are all rows of the shared leaves; got an",
+    "train arrays flat: expected float32 numbers that are all rows of the shared leaves;",
+  ),
+  "a text behind an array's numbers": (
+    lambda run: {"arrays": longer(run, np.zeros(0, np.float32), b"a red square")},
+    "train arrays flat: expected float32 numbers that are all rows of the shared leaves;",
   ),
   "losses of examples": (
     lambda run: with_metrics(run, losses=LOSSES),
@@ -157,9 +169,10 @@ def example(run):
   return run.setup.splits["train"].examples[0]
 
 
-def longer(run, values):
+def longer(run, values, behind=b""):
   arrays = run.replies[-1].content["arrays"]
   flat = Array(np.concatenate([arrays["flat"].numpy(), values]))
+  flat.data += behind
   return ArrayRecord({"flat": flat, "rows": arrays["rows"]})
 
 

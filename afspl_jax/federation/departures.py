@@ -16,6 +16,7 @@ Line = Mapping[str, Any]  # of wire.jsonl
 
 HELLO, TRAIN = "query.hello", "train"
 FLAT = "flat"  # the array of a record in which leaves are packed
+_NPY = 128  # bytes of the header before an array's numbers
 
 # Errors whose text may leave: it is made of what the server sent and of agreed settings, or is
 # ours to the letter. Of all others the server learns the kind.
@@ -175,7 +176,7 @@ def outside(line: Line, entries: Mapping[tuple[str, str, str], Entry]) -> Iterat
 def said(value: Any) -> str:
   """A recorded value for people, in a few words."""
   if is_array(value):
-    return f"an array of {value['dtype']}, shape {tuple(value['shape'])}"
+    return f"{value['bytes']:,} bytes of {value['dtype']}, shape {tuple(value['shape'])}"
   if isinstance(value, dict) and "list" in value:
     return f"a list of {value['list']} {value['of']}"
   if isinstance(value, dict) and "text" in value:
@@ -192,12 +193,18 @@ def _floats(value: Any, line: Line, record: str) -> bool:
   if not is_array(value) or rows is None or len(rows) != len(leaves):
     return False
   sent = sum(leaf["width"] * number for leaf, number in zip(leaves, rows, strict=True))
-  return (value["dtype"], value["shape"]) == ("float32", [sent])
+  return _is_flat(value, "float32", 4, sent)
 
 
 def _rows(value: Any, line: Line, record: str) -> bool:
   bits = sum(leaf["rows"] for leaf in line.get("leaves", ()))
-  return is_array(value) and (value["dtype"], value["shape"]) == ("uint8", [-(-bits // 8)])
+  return is_array(value) and _is_flat(value, "uint8", 1, -(-bits // 8))
+
+
+def _is_flat(value: Mapping[str, Any], dtype: str, width: int, size: int) -> bool:
+  """Whether an array is what it should be to the last byte; `width` is of a number, in bytes."""
+  found = value["dtype"], value["shape"], value["bytes"]
+  return found == (dtype, [size], _NPY + width * size)
 
 
 def is_array(value: Any) -> bool:

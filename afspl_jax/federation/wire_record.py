@@ -156,7 +156,7 @@ class WireRecord:
   def _append(self, line: dict[str, Any]) -> None:
     try:
       with open(self._file, "ab") as file:
-        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps(line).encode() + b"\n")
         if self._sync:
           file.flush()
           os.fsync(file.fileno())

@@ -4,18 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.runtime import RuntimeHttpClient
 from least_squares import CLIENTS, LeastSquares, evaluate, init_params
 
 from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.config import Fed
 from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies, wire
-from afspl_jax.federation.client import make_client_app
+from afspl_jax.federation.client import SiteFault, make_client_app
 from afspl_jax.federation.local_grid import LocalGrid
+from afspl_jax.federation.net import executors
 from afspl_jax.federation.rounds import Plan
 from afspl_jax.federation.server import run_local
 from afspl_jax.federation.wire_record import Recorded, WireRecord
+from afspl_jax.flower_app import client_app
 from afspl_jax.run_folder import WIRE, RunFolder, read_lines
 
 CAPTION = "a patient with a broken arm"
@@ -120,12 +124,21 @@ def test_what_cannot_be_noted_does_not_leave(tmp_path):
   assert grid.pull_messages([message.metadata.message_id]) == []
 
 
+def test_a_site_that_cannot_note_what_leaves_ends(monkeypatch):
+  app, nobody = ClientApp(), object.__new__(RuntimeHttpClient)
+
+  @app.query("hello")
+  def hello(message, context):
+    raise UserError("wire.jsonl: expected to write to it")
+
+  asked = Message(RecordDict(), 2, wire.HELLO), Context(1, 2, {}, RecordDict(), {}), None, None
+  monkeypatch.setattr(executors, "pull_task_input", lambda client: asked)
+  monkeypatch.setattr(executors, "push_message", lambda *_: pytest.fail("it left"))
+  with pytest.raises(UserError, match="expected to write"):
+    executors._answer(app, nobody)
+
+
 def test_flowers_own_way_in_hides_what_stops_a_site(tmp_path):
-  from flwr.app import Context
-
-  from afspl_jax.federation.client import SiteFault
-  from afspl_jax.flower_app import client_app
-
   missing = str(tmp_path / "patients.py")
   given = {"config": missing, "overrides": "", "workdir": str(tmp_path)}
   context = Context(1, 2, {"partition-id": 0}, RecordDict(), given)
