@@ -47,7 +47,7 @@ def amount(size: int) -> str:
 
 def _content(line: Mapping[str, Any]) -> str:
   if "of" in line:
-    return f"{line['numbers']:,} floats, {line['rows'] / line['of']:.0%} of rows"
+    return f"{line['numbers']:,} floats, {line['rows'] / max(line['of'], 1):.0%} of rows"
   if "numbers" in line:
     return f"{line['numbers']:,} numbers, {', '.join(line['values'])}"
   if "range" in line:
