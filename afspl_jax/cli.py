@@ -54,6 +54,17 @@ def main(argv: list[str] | None = None) -> int:
   status.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
   status.set_defaults(run=_status)
 
+  audit = commands.add_parser(
+    "audit",
+    help="all that left each client of a run, by name, held against the closed list",
+    description="Reads the record that clients keep of what they send. Exit status: 0 all of it is"
+    " on the list, 1 something is not, 2 a user's mistake.",
+  )
+  audit.add_argument("folder", type=Path, metavar="RUN", help="a run's folder, or a site's own")
+  audit.add_argument("--client", default="", metavar="NAME", help="only this client")
+  audit.add_argument("--json", action="store_true", help="all of it as JSON")
+  audit.set_defaults(run=_audit)
+
   prepare = commands.add_parser(
     "prepare",
     help="look a data set through: what it holds, and all that is wrong with it",
@@ -187,6 +198,15 @@ def _status(args: argparse.Namespace) -> int:
 
   print(describe(args.folder))
   return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+  from afspl_jax.audit import audit
+  from afspl_jax.audit_table import table
+
+  found = audit(args.folder, args.client)
+  print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else table(found))
+  return 0 if found["closed"] else 1
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ which site it is: `partition-id=0` is the first of those that the data is split 
 `data="FOLDER" site="NAME"` besides, it is a site with data of its own.
 """
 
+import logging
 import shlex
 
 from flwr.app import Context, Message
@@ -21,13 +22,16 @@ from flwr.serverapp import Grid, ServerApp
 from afspl_jax import run
 from afspl_jax.cli import CONFIGS
 from afspl_jax.config import to_dict
-from afspl_jax.federation.client import make_client_app
+from afspl_jax.federation.client import SiteFault, make_client_app
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.guard import guard_of
 from afspl_jax.federation.rounds import run_rounds
+from afspl_jax.federation.wire_record import Recorded, WireRecord
 from afspl_jax.flags import Launch, parse
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.setup import SCORED, TRAINED, find, keep_compiled, prepare
+
+_LOG = logging.getLogger(__name__)
 
 server_app = ServerApp()
 
@@ -48,6 +52,14 @@ class _Site(ClientApp):
   """Assembles the app for one message, and lets it answer."""
 
   def __call__(self, message: Message, context: Context) -> Message:
+    try:
+      return self._answer(message, context)
+    except Exception as error:  # noqa: BLE001 - it is logged; its text, with paths, would travel
+      _LOG.exception("a message went unanswered")
+      kind = type(error).__name__
+      raise SiteFault(f"{kind} before the site could answer; its own log has the rest") from None
+
+  def _answer(self, message: Message, context: Context) -> Message:
     node = context.node_config
     roles = [f"--{name}={node[name]}" for name in ("site", "data") if name in node]
     launch = _launch(context, "--role=client", "--superlink=its:1", "--site=a-part", *roles)
@@ -62,7 +74,8 @@ class _Site(ClientApp):
       assert setup.trainer is not None, "there is data to train on"
       guard = guard_of(config, opened.path / "clients")
       app = make_client_app(setup.trainer, setup.shared, setup.terms, guard)
-      return app(message, context)
+      record = WireRecord(opened.path, setup.shared, sync=True)
+      return Recorded(app, record, setup.trainer.site)(message, context)
 
 
 client_app = _Site()

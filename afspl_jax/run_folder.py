@@ -22,6 +22,7 @@ from afspl_jax.config import differences
 from afspl_jax.errors import UserError
 
 METRICS, CLIENTS = "metrics.jsonl", "clients.jsonl"
+WIRE = "wire.jsonl"  # what left the clients; never rewound (federation/wire_record.py)
 _TRIES, _PAUSE = 4, 0.05  # seconds between them
 _PACKAGES = (
   "afspl_jax",

@@ -44,6 +44,8 @@ LAYERS = {
   "setup": 7,
   "final": 7,
   "status": 7,
+  "audit": 7,
+  "audit_table": 7,
   "preview": 7,
   "tensorboard": 7,
   "run": 7,

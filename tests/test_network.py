@@ -91,6 +91,20 @@ def test_a_site_that_is_told_to_end_does_so_in_good_order(hosts):
     assert "its data and own prompt stay here" in client.stdout
 
 
+def test_a_site_audits_what_left_it_and_it_is_what_the_server_got(hosts, capsys):
+  base, *_ = hosts
+  counted = [json.loads(line) for line in (base / "run" / "clients.jsonl").open()]
+  for site in SITES:
+    assert cli.main(["audit", str(base / site / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["closed"] and [line["client"] for line in found["clients"]] == [site]
+    (trained,) = [line for line in found["names"] if line["where"] == ["train"]]
+    got = [line["bytes_up"] for line in counted if line["client"] == site]
+    assert (trained["messages"], trained["bytes"]) == (len(got), sum(got))
+  assert cli.main(["audit", str(base / "run")]) == 2  # the server notes nothing
+  assert "or a site's own" in capsys.readouterr().err
+
+
 def test_status_tells_of_the_federation(hosts, capsys):
   base, *_ = hosts
   assert cli.main(["status", str(base / "run")]) == 0

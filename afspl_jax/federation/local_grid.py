@@ -15,6 +15,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from afspl_jax.errors import UserError
 from afspl_jax.federation.wire import TRAIN, serialized
 
 _RUN_ID = 1
@@ -36,7 +37,7 @@ class LocalGrid(Grid):
 
   Every message and reply is serialized and deserialized by Flower's own wire objects, so nothing
   is shared by reference and bytes are those of a network. A client's exception becomes the error
-  reply that a SuperNode would send; KeyboardInterrupt and SystemExit pass through.
+  reply that a SuperNode would send; UserError, KeyboardInterrupt and SystemExit pass through.
 
   A client that hangs hangs the caller: `timeout` cannot be enforced in one process and is
   ignored. Deadlines are for the networked roles.
@@ -134,6 +135,8 @@ class LocalGrid(Grid):
     message.metadata.__dict__["_message_id"] = message_id  # the sender learns it, as on the network
     try:
       reply, up = _travel(self._app(received, self._contexts[node]))
+    except UserError:
+      raise  # of this process, which is to end: what a client must not hear of is in it
     except Exception as error:  # noqa: BLE001 - whatever a client raises is its reply
       _LOG.info("node %d raised", node, exc_info=error)
       why = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}")

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from afspl_jax.federation.client import CohortTrainer, Guard, Trainer, make_client_app
 from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.federation.rounds import Plan, newest_state, run_rounds, scored_params
+from afspl_jax.federation.wire_record import Recorded, WireRecord
 from afspl_jax.types import Params
 
 
@@ -43,7 +44,9 @@ def run_local(plan: Plan, trainer: Trainer, num_clients: int, guard: Guard | Non
     RoundFailed: too few valid replies in a round.
   """
   announce = trainer.expect if isinstance(trainer, CohortTrainer) else lambda clients: None
-  grid = LocalGrid(make_client_app(trainer, plan.params, plan.terms, guard), num_clients, announce)
+  record = WireRecord(plan.folder.path, plan.params, sync=False)  # nothing leaves this process
+  app = make_client_app(trainer, plan.params, plan.terms, guard)
+  grid = LocalGrid(Recorded(app, record, trainer.site), num_clients, announce)
   context = Context(grid.run.run_id, 1, node_config={}, state=RecordDict(), run_config={})
   # All are here at once or never.
   at_once = dataclasses.replace(plan, fed=dataclasses.replace(plan.fed, wait=0.0))

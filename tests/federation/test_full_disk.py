@@ -24,8 +24,14 @@ def own_disk(folder: Path) -> bool:
   return made.returncode == 0
 
 
-@pytest.mark.parametrize("room", [0, 80_000])  # nothing fits, or the checkpoint only in part
-def test_a_full_disk_is_said_and_a_freed_one_is_gone_on_with(tmp_path, room):
+@pytest.mark.parametrize(
+  "room, what",
+  [
+    (0, "wire.jsonl: expected to write to it; got"),  # nothing fits
+    (80_000, "checkpoints/3: expected to write a checkpoint; got"),  # that fits only in part
+  ],
+)
+def test_a_full_disk_is_said_and_a_freed_one_is_gone_on_with(tmp_path, room, what):
   small, large = tmp_path / "small", tmp_path / "large"
   small.mkdir()
   large.mkdir()
@@ -41,9 +47,7 @@ def test_a_full_disk_is_said_and_a_freed_one_is_gone_on_with(tmp_path, room):
   )
   assert done.returncode == 0, done.stderr
   result = json.loads(done.stdout.splitlines()[-1])
-  assert result["said"].startswith(
-    f"{small}/run/checkpoints/3: expected to write a checkpoint; got"
-  )
+  assert result["said"].startswith(f"{small}/run/{what}")
   assert "start the same command again to go on" in result["said"] and "\n" not in result["said"]
   assert result["same"]
 

@@ -12,7 +12,9 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from safetensors.numpy import load_file
 
-from afspl_jax.federation import wire
+from afspl_jax import cli
+from afspl_jax.federation import departures, wire
+from afspl_jax.run_folder import WIRE
 from tests.recorded_run import rich_run, scaffold_run
 
 RUN = 16  # numbers in a row that are no coincidence
@@ -134,6 +136,37 @@ def test_only_the_names_on_the_list_leave(run):
     assert rest.group_id in {"0", "1", "2", "3"} and not rest.delivered_at
     for name, value in reply.content.get("metrics", {}).items():
       assert isinstance(value, int if name == "num-examples" else float)
+
+
+def test_the_closed_list_is_this_one(run, controlled):
+  for config, replies in ((run.config, REPLIES), (controlled.config, CONTROLLED)):
+    listed = {
+      (kind, record, name)
+      for kind, records in replies.items()
+      for record, names in records.items()
+      for name in names
+    }
+    assert set(departures.allowed(config)) == listed
+
+
+def test_what_is_on_record_is_what_left(run):
+  lines = [line for line in run.lines(WIRE) if "leaves" not in line]
+  for line, reply in zip(lines, run.replies, strict=True):
+    assert line["bytes"] == wire.record_bytes(reply)
+    assert line["sha256"] == list(wire.serialized(reply))[-1]
+    entries = {name: record["entries"] for name, record in line["records"].items()}
+    assert {name: set(values) for name, values in entries.items()} == names(reply)
+    for record in {"metrics", "config"} & set(entries):
+      assert entries[record] == dict(reply.content[record])
+
+
+def test_all_that_is_on_record_is_on_the_closed_list(run, controlled, capsys):
+  for each in (run, controlled):
+    assert cli.main(["audit", str(each.path)]) == 0, capsys.readouterr().out
+
+
+def test_the_record_itself_tells_no_more(run, texts):
+  assert leaked_texts(texts, [(run.path / WIRE).read_bytes()]) == set()
 
 
 def test_what_leaves_has_the_structure_and_the_size_of_the_shared_leaves(run):

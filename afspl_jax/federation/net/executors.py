@@ -31,7 +31,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from afspl_jax.errors import Stopped
+from afspl_jax.errors import Stopped, UserError
 from afspl_jax.federation.net.connection import BUSY, Endpoint
 from afspl_jax.federation.net.superlink import SuperLink
 from afspl_jax.federation.net.supernode import SuperNode
@@ -117,9 +117,9 @@ def serve(
 ) -> None:
   """Answers the messages that SuperNodes fetch, one after the other, until told to stop.
 
-  An exception of the app becomes an error reply; KeyboardInterrupt and SystemExit pass through. A
-  SuperNode that dies is started again, and what it had asked for is lost: the server sees an error
-  reply of Flower's.
+  An exception of the app becomes an error reply; UserError, KeyboardInterrupt and SystemExit pass
+  through. A SuperNode that dies is started again, and what it had asked for is lost: the server
+  sees an error reply of Flower's.
 
   Args:
     app: answers; a run's own code is never looked at.
@@ -153,6 +153,8 @@ class _Desk:
     try:
       with endpoint.runtime(token) as client, _kept_alive(endpoint, token):
         _answer(self._app, client)
+    except UserError:
+      raise  # the site cannot note what would leave it
     except Exception as error:  # noqa: BLE001 - a dead SuperNode, or what a peer made of a message
       # The task's lease runs out, and the SuperNode answers in our place.
       why = f"{type(error).__name__}: {error}"
@@ -179,11 +181,13 @@ class _Desk:
 
 def _answer(app: ClientApp, client: RuntimeHttpClient) -> None:
   message, context, _, _ = pull_task_input(client)
-  status, why = SubStatus.COMPLETED, ""
+  status, why = SubStatus.COMPLETED, ""  # for the site's own SuperNode
   try:
     reply = app(message, context)
     if not isinstance(reply, Message):
       raise TypeError(f"expected the app to return a Message; got {type(reply).__name__}")
+  except UserError:
+    raise
   except Exception as error:  # noqa: BLE001 - whatever a client raises is its reply
     _LOG.info("node %d raised", context.node_id, exc_info=error)
     status, why = SubStatus.FAILED, f"{type(error).__name__}: {error}"

@@ -1,0 +1,212 @@
+"""What left the clients of a run, from the record that they keep, held against the closed list."""
+
+import json
+import math
+import re
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from afspl_jax.config import Experiment
+from afspl_jax.errors import UserError
+from afspl_jax.federation import departures
+from afspl_jax.fields import from_dict
+from afspl_jax.run_folder import CLIENTS, WIRE, read_lines
+
+_FOLDERS = (".", "sites", "nodes/*")  # of clients: this process's, of local-net, of `flwr run`
+_MOST_VALUES = 1000  # texts of one name that are kept
+_LINE = {"round": int, "client": str, "type": str, "bytes": int, "down": dict}
+_RECORD = {"bytes": int, "entries": dict}
+_ABSOLUTE = r"(?<![\w/])(~?/|[A-Za-z]:\\)[\w.-]+"  # a path
+
+Found = dict[str, Any]
+
+
+def audit(run: Path, client: str = "") -> Found:
+  """Adds up what left, and looks for what should not have.
+
+  Args:
+    run: a run's folder, or a site's own.
+    client: only this one; "" for all.
+
+  Returns:
+    Plain values: `clients`, a line for each; `names`, a line for everything that left, by message
+    type, record, name and leaf; `down`, what came; `outside`, what is not on the list; `closed`,
+    whether that is nothing.
+
+  Raises:
+    UserError: no record, a damaged one, or no such client.
+  """
+  config = _config(run)
+  files = sorted(file for folder in _FOLDERS for file in run.glob(f"{folder}/{WIRE}"))
+  if not files:
+    raise UserError(
+      f"{run}: expected {WIRE}, which clients write as they answer; got none. Give the folder of a"
+      " run in one process, or a site's own: the server of other hosts has no such record"
+    )
+  by_client: dict[str, list[departures.Line]] = {}
+  for line in (line for file in files for line in _departures(file)):
+    by_client.setdefault(line["client"], []).append(line)
+  if client and client not in by_client:
+    known = ", ".join(sorted(by_client)) or "nobody"
+    raise UserError(f"--client: expected one of {known}; got {client!r}")
+  by_client = {name: by_client[name] for name in sorted(by_client) if client in ("", name)}
+  lines = [line for mine in by_client.values() for line in mine]
+  outside = [*_outside(lines, config), *_missing(run, by_client, client)]
+  return {
+    "run": str(run),
+    "files": [str(file) for file in files],
+    "settings": {
+      "fed.strategy": config.fed.strategy,
+      "uplink.select": config.uplink.select,
+      "privacy.dp": config.privacy.dp,
+      "secure.aggregation": config.secure.aggregation,
+    },
+    "clients": [_client(name, mine) for name, mine in by_client.items()],
+    "names": _names(lines),
+    "down": _down(lines),
+    "outside": outside,
+    "closed": not outside,
+  }
+
+
+def _config(run: Path) -> Experiment:
+  try:
+    return from_dict(json.loads((run / "config.json").read_text(encoding="utf-8"))["config"])
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f"{run}: expected a run's folder with config.json; got: {error}") from error
+
+
+def _departures(file: Path) -> Iterator[departures.Line]:
+  """The lines of a record, each with the leaves of its structure.
+
+  Raises:
+    UserError: a line that is not as our clients write it.
+  """
+  leaves: dict[str, Any] = {}
+  for number, line in enumerate(read_lines(file), start=1):
+    if _has(line, {"structure": str, "leaves": list}):
+      leaves[line["structure"]] = line["leaves"]
+    elif _has(line, _LINE) and all(_has(part, _RECORD) for part in _records(line).values()):
+      yield line | {"leaves": leaves.get(line.get("structure", ""), [])}
+    else:
+      raise UserError(
+        f"{file}:{number}: expected what left a client, as it writes it; got {str(line)[:60]}."
+        " Somebody changed the record"
+      )
+
+
+def _has(value: Any, fields: Mapping[str, type]) -> bool:
+  return isinstance(value, dict) and all(isinstance(value.get(n), t) for n, t in fields.items())
+
+
+def _records(line: departures.Line) -> Mapping[str, Any]:
+  return line.get("records", {})
+
+
+def _client(name: str, lines: Sequence[departures.Line]) -> Found:
+  trained = [line["round"] for line in lines if line["type"] == departures.TRAIN]
+  arrays = [array for line in lines for array in _arrays(line)]
+  return {
+    "client": name,
+    "rounds": len(set(trained)),
+    "messages": len(lines),
+    "errors": sum("error" in line for line in lines),
+    "repeated": len(trained) - len(set(trained)),
+    "numbers": sum(_size(array) for array in arrays if array["dtype"].startswith("float")),
+    "bytes": sum(line["bytes"] for line in lines),
+  }
+
+
+def _arrays(line: departures.Line) -> Iterator[Mapping[str, Any]]:
+  for record in _records(line).values():
+    yield from filter(departures.is_array, record["entries"].values())
+
+
+def _size(array: Mapping[str, Any]) -> int:
+  return math.prod(array["shape"])
+
+
+def _names(lines: Sequence[departures.Line]) -> list[Found]:
+  """A line for every message type, record, entry and leaf; what is in something stands below it."""
+  out: dict[tuple[str, ...], Found] = {}
+
+  def add(*where: str, **numbers: int) -> Found:
+    found = out.setdefault(where, {"where": list(where), "messages": 0})
+    found["messages"] += 1
+    for name, number in numbers.items():
+      found[name] = found.get(name, 0) + number
+    return found
+
+  for line in lines:
+    kind, records = line["type"], _records(line)
+    add(kind, bytes=line["bytes"])
+    add(kind, "header", bytes=line["bytes"] - sum(held["bytes"] for held in records.values()))
+    if error := line.get("error"):
+      _keep(add(kind, "error"), error["reason"])
+    for record, held in records.items():
+      add(kind, record, bytes=held["bytes"])
+      for name, value in held["entries"].items():
+        if departures.is_array(value):
+          found = add(kind, record, name, bytes=value["bytes"], numbers=_size(value))
+          _keep(found, value["dtype"])
+        else:
+          _keep(add(kind, record, name), value)
+      for leaf, rows in zip(line["leaves"], held.get("rows") or (), strict=False):
+        numbers = rows * leaf["width"]
+        sizes = {"bytes": 4 * numbers, "numbers": numbers, "rows": rows, "of": leaf["rows"]}
+        add(kind, record, departures.FLAT, leaf["name"], **sizes)
+  order = {where: number for number, where in enumerate(out)}
+  places = {where: [order[where[: n + 1]] for n in range(len(where))] for where in out}
+  return [out[where] for where in sorted(out, key=places.__getitem__)]
+
+
+def _keep(found: Found, value: Any) -> None:
+  """Adds a value to what is said of a name: the range of numbers, and the texts."""
+  if type(value) in (int, float):
+    low, high = found.get("range", (value, value))
+    found["range"] = [min(low, value), max(high, value)]
+    return
+  text = value if isinstance(value, str) else departures.said(value)
+  texts = found.setdefault("values", [])
+  if text not in texts and len(texts) < _MOST_VALUES:
+    texts.append(text)
+
+
+def _down(lines: Sequence[departures.Line]) -> Found:
+  names = Counter(name for line in lines for name in line["down"]["names"])
+  return {"bytes": sum(line["down"]["bytes"] for line in lines), "names": dict(names)}
+
+
+def _outside(lines: Sequence[departures.Line], config: Experiment) -> list[Found]:
+  """What is not on the list, each once, with how often and where first."""
+  out: dict[tuple[str, str], Found] = {}
+  allowed = departures.allowed(config)
+  place = re.compile(rf"{_ABSOLUTE}|(?<!\w){re.escape(socket.gethostname())}(?!\w)")
+  for line in lines:
+    found = list(departures.outside(line, allowed))
+    if "error" in line and place.search(line["error"]["reason"]):
+      found.append((f"{line['type']}  error", f"a path or host: {line['error']['reason']}"))
+    for what, why in found:
+      first = {"round": line["round"], "client": line["client"]}
+      new = {"what": what, "why": why, "messages": 0, "first": first}
+      out.setdefault((what, why), new)["messages"] += 1
+  return list(out.values())
+
+
+def _missing(
+  run: Path, by_client: Mapping[str, Sequence[departures.Line]], client: str
+) -> Iterator[Found]:
+  """Replies that the server of the same folder has had, and that nobody noted."""
+  noted = {
+    (line["round"], name, line["bytes"]) for name, mine in by_client.items() for line in mine
+  }
+  for line in read_lines(run / CLIENTS):
+    had = line["status"].startswith(("ok", "rejected"))  # else Flower may have made the reply
+    where = line["round"], line["client"], line["bytes_up"]
+    if had and client in ("", line["client"]) and where not in noted:
+      why = f"the server had a reply of {line['bytes_up']:,} bytes that {WIRE} does not have"
+      first = {"round": line["round"], "client": line["client"]}
+      yield {"what": departures.TRAIN, "why": why, "messages": 1, "first": first}

@@ -1,0 +1,247 @@
+"""The closed list of what may leave a client, by the settings of a run.
+
+Whatever a client's answer holds and this list does not is a leak until someone has said here what
+it is and why it leaves. `afspl audit` holds a run's record of departures (wire_record.py) against
+it, `tests/federation/test_privacy.py` what really travelled, and docs/audit.md shows it.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from afspl_jax.config import Experiment
+
+Line = Mapping[str, Any]  # of wire.jsonl
+
+HELLO, TRAIN = "query.hello", "train"
+FLAT = "flat"  # the array of a record in which leaves are packed
+_NPY = 128  # bytes of the header before an array's numbers
+
+# Errors whose text may leave: it is made of what the server sent and of agreed settings, or is
+# ours to the letter. Of all others the server learns the kind.
+FAULTS = ("WireError", "SiteFault", "FloatingPointError")
+
+# Leaves of the prompter that travel, by the first part of their names; "local" is none of them.
+LEAVES = {
+  "pool": "candidate prompts, their keys, and what makes the query",
+  "visual_prompt": "the prompt of all images",
+  "textual_prompt": "the prompt of all instructions",
+  "fusion": "the network that weighs the prompts",
+  "mapper": "what maps CLIP's vision tokens into T5's space",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+  """One thing that may leave."""
+
+  message: str  # type of the messages that it is in
+  record: str  # of the message
+  name: str  # in the record; "{i}" stands for the number of a prompt in the pool
+  form: str  # one of FORMS
+  content: str  # what it says of the client
+  purpose: str  # why it leaves
+  where: Callable[[Experiment], bool] = lambda config: True
+  only: str = ""  # `where`, in words
+
+
+_OPEN, _PRIVATE = "neither privacy nor secure aggregation", "privacy or secure aggregation"
+_FINITE = "mean over the round's finite local steps"
+
+
+def _open(config: Experiment) -> bool:
+  """Whether the server sees each client's own update and metrics."""
+  return config.privacy.dp == "none" and not config.secure.aggregation
+
+
+def _private(config: Experiment) -> bool:
+  return not _open(config)
+
+
+def _weight(message: str, record: str, purpose: str) -> tuple[Entry, Entry]:
+  name, what = "num-examples", "how many examples it trains on"
+  return (
+    Entry(message, record, name, "count", what, purpose, _open, _OPEN),
+    Entry(message, record, name, "one", "nothing", "all weigh the same", _private, _PRIVATE),
+  )
+
+
+def _metric(name: str, content: str, purpose: str = "a curve of the run") -> Entry:
+  return Entry(TRAIN, "metrics", name, "number", content, purpose, _open, _OPEN)
+
+
+ENTRIES = (
+  Entry(HELLO, "config", "site", "site", "the site's name", "rounds and files know it by its name"),
+  *_weight(HELLO, "config", "fed.selection=size"),
+  Entry(
+    TRAIN,
+    "arrays",
+    "flat",
+    "floats",
+    "rows of the shared leaves after local training",
+    "what is learned together",
+    lambda config: not config.secure.aggregation,
+    "no secure aggregation",
+  ),
+  Entry(
+    TRAIN,
+    "arrays",
+    "rows",
+    "rows",
+    "a bit for each row: whether it was sent",
+    "a sparse uplink",
+    lambda config: not config.secure.aggregation and config.uplink.select != "dense",
+    "no secure aggregation; not uplink.select=dense",
+  ),
+  Entry(
+    TRAIN,
+    "control",
+    "flat",
+    "floats",
+    "what was added to the client's control: a mean gradient",
+    "corrects drift",
+    lambda config: _open(config) and config.fed.strategy.partition(":")[0] == "scaffold",
+    "fed.strategy=scaffold",
+  ),
+  Entry(
+    TRAIN,
+    "config",
+    "structure",
+    "structure",
+    "a hash of the names, shapes and dtypes of the shared leaves",
+    "peers that differ in it exchange nothing",
+  ),
+  *_weight(TRAIN, "metrics", "its weight in the average"),
+  _metric("loss", f"training loss, {_FINITE}", "a curve; fed.selection=power_of_choice"),
+  _metric("first_loss", "training loss of the first local batch", "fed.strategy=qfedavg"),
+  _metric("balance", f"load-balancing loss of the pool, {_FINITE}"),
+  _metric("contrast", f"contrastive loss, {_FINITE}"),
+  _metric("grad_norm", f"norm of the gradient, {_FINITE}"),
+  _metric("prompts_chosen", "prompts chosen from the pool, mean over samples"),
+  _metric("nonfinite_steps", "local steps without a finite loss and gradient"),
+  _metric("pool_usage_{i}", "share of samples that chose prompt i of the pool"),
+  Entry(
+    TRAIN,
+    "metrics",
+    "within_clip",
+    "number",
+    "0 or 1: whether the update was within the bound",
+    "the next round's bound",
+    lambda config: config.privacy.dp != "none" and config.privacy.clipping == "adaptive",
+    "privacy.clipping=adaptive",
+  ),
+)
+
+
+def allowed(config: Experiment) -> dict[tuple[str, str, str], Entry]:
+  """What may leave a client of a run, by message type, record and name."""
+  return {
+    (entry.message, entry.record, entry.name.format(i=i)): entry
+    for entry in ENTRIES
+    if entry.where(config)
+    for i in range(config.prompter.pool if "{i}" in entry.name else 1)
+  }
+
+
+def outside(line: Line, entries: Mapping[tuple[str, str, str], Entry]) -> Iterator[tuple[str, str]]:
+  """What of a departure is not on the list: where in the message, and what it is.
+
+  Args:
+    line: of wire.jsonl, with `leaves`, the form that its "structure" names.
+    entries: the list, from `allowed`.
+
+  Yields:
+    Both as texts.
+  """
+  kind = line["type"]
+  if kind not in {message for message, *_ in entries}:
+    yield kind, "a message type that is not on the list"
+  if error := line.get("error"):
+    fault, _, _ = error["reason"].partition(": ")
+    if fault not in FAULTS:
+      yield f"{kind}  error", f"a text of another kind than {', '.join(FAULTS)}: {said(error)}"
+  for record, held in line.get("records", {}).items():
+    for name, value in held["entries"].items():
+      place, entry = f"{kind}  {record}  {name}", entries.get((kind, record, name))
+      if entry is None:
+        yield place, f"not on the list: {said(value)}"
+      elif not FORMS[entry.form](value, line, record):
+        yield place, f"expected {WORDS[entry.form]}; got {said(value)}"
+    for leaf, sent in zip(line.get("leaves", ()), held.get("rows") or (), strict=False):
+      if sent and leaf["name"].split("/")[0] not in LEAVES:
+        yield f"{kind}  {record}  {leaf['name']}", "a leaf that is not on the list"
+
+
+def said(value: Any) -> str:
+  """A recorded value for people, in a few words."""
+  if is_array(value):
+    return f"{value['bytes']:,} bytes of {value['dtype']}, shape {tuple(value['shape'])}"
+  if isinstance(value, dict) and "list" in value:
+    return f"a list of {value['list']} {value['of']}"
+  if isinstance(value, dict) and "text" in value:
+    return f"a text of {value['length']} characters: {value['text']!r}..."
+  if isinstance(value, dict):
+    return ", ".join(f"{name} {part}" for name, part in value.items())
+  return repr(value)
+
+
+def _floats(value: Any, line: Line, record: str) -> bool:
+  """Whether all of an array is rows of known leaves."""
+  rows = line["records"][record].get("rows")
+  leaves = line.get("leaves", ())
+  if not is_array(value) or rows is None or len(rows) != len(leaves):
+    return False
+  sent = sum(leaf["width"] * number for leaf, number in zip(leaves, rows, strict=True))
+  return _is_flat(value, "float32", 4, sent)
+
+
+def _rows(value: Any, line: Line, record: str) -> bool:
+  bits = sum(leaf["rows"] for leaf in line.get("leaves", ()))
+  return is_array(value) and _is_flat(value, "uint8", 1, -(-bits // 8))
+
+
+def _is_flat(value: Mapping[str, Any], dtype: str, width: int, size: int) -> bool:
+  """Whether an array is what it should be to the last byte; `width` is of a number, in bytes."""
+  found = value["dtype"], value["shape"], value["bytes"]
+  return found == (dtype, [size], _NPY + width * size)
+
+
+def is_array(value: Any) -> bool:
+  """Whether a recorded value is what is noted of an array."""
+  return isinstance(value, dict) and "shape" in value
+
+
+# How a value must look, told by (value, line, record); in words, for who reads that it does not.
+FORMS: dict[str, Callable[[Any, Line, str], bool]] = {
+  "number": lambda value, line, record: type(value) in (int, float),
+  "count": lambda value, line, record: type(value) is int and value > 0,
+  "one": lambda value, line, record: type(value) is int and value == 1,
+  "site": lambda value, line, record: value == line["client"],
+  "structure": lambda value, line, record: (
+    value == line.get("structure") and re.fullmatch(r"[0-9a-f]{16}", value) is not None
+  ),
+  "floats": _floats,
+  "rows": _rows,
+}
+WORDS = {
+  "number": "one number",
+  "count": "one positive integer",
+  "one": "the number 1",
+  "site": "the site's name",
+  "structure": "the hash of the shared leaves' structure",
+  "floats": "float32 numbers that are all rows of the shared leaves",
+  "rows": "as many bits as the shared leaves have rows",
+}
+
+
+def markdown() -> str:
+  """The list as tables, for docs/audit.md."""
+  rows = ["| message | record | name | form | content | purpose | only with |"]
+  rows += ["| --- " * 7 + "|"]
+  for entry in ENTRIES:
+    cells = (f"`{entry.message}`", entry.record, f"`{entry.name}`", WORDS[entry.form])
+    rows.append(f"| {' | '.join((*cells, entry.content, entry.purpose, entry.only))} |")
+  rows += ["", "| leaves | content |", "| --- | --- |"]
+  rows += [f"| `{name}` | {content} |" for name, content in LEAVES.items()]
+  return "\n".join(rows) + "\n"

@@ -1,0 +1,65 @@
+"""The closed list itself: it says what the docs say, and gets shorter with privacy."""
+
+from pathlib import Path
+
+import pytest
+
+from afspl_jax.config import Experiment
+from afspl_jax.federation import client, departures, private, wire
+from afspl_jax.fields import changed
+
+DOCS = Path(__file__).parents[2] / "docs" / "audit.md"
+
+
+def names(**fields) -> set[str]:
+  config = changed(Experiment(), {name.replace("__", "."): v for name, v in fields.items()})
+  return {" ".join(where) for where in departures.allowed(config)}
+
+
+def test_the_docs_show_the_list():
+  assert departures.markdown() in DOCS.read_text(encoding="utf-8")
+
+
+def test_every_entry_has_a_form_a_content_and_a_purpose():
+  for entry in departures.ENTRIES:
+    assert entry.form in departures.FORMS and entry.content and entry.purpose
+  assert departures.FORMS.keys() == departures.WORDS.keys()
+
+
+def test_names_are_those_of_the_code():
+  assert (departures.HELLO, departures.TRAIN, departures.FLAT) == (
+    wire.HELLO,
+    wire.TRAIN,
+    wire.FLAT,
+  )
+  assert any(entry.name == private.WITHIN for entry in departures.ENTRIES)
+  kinds = {wire.WireError.__name__, client.SiteFault.__name__, FloatingPointError.__name__}
+  assert set(departures.FAULTS) == kinds
+
+
+HELLO = {"query.hello config site", "query.hello config num-examples"}
+WEIGHT = {"train metrics num-examples", "train config structure"}
+PLAIN = {"train arrays flat", "train arrays rows"}
+
+
+@pytest.mark.parametrize(
+  "fields, expected",
+  [
+    ({"privacy__dp": "central"}, HELLO | WEIGHT | PLAIN),
+    ({"privacy__dp": "local", "uplink__select": "dense"}, HELLO | WEIGHT | {"train arrays flat"}),
+    (
+      {"privacy__dp": "central", "privacy__clipping": "adaptive"},
+      HELLO | WEIGHT | PLAIN | {"train metrics within_clip"},
+    ),
+    ({"secure__aggregation": True}, HELLO | WEIGHT),
+  ],
+)
+def test_with_privacy_or_secure_aggregation_less_leaves(fields, expected):
+  assert names(**fields) == expected < names(**{**fields, "fed__strategy": "fedavg"}) | PLAIN | {""}
+
+
+def test_a_control_leaves_with_scaffold_alone_and_as_many_usages_as_there_are_prompts():
+  assert "train control flat" in names(fed__strategy="scaffold:server_lr=0.5")
+  assert "train control flat" not in names()
+  usages = [name for name in names(prompter__pool=3, prompter__k_max=2) if "pool_usage" in name]
+  assert sorted(usages) == [f"train metrics pool_usage_{i}" for i in range(3)]
