@@ -90,7 +90,10 @@ def test_one_parse_leaves_nothing_behind_for_the_next(configs):
     (["--config", "other.py"], ["--config=other.py"]),
     (["--config.fed.nope=1"], ["fed.nope", "no such field", "fed.rounds, fed.clients_per_round"]),
     (["--config.fed=1"], ["--config.fed:", "fed.rounds"]),
-    (["--config.nope.rounds=1"], ["nope.rounds", "backbone, data, eval, fed, optim, privacy, prompter"]),
+    (
+      ["--config.nope.rounds=1"],
+      ["nope.rounds", "backbone, data, eval, fed, optim, privacy, prompter"],
+    ),
     (["--config.nope=1"], ["--config.nope:", "no such field", "seed"]),
     (["--config.fed.rounds=ten"], ["fed.rounds", "expected int, such as 30", "'ten'"]),
     (["--config.fed.rounds=2.5"], ["fed.rounds", "expected int", "'2.5'"]),

@@ -77,7 +77,10 @@ def test_an_int_and_an_equal_float_make_one_run():
   [
     ({"fed.round": 3}, ["fed.round: no such field", "fed.rounds, fed.clients_per_round"]),
     ({"fed": 3}, ["fed: no such field", "fed.rounds"]),
-    ({"nope.x": 3}, ["nope.x: no such field", "backbone, data, eval, fed, optim, privacy, prompter"]),
+    (
+      {"nope.x": 3},
+      ["nope.x: no such field", "backbone, data, eval, fed, optim, privacy, prompter"],
+    ),
     ({"fed.rounds": "ten"}, ["fed.rounds: expected int", "'ten'"]),
     ({"fed.rounds": 2.5}, ["fed.rounds: expected int", "2.5"]),
     ({"prompter.local": 0}, ["prompter.local: expected bool", "got 0"]),
