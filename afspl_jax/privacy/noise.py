@@ -42,7 +42,7 @@ def snapped(values: Float64[np.ndarray, "..."], std: float) -> Float64[np.ndarra
   Floating-point noise has gaps, by which a number's low digits tell what it was added to (Mironov
   2012, "On Significance of the Least Significant Bits for Differential Privacy"). On the grid they
   are gone; what `gaussian` lacks of the true distribution moves a number to another point of it
-  with a probability below 2**-40. The rounding adds a ten-millionth to the variance.
+  with a probability below 2**-38. The rounding adds a ten-millionth to the variance.
   """
   if not std:
     return values
