@@ -51,6 +51,13 @@ def caveats(run: Run) -> list[str]:
     out.append(
       f"{len(lost)} updates of {len(who)} clients were not used: those rounds average the others."
     )
+  private, privacy = run.last("train"), run.config.get("privacy", {})
+  if private and "epsilon" in private:
+    out.append(
+      "What the models of all rounds tell of one client is bounded by differential privacy of"
+      f" ε = {number(private['epsilon'])} at δ = {privacy.get('delta')}. That does not cover this"
+      " page: it names who took part, and scores by clients' own prompts are made from their data."
+    )
   return [
     *out,
     "CIDEr depends on the references it is computed from, and compares on the same examples only.",

@@ -25,6 +25,10 @@ _MEANING = {
   "rouge_l": "Longest common run of words with a reference, from 0 to 1; higher is better.",
   "vqa_accuracy": "Share of questions answered right, from 0 to 1; higher is better.",
 }
+_EPSILON = (
+  "What all rounds so far tell of one client, at most: differential privacy's ε at the run's δ;"
+  " lower is better."
+)
 # How far a run had come: field of a point, title of the axis, ending of the chart's title, caption.
 _SPENT = (
   ("round", "round", "by round", ""),
@@ -101,6 +105,10 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
       for panel, lines in panels.items()
       if any(lines.values())
     ]
+  spent = {run.name: curve(run, "train", "epsilon") for run in runs}
+  if any(spent.values()):
+    lines = {name: points for name, points in spent.items() if points}
+    out.append(Measure("Privacy spent", [_chart("ε", _EPSILON, lines, *_SPENT[0])]))
   return out
 
 

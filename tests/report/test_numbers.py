@@ -119,3 +119,21 @@ def test_runs_are_told_apart_by_as_much_of_their_path_as_it_takes(tmp_path):
 def test_numbers_as_people_read_them():
   assert [size(n) for n in (12, 1500, 2.5e6, 3e9)] == ["12 bytes", "1.5 kB", "2.5 MB", "3.0 GB"]
   assert [duration(s) for s in (3.21, 75, 7260)] == ["3.2 s", "1 min 15 s", "2 h 1 min"]
+
+
+def test_a_private_run_shows_what_was_spent_and_what_that_does_not_cover(tmp_path, run):
+  path = made_run(tmp_path / "run", clients=4, rounds=3, **{"privacy.delta": 0.001})
+  lines = read_lines(path / "metrics.jsonl")
+  for line in lines:
+    if line["split"] == "train":
+      del line["loss"]
+      line["epsilon"] = 1.25 * line["round"]
+  put(path / "metrics.jsonl", lines)
+  private = read(path)
+  spent = {measure.title: measure.charts for measure in curves.measures([private])}
+  assert "3.75" in spent["Privacy spent"][0].svg
+  assert any("ε = 3.75" in text and "δ = 0.001" in text for text in caveats(private))
+  assert "Privacy spent" not in {measure.title for measure in curves.measures([run])}
+  assert not any("ε" in text for text in caveats(run))
+  both = {measure.title for measure in curves.measures([run, private])}
+  assert "Privacy spent" in both
