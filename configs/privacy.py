@@ -20,7 +20,7 @@ def get_config() -> Experiment:
     optim=Optim(local_steps=4, prompt_lr=0.03, balance=0.0, schedule="constant"),
     fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS, cohort=25),
     uplink=Uplink(select="dense"),
-    privacy=Privacy(clip=1.0, delta=1e-3),
+    privacy=Privacy(clip=3.0, delta=1e-3),
     eval=Eval(every=ROUNDS, val_examples=50, test_examples=500, common_examples=60),
   )
 
