@@ -39,8 +39,9 @@ ABOVE_0 = (
   "optim.mapper_lr",
   "optim.clip_norm",
   "optim.contrast_temperature",
+  "attack.scale",
 )
-BELOW_1 = ("prompter.local_drop", "eval.ema")
+BELOW_1 = ("prompter.local_drop", "eval.ema", "attack.share")
 NOT_NEGATIVE = (
   "optim.balance",
   "optim.contrast",
@@ -63,6 +64,7 @@ REFUSED = [
   *((n, v, "expected a share above 0 and up to 1") for n in SHARES for v in (0.0, 1.1, NAN)),
   ("backbone.dtype", "float16", "expected one of float32, bfloat16"),
   ("fed.share", "some", "expected one of all, none"),
+  ("attack.kind", "lie", "expected one of none, sign_flip, scale, label_flip"),
   ("uplink.select", "all", "expected one of energy, ratio, dense"),
   ("uplink.weighing", "mean", "expected one of coverage, cohort"),
   ("fed.clients_per_round", 11, "expected at most data.num_clients without fed.newcomers, 10"),
