@@ -2,10 +2,12 @@
 
 import pytest
 
+from afspl_jax import network
 from afspl_jax.checks import check
 from afspl_jax.config import Experiment
 from afspl_jax.errors import UserError
 from afspl_jax.fields import changed, known_fields
+from afspl_jax.flags import Launch
 
 AT_LEAST_1 = (
   "fed.clients_per_round",
@@ -94,6 +96,31 @@ def test_a_value_that_cannot_be_is_refused_by_its_field(name, value, why):
     check(changed(Experiment(), {name: value}))
   assert str(error.value).startswith(f"{name}: {why}")
   assert str(error.value).endswith(f"; got {value!r}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("other", [{"privacy.dp": "central"}, {"secure.aggregation": True}])
+def test_a_hostile_site_would_not_bound_what_it_sends(other):
+  with pytest.raises(UserError, match=r"attack.kind: expected none .*; got 'scale'"):
+    check(changed(Experiment(), {"attack.kind": "scale", "attack.share": 0.2} | other))
+
+
+@pytest.mark.parametrize(
+  "study",
+  [
+    {"attack.kind": "scale", "attack.share": 0.2},
+    {"fed.newcomers": 1, "fed.clients_per_round": 9},
+    {"fed.share": "none"},
+  ],
+)
+def test_no_part_of_a_network_takes_part_in_a_study(study, tmp_path):
+  config = changed(Experiment(), study)
+  check(config)
+  for role in ("server", "local-net", "client"):
+    launch = Launch(config, tmp_path / "run", role, "its:1", insecure=True, site="aachen")
+    start = network.join if role == "client" else network.federate
+    with pytest.raises(UserError, match=f"--role={role}: expected fed.newcomers=0, "):
+      start(launch, say=lambda text: None)
+  assert not list(tmp_path.iterdir())
 
 
 def test_newcomers_do_not_count_among_those_who_are_selected():
