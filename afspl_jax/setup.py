@@ -185,8 +185,8 @@ def prepare(
     bad = hostile.draw(sorted(clients["train"])[:taking_part], config.attack, config.seed)
     train = splits["train"]
     if config.attack.kind == "label_flip":  # what is scored stays as it is
-      own = [clients["train"][name] for name in bad]
-      train = train.with_targets_of(hostile.wrong_targets(train.examples, own))
+      theirs = [clients["train"][name] for name in bad]
+      train = train.with_targets_of(hostile.wrong_targets(train.examples, theirs))
     taught = train, clients["train"]
     trainer = LocalTrainer(captioner, frozen, untrained, *taught, config, strategy, mesh, store)
   shared, own = split(untrained, config.fed.share)

@@ -5,6 +5,8 @@
 All send all rows: a row that few sites sent is taken from these few by any method.
 """
 
+from typing import Any
+
 from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Prompter, Uplink
 from afspl_jax.study import Study
 
@@ -27,17 +29,13 @@ def get_config() -> Experiment:
 
 
 def get_study() -> Study:
-  partitions = {
+  partitions: dict[str, dict[str, Any]] = {
     "iid": {"data.partition": "iid"},
     "Dirichlet 0.5": {"data.partition": "dirichlet", "data.dirichlet_alpha": 0.5},
   }
-  attacks = {
-    "no attack": {},
-    **{
-      kind.replace("_", " "): {"attack.kind": kind, "attack.share": HOSTILE}
-      for kind in ("sign_flip", "scale", "label_flip")
-    },
-  }
+  attacks: dict[str, dict[str, Any]] = {"no attack": {}}
+  for kind in ("sign_flip", "scale", "label_flip"):
+    attacks[kind.replace("_", " ")] = {"attack.kind": kind, "attack.share": HOSTILE}
   return Study(
     base=get_config(),
     settings={
