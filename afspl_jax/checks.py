@@ -103,10 +103,10 @@ def check(config: Experiment) -> None:
   uplink.check(config.uplink)
   private.check(config)
   hostile.check(config.attack, taking_part)
-  if config.attack.kind != "none" and (config.privacy.dp != "none" or config.secure.aggregation):
+  if config.attack.kind != "none" and config.secure.aggregation:
     raise UserError(
-      "attack.kind: expected none with privacy.dp or secure.aggregation, where sites bound what"
-      f" they send themselves, as a hostile one would not; got {config.attack.kind!r}"
+      "attack.kind: expected none with secure.aggregation, where nobody but a site itself bounds"
+      f" what it sends, as a hostile one would not; got {config.attack.kind!r}"
     )
   decoding(config.eval)
   if isinstance(strategy, strategies.Controlled) and config.uplink.select != "dense":
