@@ -117,12 +117,12 @@ def check(config: Experiment) -> None:
     )
 
 
-def check_networked(config: Experiment, role: str) -> None:
+def check_networked(config: Experiment, who: str) -> None:
   """Refuses what is for studies in one process.
 
   Args:
     config: of a federation over a network.
-    role: this host's part in it.
+    who: asks for it: this host's role, or Flower's command.
 
   Raises:
     UserError: naming the fields, and what they may be.
@@ -130,6 +130,6 @@ def check_networked(config: Experiment, role: str) -> None:
   fed, attack = config.fed, config.attack
   if fed.newcomers or fed.share == "none" or attack.kind != "none":
     raise UserError(
-      f"--role={role}: expected fed.newcomers=0, fed.share=all and attack.kind=none, the others"
+      f"{who}: expected fed.newcomers=0, fed.share=all and attack.kind=none, the others"
       f" being for studies in one process; got {fed.newcomers}, {fed.share} and {attack.kind}"
     )

@@ -74,5 +74,5 @@ def _launch(context: Context, *flags: str) -> Launch:
   overrides = [f"--config.{text}" for text in shlex.split(str(given["overrides"]))]
   words = [f"--config={given['config']}", *overrides, f"--workdir={given['workdir']}", *flags]
   launch = parse(["flwr run", *words], CONFIGS)
-  check_networked(launch.config, launch.role)
+  check_networked(launch.config, "flwr run")
   return launch

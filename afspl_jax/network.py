@@ -58,7 +58,7 @@ def federate(launch: Launch, say: Say = tqdm.write) -> dict[str, dict[str, Any]]
     UserError: a mistake in the flags, missing keys, or a port that cannot be used.
     Stopped: too few sites or valid replies, or the SuperLink was lost again and again.
   """
-  check_networked(launch.config, launch.role)
+  check_networked(launch.config, f"--role={launch.role}")
   carry = (_rehearsed if launch.role == "local-net" else _served)(launch, say)
   return run.federate(launch.config, launch.workdir, say=say, carry=carry, splits=SCORED)
 
@@ -112,7 +112,7 @@ def join(launch: Launch, say: Say = tqdm.write) -> None:
   Raises:
     UserError: a mistake in the flags, keys that do not fit, or data that is missing.
   """
-  check_networked(launch.config, launch.role)
+  check_networked(launch.config, f"--role={launch.role}")
   credentials = None
   if launch.insecure:
     say("--insecure: no TLS and no key. What is sent can be read on its way")

@@ -1,11 +1,13 @@
 """Values that no experiment can have are refused by the name of their field."""
 
 import pytest
+from flwr.app import Context, RecordDict
 
-from afspl_jax import network
+from afspl_jax import flower_app, network
 from afspl_jax.checks import check
 from afspl_jax.config import Experiment
 from afspl_jax.errors import UserError
+from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.fields import changed, known_fields
 from afspl_jax.flags import Launch
 
@@ -123,6 +125,11 @@ def test_no_part_of_a_network_takes_part_in_a_study(study, tmp_path):
     start = network.join if role == "client" else network.federate
     with pytest.raises(UserError, match=f"--role={role}: expected fed.newcomers=0, "):
       start(launch, say=lambda text: None)
+  overrides = " ".join(f"{name}={value}" for name, value in study.items())
+  run_config = {"config": "shapes.py", "overrides": overrides, "workdir": str(tmp_path / "run")}
+  context = Context(1, 1, node_config={}, state=RecordDict(), run_config=run_config)
+  with pytest.raises(UserError, match=r"flwr run: expected fed.newcomers=0, "):
+    flower_app.server_app(LocalGrid(flower_app.client_app, 1), context)
   assert not list(tmp_path.iterdir())
 
 
