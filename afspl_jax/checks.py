@@ -5,7 +5,7 @@ import math
 from afspl_jax.config import Experiment, choice
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import decoding
-from afspl_jax.federation import private, selection, strategies, uplink
+from afspl_jax.federation import hostile, private, selection, strategies, uplink
 
 MAX_EXAMPLES = 2**29  # as a weight it leaves the mean of equal float32 params what they are
 
@@ -51,6 +51,7 @@ def check(config: Experiment) -> None:
     "optim.mapper_lr": config.optim.mapper_lr,
     "optim.clip_norm": config.optim.clip_norm,
     "optim.contrast_temperature": config.optim.contrast_temperature,
+    "attack.scale": config.attack.scale,
   }.items():
     if not (math.isfinite(number) and number > 0):
       raise UserError(f"{name}: expected a finite number above 0; got {number}")
@@ -61,6 +62,7 @@ def check(config: Experiment) -> None:
   for name, share in {
     "prompter.local_drop": config.prompter.local_drop,
     "eval.ema": config.eval.ema,
+    "attack.share": config.attack.share,
   }.items():
     if not 0 <= share < 1:
       raise UserError(f"{name}: expected a number from 0 to below 1; got {share}")
@@ -100,10 +102,34 @@ def check(config: Experiment) -> None:
     )
   uplink.check(config.uplink)
   private.check(config)
+  hostile.check(config.attack, taking_part)
+  if config.attack.kind != "none" and config.secure.aggregation:
+    raise UserError(
+      "attack.kind: expected none with secure.aggregation, where nobody but a site itself bounds"
+      f" what it sends, as a hostile one would not; got {config.attack.kind!r}"
+    )
   decoding(config.eval)
   if isinstance(strategy, strategies.Controlled) and config.uplink.select != "dense":
     raise UserError(
       f"uplink.select: expected dense with fed.strategy={config.fed.strategy}, whose controls count"
       f" every gradient: one whose update is sent later would count twice; got"
       f" {config.uplink.select!r}"
+    )
+
+
+def check_networked(config: Experiment, who: str) -> None:
+  """Refuses what is for studies in one process.
+
+  Args:
+    config: of a federation over a network.
+    who: asks for it: this host's role, or Flower's command.
+
+  Raises:
+    UserError: naming the fields, and what they may be.
+  """
+  fed, attack = config.fed, config.attack
+  if fed.newcomers or fed.share == "none" or attack.kind != "none":
+    raise UserError(
+      f"{who}: expected fed.newcomers=0, fed.share=all and attack.kind=none, the others"
+      f" being for studies in one process; got {fed.newcomers}, {fed.share} and {attack.kind}"
     )

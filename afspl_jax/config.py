@@ -150,6 +150,15 @@ class Secure:
 
 
 @dataclass
+class Attack:
+  """Sites made hostile, to see what a method withstands; for studies in one process only."""
+
+  kind: str = "none"  # none | sign_flip | scale | label_flip (federation/hostile.py)
+  share: float = 0.0  # of the sites that take part, drawn by lot from the seed, rounded down
+  scale: float = 10.0  # "scale": what a hostile site multiplies its update by
+
+
+@dataclass
 class Eval:
   """Evaluation of the global prompter, and of each client's with its own prompt."""
 
@@ -179,6 +188,7 @@ class Experiment:
   uplink: Uplink = field(default_factory=Uplink)
   privacy: Privacy = field(default_factory=Privacy)
   secure: Secure = field(default_factory=Secure)
+  attack: Attack = field(default_factory=Attack)
   eval: Eval = field(default_factory=Eval)
 
 

@@ -37,8 +37,8 @@ def score_finished(
   - `test_mean_fusion`: the same, every sample's fusion weights replaced by their mean; `changed`
     is the share of texts that differ.
   - `test_personal`: every example answered by the prompter of the client whose it is, if that took
-    part.
-  - `test_personal_common`: the mean over clients, each answering examples of all.
+    part and is honest.
+  - `test_personal_common`: the mean over the same clients, each answering examples of all.
   - `newcomer_global`, `newcomer_before`, `newcomer_after`: of the clients that took no part, on
     their own examples: without a prompt of their own, with what their examples match in the pool,
     and after one round of local training, which the server's leaves have not seen.
@@ -208,9 +208,10 @@ class Final:
     assert trainer is not None, "no view asks for clients that are elsewhere"
     return trainer
 
-  def _participants(self) -> range:
-    """The clients of the federation."""
-    return range(len(self._names) - self._config.fed.newcomers)
+  def _participants(self) -> list[int]:
+    """The clients of the federation that are honest: others' own scores are nobody's loss."""
+    taking_part = self._names[: len(self._names) - self._config.fed.newcomers]
+    return [i for i, name in enumerate(taking_part) if name not in self._setup.hostile]
 
   def _newcomers(self) -> range:
     """Those that took no part: the last by name."""

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from afspl_jax import run
+from afspl_jax.checks import check_networked
 from afspl_jax.cli import CONFIGS
 from afspl_jax.config import to_dict
 from afspl_jax.federation.client import SiteFault, make_client_app
@@ -85,4 +86,6 @@ def _launch(context: Context, *flags: str) -> Launch:
   given = context.run_config
   overrides = [f"--config.{text}" for text in shlex.split(str(given["overrides"]))]
   words = [f"--config={given['config']}", *overrides, f"--workdir={given['workdir']}", *flags]
-  return parse(["flwr run", *words], CONFIGS)
+  launch = parse(["flwr run", *words], CONFIGS)
+  check_networked(launch.config, "flwr run")
+  return launch

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from afspl_jax import run
-from afspl_jax.checks import check
+from afspl_jax.checks import check, check_networked
 from afspl_jax.config import Experiment, to_dict
 from afspl_jax.data.partition import partition
 from afspl_jax.data.sources import open_source
@@ -59,12 +59,7 @@ def federate(launch: Launch, say: Say = tqdm.write) -> dict[str, dict[str, Any]]
     UserError: a mistake in the flags, missing keys, or a port that cannot be used.
     Stopped: too few sites or valid replies, or the SuperLink was lost again and again.
   """
-  fed = launch.config.fed
-  if fed.newcomers or fed.share == "none":
-    raise UserError(
-      f"--role={launch.role}: expected fed.newcomers=0 and fed.share=all, the others being for"
-      f" studies in one process; got {fed.newcomers} and {fed.share}"
-    )
+  check_networked(launch.config, f"--role={launch.role}")
   carry = (_rehearsed if launch.role == "local-net" else _served)(launch, say)
   return run.federate(launch.config, launch.workdir, say=say, carry=carry, splits=SCORED)
 
@@ -118,6 +113,7 @@ def join(launch: Launch, say: Say = tqdm.write) -> None:
   Raises:
     UserError: a mistake in the flags, keys that do not fit, or data that is missing.
   """
+  check_networked(launch.config, f"--role={launch.role}")
   credentials = None
   if launch.insecure:
     say("--insecure: no TLS and no key. What is sent can be read on its way")

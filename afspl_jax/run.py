@@ -12,6 +12,7 @@ from afspl_jax.checks import check
 from afspl_jax.config import Experiment, to_dict
 from afspl_jax.data.partition import record
 from afspl_jax.evaluate import spread
+from afspl_jax.federation import hostile
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.guard import guard_of
 from afspl_jax.federation.release import release_of
@@ -34,8 +35,9 @@ def in_process(setup: Setup, plan: Plan) -> Params:
   """Every client in this process, over one copy of the frozen models."""
   assert setup.trainer is not None, "there are clients here"
   taking_part = len(setup.clients["train"]) - setup.config.fed.newcomers
+  trainer = hostile.sending(setup.trainer, setup.hostile, setup.config.attack)
   guard = guard_of(setup.config, plan.folder.path / "clients")
-  return run_local(plan, setup.trainer, taking_part, guard)
+  return run_local(plan, trainer, taking_part, guard)
 
 
 def federate(
@@ -144,6 +146,8 @@ def _summary(setup: Setup) -> str:
     sizes = [len(rows) for rows in setup.clients["train"].values()]
     who = f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples"
     who += f" ({config.data.partition})"
+    if setup.hostile:
+      who += f", {len(setup.hostile)} of them hostile ({config.attack.kind})"
   else:
     who = f"{config.data.num_clients} sites on other hosts"
   travels, stays = (

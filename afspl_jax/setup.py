@@ -22,7 +22,7 @@ from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import Evaluator
-from afspl_jax.federation import strategies
+from afspl_jax.federation import hostile, strategies
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.strategies import Strategy
 from afspl_jax.federation.training import LocalTrainer
@@ -55,6 +55,7 @@ class Setup:
   clients: dict[str, Clients]  # each client's own part of every split; {} where none is here
   strategy: Strategy
   trainer: LocalTrainer | None  # of the clients that are here
+  hostile: tuple[str, ...]  # those of them that are made so by config's `attack`
   evaluator: Evaluator
   own_data: bool  # all of it is that of one site
   facts: dict[str, Any]  # hashes that must not change when a run goes on
@@ -179,9 +180,15 @@ def prepare(
   strategy = strategies.get(config.fed.strategy, taking_part)
   untrained = jax.device_get(leaves(prompter))
   trainer = None
+  bad: tuple[str, ...] = ()
   if clients:
-    train = splits["train"], clients["train"]
-    trainer = LocalTrainer(captioner, frozen, untrained, *train, config, strategy, mesh, store)
+    bad = hostile.draw(sorted(clients["train"])[:taking_part], config.attack, config.seed)
+    train = splits["train"]
+    if config.attack.kind == "label_flip":  # what is scored stays as it is
+      theirs = [clients["train"][name] for name in bad]
+      train = train.with_targets_of(hostile.wrong_targets(train.examples, theirs))
+    taught = train, clients["train"]
+    trainer = LocalTrainer(captioner, frozen, untrained, *taught, config, strategy, mesh, store)
   shared, own = split(untrained, config.fed.share)
   return Setup(
     config=config,
@@ -191,13 +198,15 @@ def prepare(
     clients=clients,
     strategy=strategy,
     trainer=trainer,
+    hostile=bad,
     evaluator=Evaluator(captioner, frozen, pair.tokenizer, config.eval, mesh),
     own_data=bool(site),
     facts={
       "backbones": pair.prints,
       "data": {name: source.fingerprint for name, source in sources.items()},
       "partition": partition_digest(examples, clients),
-    },
+    }
+    | ({"hostile": bad} if bad else {}),
   )
 
 

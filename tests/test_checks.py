@@ -3,11 +3,15 @@
 import dataclasses
 
 import pytest
+from flwr.app import Context, RecordDict
 
+from afspl_jax import flower_app, network
 from afspl_jax.checks import check
 from afspl_jax.config import Experiment, Privacy, Secure
 from afspl_jax.errors import UserError
+from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.fields import changed, known_fields
+from afspl_jax.flags import Launch
 
 AT_LEAST_1 = (
   "fed.clients_per_round",
@@ -41,8 +45,9 @@ ABOVE_0 = (
   "optim.mapper_lr",
   "optim.clip_norm",
   "optim.contrast_temperature",
+  "attack.scale",
 )
-BELOW_1 = ("prompter.local_drop", "eval.ema")
+BELOW_1 = ("prompter.local_drop", "eval.ema", "attack.share")
 NOT_NEGATIVE = (
   "optim.balance",
   "optim.contrast",
@@ -66,6 +71,7 @@ REFUSED = [
   ("backbone.dtype", "float16", "expected one of float32, bfloat16"),
   ("fed.share", "some", "expected one of all, none"),
   ("uplink.select", "all", "expected one of energy, ratio, shared, dense"),
+  ("attack.kind", "lie", "expected one of none, sign_flip, scale, label_flip"),
   ("uplink.weighing", "mean", "expected one of coverage, cohort"),
   ("fed.clients_per_round", 11, "expected at most data.num_clients without fed.newcomers, 10"),
 ]
@@ -94,6 +100,39 @@ def test_a_value_that_cannot_be_is_refused_by_its_field(name, value, why):
     check(changed(Experiment(), {name: value}))
   assert str(error.value).startswith(f"{name}: {why}")
   assert str(error.value).endswith(f"; got {value!r}") and "\n" not in str(error.value)
+
+
+def test_a_hostile_site_would_not_bound_what_it_sends():
+  with pytest.raises(UserError, match=r"attack.kind: expected none .*; got 'scale'"):
+    check(
+      changed(
+        Experiment(), {"attack.kind": "scale", "attack.share": 0.2, "secure.aggregation": True}
+      )
+    )
+
+
+@pytest.mark.parametrize(
+  "study",
+  [
+    {"attack.kind": "scale", "attack.share": 0.2},
+    {"fed.newcomers": 1, "fed.clients_per_round": 9},
+    {"fed.share": "none"},
+  ],
+)
+def test_no_part_of_a_network_takes_part_in_a_study(study, tmp_path):
+  config = changed(Experiment(), study)
+  check(config)
+  for role in ("server", "local-net", "client"):
+    launch = Launch(config, tmp_path / "run", role, "its:1", insecure=True, site="aachen")
+    start = network.join if role == "client" else network.federate
+    with pytest.raises(UserError, match=f"--role={role}: expected fed.newcomers=0, "):
+      start(launch, say=lambda text: None)
+  overrides = " ".join(f"{name}={value}" for name, value in study.items())
+  run_config = {"config": "shapes.py", "overrides": overrides, "workdir": str(tmp_path / "run")}
+  context = Context(1, 1, node_config={}, state=RecordDict(), run_config=run_config)
+  with pytest.raises(UserError, match=r"flwr run: expected fed.newcomers=0, "):
+    flower_app.server_app(LocalGrid(flower_app.client_app, 1), context)
+  assert not list(tmp_path.iterdir())
 
 
 def test_newcomers_do_not_count_among_those_who_are_selected():

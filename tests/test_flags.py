@@ -92,7 +92,7 @@ def test_one_parse_leaves_nothing_behind_for_the_next(configs):
     (["--config.fed=1"], ["--config.fed:", "fed.rounds"]),
     (
       ["--config.nope.rounds=1"],
-      ["nope.rounds", "backbone, data, eval, fed, optim, privacy, prompter"],
+      ["nope.rounds", "attack, backbone, data, eval, fed, optim, privacy, prompter"],
     ),
     (["--config.nope=1"], ["--config.nope:", "no such field", "seed"]),
     (["--config.fed.rounds=ten"], ["fed.rounds", "expected int, such as 30", "'ten'"]),

@@ -79,7 +79,7 @@ def test_an_int_and_an_equal_float_make_one_run():
     ({"fed": 3}, ["fed: no such field", "fed.rounds"]),
     (
       {"nope.x": 3},
-      ["nope.x: no such field", "backbone, data, eval, fed, optim, privacy, prompter"],
+      ["nope.x: no such field", "attack, backbone, data, eval, fed, optim, privacy, prompter"],
     ),
     ({"fed.rounds": "ten"}, ["fed.rounds: expected int", "'ten'"]),
     ({"fed.rounds": 2.5}, ["fed.rounds: expected int", "2.5"]),

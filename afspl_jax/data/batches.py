@@ -1,5 +1,6 @@
 """From examples to the arrays that a step takes."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -65,6 +66,17 @@ class Split:
 
   def __len__(self) -> int:
     return len(self.examples)
+
+  def with_targets_of(self, others: Int[np.ndarray, " examples"]) -> "Split":
+    """The same images and instructions, with the targets of other examples.
+
+    Args:
+      others: for each example, the one whose references are its targets.
+    """
+    taught = copy.copy(self)
+    taught._first_reference = self._first_reference[others]
+    taught._num_references = self._num_references[others]
+    return taught
 
   def batch(
     self,

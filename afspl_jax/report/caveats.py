@@ -45,6 +45,11 @@ def caveats(run: Run) -> list[str]:
         f"{TITLES[name]} is {number(blind[name])} when the same prompter is shown no image, and"
         f" {number(test[name])} with it: only the difference comes from looking."
       )
+  if hostile := run.facts.get("hostile"):
+    out.append(
+      f"{len(hostile)} sites were made hostile ({run.config.get('attack', {}).get('kind')}), to see"
+      " what the method withstands: scores of clients and of their own prompts are of the others."
+    )
   lost = [line for line in run.clients if outcome(line) == MISSED]
   if lost:
     who = {line["client"] for line in lost}

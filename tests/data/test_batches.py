@@ -223,3 +223,14 @@ def test_a_caption_that_is_also_an_answer_counts_as_caption_only_where_it_is_one
   batch = make_split(contrast=True).batch(np.arange(2), 2)
   np.testing.assert_array_equal(batch.targets[0], batch.targets[1])
   assert batch.caption.any(axis=1).tolist() == [True, False]
+
+
+def test_targets_of_other_examples_come_whole_and_nothing_else_changes(contrasted):
+  rows = np.arange(len(contrasted))
+  others, which = np.random.default_rng(0).permutation(rows), rows % 7
+  swapped = contrasted.with_targets_of(others).batch(rows, len(rows), which)
+  of_targets = ("targets", "targets_mask", "caption")
+  inputs = contrasted.batch(rows, len(rows))._asdict()
+  targets = contrasted.batch(others, len(rows), which)._asdict()
+  for name, found in swapped._asdict().items():
+    np.testing.assert_array_equal(found, (targets if name in of_targets else inputs)[name])

@@ -147,6 +147,15 @@ def test_a_run_that_went_on_elsewhere_names_every_place(tmp_path):
   assert rows["devices"] == "1 x cpu, then 4 x tpu"
 
 
+def test_a_run_that_was_attacked_says_so(tmp_path):
+  attack = {"attack.kind": "scale", "attack.share": 0.2}
+  file = made_run(tmp_path / "run", **attack) / "config.json"
+  whole = json.loads(file.read_text())
+  whole["facts"]["hostile"] = ["site 0003", "site 0007"]
+  file.write_text(json.dumps(whole))
+  assert "2 sites were made hostile (scale), to see" in render([read(file.parent)], images=False)
+
+
 def test_a_run_that_was_stopped_says_so_and_shows_what_there_is(tmp_path):
   path = made_run(tmp_path / "run", finished=False, rounds=3)
   with open(path / "metrics.jsonl", "a") as file:

@@ -1,0 +1,57 @@
+"""What a fifth of hostile sites does to the model, by the server's method.
+
+`afspl ablate configs/robustness.py --workdir=runs/robustness`
+
+All send all rows: a row that few sites sent is taken from these few by any method.
+"""
+
+from typing import Any
+
+from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Prompter, Uplink
+from afspl_jax.study import Study
+
+ROUNDS = 12
+CLIENTS = 10
+HOSTILE = 0.2
+NORM = 180.0  # 1.25 times the largest of an honest site in a run without attack, in round 2 of 12
+SEEDS = (0, 1, 2)
+
+
+def get_config() -> Experiment:
+  return Experiment(
+    data=Data(num_clients=CLIENTS),
+    prompter=Prompter(local=False),  # the global prompter is what is attacked
+    optim=Optim(local_steps=8),
+    fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS),
+    uplink=Uplink(select="dense"),
+    eval=Eval(every=ROUNDS, val_examples=50, test_examples=500, common_examples=60),
+  )
+
+
+def get_study() -> Study:
+  partitions: dict[str, dict[str, Any]] = {
+    "iid": {"data.partition": "iid"},
+    "Dirichlet 0.5": {"data.partition": "dirichlet", "data.dirichlet_alpha": 0.5},
+  }
+  attacks: dict[str, dict[str, Any]] = {"no attack": {}}
+  for kind in ("sign_flip", "scale", "label_flip"):
+    attacks[kind.replace("_", " ")] = {"attack.kind": kind, "attack.share": HOSTILE}
+  return Study(
+    base=get_config(),
+    settings={
+      f"{where}, {what}": {**split, **attack}
+      for where, split in partitions.items()
+      for what, attack in attacks.items()
+    },
+    variants={
+      "FedAvg": {},
+      "norm bound": {"fed.max_update_norm": NORM},
+      "median": {"fed.strategy": "median"},
+      "trimmed mean": {"fed.strategy": "trimmed_mean:trim=0.2"},
+      "Krum": {"fed.strategy": "krum:faulty=2"},
+      "multi-Krum": {"fed.strategy": "krum:faulty=2,multi=6"},
+    },
+    seeds=SEEDS,
+    reference="FedAvg",
+    full="FedAvg",
+  )
