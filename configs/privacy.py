@@ -4,7 +4,8 @@
 
 With a hundred clients the noise that hides one of them is large beside their mean, and grows with
 the number of parameters: hence a small prompter, few rounds, and a bound that keeps the noise on a
-parameter below what it moves.
+parameter below what it moves. The bounds are the best of 1 and 3 for ε = 8, and of 1, 3 and 6 for
+ε = 50, with seed 0.
 """
 
 from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Privacy, Prompter, Uplink
@@ -20,25 +21,27 @@ def get_config() -> Experiment:
     optim=Optim(local_steps=4, prompt_lr=0.03, balance=0.0, schedule="constant"),
     fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS, cohort=25),
     uplink=Uplink(select="dense"),
-    privacy=Privacy(clip=3.0, delta=1e-3),
+    privacy=Privacy(delta=1e-3),
     eval=Eval(every=ROUNDS, val_examples=50, test_examples=500, common_examples=60),
   )
 
 
 def get_study() -> Study:
-  private = {"privacy.dp": "central"}
+  loose = {"privacy.dp": "central", "privacy.epsilon": 50.0, "privacy.clip": 6.0}
+  tight = {"privacy.dp": "central", "privacy.epsilon": 8.0, "privacy.clip": 3.0}
+  # Wide enough that no update is cut: what is left of the difference is the rounding.
   secure = {"secure.aggregation": True}
   return Study(
     base=get_config(),
     settings={"100 clients": {}},
     variants={
       "no privacy": {},
-      "ε = 50": {**private, "privacy.epsilon": 50.0},
-      "ε = 8": {**private, "privacy.epsilon": 8.0},
-      "secure aggregation": secure,
-      "ε = 8, secure aggregation": {**private, "privacy.epsilon": 8.0, **secure},
+      "ε = 50": loose,
+      "ε = 8": tight,
+      "secure aggregation": {**secure, "privacy.clip": 100.0},
+      "ε = 8, secure aggregation": {**tight, **secure},
     },
-    seeds=(0,),
+    seeds=(0, 1, 2),
     reference="no privacy",
     full="no privacy",
   )
