@@ -1,0 +1,261 @@
+"""DP-SGD's step: what one example can do, what noise does, and that nothing else changes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from afspl_jax.captioner import prefix
+from afspl_jax.config import Optim, Privacy
+from afspl_jax.dpsgd import Secret, clipped_sums, make_private_training
+from afspl_jax.errors import UserError
+from afspl_jax.losses import token_cross_entropy
+from afspl_jax.privacy.noise import gaussian
+from afspl_jax.step import make_optimizer, make_schedule, replicate
+from tests.conftest import make_batch, make_model
+from tests.test_cohort import of, pull
+
+CLIENTS, STEPS, ROWS = 3, 2, 16
+OPTIM = Optim(
+  batch_size=8,
+  local_steps=STEPS,
+  prompt_lr=3e-2,
+  local_lr=3e-2,
+  mapper_lr=3e-3,
+  label_smoothing=0.1,
+  balance=0.0,
+)
+CLIP, NOISE = 0.5, 2.0
+PRIVATE = (CLIP, NOISE)
+FREE = (1e9, 0.0)  # with which DP-SGD is plain training
+
+
+@functools.cache  # a program takes seconds to compile
+def program_of(captioner, clip, noise, penalty, mesh):
+  privacy = Privacy(example_clip=clip, example_noise=noise)
+  return make_private_training(captioner, OPTIM, privacy, 10, penalty, mesh)
+
+
+def no_penalty(params, global_params):
+  return jnp.zeros(())
+
+
+def starts(model, clients=CLIENTS):
+  return jax.tree.map(lambda leaf: np.stack([leaf] * clients), model.params)
+
+
+def zeros(model, clients=CLIENTS):
+  return jax.tree.map(lambda leaf: np.zeros((STEPS, clients, *leaf.shape), np.float32), model.params)
+
+
+def noise_of(model, clients=CLIENTS):
+  return jax.tree.map(
+    lambda leaf: gaussian((STEPS, clients, *leaf.shape), CLIP * NOISE).astype(np.float32),
+    model.params,
+  )
+
+
+def train(model, mesh, batches, setting=PRIVATE, noise=None, expected=None, penalty=no_penalty):
+  clients = batches.targets.shape[1]
+  noise = zeros(model, clients) if noise is None else noise
+  expected = np.full(clients, 8.0, np.float32) if expected is None else expected
+  params = starts(model, clients)
+  program = program_of(model.captioner, *setting, penalty, mesh)
+  placed, frozen = replicate(jax.tree.map(jnp.array, params), mesh), replicate(model.frozen, mesh)
+  secret = Secret(noise, expected)
+  first = jnp.asarray(2, jnp.int32)
+  return jax.device_get(program(placed, frozen, params, batches, first, secret))
+
+
+@pytest.fixture(scope="module")
+def gradient(model):
+  """Of an example's loss, from a batch of one, as the paper writes it: no chunks, no cohort."""
+
+  def loss(params, example):
+    alone = jax.tree.map(lambda x: x[None], example)
+    encoded = model.captioner.encode(params, model.frozen, alone)
+    logits = model.captioner.logits(model.frozen, encoded, alone.targets)
+    sums = token_cross_entropy(logits, alone.targets, alone.targets_mask, OPTIM.label_smoothing)
+    return sums.nats / sums.tokens
+
+  return jax.jit(jax.grad(loss))
+
+
+@pytest.fixture(scope="module")
+def pull_of(model):
+  """Gradient of each row's loss for its prefix, of one client's batch."""
+
+  def of_row(logits, targets, mask):
+    sums = token_cross_entropy(logits[None], targets[None], mask[None], OPTIM.label_smoothing)
+    return sums.nats / sums.tokens
+
+  def total(made, batch):
+    read = model.captioner.read(model.frozen, made, batch.instruction, batch.instruction_mask)
+    logits = model.captioner.teach(model.frozen, *read, batch.targets)
+    return jax.vmap(of_row)(logits, batch.targets, batch.targets_mask).sum()
+
+  grad = jax.jit(jax.grad(total))
+  return lambda batch: grad(prefix(model.captioner.prompt(model.params, batch)), batch)
+
+
+def distance(one, other):
+  return float(optax.tree.norm(jax.tree.map(lambda a, b: np.asarray(a) - b, one, other)))
+
+
+def assert_close(one, other, rate=1e-5):
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+  ):
+    error = np.linalg.norm(np.asarray(a) - np.asarray(b))
+    assert error <= rate * max(1.0, float(np.linalg.norm(b))), jax.tree_util.keystr(path)
+
+
+@pytest.fixture(scope="module")
+def sums(model, one_device):
+  """`clipped_sums` of one client's batch, compiled once."""
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def compiled(batch, pull, clip):
+    one = jax.tree.map(lambda leaf: leaf[None], model.params)
+    batch, pull = jax.tree.map(lambda leaf: leaf[None], (batch, pull))
+    return clipped_sums(model.captioner, clip, one, batch, pull, one_device)
+
+  return lambda batch, pull, clip: of(compiled(batch, pull, clip), 0)
+
+
+@pytest.mark.parametrize("clip", [1e9, 0.05])
+def test_gradients_are_those_of_batches_of_one_each_cut_to_the_bound(
+  model, sums, gradient, pull_of, clip
+):
+  batch = make_batch(0, 8)
+  found = sums(batch, pull_of(batch), clip)
+  each = [gradient(model.params, of(batch, row)) for row in range(8)]
+  norms = [float(optax.tree.norm(grads)) for grads in each]
+  assert min(norms) > 0.05  # so the lower bound cuts
+  shares = [min(1.0, clip / norm) for norm in norms]
+  expected = jax.tree.map(
+    lambda *leaves: sum(s * leaf for s, leaf in zip(shares, leaves, strict=True)), *each
+  )
+  assert distance(found, expected) <= 2e-5 * optax.tree.norm(expected)
+
+
+def hostile(batch, pull, kind):
+  """The batch with an example that tries to be heard."""
+  if kind == "features":
+    return batch._replace(tokens=batch.tokens.at[3].multiply(1e6)), pull
+  if kind == "overflow":
+    return batch._replace(tokens=batch.tokens.at[3].set(3e38)), pull
+  if kind == "nan":
+    return batch._replace(tokens=batch.tokens.at[3].set(jnp.nan)), pull
+  return batch, pull.at[3].multiply({"loss": 1e9, "infinite": jnp.inf}[kind])
+
+
+@pytest.mark.parametrize("kind", ["features", "overflow", "nan", "loss", "infinite"])
+def test_an_example_moves_the_sum_by_no_more_than_the_bound_whatever_it_holds(sums, pull_of, kind):
+  batch = make_batch(1, 8)
+  pull = pull_of(batch)
+  without = sums(batch, pull.at[3].set(0.0), CLIP)
+  moved = distance(sums(*hostile(batch, pull, kind), CLIP), without)
+  assert moved <= CLIP
+  if kind in ("features", "loss"):  # it is held at the bound, and not merely dropped
+    assert moved == pytest.approx(CLIP, rel=1e-3)
+
+
+def test_gradients_do_not_depend_on_how_many_are_held_at_a_time(
+  model, sums, pull_of, one_device, monkeypatch
+):
+  batch = make_batch(0, 8)
+  pull = pull_of(batch)
+  whole = sums(batch, pull, CLIP)
+  monkeypatch.setattr("afspl_jax.dpsgd._FLOATS", 2 * sum(map(np.size, jax.tree.leaves(whole))))
+  one = jax.tree.map(lambda leaf: leaf[None], (model.params, batch, pull))
+
+  def few_at_a_time(params, batch, pull):
+    return clipped_sums(model.captioner, CLIP, params, batch, pull, one_device)
+
+  jaxpr = jax.make_jaxpr(few_at_a_time)(*one)
+  (scan,) = [each for each in jaxpr.eqns if each.primitive.name == "scan"]
+  assert scan.params["length"] == 4
+  assert_close(of(jax.jit(few_at_a_time)(*one), 0), whole)
+
+
+def test_without_noise_and_bound_a_step_is_one_of_the_mean_over_examples(
+  model, gradient, four_devices
+):
+  batches = make_batch(0, STEPS, 1, 8)
+  trained, _ = train(model, four_devices, batches, FREE, penalty=pull)
+  params, optimizer, schedule = model.params, make_optimizer(OPTIM), make_schedule(OPTIM, 10)
+  opt_state = optimizer.init(params)
+  for step in range(STEPS):
+    batch = of(of(batches, step), 0)
+    each = [gradient(params, of(batch, row)) for row in range(8)]
+    more = jax.grad(pull)(params, model.params)
+    grads = jax.tree.map(lambda more, *leaves: more + sum(leaves) / 8, more, *each)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    params = jax.tree.map(lambda p, u, i=step: p + schedule(2 + i) * u, params, updates)
+  assert_close(of(trained, 0), params)
+
+
+def test_a_cohort_trains_as_each_of_its_clients_would_alone(model, one_device):
+  batches, noise = make_batch(0, STEPS, CLIENTS, ROWS), noise_of(model)
+  expected = np.array([8, 5, 3], np.float32)
+  together, metrics = train(model, one_device, batches, noise=noise, expected=expected)
+  assert metrics.finite.all()
+  # With one program for both, copies stand for the others.
+  for client in range(CLIENTS):
+    copies = [client] * CLIENTS
+    mine = of((batches, noise), copies, 1)
+    alone, _ = train(model, one_device, mine[0], noise=mine[1], expected=expected[copies])
+    assert_close(of(alone, 0), of(together, client))
+
+
+def test_rows_that_fill_up_a_batch_and_examples_that_are_not_finite_add_nothing(model, one_device):
+  batches = make_batch(2, STEPS, CLIENTS, ROWS)
+  cut = batches._replace(targets_mask=batches.targets_mask.at[:, :, 9:].set(False))
+  junk = cut._replace(tokens=cut.tokens.at[:, :, 9:].multiply(-3), personal=~cut.personal)
+  junk = junk._replace(personal=junk.personal.at[:, :, :9].set(cut.personal[:, :, :9]))
+  broken = batches._replace(
+    targets_mask=batches.targets_mask.at[:, :, 10:].set(False),
+    tokens=batches.tokens.at[:, :, 9].set(jnp.nan),
+  )
+  one, _ = train(model, one_device, cut)
+  for other in (junk, broken):
+    trained, metrics = train(model, one_device, other)
+    assert metrics.finite.all()
+    assert_close(trained, one, 1e-6)
+
+
+def test_a_batch_in_which_nobody_was_drawn_gives_the_noise_alone(model, one_device):
+  batches = make_batch(0, STEPS, CLIENTS, ROWS)
+  empty = batches._replace(targets_mask=jnp.zeros_like(batches.targets_mask))
+  noise, expected = noise_of(model), np.array([8, 4, 2], np.float32)
+  _, metrics = train(model, one_device, empty, noise=noise, expected=expected)
+  size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+  for client, by in enumerate(expected):
+    for step in range(STEPS):
+      norm = optax.tree.norm(of(of(noise, step), client)) / by
+      assert metrics.grad_norm[step, client] == pytest.approx(float(norm), rel=1e-4)
+      # Of `size` normal numbers the norm is within 5 of its own standard deviations, or 1e-6 off.
+      assert norm * by == pytest.approx(CLIP * NOISE * size**0.5, rel=5 / (2 * size) ** 0.5)
+  still, metrics = train(model, one_device, empty)
+  assert (metrics.grad_norm == 0).all()
+  assert_close(still, starts(model), 0.0)
+
+
+def test_what_is_released_lies_on_a_grid_that_the_noise_alone_gives():
+  from afspl_jax.dpsgd import _noisy
+
+  rng = np.random.default_rng(0)
+  total, std = rng.normal(size=1000).astype(np.float32), 0.7
+  found = np.asarray(_noisy(jnp.asarray(total), jnp.asarray(rng.normal(size=1000) * std), std))
+  grid = 2.0**-11
+  np.testing.assert_array_equal(found, np.round(found / grid) * grid)
+  assert np.abs(found).max() > 1
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(model, four_devices):
+  with pytest.raises(UserError, match=r"optim.batch_size: expected a multiple of the 4 devices"):
+    make_private_training(model.captioner, Optim(batch_size=6), Privacy(), 1, pull, four_devices)
