@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -161,7 +162,7 @@ class Split:
       rows = indices[step]
       reference = rng.integers(2**31, size=len(rows))
       batches.append(self.batch(rows, size, reference, rng.random(len(rows)) < personal))
-    return Batch(*(np.stack(parts) for parts in zip(*batches, strict=True)))
+    return jax.tree.map(lambda *parts: np.stack(parts), *batches)
 
   def in_order(
     self, indices: Sequence[int], size: int, personal: bool = False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -114,8 +115,7 @@ class SecretBatches:
     size = optim.batch_size * max(usual, -(-largest // optim.batch_size))
     personal = 1.0 - self._config.prompter.local_drop
     batches = [
-      self._data.drawn_batches(*each, size, rng, personal)
-      for each in zip(drawn, rows, strict=True)
+      self._data.drawn_batches(*each, size, rng, personal) for each in zip(drawn, rows, strict=True)
     ]
     std = privacy.example_clip * privacy.example_noise
 
@@ -123,7 +123,7 @@ class SecretBatches:
       return gaussian((steps, len(sites), *leaf.shape), std).astype(np.float32)
 
     expected = [self._probability(site) * len(self._clients[site]) for site in sites]
-    secret = Secret(jax.tree.map(noise, params), np.asarray(expected, np.float32))
+    secret = Secret(jax.tree.map(noise, params), jnp.asarray(expected, jnp.float32))
     return stacked(batches, axis=1), secret
 
   def charge(self, site: str) -> None:
@@ -147,8 +147,8 @@ class SecretBatches:
     spent = {site: self.epsilon(site) for site in self._clients}
     most = max(spent, key=lambda site: spent[site])
     return (
-      f"DP-SGD: epsilon {spent[most]:.3g} at delta {privacy.delta:g} for an example of {most}, which"
-      f" trained {self._ledger.took_part(most)} rounds; nobody's spent more"
+      f"DP-SGD: epsilon {spent[most]:.3g} at delta {privacy.delta:g} for an example of {most}, who"
+      f" trained {self._ledger.took_part(most)} rounds; no other's is larger"
     )
 
   def _probability(self, site: str) -> float:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +206,8 @@ class LocalTrainer:
     residuals = [states[name].get("residual", self._zeros) for name in names]
     starts = [uplink.begin(shared, residual, self._config.uplink) for residual in residuals]
     if self.secret:
-      batches, *more = self.secret.draw([self._names[name] for name in names], join(shared, self._own))
+      sites = [self._names[name] for name in names]
+      batches, *more = self.secret.draw(sites, join(shared, self._own))
     else:
       batches, more = stacked([self._batches(name, round) for name in names], axis=1), []
     if self._controlled:
@@ -251,5 +252,3 @@ class LocalTrainer:
     prompt = np.asarray(self._matching(join(shared, self._own), batch))
     own = self._own | {LOCAL: self._own[LOCAL] | {"prompt": prompt}}
     return self._template | {"own": own}
-
-
