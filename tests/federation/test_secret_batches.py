@@ -63,7 +63,7 @@ def test_examples_are_drawn_one_by_one_with_the_stated_probability(setup, secret
   assert stats.binomtest(int(drawn.sum()), drawn.size, q).pvalue > 1e-6
   assert np.abs(drawn.mean(axis=0) - q).max() < 6 * (q * (1 - q) / 500) ** 0.5
   assert drawn.sum(axis=1).var() == pytest.approx(len(rows) * q * (1 - q), rel=0.4)
-  assert found.expected == [4.0]
+  assert found.expected.tolist() == [4.0]
   real = batches.targets_mask.any(axis=-1)[:, 0]
   np.testing.assert_array_equal(real.sum(axis=1), drawn.sum(axis=1))  # nobody drawn is left out
   assert real.shape[1] % 4 == 0
@@ -75,7 +75,7 @@ def test_a_client_with_less_than_a_batch_is_in_every_one_whole(setup, secret, mo
   batches, found = secret.draw([site], {"leaf": np.zeros(1)})
   assert batches.targets.shape[2] == 64
   assert (batches.targets_mask.any(axis=-1).sum(axis=-1) == len(rows)).all()
-  assert found.expected == [len(rows)]
+  assert found.expected.tolist() == [len(rows)]
 
 
 def test_noise_is_of_the_stated_size_everywhere_and_never_the_same(setup, secret):
