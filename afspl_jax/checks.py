@@ -5,7 +5,14 @@ import math
 from afspl_jax.config import Experiment, choice
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import decoding
-from afspl_jax.federation import hostile, private, selection, strategies, uplink
+from afspl_jax.federation import (
+  hostile,
+  private,
+  secret_batches,
+  selection,
+  strategies,
+  uplink,
+)
 
 MAX_EXAMPLES = 2**29  # as a weight it leaves the mean of equal float32 params what they are
 
@@ -108,6 +115,7 @@ def check(config: Experiment) -> None:
       "attack.kind: expected none with secure.aggregation, where nobody but a site itself bounds"
       f" what it sends, as a hostile one would not; got {config.attack.kind!r}"
     )
+  secret_batches.check(config, strategy)
   decoding(config.eval)
   if isinstance(strategy, strategies.Controlled) and config.uplink.select != "dense":
     raise UserError(

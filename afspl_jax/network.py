@@ -160,6 +160,8 @@ def _take_part(
       nodes.append(stack.enter_context(node))
       examples = len(setup.clients["train"][name])
       say(f"{name}: ready with {examples} examples; its data and own prompt stay here")
+    if setup.trainer.secret:
+      say(setup.trainer.secret.told())
     serve(app, nodes)
 
 

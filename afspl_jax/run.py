@@ -130,6 +130,8 @@ def federate(
       checkpoints.close()
       if bar is not None:
         bar.close()
+    if setup.trainer and setup.trainer.secret:
+      say(setup.trainer.secret.told())
     scores = score_finished(setup, folder, shared, progress)
     board.update(pictures)
     return scores

@@ -126,9 +126,9 @@ def make_train_step(
   ) -> tuple[TrainState, StepMetrics]:
     factor = schedule(state.step)
     ramp = jnp.minimum((state.step + 1) / (config.contrast_warmup * config.local_steps), 1.0)
-    merged, clients = _merge(batch), len(batch.targets)
+    merged, clients = merge_clients(batch), len(batch.targets)
     tokens = jnp.maximum(jnp.sum(batch.targets_mask, axis=(1, 2), dtype=jnp.float32), 1.0)
-    weights = _merge(jnp.broadcast_to(1 / tokens[:, None], batch.personal.shape))
+    weights = merge_clients(jnp.broadcast_to(1 / tokens[:, None], batch.personal.shape))
 
     def contrasts(params: Params, states: Float[Array, "c b d"]) -> Float[Array, " c"]:
       project = jax.vmap(captioner.projected)(params, states)
@@ -144,32 +144,24 @@ def make_train_step(
 
     def of_all(params: Params):
       prompted = jax.vmap(captioner.prompt)(params, batch)
-      made = _merge(jax.vmap(prefix)(prompted))
+      made = merge_clients(jax.vmap(prefix)(prompted))
       objectives, balance, usage = jax.vmap(of_prompter)(params, global_params, batch, prompted)
       contrast, pull = jnp.zeros(clients), None
       if config.contrast:
         # Its gradient for the encoder's states goes through T5 together with that of the tokens.
-        states = _split(row_loss.states(frozen, made, merged), clients)
+        states = split_clients(row_loss.states(frozen, made, merged), clients)
         contrast = contrasts(params, states)
         objectives += config.contrast * ramp * contrast
         total = lambda states: contrasts(jax.lax.stop_gradient(params), states).sum()  # noqa: E731
-        pull = config.contrast * ramp * _merge(jax.grad(total)(states))
+        pull = config.contrast * ramp * merge_clients(jax.grad(total)(states))
       costs, nats = row_loss(frozen, made, merged, weights, pull)
-      objectives += _split(costs, clients).sum(axis=1)
-      loss = _split(nats, clients).sum(axis=1) / tokens
+      objectives += split_clients(costs, clients).sum(axis=1)
+      loss = split_clients(nats, clients).sum(axis=1) / tokens
       return objectives.sum(), (objectives, loss, balance, contrast, usage)
-
-    def move(objective: Array, raw: Params, params: Params, opt_state: Any, control: Any):
-      grads, new_control = correct(raw, control)
-      norm = optax.tree.norm(grads)
-      finite = jnp.isfinite(objective) & jnp.isfinite(norm)
-      updates, new_opt_state = optimizer.update(grads, opt_state, params)
-      new_params = jax.tree.map(lambda p, u: p + factor * u, params, updates)
-      new, old = (new_params, new_opt_state, new_control), (params, opt_state, control)
-      return *jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), norm, finite
 
     grads, (objectives, *rest, usage) = jax.grad(of_all, has_aux=True)(state.params)
     loss, balance, contrast = rest
+    move = functools.partial(take_step, optimizer, factor)
     moved = jax.vmap(move)(objectives, grads, state.params, state.opt_state, state.control)
     params, opt_state, control, norm, finite = moved
     metrics = StepMetrics(loss, balance, contrast, norm, finite, usage)
@@ -178,13 +170,36 @@ def make_train_step(
   return train_step
 
 
-def _merge(tree: Any) -> Any:
+def take_step(
+  optimizer: optax.GradientTransformation,
+  factor: Float[Array, ""],
+  objective: Float[Array, ""],
+  raw: Params,
+  params: Params,
+  opt_state: Any,
+  control: Control | None = None,
+) -> tuple[Params, Any, Control | None, Float[Array, ""], Bool[Array, ""]]:
+  """One client's step by a gradient: none at all where it or the objective is not finite.
+
+  Returns:
+    Params, optimizer state, control, the gradient's norm, and whether all was finite.
+  """
+  grads, new_control = correct(raw, control)
+  norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(objective) & jnp.isfinite(norm)
+  updates, new_opt_state = optimizer.update(grads, opt_state, params)
+  new_params = jax.tree.map(lambda p, u: p + factor * u, params, updates)
+  new, old = (new_params, new_opt_state, new_control), (params, opt_state, control)
+  return *jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), norm, finite
+
+
+def merge_clients(tree: Any) -> Any:
   """`[c b ...]` to rows `[b*c ...]`: the sharded axis stays outermost, so nothing moves."""
   return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
-def _split(rows: Array, clients: int) -> Array:
-  """The inverse of `_merge`."""
+def split_clients(rows: Array, clients: int) -> Array:
+  """The inverse of `merge_clients`."""
   return rows.reshape(-1, clients, *rows.shape[1:]).swapaxes(0, 1)
 
 

@@ -30,6 +30,7 @@ LAYERS = {
   "row_loss": 4,
   "control": 4,
   "step": 4,
+  "dpsgd": 4,
   "beam": 4,
   "decode": 4,
   "checkpoint": 4,

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -150,6 +151,30 @@ class Split:
     own = rng.random(steps * size) < personal
     flat = self.batch(order, steps * size, reference, own)
     return Batch(*(part.reshape(steps, size, *part.shape[1:]) for part in flat))
+
+  def drawn_batches(
+    self,
+    drawn: Bool[np.ndarray, "steps rows"],
+    indices: Int[np.ndarray, " rows"],
+    size: int,
+    rng: np.random.Generator,
+    personal: float = 1.0,
+  ) -> Batch:
+    """As `local_batches`, of the examples that were drawn for each step.
+
+    Args:
+      drawn: which of the examples are in the batch of each step.
+      indices: of the client's examples.
+      size: rows of each batch, of which those beyond the drawn ones count nowhere.
+      rng: for references and who is personal.
+      personal: share of the rows that may use the client's own prompt.
+    """
+    batches = []
+    for step in drawn:
+      rows = indices[step]
+      reference = rng.integers(2**31, size=len(rows))
+      batches.append(self.batch(rows, size, reference, rng.random(len(rows)) < personal))
+    return jax.tree.map(lambda *parts: np.stack(parts), *batches)
 
   def in_order(
     self, indices: Sequence[int], size: int, personal: bool = False

@@ -31,7 +31,7 @@ class ClientStore:
   """
 
   def __init__(self, folder: Path | str, *, read_only: bool = False):
-    self._folder, self._read_only = Path(folder), read_only
+    self.folder, self._read_only = Path(folder), read_only
 
   def save(self, site: str, round: int, state: Params) -> None:
     """Keeps a client's state after a round, whole, in place of any of that round or later.
@@ -40,11 +40,11 @@ class ClientStore:
       UserError: the disk refuses.
     """
     if self._read_only:
-      raise ValueError(f"{self._folder}: this store is only read")
+      raise ValueError(f"{self.folder}: this store is only read")
     file = self._site(site) / f"round_{round:06d}.safetensors"
     scratch = file.with_suffix(".tmp")
     try:
-      self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the sites' own eyes only
+      self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the sites' own eyes only
       file.parent.mkdir(exist_ok=True)
       save_file(_flat(state), scratch)
       with open(scratch, "rb+") as written:
@@ -63,7 +63,7 @@ class ClientStore:
 
   def sites(self) -> list[str]:
     """The names of those that have a state here."""
-    files = self._folder.glob("*/round_*.safetensors")
+    files = self.folder.glob("*/round_*.safetensors")
     return sorted({unquote(file.parent.name) for file in files})
 
   def load(self, site: str, before: int, template: Params, *, part: bool = False) -> Params | None:
@@ -100,7 +100,7 @@ class ClientStore:
 
   def _site(self, site: str) -> Path:
     # Whatever it is called, a folder of its own and inside ours: quote leaves dots as they are.
-    return self._folder / quote(site, safe="").replace(".", "%2E")
+    return self.folder / quote(site, safe="").replace(".", "%2E")
 
   def _rounds(self, site: str) -> list[Path]:
     return sorted(self._site(site).glob("round_*.safetensors"))

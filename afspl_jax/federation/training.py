@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,12 @@ from jaxtyping import Int
 from afspl_jax.captioner import Captioner
 from afspl_jax.config import Experiment
 from afspl_jax.data.batches import Split
+from afspl_jax.dpsgd import make_private_training
 from afspl_jax.errors import UserError
 from afspl_jax.federation import uplink
 from afspl_jax.federation.client import LocalResult
 from afspl_jax.federation.client_store import ClientStore
+from afspl_jax.federation.secret_batches import SecretBatches, stacked
 from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.prompts.local import LOCAL, join, split
 from afspl_jax.step import StepMetrics, make_local_training, make_matching, replicate
@@ -77,14 +79,17 @@ class LocalTrainer:
     if self._controlled:
       self._template["control"] = self._zeros
     self._matching = make_matching(captioner, mesh)
-    self.program = make_local_training(
-      captioner,
-      config.optim,
-      config.fed.rounds,
-      strategy.client_penalty,
-      mesh,
-      self._controlled,
-    )
+    self.secret: SecretBatches | None = None
+    rounds, penalty = config.fed.rounds, strategy.client_penalty
+    if config.privacy.example_clip:
+      self.secret = SecretBatches(config, data, clients, store.folder)
+      self.program = make_private_training(
+        captioner, config.optim, config.privacy, rounds, penalty, mesh
+      )
+    else:
+      self.program = make_local_training(
+        captioner, config.optim, rounds, penalty, mesh, self._controlled
+      )
     self._cohorts: dict[int, Sequence[int]] = {}  # that have yet to train, by each of their clients
     self._cohort_size = 1
     self._asked: tuple[Params, int, int, Params] = ({}, 0, 0, {})
@@ -113,7 +118,8 @@ class LocalTrainer:
   def personal(self, shared: Params, client: int, round: int) -> Params:
     """The client's whole prompter after a round: the shared leaves with its own.
 
-    The own prompt of a client that has not trained yet is what its examples match in the pool.
+    The own prompt of a client that has not trained yet is what its examples match in the pool, with
+    DP-SGD the untrained one.
     """
     return join(shared, self._state(shared, client, round + 1)["own"])
 
@@ -157,7 +163,11 @@ class LocalTrainer:
     lot = self._config.seed, round
     sent = uplink.compress(trained_shared, shared, residual, self._config.uplink, lot)
     keep = {"own": own, "residual": sent.residual, "control": gradient}
+    if self.secret:
+      self.secret.charge(site)
     self._store.save(site, round, {name: keep[name] for name in self._template})
+    if self.secret:  # metrics are of the examples, without noise
+      return LocalResult(sent.params, len(self._clients[site]), {}, sent.masks)
     usage = np.mean(metrics.usage[finite], axis=0)
     # Before any step was taken: what q-FedAvg weighs a site by, estimated on one batch.
     first_loss = {"first_loss": float(metrics.loss[0])} if finite[0] else {}
@@ -195,17 +205,21 @@ class LocalTrainer:
     own = [states[name]["own"] for name in names]
     residuals = [states[name].get("residual", self._zeros) for name in names]
     starts = [uplink.begin(shared, residual, self._config.uplink) for residual in residuals]
-    corrections = []
+    if self.secret:
+      sites = [self._names[name] for name in names]
+      batches, *more = self.secret.draw(sites, join(shared, self._own))
+    else:
+      batches, more = stacked([self._batches(name, round) for name in names], axis=1), []
     if self._controlled:
       away = [jax.tree.map(np.subtract, control, states[name]["control"]) for name in names]
-      corrections = [_stacked(away)]
+      more = [stacked(away)]
     trained = self.program(
-      replicate(_stacked([join(*each) for each in zip(starts, own, strict=True)]), self._mesh),
+      replicate(stacked([join(*each) for each in zip(starts, own, strict=True)]), self._mesh),
       self._frozen,
-      _stacked([join(shared, each) for each in own]),
-      _stacked([self._batches(name, round) for name in names], axis=1),
+      stacked([join(shared, each) for each in own]),
+      batches,
       jnp.asarray(first_step, jnp.int32),
-      *corrections,
+      *more,
     )
     params, metrics, *gradients = jax.device_get(trained)
     return {
@@ -230,7 +244,7 @@ class LocalTrainer:
     """What the client knows, or what a new one starts from."""
     site = self._names[client]
     state = self._store.load(site, before, self._template)
-    if state is not None or "prompt" not in self._own.get(LOCAL, {}):
+    if state is not None or self.secret or "prompt" not in self._own.get(LOCAL, {}):
       return state or self._template
     rows = self._clients[site]
     size = self._config.eval.batch_size
@@ -238,7 +252,3 @@ class LocalTrainer:
     prompt = np.asarray(self._matching(join(shared, self._own), batch))
     own = self._own | {LOCAL: self._own[LOCAL] | {"prompt": prompt}}
     return self._template | {"own": own}
-
-
-def _stacked(trees: Sequence[Any], axis: int = 0) -> Any:
-  return jax.tree.map(lambda *leaves: np.stack(leaves, axis=axis), *trees)
