@@ -6,6 +6,7 @@ from afspl_jax.config import Experiment, choice
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import decoding
 from afspl_jax.federation import private, selection, strategies, uplink
+from afspl_jax.federation.secure import terms as secure
 
 MAX_EXAMPLES = 2**29  # as a weight it leaves the mean of equal float32 params what they are
 
@@ -100,6 +101,7 @@ def check(config: Experiment) -> None:
     )
   uplink.check(config.uplink)
   private.check(config)
+  secure.check(config)
   decoding(config.eval)
   if isinstance(strategy, strategies.Controlled) and config.uplink.select != "dense":
     raise UserError(

@@ -2,8 +2,9 @@
 
 For those who run Flower's SuperLink and SuperNodes already: `server_app` and `client_app` are the
 same as those of `launch.py --role`. Every host needs the package installed; what `flwr run` sends
-holds no code. Flower starts a process for every message, so a site loads its models in every round;
-`launch.py --role=client` loads them once.
+holds no code. Flower starts a process for every message, so a site loads its models in every round,
+and keeps no secret from one message to the next: `launch.py --role=client` loads them once, and is
+the way to aggregate securely.
 
 The run's config, in pyproject.toml or given with `flwr run -c`, has `config` (a file in configs/,
 or a path on every host), `overrides` ("fed.rounds=5 data.num_clients=3") and `workdir` (a folder on
@@ -21,6 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 from afspl_jax import run
 from afspl_jax.cli import CONFIGS
 from afspl_jax.config import to_dict
+from afspl_jax.errors import UserError
 from afspl_jax.federation.client import make_client_app
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.guard import guard_of
@@ -72,4 +74,10 @@ def _launch(context: Context, *flags: str) -> Launch:
   given = context.run_config
   overrides = [f"--config.{text}" for text in shlex.split(str(given["overrides"]))]
   words = [f"--config={given['config']}", *overrides, f"--workdir={given['workdir']}", *flags]
-  return parse(["flwr run", *words], CONFIGS)
+  launch = parse(["flwr run", *words], CONFIGS)
+  if launch.config.secure.aggregation:
+    raise UserError(
+      "secure.aggregation: expected False with `flwr run`, which starts a process for every message,"
+      " while a client's secrets of a round are in memory alone; got True. Start launch.py --role"
+    )
+  return launch

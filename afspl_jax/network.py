@@ -33,6 +33,7 @@ from afspl_jax.federation.net.executors import RunLost, open_grid, serve
 from afspl_jax.federation.net.superlink import SuperLink
 from afspl_jax.federation.net.supernode import Credentials, SuperNode
 from afspl_jax.federation.rounds import Plan, run_rounds
+from afspl_jax.federation.secure.site import masks_of
 from afspl_jax.flags import Launch
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.setup import SCORED, TRAINED, Setup, find, keep_compiled, prepare
@@ -150,7 +151,7 @@ def _take_part(
       f" {missing[0]!r}. For data of your own, say where it is: --data=FOLDER"
     )
   guard = guard_of(config, folder.path / "clients")
-  app = make_client_app(setup.trainer, setup.shared, setup.terms, guard)
+  app = make_client_app(setup.trainer, setup.shared, setup.terms, guard, masks_of(config))
   with ExitStack() as stack:
     nodes = []
     for name, own in zip(names, credentials, strict=True):

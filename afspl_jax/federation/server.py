@@ -5,7 +5,7 @@ import dataclasses
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from afspl_jax.federation.client import CohortTrainer, Guard, Trainer, make_client_app
+from afspl_jax.federation.client import CohortTrainer, Guard, Masks, Trainer, make_client_app
 from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.federation.rounds import Plan, newest_state, run_rounds, scored_params
 from afspl_jax.types import Params
@@ -27,7 +27,13 @@ def make_server_app(plan: Plan, num_sites: int) -> ServerApp:
   return app
 
 
-def run_local(plan: Plan, trainer: Trainer, num_clients: int, guard: Guard | None = None) -> Params:
+def run_local(
+  plan: Plan,
+  trainer: Trainer,
+  num_clients: int,
+  guard: Guard | None = None,
+  masks: Masks | None = None,
+) -> Params:
   """Runs the whole federation in this process, from the newest checkpoint on.
 
   Args:
@@ -35,6 +41,7 @@ def run_local(plan: Plan, trainer: Trainer, num_clients: int, guard: Guard | Non
     trainer: trains every client.
     num_clients: sites in the federation.
     guard: bounds what leaves each.
+    masks: hide it in the sum of all.
 
   Returns:
     The params to score after the last round, as they are on disk, with NumPy leaves.
@@ -43,7 +50,8 @@ def run_local(plan: Plan, trainer: Trainer, num_clients: int, guard: Guard | Non
     RoundFailed: too few valid replies in a round.
   """
   announce = trainer.expect if isinstance(trainer, CohortTrainer) else lambda clients: None
-  grid = LocalGrid(make_client_app(trainer, plan.params, plan.terms, guard), num_clients, announce)
+  app = make_client_app(trainer, plan.params, plan.terms, guard, masks)
+  grid = LocalGrid(app, num_clients, announce)
   context = Context(grid.run.run_id, 1, node_config={}, state=RecordDict(), run_config={})
   # All are here at once or never.
   at_once = dataclasses.replace(plan, fed=dataclasses.replace(plan.fed, wait=0.0))

@@ -74,4 +74,4 @@ def _is_safe(clients: int, neighbours: int, threshold: float) -> bool:
     apart = math.comb(clients, 2) * Fraction(places, math.comb(clients, others))
   # Too few of one client's neighbours stay.
   failing = clients * hypergeom.cdf(shares - 1, clients - 1, clients - 1 - lost, neighbours)
-  return exposed + float(apart) <= INSECURE and failing <= FAILING
+  return bool(exposed + float(apart) <= INSECURE and failing <= FAILING)

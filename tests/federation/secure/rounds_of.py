@@ -9,6 +9,7 @@ from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.party import Party, Rules
 from afspl_jax.federation.secure.quantise import Quantiser
 
+RULES = Rules(0.6)
 STAGES = ("keys", "shares", "train", "unmask")
 
 
@@ -19,7 +20,7 @@ def new_session():
 class Told:
   """A session as it went: what every side said, for tests to look at."""
 
-  def __init__(self, updates, weights=None, *, rules=Rules(0.6), bits=16, bound=1.0, fewest=3):
+  def __init__(self, updates, weights=None, *, rules=RULES, bits=16, bound=1.0, fewest=3):
     self.names = [f"site_{i:02d}" for i in range(len(updates))]
     self.updates = dict(zip(self.names, updates, strict=True))
     self.weights = dict(zip(self.names, weights or [1] * len(updates), strict=True))

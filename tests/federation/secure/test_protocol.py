@@ -69,7 +69,11 @@ def test_every_pair_of_seven_may_be_lost_before_and_after_its_update():
 
 @settings(max_examples=12, deadline=None)
 @given(
-  st.integers(8, 20), st.sampled_from([0, 6]), st.integers(1, 5000), st.integers(8, 24), st.randoms()
+  st.integers(8, 20),
+  st.sampled_from([0, 6]),
+  st.integers(1, 5000),
+  st.integers(8, 24),
+  st.randoms(),
 )
 def test_the_sum_holds_for_any_cohort_graph_weights_and_losses(
   clients, neighbours, most, bits, chance
@@ -86,7 +90,7 @@ def test_the_sum_holds_for_any_cohort_graph_weights_and_losses(
 
 
 def test_below_the_threshold_it_says_how_many_are_missing():
-  with pytest.raises(Aborted, match="at least 6 of site_00 and its neighbours .*; got 5"):
+  with pytest.raises(Aborted, match=r"at least 6 of site_00 and its neighbours .*; got 5"):
     Told(some_updates(10)).go(train=range(5))
   told = Told(some_updates(10)).go("train", train=[3])
   with pytest.raises(Aborted, match="at least 6 shares of site_00's secret; got 5"):
