@@ -77,7 +77,7 @@ def _launch(context: Context, *flags: str) -> Launch:
   launch = parse(["flwr run", *words], CONFIGS)
   if launch.config.secure.aggregation:
     raise UserError(
-      "secure.aggregation: expected False with `flwr run`, which starts a process for every message,"
-      " while a client's secrets of a round are in memory alone; got True. Start launch.py --role"
+      "secure.aggregation: expected False with `flwr run`, which starts a process for every"
+      " message, while a site's secrets of a round are in memory alone; got True. Start launch.py"
     )
   return launch

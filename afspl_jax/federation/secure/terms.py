@@ -44,7 +44,9 @@ def terms_of(config: Experiment) -> Terms | None:
   if not secure.aggregation:
     return None
   alike = private.is_private(config)
-  counts = (private.WITHIN,) if private.first_bound(privacy) else ()
+  # Unless that would be one more release without noise, how often the bound bites is known: as a
+  # sum, and so that the bound can be chosen.
+  counts = (private.WITHIN,) if private.first_bound(privacy) or not alike else ()
   rules = Rules(secure.threshold, secure.neighbours)
   weight = 1 if alike else config.fed.max_examples
   return Terms(rules, secure.bits, privacy.clip, weight, counts)
