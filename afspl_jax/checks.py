@@ -13,6 +13,7 @@ from afspl_jax.federation import (
   strategies,
   uplink,
 )
+from afspl_jax.federation.secure import terms as secure
 
 MAX_EXAMPLES = 2**29  # as a weight it leaves the mean of equal float32 params what they are
 
@@ -116,6 +117,7 @@ def check(config: Experiment) -> None:
       f" what it sends, as a hostile one would not; got {config.attack.kind!r}"
     )
   secret_batches.check(config, strategy)
+  secure.check(config)
   decoding(config.eval)
   if isinstance(strategy, strategies.Controlled) and config.uplink.select != "dense":
     raise UserError(

@@ -2,8 +2,9 @@
 
 For those who run Flower's SuperLink and SuperNodes already: `server_app` and `client_app` are the
 same as those of `launch.py --role`. Every host needs the package installed; what `flwr run` sends
-holds no code. Flower starts a process for every message, so a site loads its models in every round;
-`launch.py --role=client` loads them once.
+holds no code. Flower starts a process for every message, so a site loads its models in every round,
+and keeps no secret from one message to the next: `launch.py --role=client` loads them once, and is
+the way to aggregate securely.
 
 The run's config, in pyproject.toml or given with `flwr run -c`, has `config` (a file in configs/,
 or a path on every host), `overrides` ("fed.rounds=5 data.num_clients=3") and `workdir` (a folder on
@@ -23,6 +24,7 @@ from afspl_jax import run
 from afspl_jax.checks import check_networked
 from afspl_jax.cli import CONFIGS
 from afspl_jax.config import to_dict
+from afspl_jax.errors import UserError
 from afspl_jax.federation.client import SiteFault, make_client_app
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.guard import guard_of
@@ -88,4 +90,9 @@ def _launch(context: Context, *flags: str) -> Launch:
   words = [f"--config={given['config']}", *overrides, f"--workdir={given['workdir']}", *flags]
   launch = parse(["flwr run", *words], CONFIGS)
   check_networked(launch.config, "flwr run")
+  if launch.config.secure.aggregation:
+    raise UserError(
+      "secure.aggregation: expected False with `flwr run`, which starts a process for every"
+      " message, while a site's secrets of a round are in memory alone; got True. Start launch.py"
+    )
   return launch

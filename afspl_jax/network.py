@@ -33,6 +33,7 @@ from afspl_jax.federation.net.executors import RunLost, open_grid, serve
 from afspl_jax.federation.net.superlink import SuperLink
 from afspl_jax.federation.net.supernode import Credentials, SuperNode
 from afspl_jax.federation.rounds import Plan, run_rounds
+from afspl_jax.federation.secure.site import masks_of
 from afspl_jax.federation.wire_record import Recorded, WireRecord
 from afspl_jax.flags import Launch
 from afspl_jax.run_folder import RunFolder
@@ -148,7 +149,7 @@ def _take_part(
     )
   guard = guard_of(config, folder.path / "clients")
   app = Recorded(
-    make_client_app(setup.trainer, setup.shared, setup.terms, guard),
+    make_client_app(setup.trainer, setup.shared, setup.terms, guard, masks_of(config)),
     WireRecord(folder.path, setup.shared, sync=True),
     setup.trainer.site,
   )

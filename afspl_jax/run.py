@@ -17,6 +17,8 @@ from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.guard import guard_of
 from afspl_jax.federation.release import release_of
 from afspl_jax.federation.rounds import Plan, RoundReport
+from afspl_jax.federation.secure.site import masks_of
+from afspl_jax.federation.secure.terms import terms_of
 from afspl_jax.federation.server import run_local
 from afspl_jax.final import score_finished
 from afspl_jax.run_folder import RunFolder
@@ -37,7 +39,7 @@ def in_process(setup: Setup, plan: Plan) -> Params:
   taking_part = len(setup.clients["train"]) - setup.config.fed.newcomers
   trainer = hostile.sending(setup.trainer, setup.hostile, setup.config.attack)
   guard = guard_of(setup.config, plan.folder.path / "clients")
-  return run_local(plan, trainer, taking_part, guard)
+  return run_local(plan, trainer, taking_part, guard, masks_of(setup.config))
 
 
 def federate(
@@ -119,6 +121,8 @@ def federate(
       weighing=config.uplink.weighing,
       ema=config.eval.ema,
       private=release_of(config, folder.path),
+      secure=terms_of(config),
+      uplink=config.uplink,
       terms=setup.terms,
       on_round=on_round,
       say=say,

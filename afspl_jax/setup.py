@@ -68,8 +68,12 @@ class Setup:
   def terms(self) -> dict[str, Any]:
     """What a server and its sites must have in common, besides the structure of what travels."""
     config = to_dict(self.config)
-    common = {group: config[group] for group in ("prompter", "optim", "uplink", "privacy")}
+    common = {
+      group: config[group] for group in ("prompter", "optim", "uplink", "privacy", "secure")
+    }
     common |= {group: {n: config[group][n] for n in names} for group, names in _COMMON.items()}
+    if config["secure"]["aggregation"]:  # its numbers are as wide as the largest weight asks for
+      common["fed"]["max_examples"] = config["fed"]["max_examples"]
     terms = {
       "version": version("afspl_jax"),
       "backbones": self.facts["backbones"],

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -74,11 +74,31 @@ class Guard(Protocol):
     ...
 
 
+@runtime_checkable
+class Masks(Protocol):
+  """Hides what leaves a client in a sum (secure/site.py)."""
+
+  def register(self, app: ClientApp, client_of: Callable[[Context], int]) -> None:
+    """Has the app answer all that is asked besides training."""
+    ...
+
+  def expect(self, client: int, round: int, content: RecordDict) -> None:
+    """Raises unless a message that asks to train says how to hide the update."""
+    ...
+
+  def hide(
+    self, client: int, content: RecordDict, result: LocalResult, start: Params, bound: float | None
+  ) -> RecordDict:
+    """The reply to that message."""
+    ...
+
+
 def make_client_app(
   trainer: Trainer,
   template: Params,
   terms: dict[str, Any] | None = None,
   guard: Guard | None = None,
+  masks: Masks | None = None,
 ) -> ClientApp:
   """The ClientApp of every site; the same for local and networked runs.
 
@@ -90,6 +110,7 @@ def make_client_app(
     terms: what the server must have in common with this site besides them, by name; what the
       server names besides is none of this site's business.
     guard: bounds what leaves; by default all that the trainer found is sent.
+    masks: hide it from the server in the sum of all.
 
   Returns:
     An app that answers `train` and `query.hello`.
@@ -117,7 +138,9 @@ def make_client_app(
     if wire.CONTROL in records.array_records:
       given["control"] = wire.unpack(records.array_records[wire.CONTROL], template)
     client = _client(context)
-    bound = guard.bound(config.get(wire.CLIP)) if guard else 0.0
+    bound = guard.bound(config.get(wire.CLIP)) if guard else None
+    if masks:
+      masks.expect(client, round, records)
     try:
       result = trainer.train(params, client, round, **given)
     except FloatingPointError:
@@ -127,8 +150,10 @@ def make_client_app(
       _LOG.exception("%s: round %d failed", trainer.site(client), round)
       kind = type(error).__name__
       raise SiteFault(f"{kind} in local training; the site's own log has the rest") from None
-    if guard:
+    if guard and bound is not None:
       result = guard.leave(trainer.site(client), result, params, bound)
+    if masks:
+      return Message(masks.hide(client, records, result, params, bound), reply_to=message)
     metrics: dict[str, int | float] = {wire.NUM_EXAMPLES: int(result.num_examples)}
     for name, value in result.metrics.items():
       metrics[name] = float(value)
@@ -161,10 +186,13 @@ def make_client_app(
         " Run the same version, config and backbones on both"
       )
     client = _client(context)
-    examples = 1 if guard else trainer.num_examples(client)  # under guard, clients weigh alike
+    hidden = guard or masks  # of which the one has clients weigh alike
+    examples = 1 if hidden else trainer.num_examples(client)
     answer = ConfigRecord({wire.SITE: trainer.site(client), wire.NUM_EXAMPLES: examples})
     return Message(RecordDict({wire.CONFIG: answer}), reply_to=message)
 
+  if masks:
+    masks.register(app, _client)
   return app
 
 

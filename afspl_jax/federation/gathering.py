@@ -5,13 +5,27 @@ from typing import Any, NamedTuple
 
 from flwr.app import Message, RecordDict
 
+from afspl_jax.config import Fed
 from afspl_jax.federation import wire
 from afspl_jax.federation.exchange import Answer
 from afspl_jax.federation.roll_call import Chosen, RollCall
 from afspl_jax.federation.screening import Refused, sentence
 from afspl_jax.federation.strategies import Reply
+from afspl_jax.types import Params
 
 Line = dict[str, Any]  # of clients.jsonl
+
+
+class Asked(NamedTuple):
+  """A round's question."""
+
+  call: RollCall  # reaches the sites
+  chosen: Chosen  # who is asked
+  content: RecordDict  # what is sent
+  round: int
+  fed: Fed  # its deadline is when nobody is waited for any more
+  params: Params  # the global params that are sent
+  bound: float | None  # of an update's norm in this round, where it has one
 
 
 class Gathered(NamedTuple):
@@ -22,26 +36,16 @@ class Gathered(NamedTuple):
   bytes_down: int
 
 
-def gather(
-  call: RollCall,
-  chosen: Chosen,
-  content: RecordDict,
-  round: int,
-  deadline: float,
-  judge: Callable[[str, Message], Reply],
-) -> Gathered:
+def gather(asked: Asked, judge: Callable[[str, Message], Reply]) -> Gathered:
   """Sends every chosen site the same, and keeps the replies that `judge` lets pass.
 
   Args:
-    call: reaches the sites.
-    chosen: who is asked.
-    content: what is sent.
-    round: the round.
-    deadline: seconds after which nobody is waited for.
+    asked: the question.
     judge: makes a site's answer a reply, or raises Refused with the reason.
   """
+  call, chosen, round, deadline = asked.call, asked.chosen, asked.round, asked.fed.deadline
   messages = {
-    site: Message(content, node, wire.TRAIN, group_id=str(round))
+    site: Message(asked.content, node, wire.TRAIN, group_id=str(round))
     for site, node in chosen.nodes.items()
   }
   answers, late = call.exchange.ask(messages, round, deadline)

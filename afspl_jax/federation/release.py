@@ -46,6 +46,7 @@ class Total(NamedTuple):
 
   update: Params  # float64: of what they added to the global params
   within: float  # how many were within the bound
+  clients: int  # how many it is of
 
 
 class Release:
@@ -111,7 +112,7 @@ class Release:
   def combine(
     self,
     params: Params,
-    replies: Sequence[Reply],
+    total: Total,
     state: dict[str, Any],
     round: int,
     sites: Collection[str],
@@ -120,19 +121,18 @@ class Release:
 
     Args:
       params: the global params that the sites started from.
-      replies: screened, in order.
+      total: of the round.
       state: the server's before the round.
       round: the round.
       sites: who was asked.
     """
     bound = self.bound(state)
-    total = _total(params, replies, bound)
     told, kept = {"clip": bound}, {}
     if self._at_server:
       self._ledger.charge(sites if self._mechanism.probability == 1 else ())
       noise = self.noise
       if self._adaptive:
-        counted = total.within - len(replies) / 2  # each client counts as 1/2 or -1/2
+        counted = total.within - total.clients / 2  # each client counts as 1/2 or -1/2
         counted += float(gaussian((), self._adaptive.count_noise(noise)))
         noise = self._adaptive.update_noise(noise)
         share = counted / self._clients + 0.5
@@ -160,11 +160,12 @@ def release_of(config: Experiment, folder: Path) -> "Release | None":
   return Release(config, Ledger(folder / LEDGER)) if is_private(config) else None
 
 
-def _total(params: Params, replies: Sequence[Reply], bound: float) -> Total:
+def total_of(params: Params, replies: Sequence[Reply], bound: float) -> Total:
   """The sum of the updates, each bounded here whatever its client did."""
   total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
   for reply in replies:
     subtract = lambda new, old: np.subtract(new, old, dtype=np.float64)  # noqa: E731
     update, _ = clip(jax.tree.map(subtract, reply.params, params), bound)
     total = jax.tree.map(np.add, total, update)
-  return Total(total, sum(reply.metrics.get(WITHIN, 0.0) for reply in replies))
+  within = sum(reply.metrics.get(WITHIN, 0.0) for reply in replies)
+  return Total(total, within, len(replies))

@@ -8,23 +8,24 @@ ends with the same lines and params as one that was never interrupted.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from afspl_jax.checkpoint import Checkpoints
-from afspl_jax.config import Fed
+from afspl_jax.config import Fed, Uplink
 from afspl_jax.federation import uplink, wire
-from afspl_jax.federation.gathering import Line, gather
+from afspl_jax.federation.gathering import Asked, Line
+from afspl_jax.federation.hearing import hear_each, hear_sum
 from afspl_jax.federation.release import BudgetSpent, Release
 from afspl_jax.federation.roll_call import RollCall, RoundFailed, TooFewSites
-from afspl_jax.federation.screening import screen
+from afspl_jax.federation.secure.terms import Terms
 from afspl_jax.federation.sites import Sites
-from afspl_jax.federation.strategies import Controlled, Reply, Strategy
+from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.types import Params
 
@@ -53,6 +54,8 @@ class Plan:
   weighing: str = "coverage"  # config's `uplink.weighing`
   ema: float = 0.0  # config's `eval.ema`
   private: Release | None = None  # where less than every site's update may be learnt
+  secure: Terms | None = None  # where the server itself learns no more than their sum
+  uplink: Uplink = field(default_factory=Uplink)  # of which rows there are sums
   on_round: Callable[[RoundReport], None] = lambda report: None
   say: Callable[[str], None] = lambda text: None  # tells the user of waits and retries
   on_site: Callable[[str], None] = lambda text: None  # and of sites that come, go, are refused
@@ -165,24 +168,17 @@ def _train(
     control = plan.strategy.control(params, state["strategy_state"])
     content[wire.CONTROL] = wire.pack(control)
   begin = time.perf_counter()
-
-  def judge(site: str, answer: Message) -> Reply:
-    reply = screen(site, answer, params, structure, plan.fed, wire.CONTROL in content)
-    return reply if private is None else private.screen(reply, round)
-
-  gathered = gather(call, chosen, content, round, plan.fed.deadline, judge)
-  replies, lines = gathered.replies, gathered.lines
-  clients += lines
-  if len(replies) < plan.fed.min_replies and not (private is not None and not chosen.nodes):
-    refused = "; ".join(f"{c['client']}: {c['status']}" for c in lines if c["status"] != "ok")
-    raise RoundFailed(
-      f"round {round}: expected at least {plan.fed.min_replies} valid replies; got "
-      f"{len(replies)} of {len(chosen.nodes)}. {refused}"
-    )
-  means, taking_part = _weighted_means(replies), len(replies)
+  bound = None if private is None else private.bound(state)
+  asked = Asked(call, chosen, content, round, plan.fed, params, bound)
+  if plan.secure is None:
+    heard = hear_each(asked, private, clients)
+  else:
+    rows = uplink.drawn(params, plan.uplink, (plan.seed, round))
+    heard = hear_sum(asked, plan.secure, rows, clients, private=private is not None)
+  replies, means = heard.replies, heard.means
   kept: dict[str, Any] = {}
-  if private is not None:
-    replies, means, kept = private.combine(params, replies, state, round, chosen.nodes)
+  if private is not None and heard.total is not None:
+    replies, means, kept = private.combine(params, heard.total, state, round, chosen.nodes)
   if plan.weighing == "cohort":  # what a site did not send counts as unchanged
     replies = [reply._replace(masks=uplink.everywhere(params)) for reply in replies]
   try:
@@ -194,9 +190,9 @@ def _train(
     "round": round,
     "split": "train",
     "bytes_up": sum(line["bytes_up"] for line in clients),
-    "bytes_down": gathered.bytes_down,
+    "bytes_down": heard.bytes_down,
     "seconds": _seconds_since(begin),
-    "clients": taking_part,
+    "clients": heard.clients,
   }
   new_params, strategy_state = aggregated
   new_state = {"params": new_params, "strategy_state": strategy_state, **kept}
@@ -210,18 +206,6 @@ def _moved(ema: Params, params: Params, decay: float, round: int) -> Params:
   """The moving average of the global params; a plain mean until `decay` would weigh more."""
   decay = min(decay, 1 - 1 / round)
   return jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(p.dtype), ema, params)
-
-
-def _weighted_means(replies: Sequence[Reply]) -> dict[str, float]:
-  """Means over examples of the metrics that every site reports."""
-  if not replies:
-    return {}
-  total = sum(reply.num_examples for reply in replies)
-  shared = set.intersection(*(set(reply.metrics) for reply in replies))
-  return {
-    name: sum(reply.num_examples * reply.metrics[name] for reply in replies) / total
-    for name in sorted(shared)
-  }
 
 
 def _evaluate(plan: Plan, round: int, params: Params, unscored: list[Line]) -> Line | None:

@@ -5,7 +5,7 @@ import dataclasses
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from afspl_jax.federation.client import CohortTrainer, Guard, Trainer, make_client_app
+from afspl_jax.federation.client import CohortTrainer, Guard, Masks, Trainer, make_client_app
 from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.federation.rounds import Plan, newest_state, run_rounds, scored_params
 from afspl_jax.federation.wire_record import Recorded, WireRecord
@@ -28,7 +28,13 @@ def make_server_app(plan: Plan, num_sites: int) -> ServerApp:
   return app
 
 
-def run_local(plan: Plan, trainer: Trainer, num_clients: int, guard: Guard | None = None) -> Params:
+def run_local(
+  plan: Plan,
+  trainer: Trainer,
+  num_clients: int,
+  guard: Guard | None = None,
+  masks: Masks | None = None,
+) -> Params:
   """Runs the whole federation in this process, from the newest checkpoint on.
 
   Args:
@@ -36,6 +42,7 @@ def run_local(plan: Plan, trainer: Trainer, num_clients: int, guard: Guard | Non
     trainer: trains every client.
     num_clients: sites in the federation.
     guard: bounds what leaves each.
+    masks: hide it in the sum of all.
 
   Returns:
     The params to score after the last round, as they are on disk, with NumPy leaves.
@@ -45,7 +52,7 @@ def run_local(plan: Plan, trainer: Trainer, num_clients: int, guard: Guard | Non
   """
   announce = trainer.expect if isinstance(trainer, CohortTrainer) else lambda clients: None
   record = WireRecord(plan.folder.path, plan.params, sync=False)  # nothing leaves this process
-  app = make_client_app(trainer, plan.params, plan.terms, guard)
+  app = make_client_app(trainer, plan.params, plan.terms, guard, masks)
   grid = LocalGrid(Recorded(app, record, trainer.site), num_clients, announce)
   context = Context(grid.run.run_id, 1, node_config={}, state=RecordDict(), run_config={})
   # All are here at once or never.

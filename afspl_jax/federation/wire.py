@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flwr.app import Array, ArrayRecord
-from jaxtyping import Num
+from jaxtyping import Float64, Num
 
 from afspl_jax import config
 from afspl_jax.federation import uplink
@@ -132,7 +132,7 @@ def unpack_update(record: ArrayRecord, base: Params) -> Update:
   rows = [_rows(leaf) for leaf in jax.tree.leaves(params)]
   sent = [mask.ravel() for mask in jax.tree.leaves(masks)]
   sizes = [int(np.count_nonzero(s)) * x.shape[1] for s, x in zip(sent, rows, strict=True)]
-  flat = _decode(FLAT, record[FLAT], np.dtype(np.float32), sum(sizes))
+  flat = decode(FLAT, record[FLAT], np.dtype(np.float32), sum(sizes))
   *parts, _ = np.split(flat, np.cumsum(sizes, dtype=int))
   for (path, _, dtype), leaf, chosen, part in zip(spec(base), rows, sent, parts, strict=True):
     with np.errstate(over="ignore", invalid="ignore"):  # reported just below
@@ -143,6 +143,40 @@ def unpack_update(record: ArrayRecord, base: Params) -> Update:
     values = values.reshape(np.count_nonzero(chosen), leaf.shape[1])
     leaf[slice(None) if chosen.all() else chosen] = values
   return Update(params, masks)
+
+
+def sent_values(params: Params, base: Params, masks: Params | None) -> Float64[np.ndarray, " n"]:
+  """What a client's sent rows add to the base, in the order in which values travel.
+
+  Args:
+    params: what a client offers.
+    base: the global params.
+    masks: which rows are sent; None: all.
+  """
+  rows = jax.tree.leaves(uplink.everywhere(base) if masks is None else masks)
+  params, base = jax.device_get((params, base))
+  trees = jax.tree.leaves(params), jax.tree.leaves(base), rows
+  sent = [
+    np.subtract(_rows(new)[mask.ravel()], _rows(old)[mask.ravel()], dtype=np.float64).ravel()
+    for new, old, mask in zip(*trees, strict=True)
+  ]
+  return np.concatenate([np.zeros(0), *sent])
+
+
+def values_as_tree(values: Float64[np.ndarray, " n"], base: Params, masks: Params) -> Params:
+  """The inverse of `sent_values`: a float64 tree, zero in rows that are not sent."""
+  leaves, treedef = jax.tree.flatten(base)
+  out, start = [], 0
+  for leaf, mask in zip(leaves, jax.tree.leaves(masks), strict=True):
+    tree_leaf = np.zeros(leaf.shape)
+    rows = _rows(tree_leaf)
+    count = int(np.count_nonzero(mask)) * rows.shape[1]
+    rows[mask.ravel()] = values[start : start + count].reshape(-1, rows.shape[1])
+    out.append(tree_leaf)
+    start += count
+  if start != len(values):
+    raise WireError(f"expected {start} values; got {len(values)}")
+  return jax.tree.unflatten(treedef, out)
 
 
 def record_bytes(message_or_record: Any) -> int:
@@ -179,7 +213,7 @@ def _unpack_masks(array: Array, base: Params) -> Params:
   shapes = [uplink.mask_shape(leaf.shape) for leaf in leaves]
   sizes = [math.prod(shape) for shape in shapes]
   size = sum(sizes)
-  packed = _decode(ROWS, array, np.dtype(np.uint8), math.ceil(size / 8))
+  packed = decode(ROWS, array, np.dtype(np.uint8), math.ceil(size / 8))
   bits = np.unpackbits(packed).astype(np.bool_)
   *parts, padding = np.split(bits, np.cumsum(sizes, dtype=int))
   if padding.any():
@@ -188,7 +222,7 @@ def _unpack_masks(array: Array, base: Params) -> Params:
   return jax.tree.unflatten(treedef, masks)
 
 
-def _decode(name: str, array: Array, dtype: np.dtype, size: int) -> Num[np.ndarray, " n"]:
+def decode(name: str, array: Array, dtype: np.dtype, size: int) -> Num[np.ndarray, " n"]:
   """Reads an array of known dtype and size, whose header can then be but one.
 
   It is compared, not parsed: `np.load` allocates whatever a header claims, and NumPy's parser

@@ -1,0 +1,218 @@
+"""What the stages of secure aggregation say to each other, as records of Flower's messages.
+
+Bytes of known lengths: what comes from a peer is compared with what it must be, and cut; nothing in
+it says how long anything is.
+"""
+
+from collections.abc import Collection, Mapping
+from itertools import pairwise
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from jaxtyping import UInt8
+
+from afspl_jax.federation import wire
+from afspl_jax.federation.secure.coordinator import Introduction, Question
+from afspl_jax.federation.secure.crypto import KEY, SEED, SESSION, Session
+from afspl_jax.federation.secure.party import SEALED, Keys
+from afspl_jax.federation.wire import WireError
+
+SECURE = "secure"  # name of the record
+KEYS, SHARES, UNMASK = "secure_keys", "secure_shares", "secure_unmask"  # queries
+MASKED = "masked"  # array of the ArrayRecord: the masked integers
+_SESSION, _PEERS = "session", "peers"
+_NUMBER = np.dtype("<u4")  # a client's number as it travels
+
+
+def session_record(session: Session) -> ConfigRecord:
+  """What begins a session."""
+  return ConfigRecord({_SESSION: session.name, wire.ROUND: session.round})
+
+
+def read_session(content: RecordDict) -> Session:
+  """The session that a message begins.
+
+  Raises:
+    WireError: it is none.
+  """
+  record = _record(content, {_SESSION: bytes, wire.ROUND: int})
+  return Session(_cut(record, _SESSION, SESSION, 1)[0], record[wire.ROUND])
+
+
+def session_name(content: RecordDict) -> bytes:
+  """Which session a message is of; it is to be checked.
+
+  Raises:
+    WireError: it says none.
+  """
+  name = content.get(SECURE, {}).get(_SESSION)
+  if not isinstance(name, bytes):
+    raise WireError(f"expected the record {SECURE!r} with a session; got {sorted(content)}")
+  return name
+
+
+def keys_record(keys: Keys) -> ConfigRecord:
+  """What a client shows."""
+  return ConfigRecord({"keys": b"".join(keys)})
+
+
+def read_keys(content: RecordDict) -> Keys:
+  """What a client has shown.
+
+  Raises:
+    WireError: something else.
+  """
+  return Keys(*_cut(_record(content, {"keys": bytes}), "keys", KEY, 3))
+
+
+def introduction_record(session: Session, told: Introduction) -> ConfigRecord:
+  """What a client is told before it shares."""
+  return ConfigRecord(
+    {
+      _SESSION: session.name,
+      "number": told.number,
+      "clients": told.clients,
+      _PEERS: _numbers(told.peers),
+      "keys": b"".join(b"".join(keys) for keys in told.peers.values()),
+    }
+  )
+
+
+def read_introduction(content: RecordDict) -> Introduction:
+  """What the server tells.
+
+  Raises:
+    WireError: something else.
+  """
+  expected = {_SESSION: bytes, "number": int, "clients": int, _PEERS: bytes, "keys": bytes}
+  record = _record(content, expected)
+  peers = _read_numbers(record, _PEERS)
+  keys = _cut(record, "keys", 3 * KEY, len(peers))
+  shown = [Keys(text[:KEY], text[KEY : 2 * KEY], text[2 * KEY :]) for text in keys]
+  return Introduction(record["number"], record["clients"], dict(zip(peers, shown, strict=True)))
+
+
+def sealed_record(sealed: Mapping[int, bytes]) -> ConfigRecord:
+  """What a client has sealed, for its neighbours in order."""
+  return ConfigRecord({"sealed": b"".join(sealed[peer] for peer in sorted(sealed))})
+
+
+def read_sealed(content: RecordDict, peers: Collection[int]) -> dict[int, bytes]:
+  """What a client has sealed for each neighbour.
+
+  Raises:
+    WireError: something else.
+  """
+  record = _record(content, {"sealed": bytes})
+  return dict(zip(sorted(peers), _cut(record, "sealed", SEALED, len(peers)), strict=True))
+
+
+def forwarded_record(session: Session, sealed: Mapping[int, bytes]) -> ConfigRecord:
+  """What a client's neighbours have sealed for it."""
+  texts = b"".join(sealed[peer] for peer in sorted(sealed))
+  return ConfigRecord({_SESSION: session.name, _PEERS: _numbers(sealed), "sealed": texts})
+
+
+def read_forwarded(content: RecordDict) -> dict[int, bytes]:
+  """What a client's neighbours have sealed for it.
+
+  Raises:
+    WireError: something else.
+  """
+  record = _record(content, {_SESSION: bytes, _PEERS: bytes, "sealed": bytes})
+  peers = _read_numbers(record, _PEERS)
+  return dict(zip(peers, _cut(record, "sealed", SEALED, len(peers)), strict=True))
+
+
+def masked_content(packed: UInt8[np.ndarray, " bytes"], structure: str) -> RecordDict:
+  """A client's reply with its masked update."""
+  arrays = ArrayRecord({MASKED: Array(packed)})
+  return RecordDict({wire.ARRAYS: arrays, wire.CONFIG: ConfigRecord({wire.STRUCTURE: structure})})
+
+
+def read_masked(content: RecordDict, size: int, structure: str) -> UInt8[np.ndarray, " bytes"]:
+  """A client's masked update of so many bytes.
+
+  Raises:
+    WireError: something else.
+  """
+  expected = {wire.ARRAYS: "ArrayRecord", wire.CONFIG: "ConfigRecord"}
+  found = {name: type(record).__name__ for name, record in content.items()}
+  if found != expected:
+    raise WireError(f"expected the records {expected}; got {found}")
+  theirs = dict(content[wire.CONFIG])
+  if theirs != {wire.STRUCTURE: structure}:
+    raise WireError(f"expected params of structure {structure}; got {theirs}")
+  if set(content[wire.ARRAYS]) != {MASKED}:
+    raise WireError(f"expected the one array {MASKED!r}; got {sorted(content[wire.ARRAYS])}")
+  return wire.decode(MASKED, content[wire.ARRAYS][MASKED], np.dtype(np.uint8), size)
+
+
+def question_record(session: Session, question: Question) -> ConfigRecord:
+  """What a client is asked at the end."""
+  return ConfigRecord(
+    {
+      _SESSION: session.name,
+      "survivors": _numbers(question.survivors),
+      "lost": _numbers(question.lost),
+    }
+  )
+
+
+def read_question(content: RecordDict) -> Question:
+  """What the server asks at the end.
+
+  Raises:
+    WireError: something else.
+  """
+  record = _record(content, {_SESSION: bytes, "survivors": bytes, "lost": bytes})
+  return Question(_read_numbers(record, "survivors"), _read_numbers(record, "lost"))
+
+
+def shares_record(shares: Mapping[int, bytes]) -> ConfigRecord:
+  """What a client gives at the end, in the order of whom it is of."""
+  return ConfigRecord({"shares": b"".join(shares[of] for of in sorted(shares))})
+
+
+def read_shares(content: RecordDict, number: int, question: Question) -> dict[int, bytes]:
+  """What the client of a number gave to a question.
+
+  Raises:
+    WireError: something else.
+  """
+  of = sorted({number, *question.survivors, *question.lost})
+  record = _record(content, {"shares": bytes})
+  return dict(zip(of, _cut(record, "shares", SEED, len(of)), strict=True))
+
+
+def _record(content: RecordDict, expected: Mapping[str, type]) -> ConfigRecord:
+  """The record SECURE with these values and no others; its message may hold more records."""
+  record = content.config_records.get(SECURE, {})
+  found = {name: type(value) for name, value in record.items()}
+  if found != dict(expected):
+    say = lambda types: {name: kind.__name__ for name, kind in sorted(types.items())}  # noqa: E731
+    raise WireError(f"{SECURE}: expected {say(expected)}; got {say(found)}")
+  return record
+
+
+def _cut(record: ConfigRecord, name: str, size: int, count: int) -> list[bytes]:
+  """A value as `count` texts of `size` bytes."""
+  value = record[name]
+  if len(value) != size * count:
+    raise WireError(f"{SECURE}: {name}: expected {size * count} bytes; got {len(value)}")
+  return [value[start : start + size] for start in range(0, len(value), size)]
+
+
+def _numbers(clients: Collection[int]) -> bytes:
+  return np.array(sorted(clients), _NUMBER).tobytes()
+
+
+def _read_numbers(record: ConfigRecord, name: str) -> list[int]:
+  """Numbers of clients, each above the one before."""
+  value = record[name]
+  if len(value) % _NUMBER.itemsize:
+    raise WireError(f"{SECURE}: {name}: expected whole numbers; got {len(value)} bytes")
+  numbers = np.frombuffer(value, _NUMBER).tolist()
+  if any(b <= a for a, b in pairwise(numbers)):
+    raise WireError(f"{SECURE}: {name}: expected clients in order, each once")
+  return numbers

@@ -1,0 +1,232 @@
+"""A client's half of secure aggregation, for one session: what it knows, gives and refuses."""
+
+import os
+from collections.abc import Collection, Mapping
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt
+
+from afspl_jax.federation.secure import crypto, graph
+from afspl_jax.federation.secure.crypto import SEED, Session
+
+SEALED = 2 * SEED + crypto.TAG  # bytes of a sealed pair of shares
+
+FEWEST = 3  # clients in a round: of two, each could tell the other's update from the sum
+
+
+class PartyError(ValueError):
+  """What a client is asked to do is not what the protocol, or its own settings, provide for."""
+
+
+class Rules(NamedTuple):
+  """What all of a federation have agreed on; a client goes by its own, not by what it is told."""
+
+  threshold: float  # config's `secure.threshold`
+  neighbours: int = 0  # config's `secure.neighbours`
+
+
+class Keys(NamedTuple):
+  """What a client shows of a session's secrets, KEY bytes each."""
+
+  mask: bytes  # public key: masks with each neighbour
+  seal: bytes  # public key: what one neighbour writes to another
+  own: bytes  # by which the seed of its own mask is known to be the right one
+
+
+class _Stage(IntEnum):
+  NEW, ADVERTISED, SHARED, MASKED, DONE = range(5)
+
+
+class Party:
+  """One client in one session, each stage once and in order; all secrets are in memory only.
+
+  Args:
+    session: of the server's making.
+    rules: the client's own settings.
+  """
+
+  def __init__(self, session: Session, rules: Rules):
+    self.session, self._rules = session, rules
+    self._stage = _Stage.NEW
+    self.clients = 0  # in the round, once they are known
+    self._number, self._threshold = -1, 0
+    self._peers: dict[int, Keys] = {}
+    self._held: dict[int, tuple[bytes, bytes]] = {}  # shares of neighbours: of mask key, of seed
+
+  def advertise(self) -> Keys:
+    """Makes the session's secrets, and shows what of them is public."""
+    self._begin(_Stage.ADVERTISED)
+    self._mask_seed, self._own_seed = os.urandom(SEED), os.urandom(SEED)
+    self._mask_key = crypto.private_key(self._mask_seed, self.session)
+    self._seal_key = crypto.private_key(os.urandom(SEED), self.session)
+    self._shown = Keys(
+      crypto.public_bytes(self._mask_key),
+      crypto.public_bytes(self._seal_key),
+      commitment(self._own_seed, self.session),
+    )
+    self._stage = _Stage.ADVERTISED
+    return self._shown
+
+  def share(self, number: int, clients: int, peers: Mapping[int, Keys]) -> dict[int, bytes]:
+    """Splits the secrets over this client and its neighbours.
+
+    Args:
+      number: of this client in the round.
+      clients: in the round, numbered from 0.
+      peers: what its neighbours have shown.
+
+    Returns:
+      For each neighbour its shares, sealed for it.
+
+    Raises:
+      PartyError: too few clients or neighbours, or keys that are not all different.
+    """
+    self._begin(_Stage.SHARED)
+    if clients < FEWEST:
+      raise PartyError(f"expected at least {FEWEST} clients in the round; got {clients}")
+    neighbours = graph.degree(clients, *self._rules)
+    if len(peers) != neighbours:
+      raise PartyError(
+        f"expected {neighbours} neighbours among {clients} clients (secure.threshold,"
+        f" secure.neighbours); got {len(peers)}"
+      )
+    if number in peers or not {number, *peers} <= set(range(clients)):
+      raise PartyError(f"expected other clients' numbers below {clients}; got {sorted(peers)}")
+    shown = [key for keys in (self._shown, *peers.values()) for key in keys]
+    if len(set(shown)) < len(shown):
+      raise PartyError("expected keys of every neighbour's own; got one twice")
+    self.clients, self._number, self._peers = clients, number, dict(peers)
+    self._threshold = graph.needed(neighbours, self._rules.threshold)
+    seeds = self._mask_seed, self._own_seed
+    split = [crypto.split(seed, self._threshold, neighbours + 1) for seed in seeds]
+    shares = dict(zip(holders(number, peers), zip(*split, strict=True), strict=True))
+    self._held = {number: shares.pop(number)}
+    out = {}
+    for peer, (of_mask, of_own) in shares.items():
+      key = self._sealing(number, peer)
+      out[peer] = crypto.seal(key, of_mask + of_own, self.session, number, peer)
+    self._stage = _Stage.SHARED
+    return out
+
+  def mask(
+    self, words: UInt[np.ndarray, " m"], sealed: Mapping[int, bytes]
+  ) -> UInt[np.ndarray, " m"]:
+    """The client's integers under its own mask and one with each neighbour that shared.
+
+    Args:
+      words: modulo 2**32 or 2**64.
+      sealed: what neighbours sealed for this client.
+
+    Raises:
+      PartyError: too few neighbours, one that is none, or shares that it did not seal.
+    """
+    self._begin(_Stage.MASKED)
+    if not sealed.keys() <= self._peers.keys():
+      raise PartyError(f"expected shares of neighbours; got {sorted(sealed)}")
+    self._expect_enough(len(sealed))
+    for peer, text in sealed.items():
+      try:
+        plain = crypto.unseal(self._sealing(peer), text, self.session, peer, self._number)
+      except crypto.CryptoError as error:
+        raise PartyError(f"shares of client {peer}: {error}") from error
+      if len(plain) != 2 * SEED:
+        raise PartyError(f"shares of client {peer}: expected {2 * SEED} bytes; got {len(plain)}")
+      self._held[peer] = plain[:SEED], plain[SEED:]
+    total = words.copy()
+    crypto.add_mask(total, own_mask(self._own_seed, self.session))
+    for peer in sealed:
+      other = self._peers[peer].mask
+      key, sign = pair_mask(self._mask_key, other, self.session, self._number, peer)
+      crypto.add_mask(total, key, sign)
+    self._stage = _Stage.MASKED
+    return total
+
+  def unmask(self, survivors: Collection[int], lost: Collection[int]) -> dict[int, bytes]:
+    """The shares with which the server takes the masks off the sum; all secrets are then gone.
+
+    Args:
+      survivors: neighbours whose update is in the sum.
+      lost: neighbours that shared, and whose update is not.
+
+    Returns:
+      Of this client's and each survivor's own mask a share of the seed, of each lost one's mask
+      key a share of its seed: never both of one client.
+
+    Raises:
+      PartyError: a neighbour that is both, neither or unknown, or too few survivors.
+    """
+    self._begin(_Stage.DONE)
+    held, self._held = self._held, {}
+    del self._mask_seed, self._own_seed, self._mask_key, self._seal_key
+    both = sorted(set(survivors) & set(lost))
+    if both:
+      raise PartyError(f"expected clients to be survivors or lost; got {both} as both")
+    named = [self._number, *survivors, *lost]
+    if sorted(named) != sorted(held):
+      raise PartyError(
+        f"expected each neighbour that shared to be a survivor or lost, once; got {named[1:]}"
+      )
+    self._expect_enough(len(survivors))
+    return {peer: held[peer][0] for peer in lost} | {
+      peer: held[peer][1] for peer in (self._number, *survivors)
+    }
+
+  def _begin(self, stage: _Stage) -> None:
+    """Refuses any stage but the next; what fails in it is over, and so are its secrets."""
+    before, self._stage = self._stage, _Stage.DONE
+    if stage != before + 1:
+      raise PartyError(
+        f"{stage.name.lower()}: expected each stage of a session once and in order; got it after"
+        f" {before.name.lower()}"
+      )
+
+  def _expect_enough(self, others: int) -> None:
+    if others + 1 < self._threshold:
+      raise PartyError(
+        f"expected at least {self._threshold} of this client and its neighbours"
+        f" (secure.threshold); got {others + 1}"
+      )
+
+  def _sealing(self, sender: int, receiver: int | None = None) -> bytes:
+    """The key by which one neighbour writes to another: each way has its own."""
+    receiver = self._number if receiver is None else receiver
+    other = self._peers[receiver if sender == self._number else sender].seal
+    info = self.session.info("sealing key", sender, receiver)
+    try:
+      return crypto.agree(self._seal_key, other, info)
+    except crypto.CryptoError as error:
+      raise PartyError(str(error)) from error
+
+
+def holders(client: int, neighbours: Collection[int]) -> list[int]:
+  """Who holds the shares of a client's secrets, by their place."""
+  return sorted({client, *neighbours})
+
+
+def commitment(own_seed: bytes, session: Session) -> bytes:
+  """By which the seed of a client's own mask is known, and from which it cannot be found."""
+  return crypto.derive(own_seed, session.info("commitment"))
+
+
+def own_mask(own_seed: bytes, session: Session) -> bytes:
+  """The key of a client's own mask."""
+  return crypto.derive(own_seed, session.info("own mask"))
+
+
+def pair_mask(
+  key: crypto.X25519PrivateKey, peer_key: bytes, session: Session, client: int, peer: int
+) -> tuple[bytes, int]:
+  """The key of the mask of two clients, and its sign at the first: the other's is the opposite.
+
+  Raises:
+    PartyError: the peer's is no key.
+  """
+  try:
+    agreed = crypto.agree(
+      key, peer_key, session.info("pair mask", min(client, peer), max(client, peer))
+    )
+  except crypto.CryptoError as error:
+    raise PartyError(f"client {peer}: {error}") from error
+  return agreed, 1 if client < peer else -1

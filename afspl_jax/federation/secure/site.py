@@ -1,0 +1,106 @@
+"""A site's half over Flower's messages: its parties, and what it sends in place of its update."""
+
+from collections.abc import Callable
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from afspl_jax.config import Experiment
+from afspl_jax.federation import wire
+from afspl_jax.federation.client import LocalResult
+from afspl_jax.federation.secure import messages
+from afspl_jax.federation.secure.party import Party, PartyError
+from afspl_jax.federation.secure.terms import Terms, terms_of
+from afspl_jax.types import Params
+
+
+class SecureSite:
+  """The sites of this process; their secrets are in its memory alone, and one session's at a time.
+
+  Args:
+    terms: what all have agreed on.
+  """
+
+  def __init__(self, terms: Terms):
+    self._terms = terms
+    self._parties: dict[int, Party] = {}
+    self._used: dict[int, set[bytes]] = {}  # names of sessions, by client
+
+  def register(self, app: ClientApp, client_of: Callable[[Context], int]) -> None:
+    """Has the app answer the stages other than training."""
+
+    def answer(message: Message, record: ConfigRecord) -> Message:
+      return Message(RecordDict({messages.SECURE: record}), reply_to=message)
+
+    @app.query(messages.KEYS)
+    def keys(message: Message, context: Context) -> Message:
+      client = client_of(context)
+      session = messages.read_session(message.content)
+      used = self._used.setdefault(client, set())
+      if session.name in used:
+        raise PartyError("expected a new session; got one that was used before")
+      used.add(session.name)
+      party = self._parties[client] = Party(session, self._terms.rules)  # the last one's are gone
+      return answer(message, messages.keys_record(party.advertise()))
+
+    @app.query(messages.SHARES)
+    def shares(message: Message, context: Context) -> Message:
+      party = self._party(client_of(context), message.content)
+      told = messages.read_introduction(message.content)
+      return answer(message, messages.sealed_record(party.share(*told)))
+
+    @app.query(messages.UNMASK)
+    def unmask(message: Message, context: Context) -> Message:
+      party = self._party(client_of(context), message.content)
+      question = messages.read_question(message.content)
+      return answer(message, messages.shares_record(party.unmask(*question)))
+
+  def expect(self, client: int, round: int, content: RecordDict) -> None:
+    """Looks at a message that asks to train, before any work is done.
+
+    Raises:
+      WireError: it does not say how to mask the update, of this round.
+      PartyError: it is of another session.
+    """
+    if messages.SECURE not in content:
+      raise wire.WireError(
+        f"expected the record {messages.SECURE!r}: this site sends updates under masks alone"
+        " (secure.aggregation); the server asked for a plain one"
+      )
+    party = self._party(client, content)
+    if party.session.round != round:
+      raise PartyError(f"expected round {party.session.round} of the session; got {round}")
+    messages.read_forwarded(content)
+
+  def hide(
+    self, client: int, content: RecordDict, result: LocalResult, start: Params, bound: float | None
+  ) -> RecordDict:
+    """The reply to a message that asked to train: the update under masks, and nothing beside it.
+
+    Args:
+      client: its index.
+      content: the message's.
+      result: what may leave; of its metrics, those that are counted.
+      start: the global params that the site was sent.
+      bound: of the update's norm; None: what the config says.
+    """
+    party = self._party(client, content)
+    update = wire.sent_values(result.params, start, result.masks)
+    quantiser = self._terms.quantiser(len(update), party.clients, bound)
+    counts = tuple(int(result.metrics[name]) for name in self._terms.counts)
+    weight = result.num_examples if self._terms.weighted else 1
+    words = quantiser.encode(update, weight, counts)
+    masked = party.mask(words, messages.read_forwarded(content))
+    return messages.masked_content(quantiser.pack(masked), wire.structure_digest(start))
+
+  def _party(self, client: int, content: RecordDict) -> Party:
+    party = self._parties.get(client)
+    if party is None or messages.session_name(content) != party.session.name:
+      raise PartyError("expected the session that this site has keys of; got another")
+    return party
+
+
+def masks_of(config: Experiment) -> SecureSite | None:
+  """A site's half, where there is secure aggregation."""
+  terms = terms_of(config)
+  return None if terms is None else SecureSite(terms)

@@ -1,0 +1,128 @@
+"""Settings of secure aggregation: which can be summed under masks, and by what all go."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from afspl_jax.config import Experiment
+from afspl_jax.errors import UserError
+from afspl_jax.federation import private, strategies, uplink
+from afspl_jax.federation.secure.party import FEWEST, Rules
+from afspl_jax.federation.secure.quantise import Quantiser
+from afspl_jax.federation.selection import POISSON
+
+_BITS = (8, 32)
+
+
+@dataclass(frozen=True)
+class Terms:
+  """What server and sites must have in common; each makes them of its own settings."""
+
+  rules: Rules
+  bits: int
+  clip: float  # bound of an update's norm where the round has none of its own
+  max_weight: int
+  counts: tuple[str, ...] = ()  # metrics of 0 or 1 that are summed
+
+  @property
+  def weighted(self) -> bool:
+    """Whether an update counts by its site's examples."""
+    return self.max_weight > 1
+
+  def quantiser(self, size: int, clients: int, bound: float | None) -> Quantiser:
+    """How updates of `size` numbers of so many clients are summed.
+
+    Raises:
+      ValueError: there is no way.
+    """
+    clip = self.clip if bound is None else bound
+    return Quantiser(size, clip, self.bits, clients, self.max_weight, len(self.counts))
+
+
+def terms_of(config: Experiment) -> Terms | None:
+  """The terms, where there is secure aggregation."""
+  secure, privacy = config.secure, config.privacy
+  if not secure.aggregation:
+    return None
+  alike = private.is_private(config)
+  # Unless that would be one more release without noise, how often the bound bites is known: as a
+  # sum, and so that the bound can be chosen.
+  counts = (private.WITHIN,) if private.first_bound(privacy) or not alike else ()
+  rules = Rules(secure.threshold, secure.neighbours)
+  weight = 1 if alike else config.fed.max_examples
+  return Terms(rules, secure.bits, privacy.clip, weight, counts)
+
+
+def check(config: Experiment) -> None:
+  """Refuses settings by which there is no sum under masks, or one that tells too much.
+
+  Raises:
+    UserError: naming the field, what it may be, and what it is.
+  """
+  secure, fed = config.secure, config.fed
+  low, high = _BITS
+  ranges = {
+    "threshold": (
+      0.5 < secure.threshold < 1,
+      "a share above 0.5, below which a server could ask some of a client's neighbours for one of"
+      " its secrets and the others for the other, and below 1",
+    ),
+    "neighbours": (
+      secure.neighbours == 0 or 2 <= secure.neighbours < private.clients(config),
+      f"0, or from 2 to the number of other clients, {private.clients(config) - 1}",
+    ),
+    "bits": (low <= secure.bits <= high, f"{low} to {high}"),
+  }
+  for name, (holds, expected) in ranges.items():
+    _expect(f"secure.{name}", getattr(secure, name), holds, expected)
+  terms = terms_of(config)
+  if terms is None:
+    return
+  rows, strategy = config.uplink.select, strategies.get(fed.strategy, private.clients(config))
+  _expect(
+    "fed.clients_per_round",
+    fed.clients_per_round,
+    fed.clients_per_round >= FEWEST,
+    f"at least {FEWEST} with secure.aggregation: of two, each finds the other's in the sum",
+  )
+  _expect(
+    "uplink.select",
+    rows,
+    rows in uplink.SAME_ROWS,
+    f"{' or '.join(uplink.SAME_ROWS)} with secure.aggregation, as sums are of equal rows",
+  )
+  _expect(
+    "fed.strategy",
+    fed.strategy,
+    strategies.of_mean(strategy),
+    "one that needs nothing of the updates but their mean with secure.aggregation",
+  )
+  _expect("fed.share", fed.share, fed.share == "all", "all with secure.aggregation")
+  _expect(
+    "fed.selection",
+    fed.selection,
+    fed.selection in ("uniform", "round_robin", POISSON),
+    "uniform, round_robin or poisson with secure.aggregation: the others go by what is hidden",
+  )
+  _expect(
+    "privacy.dp",
+    config.privacy.dp,
+    config.privacy.dp != "local",
+    "none or central with secure.aggregation: with the noise of local, numbers have no bound that"
+    " they could be sent in",
+  )
+  _expect(
+    "fed.max_update_norm",
+    fed.max_update_norm,
+    fed.max_update_norm == 0,
+    "0 with secure.aggregation: privacy.clip bounds what the server cannot see",
+  )
+  most = private.clients(config) if fed.selection == POISSON else fed.clients_per_round
+  try:
+    terms.quantiser(1, most, None)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def _expect(name: str, value: Any, holds: bool, expected: str) -> None:
+  if not holds:
+    raise UserError(f"{name}: expected {expected}; got {value!r}")

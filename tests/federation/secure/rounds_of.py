@@ -1,0 +1,75 @@
+"""A whole session of secure aggregation, with clients lost wherever a test wants them to be."""
+
+import os
+
+import numpy as np
+
+from afspl_jax.federation.secure.coordinator import Coordinator
+from afspl_jax.federation.secure.crypto import Session
+from afspl_jax.federation.secure.party import Party, Rules
+from afspl_jax.federation.secure.quantise import Quantiser
+
+RULES = Rules(0.6)
+STAGES = ("keys", "shares", "train", "unmask")
+
+
+def new_session():
+  return Session(os.urandom(16), 3)
+
+
+class Told:
+  """A session as it went: what every side said, for tests to look at."""
+
+  def __init__(self, updates, weights=None, *, rules=RULES, bits=16, bound=1.0, fewest=3):
+    self.names = [f"site_{i:02d}" for i in range(len(updates))]
+    self.updates = dict(zip(self.names, updates, strict=True))
+    self.weights = dict(zip(self.names, weights or [1] * len(updates), strict=True))
+    self.session = new_session()
+    self.parties = {name: Party(self.session, rules) for name in self.names}
+    self.server = Coordinator(self.session, rules, fewest)
+    most = max(self.weights.values())
+    self.quantiser = Quantiser(len(updates[0]), bound, bits, len(updates), most)
+
+  def keys(self, lost=()):
+    self.shown = {n: p.advertise() for n, p in self.parties.items() if n not in lost}
+    self.told = self.server.introduce(self.shown)
+
+  def shares(self, lost=()):
+    self.sealed = {n: self.parties[n].share(*self.told[n]) for n in self.told if n not in lost}
+    self.given = self.server.forward(self.sealed)
+
+  def train(self, lost=()):
+    self.words = {
+      n: self.quantiser.encode(self.updates[n], self.weights[n])
+      for n in self.given
+      if n not in lost
+    }
+    self.masked = {n: self.parties[n].mask(w, self.given[n]) for n, w in self.words.items()}
+    self.asked = self.server.ask(self.masked)
+
+  def unmask(self, lost=()):
+    self.revealed = {n: self.parties[n].unmask(*self.asked[n]) for n in self.asked if n not in lost}
+    total = np.sum(list(self.masked.values()), axis=0, dtype=self.quantiser.word)
+    self.server.unmask(total, self.revealed)
+    self.sum = self.quantiser.decode(total, len(self.masked))
+
+  def go(self, until="unmask", **lost):
+    """Runs the stages up to one; `lost` has those who do not answer one, and all later ones."""
+    gone = set()
+    for stage in STAGES[: STAGES.index(until) + 1]:
+      gone |= {self.names[i] for i in lost.get(stage, ())}
+      getattr(self, stage)(gone)
+    return self
+
+  def plain(self):
+    """The sum of those whose update counts, as it would be without any of this."""
+    return sum(self.weights[n] * self.updates[n] for n in self.masked)
+
+  def bound_on_error(self):
+    return sum(self.weights[n] for n in self.masked) * self.quantiser.step / 2
+
+
+def some_updates(clients, size=9, seed=0, norm=0.9):
+  rng = np.random.default_rng(seed)
+  updates = rng.normal(size=(clients, size))
+  return list(norm * updates / np.linalg.norm(updates, axis=1, keepdims=True))

@@ -1,0 +1,150 @@
+"""What the server sees of one client: numbers that any update could have given."""
+
+import itertools
+
+import numpy as np
+import pytest
+from rounds_of import RULES, Told, new_session, some_updates
+from scipy.stats import chi2_contingency, chisquare
+
+from afspl_jax.federation.secure import crypto
+from afspl_jax.federation.secure.party import Party, PartyError, commitment
+
+
+def bytes_of(told, name):
+  return told.quantiser.pack(told.masked[name])
+
+
+def looks_uniform(data):
+  return chisquare(np.bincount(data, minlength=256)).pvalue > 1e-6
+
+
+def test_the_bytes_of_one_client_are_uniform_over_runs():
+  """All updates are zeros: what is left is the masks."""
+  same = [np.zeros(300)] * 4
+  seen = np.concatenate([bytes_of(Told(same).go("train"), "site_01") for _ in range(40)])
+  assert len(seen) > 30_000 and looks_uniform(seen)
+  assert not looks_uniform(np.full(30_000, 7, np.uint8))
+
+
+def test_equal_updates_look_unrelated_to_each_other_and_to_what_they_are_in_another_round():
+  updates = [some_updates(1, 3000)[0]] * 4
+  one, other = Told(updates).go("train"), Told(updates).go("train")
+  seen = [bytes_of(told, name) for told in (one, other) for name in told.names]
+  plain = one.quantiser.pack(one.words["site_00"])
+  for a, b in itertools.combinations([*seen, plain], 2):
+    assert looks_uniform(a - b)
+
+
+def test_a_small_update_and_a_large_one_look_the_same():
+  seen = []
+  for scale in (1e-3, 1.0):
+    updates = [scale * update for update in some_updates(4, 5000)]
+    seen.append(np.bincount(bytes_of(Told(updates).go("train"), "site_02"), minlength=256))
+  assert chi2_contingency(seen).pvalue > 1e-6
+
+
+def test_fewer_shares_than_needed_fit_every_secret():
+  """With threshold - 1 shares given, there is a last share for any seed: they say nothing."""
+  seed, threshold = bytes(range(16)), 4
+  shares = crypto.split(seed, threshold, 7)
+  known = dict(enumerate(shares[: threshold - 1]))
+  assert crypto.combine(known) != seed
+  assert crypto.combine(known | {5: shares[5]}) == seed
+  rng, secrets = np.random.default_rng(0), []
+  for _ in range(150):
+    secrets.append(crypto.combine(known | {5: rng.bytes(16)}))
+  assert len(set(secrets)) == 150
+  assert looks_uniform(np.frombuffer(b"".join(secrets), np.uint8))
+
+
+def test_a_server_with_colluding_clients_has_too_few_shares_of_one_secret():
+  """Of a client that stayed all give shares of its own mask; those of its mask key are with the
+  colluding alone, who are fewer than it takes."""
+  told = Told(some_updates(7)).go("train")
+  victim, colluding = told.told["site_06"].number, told.names[:4]
+  kept = [told.parties[name]._held[victim][0] for name in colluding]
+  told.unmask()
+  for name in told.names[4:]:
+    assert not set(told.revealed[name].values()) & set(kept)
+    assert not told.parties[name]._held
+  assert len(kept) < told.server._threshold
+  with pytest.raises(PartyError, match="as both"):
+    Told(some_updates(7)).go("train").parties["site_05"].unmask([0, 1, 2, 3, 4, 6], [6])
+
+
+def test_no_answer_holds_shares_of_both_secrets_of_one_client():
+  told = Told(some_updates(6)).go(train=[2])
+  for name, question in told.asked.items():
+    of = [told.told[name].number, *question.survivors, *question.lost]
+    assert sorted(told.revealed[name]) == sorted(of) and len(set(of)) == len(of)
+
+
+def a_party(stage="keys", clients=4):
+  told = Told(some_updates(clients)).go(stage)
+  return told, told.parties["site_01"]
+
+
+def test_every_stage_is_done_once_and_in_order():
+  told, party = a_party("keys")
+  with pytest.raises(PartyError, match=r"masked: expected each stage .* after advertised"):
+    party.mask(np.zeros(10, np.uint32), {})
+  with pytest.raises(PartyError, match="after done"):  # and what was out of order ends the session
+    party.share(*told.told["site_01"])
+  told, party = a_party("unmask")
+  with pytest.raises(PartyError, match=r"done: expected each stage .* after done"):
+    party.unmask(*told.asked["site_01"])
+  for name in ("_mask_seed", "_own_seed", "_mask_key", "_seal_key"):
+    assert not hasattr(party, name)
+  assert not party._held
+
+
+@pytest.mark.parametrize("spoil", ["flipped", "reflected", "of another", "of another session"])
+def test_shares_that_a_neighbour_did_not_seal_for_this_client_are_refused(spoil):
+  told, party = a_party("shares")
+  sealed = dict(told.given["site_01"])
+  other = sorted(sealed)[0]
+  sealed[other] = {
+    "flipped": bytes([sealed[other][0] ^ 1]) + sealed[other][1:],
+    "reflected": told.sealed["site_01"][other],
+    "of another": sealed[sorted(sealed)[1]],
+    "of another session": a_party("shares")[0].given["site_01"][other],
+  }[spoil]
+  with pytest.raises(
+    PartyError, match=f"shares of client {other}: expected a text that its sender"
+  ):
+    party.mask(np.zeros(10, np.uint32), sealed)
+
+
+def test_a_mask_is_taken_off_by_its_own_key_alone():
+  session, total = new_session(), np.zeros(100_000, np.uint32)
+  key = crypto.derive(b"a", session.info("own mask"))
+  crypto.add_mask(total, key)
+  assert len(np.unique(total)) > 99_900
+  crypto.add_mask(total, crypto.derive(b"a", new_session().info("own mask")), -1)
+  assert total.any()
+  again = np.zeros_like(total)
+  crypto.add_mask(again, key)
+  crypto.add_mask(again, key, -1)
+  assert not again.any()
+
+
+def test_keys_of_other_purposes_sessions_and_parties_are_others():
+  session = new_session()
+  infos = [
+    session.info("own mask"),
+    session.info("commitment"),
+    new_session().info("own mask"),
+    session._replace(round=4).info("own mask"),
+    session.info("sealing key", 1, 2),
+    session.info("sealing key", 2, 1),
+    session.info("sealing key", 12),
+  ]
+  assert len({crypto.derive(b"secret", info) for info in infos}) == len(infos)
+
+
+def test_what_a_client_shows_does_not_hold_its_secrets():
+  party = Party(new_session(), RULES)
+  shown = b"".join(party.advertise())
+  assert party._own_seed not in shown and party._mask_seed not in shown
+  assert commitment(party._own_seed, party.session) in shown
