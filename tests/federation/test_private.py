@@ -21,7 +21,7 @@ from afspl_jax.federation.client import LocalResult, SiteFault, make_client_app
 from afspl_jax.federation.guard import Guard
 from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.federation.private import LEDGER, WITHIN
-from afspl_jax.federation.release import Release
+from afspl_jax.federation.release import Release, total_of
 from afspl_jax.federation.rounds import run_rounds
 from afspl_jax.federation.screening import Refused
 from afspl_jax.federation.selection import coins
@@ -78,6 +78,10 @@ def replies_of(updates):
   ]
 
 
+def total(updates, bound):
+  return total_of(START, replies_of(updates), bound)
+
+
 def constant(value):
   return jax.tree.map(lambda leaf: np.full(leaf.shape, value), START)
 
@@ -99,7 +103,7 @@ def test_no_client_moves_the_mean_by_more_than_the_bound(values, bound):
   def mean(values):
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr("afspl_jax.federation.release.noisy", lambda update, std: update)
-      reply, _, _ = release.combine(START, replies_of(map(constant, values)), {}, 1, ["a"])
+      reply, _, _ = release.combine(START, total(map(constant, values), bound), {}, 1, ["a"])
     return reply[0].params
 
   moved = jax.tree.map(np.subtract, mean(values), mean(values[:-1]))
@@ -131,7 +135,7 @@ def test_the_released_mean_has_the_promised_noise():
   config = settings_of(noise=3.0, clip=0.5)
   release, draws = Release(config, Ledger(pathless())), []
   for _ in range(60):
-    reply, told, _ = release.combine(START, replies_of([constant(0.0)] * 2), {}, 1, ["a", "b"])
+    reply, told, _ = release.combine(START, total([constant(0.0)] * 2, 0.5), {}, 1, ["a", "b"])
     draws += [leaf.ravel() for leaf in jax.tree.leaves(update_of(reply[0].params))]
   draws = np.concatenate(draws) / (3.0 * 0.5 / CLIENTS)
   spread = stats.chi2(draws.size).cdf(np.sum(draws**2))
@@ -157,7 +161,7 @@ def test_rows_that_are_not_sent_have_no_noise():
   reply = Reply("a", START, rows, 1, {})
   release = Release(config, Ledger(pathless()))
   assert release.screen(reply, 3) == reply
-  (mean,), _, _ = release.combine(START, [reply], {}, 3, ["a"])
+  (mean,), _, _ = release.combine(START, total_of(START, [reply], 1.0), {}, 3, ["a"])
   moved = jax.tree.map(np.not_equal, mean.params, START)
   assert_same_bits(moved, jax.tree.map(np.broadcast_to, rows, jax.tree.map(np.shape, moved)))
   with pytest.raises(Refused, match="rows that all send"):
