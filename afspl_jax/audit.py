@@ -54,7 +54,7 @@ def audit(run: Path, client: str = "") -> Found:
     raise UserError(f"--client: expected one of {known}; got {client!r}")
   by_client = {name: by_client[name] for name in sorted(by_client) if client in ("", name)}
   lines = [line for mine in by_client.values() for line in mine]
-  outside = [*_outside(lines, config), *_missing(run, by_client, client)]
+  outside = [*_outside(lines, config), *_missing(run, config, by_client, client)]
   return {
     "run": str(run),
     "files": [str(file) for file in files],
@@ -197,16 +197,21 @@ def _outside(lines: Sequence[departures.Line], config: Experiment) -> list[Found
 
 
 def _missing(
-  run: Path, by_client: Mapping[str, Sequence[departures.Line]], client: str
+  run: Path, config: Experiment, by_client: Mapping[str, Sequence[departures.Line]], client: str
 ) -> Iterator[Found]:
   """Replies that the server of the same folder has had, and that nobody noted."""
   noted = {
     (line["round"], name, line["bytes"]) for name, mine in by_client.items() for line in mine
   }
+  stages: Counter[tuple[int, str]] = Counter()  # of secure aggregation, which are counted as one
+  for name, mine in by_client.items():
+    for each in mine:
+      stages[each["round"], name] += each["bytes"] * (each["type"] != departures.HELLO)
   for line in read_lines(run / CLIENTS):
     had = line["status"].startswith(("ok", "rejected"))  # else Flower may have made the reply
     where = line["round"], line["client"], line["bytes_up"]
-    if had and client in ("", line["client"]) and where not in noted:
+    fits = config.secure.aggregation and line["bytes_up"] <= stages[where[:2]]
+    if had and client in ("", line["client"]) and where not in noted and not fits:
       why = f"the server had a reply of {line['bytes_up']:,} bytes that {WIRE} does not have"
       first = {"round": line["round"], "client": line["client"]}
       yield {"what": departures.TRAIN, "why": why, "messages": 1, "first": first}

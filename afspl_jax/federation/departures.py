@@ -20,7 +20,7 @@ _NPY = 128  # bytes of the header before an array's numbers
 
 # Errors whose text may leave: it is made of what the server sent and of agreed settings, or is
 # ours to the letter. Of all others the server learns the kind.
-FAULTS = ("WireError", "SiteFault", "FloatingPointError")
+FAULTS = ("WireError", "SiteFault", "PartyError", "FloatingPointError")
 
 # Leaves of the prompter that travel, by the first part of their names; "local" is none of them.
 LEAVES = {
@@ -47,6 +47,7 @@ class Entry:
 
 
 _OPEN, _PRIVATE = "neither privacy nor secure aggregation", "privacy or secure aggregation"
+_SECURE = "secure.aggregation"
 _FINITE = "mean over the round's finite local steps"
 
 
@@ -59,11 +60,19 @@ def _private(config: Experiment) -> bool:
   return not _open(config)
 
 
-def _weight(message: str, record: str, purpose: str) -> tuple[Entry, Entry]:
+def _secure(config: Experiment) -> bool:
+  return config.secure.aggregation
+
+
+def _hidden(query: str, name: str, content: str, purpose: str) -> Entry:
+  return Entry(f"query.{query}", "secure", name, "bytes", content, purpose, _secure, _SECURE)
+
+
+def _weight(message: str, record: str, purpose: str, where, only: str) -> tuple[Entry, Entry]:
   name, what = "num-examples", "how many examples it trains on"
   return (
     Entry(message, record, name, "count", what, purpose, _open, _OPEN),
-    Entry(message, record, name, "one", "nothing", "all weigh the same", _private, _PRIVATE),
+    Entry(message, record, name, "one", "nothing", "all weigh the same", where, only),
   )
 
 
@@ -73,7 +82,7 @@ def _metric(name: str, content: str, purpose: str = "a curve of the run") -> Ent
 
 ENTRIES = (
   Entry(HELLO, "config", "site", "site", "the site's name", "rounds and files know it by its name"),
-  *_weight(HELLO, "config", "fed.selection=size"),
+  *_weight(HELLO, "config", "fed.selection=size", _private, _PRIVATE),
   Entry(
     TRAIN,
     "arrays",
@@ -112,7 +121,13 @@ ENTRIES = (
     "a hash of the names, shapes and dtypes of the shared leaves",
     "peers that differ in it exchange nothing",
   ),
-  *_weight(TRAIN, "metrics", "its weight in the average"),
+  *_weight(
+    TRAIN,
+    "metrics",
+    "its weight in the average",
+    lambda config: _private(config) and not _secure(config),
+    "privacy; no secure aggregation",
+  ),
   _metric("loss", f"training loss, {_FINITE}", "a curve; fed.selection=power_of_choice"),
   _metric("first_loss", "training loss of the first local batch", "fed.strategy=qfedavg"),
   _metric("balance", f"load-balancing loss of the pool, {_FINITE}"),
@@ -121,6 +136,29 @@ ENTRIES = (
   _metric("prompts_chosen", "prompts chosen from the pool, mean over samples"),
   _metric("nonfinite_steps", "local steps without a finite loss and gradient"),
   _metric("pool_usage_{i}", "share of samples that chose prompt i of the pool"),
+  _hidden("secure_keys", "keys", "public keys, made for the round", "who shares which mask"),
+  _hidden(
+    "secure_shares",
+    "sealed",
+    "shares of the round's secrets, each sealed for another client",
+    "masks of clients that are lost can be taken out",
+  ),
+  _hidden(
+    "secure_unmask",
+    "shares",
+    "of a client whose update came, a share of its own mask; of a lost one, of its others",
+    "the sum without masks",
+  ),
+  Entry(
+    TRAIN,
+    "arrays",
+    "masked",
+    "masked",
+    "rows of the shared leaves under masks: uniform numbers but in the sum of all",
+    "what is learned together",
+    _secure,
+    _SECURE,
+  ),
   Entry(
     TRAIN,
     "metrics",
@@ -128,8 +166,10 @@ ENTRIES = (
     "number",
     "0 or 1: whether the update was within the bound",
     "the next round's bound",
-    lambda config: config.privacy.dp != "none" and config.privacy.clipping == "adaptive",
-    "privacy.clipping=adaptive",
+    lambda config: (
+      config.privacy.dp != "none" and config.privacy.clipping == "adaptive" and not _secure(config)
+    ),
+    "privacy.clipping=adaptive; no secure aggregation",
   ),
 )
 
@@ -201,6 +241,15 @@ def _rows(value: Any, line: Line, record: str) -> bool:
   return is_array(value) and _is_flat(value, "uint8", 1, -(-bits // 8))
 
 
+def _masked(value: Any, line: Line, record: str) -> bool:
+  """Whether an array can be words of up to 8 bytes: the leaves' numbers, a weight and a count."""
+  if not is_array(value):
+    return False
+  words = sum(leaf["width"] * leaf["rows"] for leaf in line.get("leaves", ())) + 2
+  size = value["bytes"] - _NPY
+  return 0 < size <= 8 * words and _is_flat(value, "uint8", 1, size)
+
+
 def _is_flat(value: Mapping[str, Any], dtype: str, width: int, size: int) -> bool:
   """Whether an array is what it should be to the last byte; `width` is of a number, in bytes."""
   found = value["dtype"], value["shape"], value["bytes"]
@@ -223,6 +272,8 @@ FORMS: dict[str, Callable[[Any, Line, str], bool]] = {
   ),
   "floats": _floats,
   "rows": _rows,
+  "masked": _masked,
+  "bytes": lambda value, line, record: isinstance(value, dict) and set(value) == {"bytes"},
 }
 WORDS = {
   "number": "one number",
@@ -232,6 +283,8 @@ WORDS = {
   "structure": "the hash of the shared leaves' structure",
   "floats": "float32 numbers that are all rows of the shared leaves",
   "rows": "as many bits as the shared leaves have rows",
+  "masked": "no more bytes than masked numbers of the shared leaves and two more take",
+  "bytes": "bytes of keys or shares",
 }
 
 

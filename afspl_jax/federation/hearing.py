@@ -83,7 +83,8 @@ def hear_sum(
     mask, (old + sum_ / found.weight).astype(old.dtype), old
   )
   mean = Reply("all", jax.tree.map(add, asked.params, found.update, rows), rows, 1, {})
-  return Heard([mean], None, {}, found.clients, bytes_down)
+  shares = {name: n / found.clients for name, n in zip(terms.counts, found.counts, strict=True)}
+  return Heard([mean], None, shares, found.clients, bytes_down)
 
 
 def _refusals(lines: Sequence[Line]) -> str:

@@ -103,7 +103,8 @@ class WireRecord:
       UserError: the disk refuses.
     """
     config = message.content.config_records.get(wire.CONFIG, {}) if message.has_content() else {}
-    round = config.get(wire.ROUND, 0)
+    group = message.metadata.group_id  # the round's number, in messages that do not say it
+    round = config.get(wire.ROUND, int(group) if group.isdecimal() else 0)
     line: dict[str, Any] = {
       "round": round if isinstance(round, int) else 0,
       "client": client,

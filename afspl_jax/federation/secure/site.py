@@ -1,13 +1,16 @@
 """A site's half over Flower's messages: its parties, and what it sends in place of its update."""
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from afspl_jax.config import Experiment
 from afspl_jax.federation import wire
 from afspl_jax.federation.client import LocalResult
+from afspl_jax.federation.private import WITHIN
 from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.party import Party, PartyError
 from afspl_jax.federation.secure.terms import Terms, terms_of
@@ -87,7 +90,9 @@ class SecureSite:
     party = self._party(client, content)
     update = wire.sent_values(result.params, start, result.masks)
     quantiser = self._terms.quantiser(len(update), party.clients, bound)
-    counts = tuple(int(result.metrics[name]) for name in self._terms.counts)
+    size = math.sqrt(float(np.square(update).sum()))
+    told = {WITHIN: size <= quantiser.bound} | result.metrics
+    counts = tuple(int(told[name]) for name in self._terms.counts)
     weight = result.num_examples if self._terms.weighted else 1
     words = quantiser.encode(update, weight, counts)
     masked = party.mask(words, messages.read_forwarded(content))

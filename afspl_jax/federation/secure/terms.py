@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.stats import binom
+
 from afspl_jax.config import Experiment
 from afspl_jax.errors import UserError
 from afspl_jax.federation import private, strategies, uplink
@@ -116,7 +118,17 @@ def check(config: Experiment) -> None:
     fed.max_update_norm == 0,
     "0 with secure.aggregation: privacy.clip bounds what the server cannot see",
   )
-  most = private.clients(config) if fed.selection == POISSON else fed.clients_per_round
+  everyone = private.clients(config)
+  most = everyone if fed.selection == POISSON else fed.clients_per_round
+  if fed.selection == POISSON:  # a round that is skipped for its size tells that size
+    few = fed.rounds * float(binom.cdf(FEWEST, everyone, fed.clients_per_round / everyone))
+    _expect(
+      "fed.clients_per_round",
+      fed.clients_per_round,
+      few <= config.privacy.delta / 10,
+      f"so many with poisson and secure.aggregation that a round of {FEWEST} or fewer, which has no"
+      " sum, is far less likely than privacy.delta",
+    )
   try:
     terms.quantiser(1, most, None)
   except ValueError as error:
