@@ -2,7 +2,7 @@
 
 `afspl ablate configs/robustness.py --workdir=runs/robustness`
 
-All send all rows: a row that few sites sent is taken from these few by any method.
+All send all rows: of one that few sites sent, the median would be that of these few.
 """
 
 from typing import Any
