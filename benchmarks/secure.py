@@ -1,0 +1,98 @@
+"""What secure aggregation costs beside training: `python -m benchmarks.secure`.
+
+A whole round of the protocol in one process, on random updates, nobody or a tenth of the clients
+being lost before they send. A client's seconds are its own; in a run in one process they add up.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from afspl_jax.federation.secure.coordinator import Coordinator
+from afspl_jax.federation.secure.crypto import Session
+from afspl_jax.federation.secure.party import Party, Rules
+from afspl_jax.federation.secure.quantise import Quantiser
+
+
+class Clock:
+  """Seconds by who spent them."""
+
+  def __init__(self) -> None:
+    self.client = self.server = 0.0
+
+  def at_clients(self, work: Callable[[], Any]) -> Any:
+    """Runs some clients' work."""
+    begin = time.perf_counter()
+    out = work()
+    self.client += time.perf_counter() - begin
+    return out
+
+  def at_server(self, work: Callable[[], Any]) -> Any:
+    """Runs the server's work."""
+    begin = time.perf_counter()
+    out = work()
+    self.server += time.perf_counter() - begin
+    return out
+
+
+def round_of(clients: int, size: int, lost: int) -> tuple[Clock, int]:
+  """One round: its seconds, and the bytes of a masked update.
+
+  Raises:
+    AssertionError: the sum is not that of the updates, up to rounding.
+  """
+  rng = np.random.default_rng(0)
+  updates = {f"site_{i:04d}": rng.normal(size=size) / size for i in range(clients)}
+  rules, clock = Rules(0.6), Clock()
+  session = Session(os.urandom(16), 1)
+  server = Coordinator(session, rules)
+  parties = {name: Party(session, rules) for name in updates}
+  quantiser = Quantiser(size, 1.0, 20, clients, 1)
+  keys = clock.at_clients(lambda: {name: party.advertise() for name, party in parties.items()})
+  told = clock.at_server(lambda: server.introduce(keys))
+  sealed = clock.at_clients(lambda: {n: parties[n].share(*each) for n, each in told.items()})
+  given = clock.at_server(lambda: server.forward(sealed))
+  there = sorted(given)[lost:]
+  masked = clock.at_clients(
+    lambda: {
+      n: quantiser.pack(parties[n].mask(quantiser.encode(updates[n], 1), given[n])) for n in there
+    }
+  )
+  asked = clock.at_server(lambda: server.ask(masked))
+  shares = clock.at_clients(lambda: {n: parties[n].unmask(*each) for n, each in asked.items()})
+
+  def sum_up() -> np.ndarray:
+    total = np.zeros(quantiser.length, quantiser.word)
+    for packed in masked.values():
+      total += quantiser.unpack(packed)
+    server.unmask(total, shares)
+    return quantiser.decode(total, len(masked)).values
+
+  found = clock.at_server(sum_up)
+  expected = sum(updates[n] for n in there)
+  assert np.abs(found - expected).max() <= len(there) * quantiser.step / 2
+  return clock, len(masked[there[0]])
+
+
+def main() -> None:
+  """Prints a table."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--sizes", type=int, nargs="+", default=[72_708, 900_000])
+  parser.add_argument("--clients", type=int, nargs="+", default=[10, 100])
+  args = parser.parse_args()
+  print("| clients | numbers | lost | a client, s | the server, s | bytes of an update |")
+  print("| --- | --- | --- | --- | --- | --- |")
+  for size in args.sizes:
+    for clients in args.clients:
+      for lost in (0, clients // 10):
+        clock, packed = round_of(clients, size, lost)
+        each, server = clock.client / clients, clock.server
+        print(f"| {clients} | {size:,} | {lost} | {each:.3f} | {server:.2f} | {packed:,} |")
+
+
+if __name__ == "__main__":
+  main()
