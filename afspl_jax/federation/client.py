@@ -158,7 +158,7 @@ def make_client_app(
     for name, value in result.metrics.items():
       metrics[name] = float(value)
       if not math.isfinite(metrics[name]):
-        raise ValueError(f"{name}: expected a finite number; got {metrics[name]}")
+        raise SiteFault(f"{name}: expected a finite number; got {metrics[name]}")
     reply = RecordDict(
       {
         wire.ARRAYS: wire.pack(result.params, result.masks),

@@ -15,6 +15,7 @@ from afspl_jax.config import Experiment
 from afspl_jax.federation import uplink
 from afspl_jax.federation.client import LocalResult, SiteFault
 from afspl_jax.federation.private import LEDGER, WITHIN, is_private, most_moved, noise_multiplier
+from afspl_jax.federation.wire import WireError
 from afspl_jax.privacy import accounting
 from afspl_jax.privacy.accounting import Mechanism
 from afspl_jax.privacy.clipping import clip
@@ -40,13 +41,13 @@ class Guard:
     """The bound of a round: what the server sent, if that may be.
 
     Raises:
-      ValueError: not what was agreed on.
+      WireError: not what was agreed on.
     """
     fixed = self._privacy.clip
     if not (
       isinstance(given, float) and 0 < given < math.inf and (self._reports or given == fixed)
     ):
-      raise ValueError(f"clip: expected {'above 0' if self._reports else fixed}; got {given!r}")
+      raise WireError(f"clip: expected {'above 0' if self._reports else fixed}; got {given!r}")
     return given
 
   def leave(self, site: str, result: LocalResult, start: Params, bound: float) -> LocalResult:

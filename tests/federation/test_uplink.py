@@ -232,7 +232,7 @@ def test_a_tree_without_leaves_sends_nothing():
 
 
 BAD = [
-  ({"select": "topk"}, "uplink.select: expected one of energy, ratio, dense; got 'topk'"),
+  ({"select": "topk"}, "uplink.select: expected one of energy, ratio, shared, dense; got 'topk'"),
   ({"weighing": "mean"}, "uplink.weighing: expected one of coverage, cohort; got 'mean'"),
   ({"energy": 0.0}, "uplink.energy: expected a share above 0 and up to 1; got 0.0"),
   ({"energy": 1.01}, "uplink.energy: .* got 1.01"),
