@@ -6,7 +6,7 @@ from scipy import stats
 
 from afspl_jax.config import Experiment, Privacy
 from afspl_jax.federation import uplink
-from afspl_jax.federation.release import Release
+from afspl_jax.federation.release import Release, total_of
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.fields import changed
 from afspl_jax.privacy import accounting
@@ -79,7 +79,8 @@ def canary_seen(noise: float, present: bool, trials: int):
   ]
   moved = []
   for _ in range(trials):
-    ((mean,), _, _) = release.combine(start, replies, {}, 1, ())
+    total = total_of(start, replies, release.bound({}))
+    ((mean,), _, _) = release.combine(start, total, {}, 1, ())
     moved.append(CLIENTS * np.sum((mean.params["w"] - start["w"]) * direction))
   return np.array(moved)
 
