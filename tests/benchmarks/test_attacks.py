@@ -79,7 +79,8 @@ def canary_seen(noise: float, present: bool, trials: int):
   ]
   moved = []
   for _ in range(trials):
-    ((mean,), _, _) = release.combine(start, total_of(start, replies, release.bound({})), {}, 1, ())
+    total = total_of(start, replies, release.bound({}))
+    ((mean,), _, _) = release.combine(start, total, {}, 1, ())
     moved.append(CLIENTS * np.sum((mean.params["w"] - start["w"]) * direction))
   return np.array(moved)
 
