@@ -19,6 +19,7 @@ from afspl_jax.federation import uplink
 from afspl_jax.federation.client import LocalResult
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.secret_batches import SecretBatches, stacked
+from afspl_jax.federation.selection import POISSON
 from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.prompts.local import LOCAL, join, split
 from afspl_jax.step import StepMetrics, make_local_training, make_matching, replicate
@@ -99,11 +100,14 @@ class LocalTrainer:
     """Tells which clients will be asked to train next, from equal params.
 
     They are cut into as few cohorts as `fed.cohort` allows, and these as even as can be, since a
-    smaller one is filled up with copies.
+    smaller one is filled up with copies. Where coins say how many clients a round has, all cohorts
+    are of one size, or each number would be compiled anew.
     """
-    number = max(1, -(-len(clients) // self._config.fed.cohort))
+    fed = self._config.fed
+    number = max(1, -(-len(clients) // fed.cohort))
     cohorts = [part.tolist() for part in np.array_split(clients, number)]
-    self._cohort_size = len(cohorts[0])
+    coins = fed.selection == POISSON
+    self._cohort_size = min(fed.cohort, len(self._names)) if coins else len(cohorts[0])
     self._cohorts = {client: cohort for cohort in cohorts for client in cohort}
     self._trained = {}
 

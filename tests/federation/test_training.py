@@ -97,6 +97,15 @@ def test_cohorts_are_as_even_as_can_be(setup, runs, monkeypatch):
   assert runs == [2, 2]  # and not 3 and 3, two of them copies
 
 
+def test_however_many_coins_draw_is_trained_by_one_program(setup, runs, monkeypatch):
+  monkeypatch.setattr(setup.config.fed, "selection", "poisson")
+  for drawn in ([1], [0, 2, 3], []):
+    setup.trainer.expect(drawn)
+    for client in drawn:
+      setup.trainer.train(setup.shared, client, 1)
+  assert runs == [2, 2, 2]
+
+
 def test_clients_may_ask_in_another_order_than_announced(setup, runs):
   setup.trainer.expect([0, 1, 2, 3])
   for client in (3, 0, 2, 1):
