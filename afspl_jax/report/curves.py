@@ -92,7 +92,7 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
     splits = tuple(_SPLITS) if name == "loss" else ("val",)
     found = {(run.name, split): curve(run, split, name) for run in runs for split in splits}
     if len(runs) == 1:
-      panels = {title: {_SPLITS[split]: points for (_, split), points in found.items()}}
+      panels = {title: {_SPLITS[split]: points for (_, split), points in found.items() if points}}
     else:
       panels = {
         title if len(splits) == 1 else f"{title} in {_SPLITS[split]}": {
