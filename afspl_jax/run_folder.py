@@ -20,6 +20,7 @@ from typing import Any
 from afspl_jax.atomic import write_text
 from afspl_jax.config import differences
 from afspl_jax.errors import UserError
+from afspl_jax.json_text import parse
 
 METRICS, CLIENTS = "metrics.jsonl", "clients.jsonl"
 WIRE = "wire.jsonl"  # what left the clients; never rewound (federation/wire_record.py)
@@ -190,7 +191,7 @@ def _agree(path: Path, wanted: dict[str, Any]) -> None:
   else:
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
-      found = json.loads(text)
+      found = parse(text)
     except ValueError as error:
       raise UserError(f"{file}: expected a run's config; got: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
@@ -230,7 +231,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
   # What follows the last newline was cut short, perhaps inside a character: split first.
   for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
     try:
-      found = json.loads(line)
+      found = parse(line)
     except ValueError as error:
       raise UserError(f"{path}:{number}: expected a JSON object; got: {error}") from error
     if not isinstance(found, dict):

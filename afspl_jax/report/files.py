@@ -1,6 +1,5 @@
 """What a run's folder says of it, whether the run is at work, ended, or has not begun."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 from afspl_jax.errors import UserError
 from afspl_jax.fields import leaves
+from afspl_jax.json_text import parse
 from afspl_jax.run_folder import CLIENTS, METRICS, read_lines
 from afspl_jax.status import Line, state
 
@@ -146,7 +146,7 @@ def file_stamp(file: Path) -> tuple[str, int, int] | None:
 
 def _json(file: Path) -> dict[str, Any]:
   try:
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = parse(file.read_bytes())
   except FileNotFoundError:
     return {}
   except (OSError, ValueError) as error:
