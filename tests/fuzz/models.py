@@ -28,7 +28,7 @@ from tests.conftest import CLIP, T5_CONFIG
 from tests.fuzz.target import Target
 
 _LEAVES = {
-  "own": {"prompt": np.ones((2, 3), np.float32), "scale": np.float32(2)},
+  "own": {"prompt": np.ones((2, 3), np.float32), "scale": np.array(2, np.float32)},
   "residual": np.zeros(4, np.float32),
 }
 
