@@ -53,7 +53,7 @@ class Tokenizer:
       )
       self.vocab_size: int = len(self._tokenizer)
       (row, _), (mask, _) = self.tokenize(["a", ""], 8)
-    except Exception as error:  # noqa: BLE001 - transformers raises whatever a file leads it to
+    except Exception as error:  # transformers raises whatever a file leads it to
       raise UserError(
         f"{folder}: expected the files of a tokenizer; got {type(error).__name__}:"
         f" {str(error)[:300]}. Download them again with the checkpoint."

@@ -1,5 +1,6 @@
 """Messages: what a site's app makes of a hostile server's, and a server of a hostile site's."""
 
+import copy
 import functools
 import json
 from collections.abc import Callable
@@ -17,10 +18,12 @@ from flwr.app import (
   MetricRecord,
   RecordDict,
 )
+from flwr.clientapp import ClientApp
 
 from afspl_jax.config import Fed
 from afspl_jax.federation import wire
 from afspl_jax.federation.client import LocalResult, SiteFault, make_client_app
+from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.federation.screening import Refused, screen, sentence
 from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.coordinator import Aborted, Coordinator, Introduction, Question
@@ -93,6 +96,7 @@ def _record(kind: str, entries: dict[str, Any]) -> Any:
 
 
 def _message(content: RecordDict, kind: str, group: Any = "3") -> Message:
+  LocalGrid(ClientApp(), 0)  # a message takes its run and sender from the process
   return Message(content, 2, kind, group_id=str(group))
 
 
@@ -107,13 +111,10 @@ def asked(kind: str, content: Callable[[], RecordDict], secure: bool = False) ->
     if found is None:
       return
     masks = SecureSite(_TERMS) if secure else None
+    if masks and (kind == "train" or kind.endswith(("shares", "unmask"))):
+      masks._parties[0] = _party(kind)
     app = make_client_app(_Trainer(), _PARAMS, {"lr": 1, "deep": {"a": [1, 2]}}, masks=masks)
     context = Context(1, 2, {"partition-id": 0}, RecordDict(), {})
-    for before in ("keys", "shares", "train") if masks else ():
-      if kind == f"query.secure_{before}" or (kind, before) == ("train", "train"):
-        break
-      if before != "train":
-        app(_message(_first(before), f"query.secure_{before}"), context)
     message = _message(found[0], kind, found[1].get("group"))
     record = WireRecord(folder, _PARAMS, sync=False)
     (folder / "wire.jsonl").unlink()
@@ -125,15 +126,37 @@ def asked(kind: str, content: Callable[[], RecordDict], secure: bool = False) ->
 
 
 @functools.cache
+def _session() -> tuple[dict[str, Party], dict[int, Any], dict[int, bytes]]:
+  """A site before each stage; what it and its neighbours have shown; what these sealed for it."""
+  parties = {n: Party(_SESSION, _RULES) for n in range(4)}
+  shown = {n: party.advertise() for n, party in parties.items()}
+  before = {"query.secure_shares": copy.copy(parties[0])}
+  of = {n: p.share(n, 4, {m: shown[m] for m in shown if m != n}) for n, p in parties.items()}
+  sealed = {n: of[n][0] for n in range(1, 4)}
+  before["train"] = copy.deepcopy(parties[0], _keys_of(parties[0]))
+  parties[0].mask(np.zeros(9, np.uint32), sealed)
+  return before | {"query.secure_unmask": parties[0]}, shown, sealed
+
+
+def _keys_of(party: Party) -> dict[int, Any]:
+  """What a deep copy shares with its original."""
+  return {id(key): key for key in vars(party).values() if type(key).__module__.startswith("cryp")}
+
+
+def _party(stage: str) -> Party:
+  party = _session()[0][stage]
+  return copy.deepcopy(party, _keys_of(party))
+
+
 def _others() -> dict[int, Any]:
-  return {n: Party(_SESSION, _RULES).advertise() for n in range(1, 4)}
+  return {n: keys for n, keys in _session()[1].items() if n}
 
 
 def _first(stage: str) -> RecordDict:
   record = {
     "keys": lambda: messages.session_record(_SESSION),
     "shares": lambda: messages.introduction_record(_SESSION, Introduction(0, 4, _others())),
-    "train": lambda: messages.forwarded_record(_SESSION, dict.fromkeys((1, 2, 3), b"x" * 48)),
+    "train": lambda: messages.forwarded_record(_SESSION, _session()[2]),
     "unmask": lambda: messages.question_record(_SESSION, Question([1, 2], [3])),
   }[stage]()
   return RecordDict({messages.SECURE: record})
@@ -207,7 +230,7 @@ def _site() -> RecordDict:
 
 
 def _greet(answer: Message) -> None:
-  name, number = Sites(None, {}, 100)._read(2, answer)
+  name, number = Sites(LocalGrid(ClientApp(), 0), {}, 100)._read(2, answer)
   assert 0 < len(name) <= 80 and name.isprintable() and 0 < number <= 100
 
 
@@ -217,7 +240,8 @@ def _under(make: Callable[[], Any]) -> Callable[[], RecordDict]:
 
 def _introduce(answer: Message) -> None:
   shown = messages.read_keys(_said(answer))
-  Coordinator(_SESSION, _RULES).introduce({f"s{n}": k for n, k in _others().items()} | {"elm": shown})
+  others = {f"site {n}": keys for n, keys in _others().items()}
+  Coordinator(_SESSION, _RULES).introduce(others | {"elm": shown})
 
 
 def _said(answer: Message) -> RecordDict:
@@ -240,7 +264,7 @@ TARGETS = {
   "reply_sparse": answered(lambda: _reply(sparse=True), _screen(False)),
   "reply_controlled": answered(lambda: _reply(control=True), _screen(True)),
   "reply_hello": answered(_site, _greet),
-  "reply_keys": answered(_under(lambda: messages.keys_record(_others()[1])), _introduce),
+  "reply_keys": answered(_under(lambda: messages.keys_record(_session()[1][0])), _introduce),
   "reply_sealed": answered(
     _under(lambda: messages.sealed_record(dict.fromkeys((1, 2, 3), b"x" * 48))),
     lambda answer: messages.read_sealed(_said(answer), (1, 2, 3)),
