@@ -67,7 +67,8 @@ def open_run(path: Path | str) -> FinishedRun:
     experiment = from_dict(config)
     check(experiment)
   except UserError as error:
-    made = found.get("versions", {}).get("afspl_jax", "unknown")
+    versions = found.get("versions")
+    made = versions.get("afspl_jax", "unknown") if isinstance(versions, dict) else "unknown"
     raise UserError(
       f"{file}: expected the settings of afspl_jax {version('afspl_jax')}; got those of {made}:"
       f" {error}. Use the version that made the run"

@@ -8,7 +8,7 @@ from typing import Any
 
 from afspl_jax.errors import UserError
 from afspl_jax.json_text import parse
-from afspl_jax.run_folder import CLIENTS, METRICS, read_lines
+from afspl_jax.run_folder import read_clients, read_metrics
 from afspl_jax.text_table import columns
 
 Line = Mapping[str, Any]
@@ -40,7 +40,7 @@ def describe(run: Path) -> str:
     rounds = config["fed"]["rounds"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f"{run}: expected a run's folder with config.json; got: {error}") from error
-  metrics, clients = read_lines(run / METRICS), read_lines(run / CLIENTS)
+  metrics, clients = read_metrics(run), read_clients(run)
   done = max((line["round"] for line in metrics), default=0)
   trained = [line for line in metrics if line["split"] == "train"]
   out = [f"{state(run, metrics)}: round {done} of {rounds}"]
