@@ -15,7 +15,12 @@ from safetensors.numpy import save_file
 
 from afspl_jax import prompter_file
 from afspl_jax.backbones import weights
-from afspl_jax.backbones.checkpoint_files import fingerprint, open_tensors, weight_files
+from afspl_jax.backbones.checkpoint_files import (
+  CheckpointError,
+  fingerprint,
+  open_tensors,
+  weight_files,
+)
 from afspl_jax.backbones.clip import Clip
 from afspl_jax.backbones.locate import TINY
 from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
@@ -65,6 +70,8 @@ def _tensors(folder: Path) -> None:
     weight_files(folder)
   finally:
     fingerprint(folder)
+  if faults:
+    raise CheckpointError(folder, faults)
 
 
 def _processor(folder: Path) -> None:

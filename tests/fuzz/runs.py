@@ -21,7 +21,7 @@ def run(file: str, look: Callable[[Path], object], cost: float = 0.005, **clear:
   """A file of a small run's folder."""
 
   def make(folder: Path) -> None:
-    made = made_run(folder / "run", clients=2, rounds=2)
+    made = made_run(folder / "run", clients=2, rounds=2, **{"fed.clients_per_round": 2})
     shutil.rmtree(made / "predictions")
     (made / "sites").mkdir()
     entries = {"site": "a", "num-examples": 7}

@@ -10,7 +10,7 @@ from tests.fuzz.mutations import mutate
 from tests.fuzz.target import seed, tell
 from tests.fuzz.targets import TARGETS
 
-_SECONDS, _FEWEST, _MOST = 0.1, 2, 30  # of each target; `python -m tests.fuzz` looks for longer
+_SECONDS, _FEWEST, _MOST = 0.08, 1, 20  # of each target; `python -m tests.fuzz` looks for longer
 _REFUSED = ("eps",)  # whole as they are
 
 

@@ -42,8 +42,8 @@ def _header(header: bytes) -> bytes:
 _TERABYTES = b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
 _NPY = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }".ljust(117) + b"\n"
 HOSTILE = {
-  "a tensor of terabytes": ("clip_weights", lambda data: _header(_TERABYTES)),
-  "a header of exabytes": ("clip_weights", lambda data: (2**62).to_bytes(8, "little") + data[8:]),
+  "a tensor of terabytes": ("safetensors", lambda data: _header(_TERABYTES)),
+  "a header of exabytes": ("safetensors", lambda data: (2**62).to_bytes(8, "little") + data[8:]),
   "a prompter of terabytes": ("prompter", lambda data: _header(_TERABYTES)),
   "a state of terabytes": ("client_state", lambda data: _header(_TERABYTES)),
   "features of terabytes": ("features", lambda data: b"\x93NUMPY\x01\x00\x76\x00" + _NPY),
