@@ -1,6 +1,5 @@
 """What left the clients of a run, from the record that they keep, held against the closed list."""
 
-import json
 import math
 import re
 import socket
@@ -13,12 +12,37 @@ from afspl_jax.config import Experiment
 from afspl_jax.errors import UserError
 from afspl_jax.federation import departures
 from afspl_jax.fields import from_dict
-from afspl_jax.run_folder import CLIENTS, WIRE, read_lines
+from afspl_jax.forms import Form, misfit
+from afspl_jax.json_text import parse
+from afspl_jax.run_folder import WIRE, read_clients, read_lines
 
 _FOLDERS = (".", "sites", "nodes/*")  # of clients: this process's, of local-net, of `flwr run`
 _MOST_VALUES = 1000  # texts of one name that are kept
-_LINE = {"round": int, "client": str, "type": str, "bytes": int, "down": dict}
-_RECORD = {"bytes": int, "entries": dict}
+_STRUCTURE: Form = {
+  "structure": str,
+  "leaves": [{"name": str, "rows": int, "width": int, "dtype": str}],
+}
+_NO_ARRAY: Form = {"shape?": ()}
+_ENTRY: Form = (
+  {"dtype": str, "shape": [int], "bytes": int},
+  {"list": int, "of": str, **_NO_ARRAY},
+  {"text": str, "length": int, **_NO_ARRAY},
+  {"number": str, **_NO_ARRAY},
+  {"bytes": int, **_NO_ARRAY},
+  float,
+  str,
+  bool,
+)
+_LINE: Form = {
+  "round": int,
+  "client": str,
+  "type": str,
+  "bytes": int,
+  "down": {"bytes": int, "names": [str]},
+  "structure?": str,
+  "error?": {"reason": str},
+  "records?": {"*": {"bytes": int, "entries": {"*": _ENTRY}, "rows?": ([int], None)}},
+}
 _ABSOLUTE = r"(?<![\w/])(~?/|[A-Za-z]:\\)[\w.-]+"  # a path
 
 Found = dict[str, Any]
@@ -74,7 +98,7 @@ def audit(run: Path, client: str = "") -> Found:
 
 def _config(run: Path) -> Experiment:
   try:
-    return from_dict(json.loads((run / "config.json").read_text(encoding="utf-8"))["config"])
+    return from_dict(parse((run / "config.json").read_bytes())["config"])
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{run}: expected a run's folder with config.json; got: {error}") from error
 
@@ -87,19 +111,16 @@ def _departures(file: Path) -> Iterator[departures.Line]:
   """
   leaves: dict[str, Any] = {}
   for number, line in enumerate(read_lines(file), start=1):
-    if _has(line, {"structure": str, "leaves": list}):
-      leaves[line["structure"]] = line["leaves"]
-    elif _has(line, _LINE) and all(_has(part, _RECORD) for part in _records(line).values()):
-      yield line | {"leaves": leaves.get(line.get("structure", ""), [])}
-    else:
+    begins = "leaves" in line  # what a client's answers are made of
+    if fault := misfit(line, _STRUCTURE if begins else _LINE):
       raise UserError(
-        f"{file}:{number}: expected what left a client, as it writes it; got {str(line)[:60]}."
-        " Somebody changed the record"
+        f"{file}:{number}: expected what left a client, as it writes it; got {str(line)[:60]},"
+        f" where {fault}. Somebody changed the record"
       )
-
-
-def _has(value: Any, fields: Mapping[str, type]) -> bool:
-  return isinstance(value, dict) and all(isinstance(value.get(n), t) for n, t in fields.items())
+    if begins:
+      leaves[line["structure"]] = line["leaves"]
+    else:
+      yield line | {"leaves": leaves.get(line.get("structure", ""), [])}
 
 
 def _records(line: departures.Line) -> Mapping[str, Any]:
@@ -154,7 +175,8 @@ def _names(lines: Sequence[departures.Line]) -> list[Found]:
           _keep(found, value["dtype"])
         else:
           _keep(add(kind, record, name), value)
-      for leaf, rows in zip(line["leaves"], held.get("rows") or (), strict=False):
+      sent = held.get("rows") if departures.FLAT in held["entries"] else None
+      for leaf, rows in zip(line["leaves"], sent or (), strict=False):
         numbers = rows * leaf["width"]
         sizes = {"bytes": 4 * numbers, "numbers": numbers, "rows": rows, "of": leaf["rows"]}
         add(kind, record, departures.FLAT, leaf["name"], **sizes)
@@ -207,7 +229,7 @@ def _missing(
   for name, mine in by_client.items():
     for each in mine:
       stages[each["round"], name] += each["bytes"] * (each["type"] != departures.HELLO)
-  for line in read_lines(run / CLIENTS):
+  for line in read_clients(run):
     had = line["status"].startswith(("ok", "rejected"))  # else Flower may have made the reply
     where = line["round"], line["client"], line["bytes_up"]
     fits = config.secure.aggregation and line["bytes_up"] <= stages[where[:2]]

@@ -9,6 +9,8 @@ from typing import Any
 from afspl_jax.config import Experiment
 from afspl_jax.errors import UserError
 
+_TOO_LARGE = 2**63  # for an array, a message or a float
+
 
 def known_fields(config: object, prefix: str = "") -> list[tuple[str, object]]:
   """Every leaf of nested dataclasses as a dotted name with its value."""
@@ -79,9 +81,10 @@ def check_type(name: str, value: object, default: object) -> None:
     wanted = "numbers, such as 0.5,0.5"
   else:
     fits = type(value) is type(default) or (number and isinstance(default, float))
+    fits = fits and not (type(value) is int and abs(value) >= _TOO_LARGE)
     wanted = f"{type(default).__name__}, such as {default!r}"
   if not fits:
-    raise UserError(f"{name}: expected {wanted}; got {value!r}")
+    raise UserError(f"{name}: expected {wanted}; got {value!r:.200}")
 
 
 def unknown(name: str, fields: Mapping[str, object]) -> str:

@@ -1,7 +1,6 @@
 """A run's folder, opened to be used or scored; a process may still be at work in it."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from afspl_jax.federation.private import first_bound
 from afspl_jax.federation.rounds import first_state, scored_params
 from afspl_jax.fields import from_dict
 from afspl_jax.frozen import FrozenPair, make_prompter
+from afspl_jax.json_text import parse
 from afspl_jax.prompts.local import split
 from afspl_jax.prompts.prompter import Prompter
 from afspl_jax.run_folder import version
@@ -54,7 +54,7 @@ def open_run(path: Path | str) -> FinishedRun:
   path = Path(path)
   file = path / "config.json"
   try:
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = parse(file.read_bytes())
     config, facts = found["config"], found["facts"]
     if not isinstance(facts["backbones"], dict) or not isinstance(config, dict):
       raise TypeError("no settings in it")
@@ -67,7 +67,8 @@ def open_run(path: Path | str) -> FinishedRun:
     experiment = from_dict(config)
     check(experiment)
   except UserError as error:
-    made = found.get("versions", {}).get("afspl_jax", "unknown")
+    versions = found.get("versions")
+    made = versions.get("afspl_jax", "unknown") if isinstance(versions, dict) else "unknown"
     raise UserError(
       f"{file}: expected the settings of afspl_jax {version('afspl_jax')}; got those of {made}:"
       f" {error}. Use the version that made the run"

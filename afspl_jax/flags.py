@@ -129,7 +129,7 @@ def _check_role(values: flags.FlagValues) -> None:
         raise UserError(f"--{name}: expected {meant} with --role=client; got nothing")
   if values.superlink:
     host, colon, port = values.superlink.rpartition(":")
-    if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
+    if not (host and colon and port.isdecimal() and len(port) < 6 and 0 < int(port) < 2**16):
       raise UserError(f"--superlink: expected HOST:PORT; got {values.superlink!r}")
 
 

@@ -21,6 +21,7 @@ from afspl_jax.checks import check
 from afspl_jax.config import Experiment, to_dict
 from afspl_jax.errors import UserError
 from afspl_jax.fields import changed, from_dict, known_fields
+from afspl_jax.json_text import parse
 from afspl_jax.prompts.local import join
 from afspl_jax.run_folder import version
 from afspl_jax.types import Params
@@ -101,7 +102,7 @@ def describe(file: Path) -> Described:
   try:
     if not 0 < len(text) <= _LONGEST:
       raise ValueError(f"{len(text)} characters about a prompter")
-    said = json.loads(text)
+    said = parse(text)
     if said["format"] != _FORMAT:
       raise ValueError(
         f"format {said['format']!r} of afspl_jax {said.get('version')!r}; this one reads {_FORMAT}"

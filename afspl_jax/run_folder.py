@@ -13,15 +13,28 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from afspl_jax.atomic import write_text
 from afspl_jax.config import differences
 from afspl_jax.errors import UserError
+from afspl_jax.forms import Form, misfit
+from afspl_jax.json_text import parse
 
 METRICS, CLIENTS = "metrics.jsonl", "clients.jsonl"
+_SCORED: Form = {"round": int, "split": str, "*": (float, None)}
+_TRAINED = _SCORED | {"seconds": float, "bytes_up": float, "bytes_down": float}
+_ANSWERED: Form = {
+  "round": int,
+  "client": str,
+  "status": str,
+  "num_examples": (int, None),
+  "loss": (float, None),
+  "bytes_up": int,
+  "seconds?": float,
+}
 WIRE = "wire.jsonl"  # what left the clients; never rewound (federation/wire_record.py)
 _TRIES, _PAUSE = 4, 0.05  # seconds between them
 _PACKAGES = (
@@ -190,7 +203,7 @@ def _agree(path: Path, wanted: dict[str, Any]) -> None:
   else:
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
-      found = json.loads(text)
+      found = parse(text)
     except ValueError as error:
       raise UserError(f"{file}: expected a run's config; got: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
@@ -230,12 +243,39 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
   # What follows the last newline was cut short, perhaps inside a character: split first.
   for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
     try:
-      found = json.loads(line)
+      found = parse(line)
     except ValueError as error:
       raise UserError(f"{path}:{number}: expected a JSON object; got: {error}") from error
     if not isinstance(found, dict):
       raise UserError(f"{path}:{number}: expected a JSON object; got: {str(found)[:40]!r}")
     lines.append(found)
+  return lines
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """The lines of the metrics.jsonl of a folder.
+
+  Raises:
+    UserError: a line that no run writes; names file and line.
+  """
+  form = lambda line: _TRAINED if line.get("split") == "train" else _SCORED  # noqa: E731
+  return _read_formed(path / METRICS, form)
+
+
+def read_clients(path: Path) -> list[dict[str, Any]]:
+  """The lines of the clients.jsonl of a folder.
+
+  Raises:
+    UserError: a line that no run writes; names file and line.
+  """
+  return _read_formed(path / CLIENTS, lambda line: _ANSWERED)
+
+
+def _read_formed(file: Path, form: Callable[[dict[str, Any]], Form]) -> list[dict[str, Any]]:
+  lines = read_lines(file)
+  for number, line in enumerate(lines, start=1):
+    if fault := misfit(line, form(line)):
+      raise UserError(f"{file}:{number}: expected a line as a run writes it; got one where {fault}")
   return lines
 
 

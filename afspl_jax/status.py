@@ -1,14 +1,14 @@
 """What a federation is doing, or did, from its run's folder alone."""
 
 import fcntl
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from afspl_jax.errors import UserError
-from afspl_jax.run_folder import CLIENTS, METRICS, read_lines
+from afspl_jax.json_text import parse
+from afspl_jax.run_folder import read_clients, read_metrics
 from afspl_jax.text_table import columns
 
 Line = Mapping[str, Any]
@@ -36,11 +36,11 @@ def describe(run: Path) -> str:
     UserError: no run's folder, or a damaged file in it.
   """
   try:
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]
+    config = parse((run / "config.json").read_bytes())["config"]
     rounds = config["fed"]["rounds"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f"{run}: expected a run's folder with config.json; got: {error}") from error
-  metrics, clients = read_lines(run / METRICS), read_lines(run / CLIENTS)
+  metrics, clients = read_metrics(run), read_clients(run)
   done = max((line["round"] for line in metrics), default=0)
   trained = [line for line in metrics if line["split"] == "train"]
   out = [f"{state(run, metrics)}: round {done} of {rounds}"]

@@ -15,6 +15,8 @@ LAYERS = {
   "atomic": 0,
   "config": 0,
   "fields": 0,
+  "forms": 0,
+  "json_text": 0,
   "study": 0,
   "text_table": 0,
   "types": 0,

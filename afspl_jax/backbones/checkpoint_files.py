@@ -1,7 +1,7 @@
 """The files of a Hugging Face checkpoint folder: config.json and safetensors, never pickle."""
 
 import hashlib
-import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from afspl_jax.errors import UserError
+from afspl_jax.json_text import parse
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _FETCH = "Download the checkpoint again, whole."
 
 
+_SHOWN, _LONGEST = 50, 1000  # faults in a message, and characters of one
+
+
 class CheckpointError(UserError):
-  """Says everything that is wrong with a checkpoint folder.
+  """Says what is wrong with a checkpoint folder, all at once.
 
   Attributes:
     faults: one text for each fault: what was expected, what was found and what to do.
@@ -26,7 +30,10 @@ class CheckpointError(UserError):
   def __init__(self, folder: Path, faults: list[str]):
     self.faults = tuple(faults)
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    super().__init__("\n- ".join([f"{folder}: {count} in this checkpoint", *faults]))
+    shown = [fault if len(fault) <= _LONGEST else f"{fault[:_LONGEST]} ..." for fault in faults]
+    if len(shown) > _SHOWN:
+      shown[_SHOWN:] = [f"and {len(shown) - _SHOWN} more"]
+    super().__init__("\n- ".join([f"{folder}: {count} in this checkpoint", *shown]))
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -128,7 +135,7 @@ def weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(folder, [_no_weights(folder)])
   places = _read_index(folder, faults) or {}
   shards = sorted(set(places.values()))
-  faults.extend(_no_file(name) for name in shards if not (folder / name).is_file())
+  faults.extend(_no_file(name) for name in shards if not _is_file(folder / name))
   if faults:
     raise CheckpointError(folder, faults)
   return [folder / INDEX, *(folder / name for name in shards)]
@@ -164,6 +171,10 @@ def fingerprint(folder: str | Path) -> str:
   return digest.hexdigest()[:16]
 
 
+def _is_file(path: Path) -> bool:
+  return os.path.isfile(path)  # pathlib's raises OSError at a name that is too long
+
+
 def _no_file(name: str) -> str:
   return f"{name}: expected this file; got none. {_FETCH}"
 
@@ -182,7 +193,7 @@ def _no_weights(folder: Path) -> str:
 
 
 def _open(folder: Path, name: str, faults: list[str]) -> Any:
-  if not (folder / name).is_file():
+  if not _is_file(folder / name):
     faults.append(_no_file(name))
     return None
   try:
@@ -201,8 +212,8 @@ def _read_json(folder: Path, name: str, faults: list[str]) -> dict[str, Any] | N
     faults.append(_no_file(name))
     return None
   try:
-    parsed = json.loads((folder / name).read_text(encoding="utf-8"))
-  except ValueError as error:
+    parsed = parse((folder / name).read_bytes())
+  except (ValueError, OSError) as error:
     faults.append(f"{name}: expected JSON; got something else ({error}). {_FETCH}")
     return None
   if not isinstance(parsed, dict):

@@ -24,6 +24,7 @@ _TEXT_NAMES = _TOWER_NAMES | {
   "eos_id": "eos_token_id",
   "pad_id": "pad_token_id",
 }
+_PARTS = ("vision_config", "text_config")
 
 
 def _check_tower(tower: "ClipVisionConfig | ClipTextConfig", where: str) -> None:
@@ -72,11 +73,12 @@ class ClipVisionConfig:
         raw[name] = sides[0]
       elif isinstance(sides, list):
         raise UserError(
-          f'{where}: "{name}" must be a square; got {sides}. Take another checkpoint.'
+          f'{where}: "{name}" must be a square; got {sides!r:.60}. Take another checkpoint.'
         )
     if raw.get("num_channels", 3) != 3:
       raise UserError(
-        f'{where}: "num_channels" must be 3; got {raw["num_channels"]}. Take another checkpoint.'
+        f'{where}: "num_channels" must be 3; got {raw["num_channels"]!r:.60}. Take another'
+        " checkpoint."
       )
     return cls(**read_fields(cls, _VISION_NAMES, raw, where))
 
@@ -131,8 +133,12 @@ class ClipConfig:
         " Give the folder of a CLIPModel checkpoint."
       )
     # transformers' CLIPConfig: where an old file holds the *_dict form too, that one counts.
-    vision = raw.get("vision_config_dict") or raw.get("vision_config") or {}
-    text = raw.get("text_config_dict") or raw.get("text_config") or {}
+    vision, text = (raw.get(f"{part}_dict") or raw.get(part) or {} for part in _PARTS)
+    for part, found in zip(_PARTS, (vision, text), strict=True):
+      if not isinstance(found, dict):
+        raise UserError(
+          f'config.json: "{part}" must be an object; got {found!r:.60}. Take another checkpoint.'
+        )
     names = {"joint_width": "projection_dim", "initial_logit_scale": "logit_scale_init_value"}
     return cls(
       vision=ClipVisionConfig.from_hf(vision),

@@ -1,11 +1,16 @@
 """Reads and writes the fields of a Hugging Face config.json, strictly."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
 from afspl_jax.errors import UserError
+
+# A model is outlined, which takes time by its layers, before it is compared with its weights.
+_MOST = {"layers": 1 << 7, "id": 1 << 31}  # by the end of a field's name
+_MOST_ELSE = 1 << 20  # the largest T5 has 2**16
 
 
 def read_fields(cls: type, names: Mapping[str, str], raw: Mapping[str, Any], where: str) -> dict:
@@ -22,7 +27,8 @@ def read_fields(cls: type, names: Mapping[str, str], raw: Mapping[str, Any], whe
     Keyword arguments for `cls`.
 
   Raises:
-    UserError: naming every field that has the wrong type or is a size below 1.
+    UserError: naming every field that has the wrong type, or is a size below 1 or beyond that of
+      any model.
   """
   hints = get_type_hints(cls)
   fields, faults = {}, []
@@ -31,13 +37,18 @@ def read_fields(cls: type, names: Mapping[str, str], raw: Mapping[str, Any], whe
       continue
     value, expected = raw[theirs], hints[ours]
     kinds = get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
-    if float in kinds and type(value) is int:
+    most = _MOST.get(ours.rpartition("_")[2], _MOST_ELSE)
+    if float in kinds and type(value) is int and abs(value) <= most:
       value = float(value)
     if type(value) not in kinds:
       wanted = " or ".join(kind.__name__ for kind in kinds)
-      faults.append(f'{where}: "{theirs}" must be {wanted}; got {value!r}.')
+      faults.append(f'{where}: "{theirs}" must be {wanted}; got {value!r:.60}.')
     elif type(value) is int and value < 1 and not ours.endswith("_id"):
-      faults.append(f'{where}: "{theirs}" must be at least 1; got {value}.')
+      faults.append(f'{where}: "{theirs}" must be at least 1; got {value!r:.60}.')
+    elif type(value) is int and abs(value) > most:
+      faults.append(f'{where}: "{theirs}" must be at most {most}; got {value!r:.60}.')
+    elif type(value) is float and not math.isfinite(value):
+      faults.append(f'{where}: "{theirs}" must be finite; got {value}.')
     else:
       fields[ours] = value
   if faults:

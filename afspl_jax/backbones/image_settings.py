@@ -1,6 +1,5 @@
 """What a CLIP checkpoint's preprocessor_config.json prescribes, checked."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,11 @@ from jaxtyping import Float
 from PIL import Image
 
 from afspl_jax.errors import UserError
+from afspl_jax.json_text import parse
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's
 _STD = (0.26862954, 0.26130258, 0.27577711)
+_LARGEST = 1024  # pixels of a side: of an image 100 times as long as wide, 300 MB
 
 
 class ImageSettings:
@@ -26,8 +27,8 @@ class ImageSettings:
     """
     self._path = path
     try:
-      self._raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+      self._raw = parse(path.read_bytes())
+    except (ValueError, OSError) as error:
       raise UserError(
         f"{path}: expected JSON; got: {error}. Download it with the checkpoint."
       ) from error
@@ -38,15 +39,15 @@ class ImageSettings:
     kind = self._raw.get("image_processor_type", self._raw.get("feature_extractor_type", "CLIP"))
     if not str(kind).startswith("CLIP"):
       raise UserError(
-        f'{path}: "image_processor_type" must be a CLIP one; got {kind!r}. Take the file of the'
+        f'{path}: "image_processor_type" must be a CLIP one; got {kind!r:.60}. Take the file of the'
         " CLIP checkpoint."
       )
 
   def fault(self, name: str, expected: str) -> UserError:
     """An error that names a setting."""
     return UserError(
-      f'{self._path}: "{name}" must be {expected}; got {self._raw.get(name)!r}. Take the file of'
-      " the CLIP checkpoint."
+      f'{self._path}: "{name}" must be {expected}; got {self._raw.get(name)!r:.100}. Take the'
+      " file of the CLIP checkpoint."
     )
 
   def resample(self) -> Image.Resampling | None:
@@ -81,14 +82,17 @@ class ImageSettings:
     values = np.repeat(np.arange(256.0)[:, None], 3, axis=1)
     if self._flag("do_rescale"):
       values *= self._numbers("rescale_factor", 1 / 255)
-    values = values.astype(np.float32)
+    with np.errstate(over="ignore"):  # reported below
+      values = values.astype(np.float32)
     if self._flag("do_normalize"):
       std = self._numbers("image_std", _STD)
       if not np.all(std):
         raise self.fault("image_std", "numbers that are not 0")
-      values = (values - self._numbers("image_mean", _MEAN).astype(np.float32)) / std.astype(
-        np.float32
-      )
+      with np.errstate(all="ignore"):  # reported just below
+        mean, std = self._numbers("image_mean", _MEAN).astype(np.float32), std.astype(np.float32)
+        values = (values - mean) / std
+    if not np.isfinite(values).all():
+      raise self.fault("image_std", "numbers that leave all colours finite")
     return values
 
   def _flag(self, name: str) -> bool:
@@ -101,7 +105,7 @@ class ImageSettings:
     value = self._raw.get(name, default)
     try:
       found = np.array(value, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
       raise self.fault(name, "a number, or three") from None
     if found.shape not in ((), (3,)) or not np.isfinite(found).all():
       raise self.fault(name, "a number, or three")
@@ -112,9 +116,10 @@ class ImageSettings:
       value = [value["height"], value["width"]]
     if not (isinstance(value, list) and len(value) == 2 and all(map(_is_side, value))):
       edge = '{"shortest_edge": n}, ' if name == "size" else ""  # a crop's has no meaning
-      raise self.fault(name, edge + '{"height": n, "width": n} or n, n above 0')
+      sides = f'{{"height": n, "width": n}} or n, n from 1 to {_LARGEST}'
+      raise self.fault(name, edge + sides)
     return value[0], value[1]
 
 
 def _is_side(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool) and value > 0
+  return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST

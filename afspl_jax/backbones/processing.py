@@ -46,13 +46,23 @@ class Tokenizer:
       )
     from transformers import AutoTokenizer
 
-    self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+      # A folder may name code of its own, which must neither run nor be asked about.
+      self._tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+      )
+      self.vocab_size: int = len(self._tokenizer)
+      (row, _), (mask, _) = self.tokenize(["a", ""], 8)
+    except Exception as error:  # transformers raises whatever a file leads it to
+      raise UserError(
+        f"{folder}: expected the files of a tokenizer; got {type(error).__name__}:"
+        f" {str(error)[:300]}. Download them again with the checkpoint."
+      ) from error
     self.pad_id: int = self._tokenizer.pad_token_id
     self.eos_id: int = self._tokenizer.eos_token_id
     self.vocabulary: dict[str, int] = self._tokenizer.get_vocab()
-    self.vocab_size: int = len(self._tokenizer)
-    ids = self._tokenizer("a")["input_ids"]
-    if self.pad_id is None or self.eos_id is None or ids[-1] != self.eos_id:
+    ids = row[mask].tolist()
+    if self.pad_id is None or self.eos_id is None or ids[-1:] != [self.eos_id]:
       raise UserError(
         f"{folder}: expected a tokenizer that ends texts with its end token and has a padding"
         f' token; got ids {ids} for "a", end {self.eos_id}, padding {self.pad_id}. Take the'

@@ -62,19 +62,25 @@ class FeatureCache:
     return {name: self._open(folder / f"{name}.npy", shape) for name, shape in shapes.items()}
 
   def _open(self, file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Maps a file of the cache into memory, if it is what it should be."""
+    """Maps a file of the cache into memory, if it is what it should be.
+
+    Its header can be but one, and is compared, not parsed: NumPy's reader of headers raises what
+    Python's does for one that was made to, and opens other kinds of files as well.
+    """
+    head = self._head(shape)
     try:
-      # np.load gives bfloat16 back as raw bytes: the file format has no name for it.
-      array = np.load(file, mmap_mode="r").view(self._dtype)
-      got = f"an array of shape {array.shape}"
-    except (OSError, ValueError, TypeError) as error:
-      array, got = None, f"{type(error).__name__}: {error}"
-    if array is None or array.shape != shape:
+      with file.open("rb") as opened:
+        found, size = opened.read(len(head)), os.fstat(opened.fileno()).st_size
+      if found != head:
+        raise ValueError(f"another, which begins {found[10:90]!r}")
+      if size != len(head) + math.prod(shape) * self._dtype.itemsize:
+        raise ValueError(f"{size} bytes")
+      return np.memmap(file, self._dtype, "r", len(head), shape)
+    except (OSError, ValueError) as error:
       raise UserError(
-        f"feature cache: expected an array of shape {shape} in {file}; got {got}. Delete the folder"
-        f" {file.parent}: its features are then made again"
-      )
-    return array
+        f"feature cache: expected an array of shape {shape} in {file}; got {error}. Delete the"
+        f" folder {file.parent}: its features are then made again"
+      ) from error
 
   def _make(self, scratch: Path, shapes: Shapes, parts: Callable[[int], Iterable[Part]]) -> None:
     with ExitStack() as stack:
@@ -101,7 +107,7 @@ class FeatureCache:
     """Cuts off what was not wholly written; returns how many rows were."""
     heads = {name: self._head(shape) for name, shape in shapes.items()}
     widths = {n: math.prod(shape[1:]) * self._dtype.itemsize for n, shape in shapes.items()}
-    kept = _whole(scratch, heads, widths)
+    kept = _whole(scratch, heads, widths, min(shape[0] for shape in shapes.values()))
     start = sum(rows for rows, _ in kept)
     for name, head in heads.items():
       with (scratch / f"{name}.npy").open("r+b" if start else "wb") as file:
@@ -147,9 +153,12 @@ class FeatureCache:
 
 
 def _whole(
-  scratch: Path, heads: Mapping[str, bytes], widths: Mapping[str, int]
+  scratch: Path, heads: Mapping[str, bytes], widths: Mapping[str, int], most: int
 ) -> list[tuple[int, int]]:
-  """Lines of the log, up to the first whose rows are not all there as they were written."""
+  """Lines of the log, up to the first whose rows are not all there as they were written.
+
+  `most` is how many rows there can be.
+  """
   kept: list[tuple[int, int]] = []
   with ExitStack() as stack:
     try:
@@ -163,6 +172,8 @@ def _whole(
       try:
         rows, expected = map(int, line.split())
       except ValueError:
+        break
+      if not 0 < rows <= most - sum(there for there, _ in kept):
         break
       check = 0
       for name, file in files.items():

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from afspl_jax.atomic import write_text
 from afspl_jax.config import digest
 from afspl_jax.errors import UserError
+from afspl_jax.json_text import parse
 from afspl_jax.types import Example
 
 FILE = "partition.json"  # in a run's folder
@@ -105,8 +106,8 @@ def read(path: Path) -> Ids:
   """
   where = f"data.partition={_KIND}{path}"
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
+    found = parse(path.read_bytes())
+  except (OSError, ValueError) as error:  # ValueError: also what is not UTF-8
     raise UserError(
       f"{where}: expected a JSON file such as a run's {FILE}; got: {error}. Name another file."
     ) from error

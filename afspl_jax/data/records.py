@@ -4,13 +4,13 @@ import codecs
 import functools
 import hashlib
 import itertools
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from afspl_jax.data.faults import Faults, Malformed
 from afspl_jax.errors import UserError
+from afspl_jax.json_text import parse
 
 SPLITS = ("train", "validation", "test")
 _SHARES = {"train": 7, "validation": 1, "test": 2}
@@ -64,9 +64,8 @@ def read_json(path: Path) -> Any:
     UserError: it cannot be read.
   """
   try:
-    return json.loads(path.read_text(encoding="utf-8-sig"))
-  # ValueError: also what is not UTF-8.
-  except (ValueError, RecursionError, OSError) as error:
+    return parse(path.read_text(encoding="utf-8-sig"))
+  except (ValueError, OSError) as error:  # ValueError: also what is not UTF-8
     raise UserError(
       f"{path}: expected JSON; got what cannot be read: {error}. Fetch it again."
     ) from error
@@ -127,9 +126,8 @@ def json_lines(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
   """
   for where, line in lines(path, faults):
     try:
-      value = json.loads(line)
-    # ValueError: also integers of too many digits.
-    except (ValueError, RecursionError) as error:
+      value = parse(line)
+    except ValueError as error:
       with faults.skipping():
         raise Malformed(
           where, "not JSON", f"expected a JSON object; got {line!r:.60}: {error}. Correct it."

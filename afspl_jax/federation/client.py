@@ -1,6 +1,5 @@
 """A site's half of the federation: the ClientApp, and what it asks of a trainer."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from afspl_jax.config import differences
 from afspl_jax.federation import wire
+from afspl_jax.json_text import parse
 from afspl_jax.types import Params
 
 _LOG = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def make_client_app(
   def hello(message: Message, context: Context) -> Message:
     asked = message.content.config_records.get(wire.CONFIG, {}).get(wire.TERMS)
     try:
-      theirs = json.loads(asked) if isinstance(asked, str) else None
+      theirs = parse(asked) if isinstance(asked, str) else None
     except ValueError:
       theirs = None
     if not isinstance(theirs, dict):

@@ -31,6 +31,7 @@ from afspl_jax.run_folder import WIRE
 from afspl_jax.types import Params
 
 _LONGEST_TEXT = 200  # characters of a text that are kept
+_LONGEST_NUMBER = 20  # digits of one in a text; of 4300 Python makes no int
 
 _LOG = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ class WireRecord:
     """
     config = message.content.config_records.get(wire.CONFIG, {}) if message.has_content() else {}
     group = message.metadata.group_id  # the round's number, in messages that do not say it
-    round = config.get(wire.ROUND, int(group) if group.isdecimal() else 0)
+    told = group.isdecimal() and len(group) < _LONGEST_NUMBER
+    round = config.get(wire.ROUND, int(group) if told else 0)
     line: dict[str, Any] = {
       "round": round if isinstance(round, int) else 0,
       "client": client,

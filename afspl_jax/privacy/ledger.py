@@ -6,6 +6,7 @@ from pathlib import Path
 
 from afspl_jax.atomic import write_text
 from afspl_jax.errors import UserError
+from afspl_jax.json_text import parse
 
 
 class Ledger:
@@ -54,13 +55,13 @@ class Ledger:
 
   def _read(self) -> None:
     try:
-      found = json.loads(self._file.read_text(encoding="utf-8"))
+      found = parse(self._file.read_bytes())
       counts = [found["releases"], *found["took_part"].values()]
       if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError("counts that are no whole numbers")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
       raise UserError(
-        f"{self._file}: expected the count of releases of this run; got: {error!r}. What was spent"
-        " is not known without it: begin in another --workdir"
+        f"{self._file}: expected the count of releases of this run; got: {error!r:.300}. What"
+        " was spent is not known without it: begin in another --workdir"
       ) from error
     self.releases, self._took_part = found["releases"], found["took_part"]

@@ -5,6 +5,7 @@ Colours are the page's (`var(--...)`), so that a chart is light or dark with it.
 
 import functools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from afspl_jax.report.tables import Number
 Rows = Sequence[dict[str, Any]]
 Spec = dict[str, Any]
 
+_UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 COLOURS = [f"var(--c{i})" for i in range(1, 9)]
 WIDTH, HEIGHT = 340, 220  # pixels; as wide as a phone, so that no text is ever shrunk
 _FONT = "system-ui, sans-serif"
@@ -72,7 +74,7 @@ def chart(title: str, caption: str, alt: str, spec: Spec) -> Chart:
     alt: what it shows, for those who do not see it.
     spec: from one of the functions below.
   """
-  _, _, inside = _svg(json.dumps(spec, sort_keys=True)).partition("<svg ")
+  _, _, inside = _svg(json.dumps(_shown(spec), sort_keys=True)).partition("<svg ")
   named = Markup('<svg role="img" aria-label="{}" ').format(f"{title}. {alt}")
   return Chart(title, caption, named + Markup(inside))
 
@@ -219,6 +221,15 @@ def _base(height: int) -> Spec:
 
 def _spec(rows: Rows, mark: Spec, encoding: Spec, height: int = HEIGHT) -> Spec:
   return _base(height) | {"data": {"values": list(rows)}, "mark": mark, "encoding": encoding}
+
+
+def _shown(value: Any) -> Any:
+  """The value without characters that no SVG may have: Vega's reader ends the process at one."""
+  if isinstance(value, str):
+    return _UNSHOWN.sub("\ufffd", value)
+  if isinstance(value, dict):
+    return {_shown(name): _shown(part) for name, part in value.items()}
+  return [_shown(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 @functools.lru_cache(maxsize=256)  # a page that is made again has few new charts

@@ -1,15 +1,17 @@
 """What a run's folder says of it, whether the run is at work, ended, or has not begun."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from afspl_jax.config import Experiment
 from afspl_jax.errors import UserError
-from afspl_jax.fields import leaves
-from afspl_jax.run_folder import CLIENTS, METRICS, read_lines
+from afspl_jax.fields import known_fields, leaves
+from afspl_jax.forms import Form, misfit
+from afspl_jax.json_text import parse
+from afspl_jax.run_folder import CLIENTS, METRICS, read_clients, read_lines, read_metrics
 from afspl_jax.status import Line, state
 
 PARTITION, SITES, FINAL = "partition.json", "sites.jsonl", "test.jsonl"
@@ -23,6 +25,25 @@ _NAMED = (  # settings that a run is described by
   "backbone.clip",
   "backbone.t5",
 )
+
+_GROUPS = {name.split(".")[0] for name, _ in known_fields(Experiment()) if "." in name}
+_SITE: Form = {"client": str, "*": (float, None)}
+_PARTITION: Form = {
+  "partition?": str,
+  "clients?": {"*": {"*": list}},
+  "labels?": {"*": {"*": int}},
+}
+_SETTING: Form = (float, str, bool, [float])
+_CONFIG: Form = {
+  "config": {"*": _SETTING} | {f"{group}?": {"*": _SETTING} for group in _GROUPS},
+  "facts?": {
+    "*": (str, float, None, list, {"*": object}),
+    "data?": {"*": str},
+    "backbones?": {"*": str},
+  },
+  "versions?": {"*": str},
+  "places?": [{"*": object}],
+}
 
 
 @dataclass(frozen=True)
@@ -87,11 +108,17 @@ def read(path: Path, name: str = "") -> Run:
     return Run(name, path, "not started")
   if not isinstance(found.get("config"), dict):
     raise UserError(f"{path / 'config.json'}: expected a run's config; got {str(found)[:40]!r}")
+  _expect(path / "config.json", found, _CONFIG)
   if absent := [name for name in _NAMED if name not in leaves(found["config"])]:
     raise UserError(
       f"{path / 'config.json'}: expected a run's config; got one without {', '.join(absent)}"
     )
-  metrics = read_lines(path / METRICS)
+  metrics = read_metrics(path)
+  sites = read_lines(path / SITES)
+  for number, line in enumerate(sites, start=1):
+    _expect(f"{path / SITES}:{number}", line, _SITE)
+  partition = _json(path / PARTITION)
+  _expect(path / PARTITION, partition, _PARTITION)
   return Run(
     name=name,
     path=path,
@@ -101,9 +128,9 @@ def read(path: Path, name: str = "") -> Run:
     versions=found.get("versions", {}),
     places=found.get("places", []),
     metrics=metrics,
-    clients=read_lines(path / CLIENTS),
-    sites=read_lines(path / SITES),
-    partition=_json(path / PARTITION),
+    clients=read_clients(path),
+    sites=sites,
+    partition=partition,
   )
 
 
@@ -144,9 +171,14 @@ def file_stamp(file: Path) -> tuple[str, int, int] | None:
   return str(file), found.st_mtime_ns, found.st_size
 
 
+def _expect(where: Path | str, value: dict[str, Any], form: Form) -> None:
+  if fault := misfit(value, form):
+    raise UserError(f"{where}: expected what a run writes; got it where {fault}")
+
+
 def _json(file: Path) -> dict[str, Any]:
   try:
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = parse(file.read_bytes())
   except FileNotFoundError:
     return {}
   except (OSError, ValueError) as error:

@@ -27,6 +27,16 @@ _THIS_HOST = ("localhost", "127.0.0.1", "::1")
 _SKEW = datetime.timedelta(hours=1)  # clocks of hosts differ
 _SIGNS_CERTIFICATES = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
 _WHENCE = "`afspl keys` makes keys; a site also needs ca.crt, the server sites/SITE.pub"
+# What cryptography raises for a file that is not what it should be.
+_UNREADABLE = (
+  ValueError,
+  TypeError,
+  NotImplementedError,
+  UnsupportedAlgorithm,
+  x509.InvalidVersion,
+  x509.DuplicateExtension,
+  x509.UnsupportedGeneralNameType,
+)
 _LOG = logging.getLogger(__name__)
 
 
@@ -97,12 +107,12 @@ def read_server_keys(folder: Path) -> ServerKeys:
   key = _private_key(files.key)
   try:
     certificate.verify_directly_issued_by(ca)
-  except (ValueError, TypeError, InvalidSignature):
+  except (InvalidSignature, *_UNREADABLE):
     raise UserError(
       f"{files.certificate}: expected a certificate signed by {files.ca.name}; got another's. "
       f"{again}"
     ) from None
-  if certificate.public_key() != key.public_key():
+  if _public_key(certificate) != key.public_key():
     raise UserError(
       f"{files.key}: expected the key of {files.certificate.name}; got another. {again}"
     )
@@ -118,7 +128,7 @@ def read_ca(file: Path) -> bytes:
   certificate = _certificate(file)
   try:
     is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-  except x509.ExtensionNotFound:
+  except (x509.ExtensionNotFound, *_UNREADABLE):
     is_ca = False
   if not is_ca:
     raise UserError(f"{file}: expected the certificate of a CA, the server's ca.crt; got another's")
@@ -175,7 +185,7 @@ def read_public_key(file: Path) -> bytes:
   data = _read(file)
   try:
     key = serialization.load_ssh_public_key(data)
-  except (ValueError, UnsupportedAlgorithm):
+  except _UNREADABLE:
     key = None
   if not isinstance(key, ec.EllipticCurvePublicKey):
     raise UserError(f"{file}: expected a site's public key, SITE.pub; got another kind of file")
@@ -246,12 +256,20 @@ def _certificate(file: Path) -> x509.Certificate:
   data = _read(file)
   try:
     certificate = x509.load_pem_x509_certificate(data)
-  except ValueError:
+    expiry = certificate.not_valid_after_utc
+  except _UNREADABLE:
     raise UserError(f"{file}: expected a certificate (PEM); got another kind of file") from None
-  if certificate.not_valid_after_utc < _now():
-    day = certificate.not_valid_after_utc.date()
+  if expiry < _now():
+    day = expiry.date()
     raise UserError(f"{file}: expected a valid certificate; it expired on {day}. Renew it")
   return certificate
+
+
+def _public_key(certificate: x509.Certificate) -> object:
+  try:
+    return certificate.public_key()
+  except _UNREADABLE:
+    return None
 
 
 def _private_key(file: Path, what: str = "a private key") -> ec.EllipticCurvePrivateKey:
@@ -261,7 +279,7 @@ def _private_key(file: Path, what: str = "a private key") -> ec.EllipticCurvePri
     load = serialization.load_ssh_private_key
   try:
     key = load(data, None)
-  except (ValueError, TypeError, UnsupportedAlgorithm):
+  except _UNREADABLE:
     key = None
   if not isinstance(key, ec.EllipticCurvePrivateKey):
     raise UserError(f"{file}: expected {what} (ECDSA, no passphrase); got another kind of file")

@@ -14,6 +14,7 @@ from afspl_jax.federation.secure.crypto import SEED, Session
 SEALED = 2 * SEED + crypto.TAG  # bytes of a sealed pair of shares
 
 FEWEST = 3  # clients in a round: of two, each could tell the other's update from the sum
+_MOST = 1 << 14  # that a client believes in: its degree takes a second to compute for so many
 
 
 class PartyError(ValueError):
@@ -86,13 +87,15 @@ class Party:
     self._begin(_Stage.SHARED)
     if clients < FEWEST:
       raise PartyError(f"expected at least {FEWEST} clients in the round; got {clients}")
+    if clients > _MOST:
+      raise PartyError(f"expected at most {_MOST} clients in the round; got {clients}")
     neighbours = graph.degree(clients, *self._rules)
     if len(peers) != neighbours:
       raise PartyError(
         f"expected {neighbours} neighbours among {clients} clients (secure.threshold,"
         f" secure.neighbours); got {len(peers)}"
       )
-    if number in peers or not {number, *peers} <= set(range(clients)):
+    if number in peers or not all(0 <= each < clients for each in (number, *peers)):
       raise PartyError(f"expected other clients' numbers below {clients}; got {sorted(peers)}")
     shown = [key for keys in (self._shown, *peers.values()) for key in keys]
     if len(set(shown)) < len(shown):

@@ -1,0 +1,209 @@
+"""Readers of what is trained or downloaded: backbones, prompters, states, checkpoints and keys."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image
+from safetensors.numpy import save_file
+
+from afspl_jax import prompter_file
+from afspl_jax.backbones import weights
+from afspl_jax.backbones.checkpoint_files import (
+  CheckpointError,
+  fingerprint,
+  open_tensors,
+  weight_files,
+)
+from afspl_jax.backbones.clip import Clip
+from afspl_jax.backbones.locate import TINY
+from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+from afspl_jax.backbones.t5 import T5
+from afspl_jax.checkpoint import Checkpoints
+from afspl_jax.config import Experiment
+from afspl_jax.federation.client_store import ClientStore
+from afspl_jax.federation.net import keys
+from tests.conftest import CLIP, T5_CONFIG
+from tests.fuzz.target import Target
+
+_LEAVES = {
+  "own": {"prompt": np.ones((2, 3), np.float32), "scale": np.array(2, np.float32)},
+  "residual": np.zeros(4, np.float32),
+}
+
+
+def _backbone(kind: str) -> Callable[[Path], None]:
+  def make(folder: Path) -> None:
+    rngs = nnx.Rngs(0)
+    weights.save(Clip(CLIP, rngs=rngs) if kind == "clip" else T5(T5_CONFIG, rngs=rngs), folder)
+
+  return make
+
+
+def _sharded(folder: Path) -> None:
+  tensors = {"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float16)}
+  for i, (name, tensor) in enumerate(tensors.items()):
+    save_file({name: tensor}, folder / f"shard-{i}.safetensors")
+  save_file(tensors, folder.parent / f"{folder.name}-outside.safetensors")
+  places = {"a": "shard-0.safetensors", "b": "shard-1.safetensors"}
+  (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+  (folder / "config.json").write_text("{}")
+
+
+def _tensors(folder: Path) -> None:
+  """What loading does with tensors, whatever the model."""
+  faults: list[str] = []
+  found = open_tensors(folder, faults)
+  for key in found or ():
+    assert len(found.file(key)) > 0 and found.dtype(key) and found.shape(key) is not None
+    if found.dtype(key) in ("F32", "F16", "BF16", "F64"):
+      assert found[key].shape == found.shape(key)
+  if found is None or found.lost:
+    assert faults
+  try:
+    weight_files(folder)
+  finally:
+    fingerprint(folder)
+  if faults:
+    raise CheckpointError(folder, faults)
+
+
+def _processor(folder: Path) -> None:
+  shutil.copy(TINY / "clip" / "preprocessor_config.json", folder)
+
+
+def _process(folder: Path) -> None:
+  processor = ImageProcessor(folder)
+  pixels = processor([Image.new("RGB", (30, 20)), Image.new("L", (3, 90))])
+  assert pixels.shape == (2, *processor.size, 3) and np.isfinite(pixels).all()
+
+
+def _tokenizer(kind: str) -> Callable[[Path], None]:
+  def make(folder: Path) -> None:
+    for file in (TINY / kind).glob("*.json"):
+      shutil.copy(file, folder)
+    if kind == "clip":
+      shutil.copy(TINY / kind / "merges.txt", folder)
+
+  return make
+
+
+def _tokenize(folder: Path) -> None:
+  tokenizer = Tokenizer(folder)
+  ids, mask = tokenizer.tokenize(["a red disc", ""], 16)
+  assert ids.shape == mask.shape == (2, 16)
+  tokenizer.decode(ids)
+
+
+def _prompter(folder: Path) -> None:
+  described = prompter_file.Described(
+    Experiment(), {"clip": "ab", "t5": "cd"}, 3, "", {"test": {"cider": 1.0}}
+  )
+  prompter_file.write(folder / "p.safetensors", described, _LEAVES, {})
+
+
+def _read_prompter(folder: Path) -> None:
+  file = folder / "p.safetensors"
+  described = prompter_file.describe(file)
+  shapes = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _LEAVES)
+  shared, _ = prompter_file.read(file, described, shapes, {})
+  assert jax.tree.structure(shared) == jax.tree.structure(_LEAVES)
+
+
+def _state(folder: Path) -> None:
+  ClientStore(folder / "clients").save("elm", 3, _LEAVES)
+
+
+def _load_state(folder: Path) -> None:
+  store = ClientStore(folder / "clients")
+  for part in (False, True):
+    found = store.load("elm", 9, _LEAVES, part=part)
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, _LEAVES)
+
+
+@functools.cache
+def _checkpoint() -> dict[str, bytes]:
+  import tempfile
+
+  with tempfile.TemporaryDirectory() as folder:
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(3, _LEAVES)
+    checkpoints.close()
+    files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def _checkpointed(folder: Path) -> None:
+  """All files of a checkpoint in one, so that any may be hostile."""
+  parts = {name: data.decode("latin-1") for name, data in _checkpoint().items()}
+  (folder / "files.json").write_text(json.dumps(parts))
+
+
+def _restore(folder: Path) -> None:
+  try:
+    parts = json.loads((folder / "files.json").read_bytes())
+    found = {n: p.encode("latin-1") for n, p in parts.items() if n in _checkpoint()}
+  except (ValueError, AttributeError, RecursionError):
+    return  # no folder, and so no input
+  place = folder / "checkpoints"
+  shutil.rmtree(place, ignore_errors=True)
+  for name, data in found.items():
+    (place / name).parent.mkdir(parents=True, exist_ok=True)
+    (place / name).write_bytes(data)
+  place.mkdir(exist_ok=True)
+  for read_only in (False, True):
+    checkpoints = Checkpoints(place, read_only=read_only)
+    try:
+      if restored := checkpoints.restore(_LEAVES):
+        assert jax.tree.map(np.shape, restored[1]) == jax.tree.map(np.shape, _LEAVES)
+    finally:
+      checkpoints.close()
+
+
+@functools.cache
+def _keys() -> dict[str, bytes]:
+  import tempfile
+
+  with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+    keys.make_server_keys(folder, [])
+    keys.make_site_key(folder, "elm")
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def key(file: str, read: Callable[[Path], Any]) -> Target:
+  """A file of `afspl keys`."""
+
+  def make(folder: Path) -> None:
+    for name, data in _keys().items():
+      (folder / name).write_bytes(data)
+      (folder / name).chmod(0o600)
+
+  return Target(make, file, read)
+
+
+TARGETS = {
+  "clip_config": Target(_backbone("clip"), "config.json", weights.load, cost=0.3),
+  "t5_config": Target(_backbone("t5"), "config.json", weights.load, cost=0.3),
+  "clip_weights": Target(_backbone("clip"), "model.safetensors", weights.load, cost=0.3),
+  "safetensors": Target(_backbone("t5"), "model.safetensors", _tensors),
+  "shards": Target(_sharded, "model.safetensors.index.json", _tensors),
+  "preprocessor": Target(_processor, "preprocessor_config.json", _process),
+  "tokenizer": Target(_tokenizer("t5"), "tokenizer.json", _tokenize, cost=0.1),
+  "tokenizer_config": Target(_tokenizer("clip"), "tokenizer_config.json", _tokenize, cost=0.1),
+  "tokenizer_model": Target(_tokenizer("clip"), "config.json", _tokenize, cost=0.1),
+  "prompter": Target(_prompter, "p.safetensors", _read_prompter),
+  "client_state": Target(_state, "clients/elm/round_000003.safetensors", _load_state),
+  "checkpoint": Target(_checkpointed, "files.json", _restore, cost=0.3),
+  "ca": key("ca.crt", lambda folder: keys.read_ca(folder / "ca.crt")),
+  "certificate": key("server.pem", keys.read_server_keys),
+  "server_key": key("server.key", keys.read_server_keys),
+  "site_key": key("elm.key", lambda folder: keys.check_site_key(folder / "elm.key")),
+  "public_key": key("elm.pub", lambda folder: keys.read_public_key(folder / "elm.pub")),
+}

@@ -1,0 +1,83 @@
+"""What a few bytes claim does not become memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_BOUND = 300  # MB above what the process has once all is imported
+_CHILD = """
+import resource, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from tests.fuzz.test_memory import HOSTILE
+from tests.fuzz.target import seed, tell
+from tests.fuzz.targets import TARGETS
+
+for name, _ in HOSTILE.values():
+  tell(TARGETS[name], seed(TARGETS[name]))
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+most = pages * resource.getpagesize() + %d * 10**6
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+for what, (name, make) in HOSTILE.items():
+  said = tell(TARGETS[name], make(seed(TARGETS[name])))
+  print(f"{what}: {said[:100]!r}")
+"""
+
+
+def _png(data: bytes) -> bytes:
+  """60000 by 60000 pixels, by its header, whose check is right."""
+  import struct
+  import zlib
+
+  header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + data[24:29]
+  return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def _header(header: bytes) -> bytes:
+  return len(header).to_bytes(8, "little") + header
+
+
+_TERABYTES = b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+_NPY = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }".ljust(117) + b"\n"
+HOSTILE = {
+  "a tensor of terabytes": ("safetensors", lambda data: _header(_TERABYTES)),
+  "a header of exabytes": ("safetensors", lambda data: (2**62).to_bytes(8, "little") + data[8:]),
+  "a prompter of terabytes": ("prompter", lambda data: _header(_TERABYTES)),
+  "a state of terabytes": ("client_state", lambda data: _header(_TERABYTES)),
+  "features of terabytes": ("features", lambda data: b"\x93NUMPY\x01\x00\x76\x00" + _NPY),
+  "a picture of 14 GB": ("png", _png),
+  "a line of 20 MB": ("folder", lambda data: b'{"image": "' + b"x" * 20_000_000 + b'"}\n'),
+  "a million lists, each in another": ("manifest", lambda data: b"[" * 10**6 + b"]" * 10**6),
+  "a million objects": (
+    "run_clients_status",
+    lambda data: b'{"a":' * 10**6 + b"1" + b"}" * 10**6 + b"\n",
+  ),
+  "4300 digits and more": ("reply", lambda data: b'{"records": {}, "error": ' + b"9" * 10**6),
+  "an update that says it is large": (
+    "reply",
+    lambda data: data.replace(b"(8,)", b"(9999999999999,)"),
+  ),
+  "a round of 2**60 clients": (
+    "ask_shares",
+    lambda data: data.replace(b'"clients": 4', b'"clients": 1152921504606846976'),
+  ),
+  "rows of a peer that are none": ("features_begun", lambda data: b"999999999999 0\n" + data),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+def test_what_a_header_claims_is_not_allocated():
+  found = subprocess.run(
+    [sys.executable, "-c", _CHILD % _BOUND],
+    capture_output=True,
+    text=True,
+    cwd=Path(__file__).parents[2],
+  )
+  assert found.returncode == 0, found.stderr[-2000:]
+  said = dict(line.split(": ", 1) for line in found.stdout.splitlines())
+  assert said.keys() == HOSTILE.keys()
+  taken = {what for what, answer in said.items() if answer == "''"}
+  # Both are no faults: the one is no message, the other begins anew.
+  assert taken == {"4300 digits and more", "rows of a peer that are none"}, said
