@@ -8,7 +8,13 @@ from rounds_of import RULES, Told, new_session, some_updates
 from scipy.stats import chi2_contingency, chisquare
 
 from afspl_jax.federation.secure import crypto
-from afspl_jax.federation.secure.party import Party, PartyError, commitment
+from afspl_jax.federation.secure.party import (
+  Party,
+  PartyError,
+  commitment,
+  own_mask,
+  pair_mask,
+)
 
 
 def bytes_of(told, name):
@@ -71,6 +77,27 @@ def test_a_server_with_colluding_clients_has_too_few_shares_of_one_secret():
   assert len(kept) < told.server._threshold
   with pytest.raises(PartyError, match="as both"):
     Told(some_updates(7)).go("train").parties["site_05"].unmask([0, 1, 2, 3, 4, 6], [6])
+
+
+def test_an_update_that_comes_too_late_stays_under_its_own_mask():
+  """Its neighbours have given the key of all masks that it shared with them."""
+  told = Told([np.zeros(2000)] * 5).go("shares")
+  late = told.parties["site_03"].mask(
+    told.quantiser.encode(np.zeros(2000), 1), told.given["site_03"]
+  )
+  told.train(lost=["site_03"])
+  told.unmask()
+  number = told.told["site_03"].number
+  shares = {told.told[n].number: given[number] for n, given in told.revealed.items()}
+  seed = crypto.combine({of: shares[of] for of in sorted(shares)[:3]})
+  key = crypto.private_key(seed, told.session)
+  for peer in told.told["site_03"].peers:
+    shown = told.told["site_03"].peers[peer].mask
+    masks, sign = pair_mask(key, shown, told.session, number, peer)
+    crypto.add_mask(late, masks, -sign)
+  assert looks_uniform(told.quantiser.pack(late))
+  crypto.add_mask(late, own_mask(told.parties["site_03"]._own_seed, told.session), -1)
+  assert np.array_equal(late, told.quantiser.encode(np.zeros(2000), 1))  # nothing else is on it
 
 
 def test_no_answer_holds_shares_of_both_secrets_of_one_client():

@@ -10,10 +10,11 @@ from flwr.clientapp import ClientApp
 from least_squares import CLIENTS, LeastSquares, init_params, reference
 
 from afspl_jax.config import Experiment, Privacy, Secure, Uplink
-from afspl_jax.federation import release, uplink, wire
+from afspl_jax.federation import release, roll_call, uplink, wire
 from afspl_jax.federation.client import make_client_app
 from afspl_jax.federation.guard import Guard
 from afspl_jax.federation.local_grid import LocalGrid
+from afspl_jax.federation.private import WITHIN
 from afspl_jax.federation.release import Release
 from afspl_jax.federation.roll_call import RoundFailed
 from afspl_jax.federation.rounds import run_rounds
@@ -23,7 +24,7 @@ from afspl_jax.federation.secure.terms import Terms, terms_of
 from afspl_jax.federation.server import run_local
 from afspl_jax.privacy.ledger import Ledger
 
-TERMS = Terms(Rules(0.6), bits=24, clip=4.0, max_weight=100)
+TERMS = Terms(Rules(0.6), bits=24, clip=4.0, max_weight=100, counts=(WITHIN,))
 STEP = TERMS.quantiser(15, CLIENTS, None).step
 DENSE, SHARED = Uplink(select="dense"), Uplink(select="shared", ratio=0.5)
 
@@ -127,6 +128,7 @@ def test_an_update_is_clipped_to_the_bound(plan):
   run = plan("secure", rounds=1)
   _, params = run_with(run, terms=terms)
   moved = wire.sent_values(params, run.params, None)
+  assert [line[WITHIN] for line in run.folder.metrics() if line["split"] == "train"] == [0.0]
   assert 0.002 < np.linalg.norm(moved) <= 0.01 + 1e-6
 
 
@@ -154,7 +156,7 @@ def test_bytes_of_all_stages_are_counted(plan):
   assert len(of_round) == len(replies) == 4 * CLIENTS
   assert line["bytes_down"] == sum(map(wire.record_bytes, of_round))
   assert line["bytes_up"] == sum(map(wire.record_bytes, replies))
-  assert line["clients"] == CLIENTS and "loss" not in line
+  assert line["clients"] == CLIENTS and line[WITHIN] == 1.0 and "loss" not in line
 
 
 KINDS = {
@@ -174,6 +176,27 @@ def test_a_site_that_fails_in_a_stage_is_named_and_the_others_are_summed(plan, s
   assert set(status.values()) == {"ok"}
   counted = range(CLIENTS) if stage == "unmask" else [0, 1, 3]
   assert distance(params, reference(1, lambda round: counted)) < STEP
+
+
+@pytest.mark.parametrize("stage", ["shares", "unmask"])
+def test_a_site_that_is_late_for_a_stage_is_left_out_and_not_asked_until_it_answers(plan, stage):
+  class Slow(Recording):
+    def pull_messages(self, message_ids):
+      kinds = {m.metadata.message_id: m.metadata for m in self.asked}
+      held = [i for i in message_ids if i in kinds and kinds[i].dst_node_id == 4]
+      held = [i for i in held if kinds[i].message_type == KINDS[stage]]
+      return super().pull_messages([i for i in message_ids if i not in held])
+
+  run = plan("secure", rounds=2, deadline=1.0)
+  grid = Slow(make_client_app(LeastSquares(), run.params, masks=SecureSite(TERMS)), CLIENTS)
+  params = run_rounds(grid, secured(run), CLIENTS)
+  status = [line["status"] for line in run.folder.clients() if line["client"] == "site_02"]
+  assert status == [
+    f"dropped: no reply to {stage} within 0.1 s",
+    "timeout: still owes its reply of round 1",
+  ]
+  first = range(CLIENTS) if stage == "unmask" else [0, 1, 3]  # its update was there already
+  assert distance(params, reference(2, lambda r: first if r == 1 else [0, 1, 3])) < 2 * STEP
 
 
 def test_below_the_threshold_the_round_fails_and_says_why(plan):
@@ -283,6 +306,24 @@ def test_with_privacy_the_sum_alone_is_released(plan, tmp_path, monkeypatch):
   assert distance(plain, secure) < 1e-5
   assert [share for _, share in told] == [share for _, share in logged]
   assert np.allclose([clip for clip, _ in told], [clip for clip, _ in logged], rtol=1e-4)
+
+
+def test_a_round_of_too_few_for_a_sum_is_one_of_noise_alone(plan, tmp_path, monkeypatch):
+  """Where sites are drawn by coins: they are not tossed again until they please."""
+  monkeypatch.setattr(release, "noisy", lambda values, std: values)
+  monkeypatch.setattr(roll_call, "coins", lambda sites, *_: sorted(sites)[:2])
+  config = Experiment(privacy=Privacy(dp="central", noise=1.0, delta=0.01), uplink=DENSE)
+  config.secure = Secure(aggregation=True)
+  config.data.num_clients, config.fed.clients_per_round = CLIENTS, 2
+  config.fed.selection = "poisson"
+  half = Release(config, Ledger(tmp_path / "ledger.json"))
+  run = plan("few", rounds=1, selection="poisson", clients_per_round=2)
+  run = dataclasses.replace(run, private=half)
+  grid, params = run_with(run, terms=terms_of(config))
+  assert distance(params, run.params) == 0
+  found = [(line["client"], line["status"]) for line in run.folder.clients()]
+  assert found == [(f"site_0{i}", "dropped: fewer than 3 were drawn") for i in range(2)]
+  assert {m.metadata.message_type for m in grid.asked} == {"query.hello"}
 
 
 # A server that asks for something else.
