@@ -6,13 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from afspl_jax import audit, status
-from afspl_jax.config import Experiment, to_dict
 from afspl_jax.finished import open_run
 from afspl_jax.metrics.jsonl import score_file
 from afspl_jax.privacy.ledger import Ledger
 from afspl_jax.report.files import read
 from afspl_jax.report.page import render
-from afspl_jax.run_folder import RunFolder
 from tests.fuzz.target import Target
 from tests.report.made_run import made_run
 
@@ -38,13 +36,6 @@ def run(file: str, look: Callable[[Path], object], cost: float = 0.005, **clear:
     ledger.charge(["a", "b"])
 
   return Target(make, f"run/{file}", lambda folder: look(folder / "run"), cost=cost, **clear)
-
-
-def _go_on(folder: Path) -> None:
-  with RunFolder.open(folder, to_dict(Experiment())) as opened:
-    opened.agree_on({})
-    opened.note({"devices": "1 x cpu"})
-    opened.rewind(1)
 
 
 def _report(folder: Path) -> None:
