@@ -172,7 +172,7 @@ def make_train_step(
 
 def take_step(
   optimizer: optax.GradientTransformation,
-  factor: Float[Array, ""],
+  factor: Float[Array, ""] | float,
   objective: Float[Array, ""],
   raw: Params,
   params: Params,

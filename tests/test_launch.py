@@ -60,7 +60,7 @@ def is_one_clear_message(done: subprocess.CompletedProcess) -> bool:
 @pytest.mark.parametrize(
   "args, parts",
   [
-    (["--config=nope.py"], ["nope.py", "coco.py, folder.py, shapes.py"]),
+    (["--config=nope.py"], ["nope.py", "coco.py, folder.py, privacy.py, robustness.py, shapes.py"]),
     (["--config.fed.round=5"], ["fed.round:", "no such field", "fed.rounds"]),
     (["--config.fed.rounds=five"], ["fed.rounds", "expected int", "'five'"]),
   ],

@@ -94,8 +94,9 @@ class WireRecord:
     self._structure = wire.structure_digest(template)
     names = ("name", "rows", "width", "dtype")
     leaves = [dict(zip(names, leaf, strict=True)) for leaf in self._leaves]
+    # Before the first line: a run that is started again and has nothing left to do writes none.
+    self._head: dict[str, Any] | None = {"structure": self._structure, "leaves": leaves}
     self._drop_half_a_line()
-    self._append({"structure": self._structure, "leaves": leaves})
 
   def add(self, message: Message, reply: Message, client: str) -> None:
     """Notes that a client answers a message.
@@ -123,6 +124,9 @@ class WireRecord:
         name: self._described(record, objects) for name, record in reply.content.items()
       }
     line["down"] = _received(message)
+    if self._head is not None:
+      self._append(self._head)
+      self._head = None
     self._append(line)
 
   def _described(self, record: Any, left: dict[str, bytes]) -> dict[str, Any]:

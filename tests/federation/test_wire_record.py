@@ -114,7 +114,6 @@ def test_a_round_that_is_repeated_left_twice(tmp_path):
 def test_what_cannot_be_noted_does_not_leave(tmp_path):
   params, trainer = init_params(), LeastSquares()
   record = WireRecord(tmp_path, params, sync=True)
-  (tmp_path / WIRE).unlink()
   (tmp_path / WIRE).symlink_to("/dev/full")
   grid = LocalGrid(Recorded(make_client_app(trainer, params), record, trainer.site), 1)
   terms = ConfigRecord({wire.TERMS: json.dumps({})})
