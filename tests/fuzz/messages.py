@@ -118,7 +118,7 @@ def asked(kind: str, content: Callable[[], RecordDict], secure: bool = False) ->
     group = str(found[1].get("group")).encode(errors="replace").decode()
     message = _message(found[0], kind, group)
     record = WireRecord(folder, _PARAMS, sync=False)
-    (folder / "wire.jsonl").unlink()
+    (folder / "wire.jsonl").unlink(missing_ok=True)
     record.add(message, Message(Error(1, "x"), reply_to=message), "elm")
     reply = app(message, context)
     record.add(message, reply, "elm")
