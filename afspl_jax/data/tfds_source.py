@@ -3,7 +3,8 @@
 import functools
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from PIL import Image
 from afspl_jax.config import digest
 from afspl_jax.data import images
 from afspl_jax.data.faults import Faults, Malformed, MissingData
+from afspl_jax.data.records import read_json
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
 # One record without its image, its key, and where it is -> what may be said of it.
 Adapter = Callable[[Mapping[str, Any], str, str], list[Example]]
+_CLASS = ("pythonClassName", "python_class_name", "type")
+_FEATURE = re.compile(r"tensorflow_datasets\.core\.features\.[\w.]+")
 Builder = Any  # tfds.core.DatasetBuilder; its import takes a second
 
 
@@ -120,10 +124,12 @@ def prepared(name: str, folder: str, how: str) -> Builder:
 
   Raises:
     MissingData: it is not there, or not as array_record.
+    UserError: its features are of other classes than tensorflow-datasets' own.
   """
   import tensorflow_datasets as tfds
 
   where = data_dir(folder)
+  _check_features(where / re.split("[/:]", name)[0])
   files = tfds.core.read_only_builder.builder_from_files
   try:
     return files(name, data_dir=where, file_format="array_record")
@@ -146,3 +152,27 @@ def _text(value: Any, where: str) -> Any:
   if isinstance(value, dict):
     return {name: _text(part, where) for name, part in value.items()}
   return [_text(part, where) for part in value] if hasattr(value, "__len__") else value
+
+
+def _check_features(folder: Path) -> None:
+  """Refuses a data set whose features are of modules that tensorflow-datasets would import.
+
+  Raises:
+    UserError: naming file and class.
+  """
+  for file in sorted(folder.rglob("features.json")):
+    for name in _classes(read_json(file)):
+      if not _FEATURE.fullmatch(name):
+        raise UserError(
+          f"{file}: expected features of tensorflow-datasets' own; got {name!r:.100}, whose module"
+          " would be run. Use another data set."
+        )
+
+
+def _classes(value: Any) -> Iterator[str]:
+  """Names of classes in what features.json says, in all ways that it may be spelt."""
+  if isinstance(value, dict):
+    yield from (v for k, v in value.items() if k in _CLASS and isinstance(v, str) and "." in v)
+  parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+  for part in parts:
+    yield from _classes(part)

@@ -1,5 +1,7 @@
 """Data sets on disk: written and read through tensorflow-datasets, without TensorFlow."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from afspl_jax.config import Data
 from afspl_jax.data.shapes.scene import draw
 from afspl_jax.data.shapes.sites import SITES, sample_record
 from afspl_jax.data.sources import open_source
-from afspl_jax.data.tfds_source import data_dir
+from afspl_jax.data.tfds_source import data_dir, prepared
 from afspl_jax.errors import UserError
 from afspl_jax.types import Source
 
@@ -99,3 +101,16 @@ def test_data_sets_lie_where_tensorflow_datasets_puts_them(monkeypatch, tmp_path
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
   assert data_dir("") == tmp_path
   assert data_dir("~/here") == Path.home() / "here"
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_features_of_another_module_are_refused_before_it_is_imported(shapes_dir, tmp_path, key):
+  shutil.copytree(shapes_dir, tmp_path / "sets")
+  (file,) = (tmp_path / "sets").rglob("features.json")
+  said = json.loads(file.read_text())
+  said.pop("pythonClassName")
+  file.write_text(json.dumps({**said, key: "this.Feature"}))
+  name = file.relative_to(tmp_path / "sets").parts[0]
+  with pytest.raises(UserError, match=r"features.json: expected .* got 'this.Feature'"):
+    prepared(name, str(tmp_path / "sets"), "how")
+  assert "this" not in sys.modules
