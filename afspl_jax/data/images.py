@@ -16,6 +16,7 @@ VERSION = 1  # raise it when a file comes out as another picture than before
 
 _LONGEST = 100  # times the shorter side: CLIP scales that to 224, and the other by as much
 _MONTAGE = 1024  # pixels of a side
+_AT_ONCE = 1 << 20  # pixels that are scaled at a time
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 # Those formats are programs, that Pillow has another program or the system run.
 _RUN = ("EPS", "WMF")
@@ -114,11 +115,22 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-  values = np.asarray(image, np.float64)
-  finite = np.isfinite(values)
-  if not finite.any():
+  values = np.asarray(image)
+  # Some rows at a time: eight bytes a pixel, several times over, would be gigabytes.
+  starts = range(0, len(values), max(1, _AT_ONCE // values.shape[1]))
+  blocks = [slice(start, start + starts.step) for start in starts]
+  ends = []
+  for block in blocks:
+    part = np.asarray(values[block], np.float64)
+    if (part := part[np.isfinite(part)]).size:
+      ends += [part.min(), part.max()]
+  if not ends:
     raise ValueError("no pixel is a number")
-  low, high = values[finite].min(), values[finite].max()
+  low, high = min(ends), max(ends)
   span = (high - low) or 1.0
-  values = np.where(finite, values, low)
-  return Image.fromarray(np.round((values - low) / span * 255).astype(np.uint8))
+  out = np.empty(values.shape, np.uint8)
+  for block in blocks:
+    part = np.asarray(values[block], np.float64)
+    part = np.where(np.isfinite(part), part, low)
+    out[block] = np.round((part - low) / span * 255)
+  return Image.fromarray(out)

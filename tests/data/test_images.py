@@ -218,3 +218,15 @@ def test_a_path_is_read_as_its_content_is(tmp_path: Path):
   np.testing.assert_array_equal(decode(path, "it"), decode(encoded(photo()), "it"))
   with pytest.raises(UserError, match=r"none\.png: expected an image; there is no such file"):
     decode(tmp_path / "none.png", str(tmp_path / "none.png"))
+
+
+def test_scaling_a_few_rows_at_a_time_is_scaling_at_once(monkeypatch):
+  values = np.random.default_rng(0).normal(size=(37, 5)).astype(np.float32) * 1e4
+  values[3], values[7, 2], values[36, 4] = np.nan, np.inf, -np.inf
+  whole = pixels(Image.fromarray(values), "TIFF")
+  monkeypatch.setattr("afspl_jax.data.images._AT_ONCE", 13)
+  np.testing.assert_array_equal(pixels(Image.fromarray(values), "TIFF"), whole)
+  finite = values[np.isfinite(values)].astype(np.float64)
+  low, high = finite.min(), finite.max()
+  expected = np.round((np.where(np.isfinite(values), values, low) - low) / (high - low) * 255)
+  np.testing.assert_array_equal(whole[..., 0], expected)
