@@ -1,6 +1,7 @@
 """What the server checks of a site's reply before it is used."""
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -13,6 +14,9 @@ from afspl_jax.federation.strategies import Reply
 from afspl_jax.types import Params
 
 _LONGEST_REASON = 300  # characters of what a peer says that go into our files
+
+_MOST_METRICS = 1 << 17  # every prompt of the largest pool has one
+_METRIC = re.compile(r"[A-Za-z0-9_-]{1,80}")  # a key of our files, and of what reads them
 
 _RECORDS = {wire.ARRAYS: "ArrayRecord", wire.METRICS: "MetricRecord", wire.CONFIG: "ConfigRecord"}
 
@@ -53,6 +57,11 @@ def screen(
   if theirs != structure:
     raise Refused(f"rejected: expected params of structure {structure}; got {theirs}")
   metrics = dict(answer.content[wire.METRICS])
+  if len(metrics) > _MOST_METRICS or not all(map(_METRIC.fullmatch, metrics)):
+    raise Refused(
+      f"rejected: expected at most {_MOST_METRICS} metrics by names such as 'loss'; got"
+      f" {len(metrics)}: {sentence(', '.join(sorted(metrics)[:9]))}"
+    )
   num_examples = screen_examples(metrics.pop(wire.NUM_EXAMPLES, None), fed.max_examples)
   for name, value in metrics.items():
     if not isinstance(value, int | float) or not math.isfinite(value):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from faults import FAULTS, Faulty, far, flat, metric, raising
+from flwr.app import MetricRecord
 from least_squares import CLIENTS, LeastSquares, assert_same_bits, init_params, reference
 
 from afspl_jax.federation.client import LocalResult, make_client_app
@@ -206,3 +207,13 @@ def test_no_metric_of_a_site_stands_for_what_the_server_says(plan):
   run_with(Faulty(metric(round=99.0, split=1.0, clients=7.0), range(CLIENTS)), run)
   train = [line for line in run.folder.metrics() if line["split"] == "train"]
   assert [(line["round"], line["clients"]) for line in train] == [(1, CLIENTS)]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 81, "loss\n", "\x1b[31m", "é"])
+def test_a_metric_by_a_name_that_no_site_of_ours_gives_is_refused(plan, without_client_2, name):
+  def spoil(reply):
+    reply.content["metrics"] = MetricRecord({**reply.content["metrics"], name: 1.0})
+
+  run = plan(rounds=1)
+  assert_same_bits(run_with(Faulty(spoil), run), without_client_2)
+  assert run.folder.clients()[2]["status"].startswith("rejected: expected at most")
