@@ -1,6 +1,7 @@
 """What a run's prompts did: the weights of the fusion, and the use of the pool, over rounds."""
 
 import functools
+import re
 from pathlib import Path
 
 from afspl_jax.report import charts
@@ -12,6 +13,7 @@ from afspl_jax.run_folder import read_lines
 
 _FILES = 40  # of predictions that the fusion's weights are read from
 _CELLS = 40  # rounds across the picture of the pool
+_POOL = re.compile(r"pool_usage_[0-9]{1,6}")
 _TASKS = {"captions": False, "questions": True}
 
 Weights = dict[str, dict[str, Number]]  # mean weight of each source, by task
@@ -111,12 +113,13 @@ def pool_table(run: Run) -> Table | None:
 
 def _pool_by_round(run: Run) -> dict[int, dict[str, Number]]:
   """The share of samples that chose each prompt, by round."""
-  prefix = "pool_usage_"
-  out = {}
+  out: dict[int, dict[str, Number]] = {}
   for line in run.of("train"):
-    found = {key.removeprefix(prefix): line[key] for key in line if key.startswith(prefix)}
-    if found and None not in found.values():
-      out[line["round"]] = dict(sorted(found.items(), key=lambda item: int(item[0])))
+    keys = sorted(filter(_POOL.fullmatch, line), key=lambda key: (len(key), key))
+    found = {key.rpartition("_")[2]: line[key] for key in keys}
+    same = not out or found.keys() == next(iter(out.values())).keys()  # a run has one pool
+    if found and same and all(isinstance(share, int | float) for share in found.values()):
+      out[line["round"]] = found
   return out
 
 

@@ -137,3 +137,15 @@ def test_a_private_run_shows_what_was_spent_and_what_that_does_not_cover(tmp_pat
   assert not any("ε" in text for text in caveats(run))
   both = {measure.title for measure in curves.measures([run, private])}
   assert "Privacy spent" in both
+
+
+@pytest.mark.parametrize("name", ["pool_usage_x", "pool_usage_", f"pool_usage_{'1' * 5000}"])
+def test_what_is_no_prompt_of_the_pool_is_not_drawn(tmp_path, name):
+  path = made_run(tmp_path / "run", clients=3, rounds=2)
+  lines = read_lines(path / "metrics.jsonl")
+  before = prompts.pool_table(read(path))
+  put(path / "metrics.jsonl", [line | {name: 0.5} for line in lines])
+  assert prompts.pool_table(read(path)) == before
+  second = [line | {"pool_usage_9": 0.5} if line["round"] == 2 else line for line in lines]
+  put(path / "metrics.jsonl", second)
+  assert len(prompts.pool_table(read(path)).rows) < len(before.rows)
