@@ -1,5 +1,6 @@
 """Command-line flags to a resolved config, through ml_collections."""
 
+import os
 import traceback
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -140,7 +141,7 @@ def find(name: str, configs: Path, flag: str = "") -> Path:
     UserError: neither is a .py file; the message begins with `flag`.
   """
   for path in (configs / name, Path(name)):
-    if path.is_file() and path.suffix == ".py":
+    if path.suffix == ".py" and os.path.isfile(path):  # pathlib's raises at a long name
       return path.resolve()
   raise UserError(
     f"{flag}{name}: expected one of {_names(configs)}, or a path to a .py file;"

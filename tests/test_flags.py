@@ -186,3 +186,7 @@ def test_a_server_and_a_client_of_a_federation(configs):
 )
 def test_flags_that_do_not_fit_the_role(configs, args, expected):
   assert complaint(configs, *args).startswith(expected)
+
+
+def test_a_config_by_a_name_that_no_file_has_is_not_found(configs):
+  assert "neither" in complaint(configs, f"--config={'x' * 300}.py")
