@@ -21,7 +21,7 @@ def parse(text: str | bytes) -> Any:
   except RecursionError:
     raise ValueError("values nested too deep") from None
   level = [value] if isinstance(value, dict | list) else []
-  for _ in range(DEEPEST):
+  for _ in range(DEEPEST + 1):
     if not level:
       return value
     level = [
