@@ -1,5 +1,6 @@
 """Messages: what a site's app makes of a hostile server's, and a server of a hostile site's."""
 
+import contextlib
 import copy
 import functools
 import json
@@ -73,26 +74,34 @@ def _text(data: bytes) -> str:
 
 
 def _content(file: Path) -> tuple[RecordDict, dict[str, Any]] | None:
-  """The message of a file; None of what Flower could not have brought."""
+  """The message of a file as far as Flower could have brought it; None of what is no message."""
   try:
     said = json.loads(file.read_bytes())
-    records = {name: _record(**record) for name, record in said["records"].items()}
-    content = RecordDict(records)
-    wire.serialized(content)  # it would not travel
-    return content, said
-  except Exception:  # noqa: BLE001 - Flower's own, before any code of ours
+    described = dict(said["records"])
+  except (ValueError, TypeError, KeyError, RecursionError):
     return None
+  content = RecordDict()
+  for name, record in described.items():
+    with contextlib.suppress(Exception):  # Flower's own, before any code of ours
+      alone = RecordDict({name: _record(**record)})
+      wire.serialized(alone)  # it would not travel
+      content[name] = alone[name]
+  return content, said
 
 
 def _record(kind: str, entries: dict[str, Any]) -> Any:
-  out = {}
+  out = _KINDS[kind]()
   for name, value in entries.items():
-    if kind == "arrays":
-      data = value["data"].encode("latin-1", "replace")
-      out[name] = Array(value["dtype"], tuple(value["shape"]), "numpy.ndarray", data)
-    else:
-      out[name] = value["bytes"].encode("latin-1") if isinstance(value, dict) else value
-  return _KINDS[kind](out)
+    with contextlib.suppress(Exception):
+      if kind == "arrays":
+        data = value["data"].encode("latin-1", "replace")
+        made = Array(str(value["dtype"]), tuple(value["shape"]), "numpy.ndarray", data)
+      else:
+        made = value["bytes"].encode("latin-1", "replace") if isinstance(value, dict) else value
+      alone = _KINDS[kind]({name: made})
+      wire.serialized(alone)
+      out[name] = alone[name]
+  return out
 
 
 def _message(content: RecordDict, kind: str, group: Any = "3") -> Message:
