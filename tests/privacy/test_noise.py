@@ -65,9 +65,10 @@ def test_snapped_numbers_lie_on_one_grid_whatever_was_below_it():
 
 
 def test_every_leaf_has_noise_of_its_own_and_none_without_a_deviation():
-  tree = {"a": np.ones((3, 2)), "b": np.float64(2).reshape(())}
+  tree = {"a": np.ones((100, 2)), "b": np.ones((100, 2))}
   moved = noisy(tree, 0.5)
-  assert np.unique(moved["a"] - 1).size == 6 and moved["b"] != 2
+  assert np.unique(moved["a"]).size > 150  # a few meet on the grid
+  assert np.count_nonzero(moved["a"] == moved["b"]) < 10
   assert noisy(tree, 0.0) is tree
 
 
