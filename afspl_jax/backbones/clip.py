@@ -16,6 +16,7 @@ from afspl_jax.backbones.activations import ACTIVATIONS
 from afspl_jax.backbones.attention import HIDDEN, attend
 from afspl_jax.backbones.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from afspl_jax.backbones.keys import KeyTable, Layout, Leaf
+from afspl_jax.backbones.products import dot_general
 from afspl_jax.errors import UserError
 
 # Configs of OpenAI's checkpoints say eos_token_id 2, which no text holds; transformers'
@@ -41,7 +42,13 @@ class ClipLayer(nnx.Module):
     def linear(inputs: int, outputs: int, std: float) -> nnx.Linear:
       init = nnx.initializers.normal(std)
       return nnx.Linear(
-        inputs, outputs, kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        inputs,
+        outputs,
+        kernel_init=init,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        dot_general=dot_general,
+        rngs=rngs,
       )
 
     width = config.width
@@ -206,6 +213,7 @@ class Clip(nnx.Module):
         kernel_init=init,
         dtype=dtype,
         param_dtype=param_dtype,
+        dot_general=dot_general,
         rngs=rngs,
       )
 

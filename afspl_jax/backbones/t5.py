@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from afspl_jax.backbones.attention import HIDDEN
 from afspl_jax.backbones.keys import KeyTable, Layout, Leaf
+from afspl_jax.backbones.products import einsum
 from afspl_jax.backbones.t5_config import T5Config
 from afspl_jax.backbones.t5_layers import T5Stack, decoder_layer, encoder_layer
 
@@ -172,7 +173,7 @@ class T5(nnx.Module):
     if config.scaled_head:
       hidden = hidden * config.width**-0.5
     matrix = self.embedding[...].T if config.tied_head else self.head[...]
-    return jnp.matmul(hidden, matrix.astype(self.dtype), preferred_element_type=jnp.float32)
+    return einsum("...d,dn->...n", hidden, matrix.astype(self.dtype), jnp.float32)
 
   def start_cache(
     self, encoded: Float[Array, "b l d"], mask: Bool[Array, "b l"], length: int

@@ -10,13 +10,15 @@ from jaxtyping import Array, Float
 
 from afspl_jax.backbones.activations import ACTIVATIONS
 from afspl_jax.backbones.attention import attend
+from afspl_jax.backbones.products import dot_general
 from afspl_jax.backbones.t5_config import T5Config
 from afspl_jax.backbones.t5_position import relative_buckets
 
 
 def _linear(inputs: int, outputs: int, std: float, **kwargs: Any) -> nnx.Linear:
   init = nnx.initializers.normal(std)
-  return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=init, **kwargs)
+  kwargs |= {"use_bias": False, "kernel_init": init, "dot_general": dot_general}
+  return nnx.Linear(inputs, outputs, **kwargs)
 
 
 def _norm(config: T5Config, **kwargs: Any) -> nnx.RMSNorm:
