@@ -20,6 +20,8 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from afspl_jax.federation.net import redelivery
+
 _FLEET = "/v1/fleet/"
 _BODY = 32 * 2**20  # bytes of a request: Flower cuts arrays into 5 MiB; it reads all, then asks who
 
@@ -60,6 +62,7 @@ def main() -> None:
   config = _parse_superlink_lifespan_config()
   if config.superexec_auth_secret is None:
     raise ValueError("expected --isolation process and --superexec-auth-secret-file; got neither")
+  redelivery.install()
   app = create_app(config, SuperLinkLifespan)
   app.add_middleware(Gate, secret=config.superexec_auth_secret.decode())
   uvicorn.run(
