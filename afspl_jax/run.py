@@ -1,5 +1,6 @@
 """An experiment from its config to its scores."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,26 @@ from afspl_jax.types import Params
 Carrier = Callable[[Setup, Plan], Params]
 
 HEADLINE = ("cider", "bleu4", "rouge_l", "vqa_accuracy", "loss")
+
+
+def plan_of(setup: Setup, folder: RunFolder, checkpoints: Checkpoints) -> Plan:
+  """The rounds of an experiment as its config says; no round is scored."""
+  config = setup.config
+  return Plan(
+    params=setup.shared,
+    strategy=setup.strategy,
+    fed=config.fed,
+    seed=config.seed,
+    folder=folder,
+    checkpoints=checkpoints,
+    evaluate=lambda round, params: None,
+    terms=setup.terms,
+    weighing=config.uplink.weighing,
+    ema=config.eval.ema,
+    private=release_of(config, folder.path),
+    secure=terms_of(config),
+    uplink=config.uplink,
+  )
 
 
 def in_process(setup: Setup, plan: Plan) -> Params:
@@ -110,20 +131,9 @@ def federate(
         if line["status"] != "ok" or setup.trainer is None:
           bar.write(client_text(line))
 
-    plan = Plan(
-      params=setup.shared,
-      strategy=setup.strategy,
-      fed=config.fed,
-      seed=config.seed,
-      folder=folder,
-      checkpoints=checkpoints,
+    plan = dataclasses.replace(
+      plan_of(setup, folder, checkpoints),
       evaluate=evaluate,
-      weighing=config.uplink.weighing,
-      ema=config.eval.ema,
-      private=release_of(config, folder.path),
-      secure=terms_of(config),
-      uplink=config.uplink,
-      terms=setup.terms,
       on_round=on_round,
       say=say,
       on_site=say if setup.trainer is None else lambda text: None,

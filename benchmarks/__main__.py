@@ -12,7 +12,7 @@ import jax
 from tqdm import tqdm
 
 from benchmarks import floor, table
-from benchmarks.bench import SIDES, Bench
+from benchmarks.bench import PLAIN, SIDES, Bench
 from benchmarks.compare import OURS
 from benchmarks.process import ChildError
 from benchmarks.work import devices, generation, memory, quality, server, start, training
@@ -42,30 +42,40 @@ def main() -> int:
     help=f"of {', '.join(WORK)}; default all, with --quick {', '.join(QUICK)}",
   )
   others = [name for name in SIDES if name != OURS]
-  parser.add_argument("--beside", nargs="*", choices=others, default=others, metavar="SIDE")
+  parser.add_argument(
+    "--beside",
+    nargs="*",
+    choices=others,
+    default=PLAIN[1:],
+    metavar="SIDE",
+    help=f"of {', '.join(others)}; default {', '.join(PLAIN[1:])}. P3 needs the extra `ray`",
+  )
+  dtypes = ("float32", "bfloat16")
+  parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of steps and texts")
   parser.add_argument("--turns", type=int, help="times that every side works (3; --quick: 2)")
   parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
   cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
   parser.add_argument("--folder", type=Path, default=cache / "afspl_jax" / "benchmarks")
   args = parser.parse_args()
 
-  rates = floor.measure()
+  rates = floor.measure(args.dtype)
   cores = len(os.sched_getaffinity(0))
   device = jax.local_devices()[0].device_kind
   machine = {
     "processor": platform.processor() or platform.machine(),
     "cores": cores,
     "device": device,
+    "dtype": args.dtype,
     "multiply_flops": rates.multiply,
     "read_bytes": rates.read,
   }
   print(
-    f"{cores} cores, {device}: float32 products at {rates.multiply / 1e9:,.0f} GFLOP/s,"
+    f"{cores} cores, {device}: {args.dtype} products at {rates.multiply / 1e9:,.0f} GFLOP/s,"
     f" memory read at {rates.read / 1e9:,.1f} GB/s\n",
     flush=True,
   )
   turns = args.turns or (2 if args.quick else 3)
-  bench = Bench(args.folder, rates, args.quick, turns, (OURS, *args.beside))
+  bench = Bench(args.folder, rates, args.quick, turns, (OURS, *args.beside), args.dtype)
   results: dict[str, list[table.Line]] = {}
   failed = False
   for name in args.only or (QUICK if args.quick else WORK):

@@ -87,12 +87,13 @@ class Case:
   t5: str = "small"
   clip: str = "B/32"
   images: int = 64  # distinct ones; rows share them, as rounds do
+  dtype: str = "float32"  # in which the backbones are kept and compute, on all sides
 
   @property
   def config(self) -> Experiment:
-    """Of the experiment whose work is measured, in float32, as both sides are."""
+    """Of the experiment whose work is measured."""
     config = _coco()
-    backbone = dataclasses.replace(config.backbone, dtype="float32")
+    backbone = dataclasses.replace(config.backbone, dtype=self.dtype)
     prompter = dataclasses.replace(config.prompter, init="random")
     optim = dataclasses.replace(config.optim, schedule="constant", warmup_rounds=0.0)
     return dataclasses.replace(config, backbone=backbone, prompter=prompter, optim=optim)

@@ -4,6 +4,7 @@ Rates are measured, as what is printed on a processor says little of a shared ma
 are counted from the models' sizes, two for a multiplication with its addition.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,18 +19,18 @@ _SHAPES = ((2048, 512, 1024), (2048, 768, 3072), (512, 512, 32128))  # of the wo
 
 
 class Rates(NamedTuple):
-  """Best of several tries, float32, on all cores this process may use."""
+  """Best of several tries, on all cores this process may use."""
 
   multiply: float  # floating-point operations a second in matrix products
   read: float  # bytes a second, of arrays larger than any cache
 
 
-def measure() -> Rates:
-  """Measures both; takes a few seconds."""
+def measure(dtype: str = "float32") -> Rates:
+  """Measures both, products in a dtype with sums in float32; takes a few seconds."""
   best = 0.0
   for m, k, n in _SHAPES:
-    product = jax.jit(jnp.matmul)
-    a, b = jnp.ones((m, k)), jnp.ones((k, n))
+    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    a, b = jnp.ones((m, k), dtype), jnp.ones((k, n), dtype)
     best = max(best, 2 * m * k * n / _least(lambda: product(a, b).block_until_ready()))  # noqa: B023
   large, total = jnp.ones(64 << 20), jax.jit(jnp.sum)
   return Rates(best, large.nbytes / _least(lambda: total(large).block_until_ready()))

@@ -22,11 +22,9 @@ from afspl_jax.checks import check
 from afspl_jax.config import Experiment, to_dict
 from afspl_jax.data.batches import Split
 from afspl_jax.federation.client_store import ClientStore
-from afspl_jax.federation.release import release_of
-from afspl_jax.federation.rounds import Plan
 from afspl_jax.fields import changed
 from afspl_jax.frozen import load_pair, make_prompter
-from afspl_jax.run import in_process
+from afspl_jax.run import in_process, plan_of
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.setup import TRAINED, Setup, find, keep_compiled, prepare
 from afspl_jax.types import Batch, Params
@@ -68,7 +66,7 @@ class Trained(NamedTuple):
   params: Params  # what everyone sees: all leaves, the own ones untrained
   members: Int[np.ndarray, " m"]  # examples of all who took part
   others: Int[np.ndarray, " n"]  # of some of those who did not
-  sent: Params  # what one client would send in one more round
+  sent: Params  # what one client would send in one more round, at the last one's rates
   its: Int[np.ndarray, " k"]  # the examples of that client
   epsilon: float  # of an example, or of a client; inf without privacy
 
@@ -90,7 +88,9 @@ class Reader:
 
     self._nats = nats
 
-  def losses(self, params: Params, split: Split, rows: Int[np.ndarray, " n"], size: int = 64):
+  def losses(
+    self, params: Params, split: Split, rows: Int[np.ndarray, " n"], size: int = 64
+  ) -> Float[np.ndarray, " n"]:
     """Nats a token, the mean over the example's references."""
     texts = [(row, i) for row in rows for i in range(len(split.examples[row].references))]
     out = np.zeros(len(split))
@@ -109,20 +109,7 @@ def train(config: Experiment, folder: Path, others: int) -> Trained:
   with RunFolder.open(folder, to_dict(config)) as opened:
     setup = prepare(config, find(config, TRAINED), ClientStore(folder / "clients"))
     checkpoints = Checkpoints(folder / "checkpoints")
-    private = release_of(config, folder)
-    plan = Plan(
-      params=setup.shared,
-      strategy=setup.strategy,
-      fed=config.fed,
-      seed=config.seed,
-      folder=opened,
-      checkpoints=checkpoints,
-      evaluate=lambda round, params: None,
-      weighing=config.uplink.weighing,
-      private=private,
-      terms=setup.terms,
-    )
-    shared = in_process(setup, plan)
+    shared = in_process(setup, plan_of(setup, opened, checkpoints))
     checkpoints.close()
     last = opened.metrics()[-1]
   assert setup.trainer is not None, "there are clients here"
@@ -145,7 +132,7 @@ def train(config: Experiment, folder: Path, others: int) -> Trained:
 def attack(runs: Sequence[Trained], reader: Reader) -> tuple[dict[str, Success], dict[str, float]]:
   """Each attack's success over the examples of all runs, and what they lose on average."""
   split = runs[0].setup.splits["train"]
-  told: dict[str, list[Any]] = {"members": [], "others": []}
+  told: dict[str, list[Scores]] = {"members": [], "others": []}
   for run in runs:
     for kind, rows in (("members", run.members), ("others", run.others)):
       now = reader.losses(run.params, split, rows)
@@ -156,14 +143,11 @@ def attack(runs: Sequence[Trained], reader: Reader) -> tuple[dict[str, Success],
       without = np.sum(there * out, axis=0)[some] / out.sum(axis=0)[some]
       its = run.its if kind == "members" else rows
       update = reader.losses(run.params, split, its) - reader.losses(run.sent, split, its)
-      told[kind].append((-now, without - now[some], update))
+      told[kind].append(Scores(-now, without - now[some], update))
   found = {}
-  for i, name in enumerate(Scores._fields):
-    members, others = (np.concatenate([each[i] for each in told[kind]]) for kind in told)
-    found[name] = success(members, others)
-  losses = {
-    kind: -float(np.mean(np.concatenate([each[0] for each in told[kind]]))) for kind in told
-  }
+  for name in Scores._fields:
+    found[name] = success(*(np.concatenate([getattr(s, name) for s in told[k]]) for k in told))
+  losses = {k: -float(np.concatenate([s.loss for s in told[k]]).mean()) for k in told}
   return found, losses
 
 
@@ -189,11 +173,12 @@ def main() -> None:
         runs.append(train(config, Path(folder), args.others))
       reader = reader or Reader(config)
     successes, losses = attack(runs, reader)
-    found[setting] = {"epsilon": runs[0].epsilon, "losses": losses}
+    epsilon = runs[0].epsilon
+    found[setting] = {"epsilon": epsilon if np.isfinite(epsilon) else None, "losses": losses}
     for name, each in successes.items():
       found[setting][name] = each._asdict()
       print(
-        f"| {setting} | {runs[0].epsilon:.3g} | {losses['members']:.3f}, {losses['others']:.3f} |"
+        f"| {setting} | {epsilon:.3g} | {losses['members']:.3f}, {losses['others']:.3f} |"
         f" {name} | {each.auc:.3f} | {each.tpr:.3f} | {each.accuracy:.3f} |",
         flush=True,
       )

@@ -30,7 +30,8 @@ class Afspl:
 
   def __init__(self, case: Case, folders: Mapping[str, Path], params: Leaves):
     self._case, self._params = case, params
-    clip, t5 = load_clip(folders["clip"]), load_t5(folders["t5"])
+    dtype = jnp.dtype(case.dtype)
+    clip, t5 = load_clip(folders["clip"], dtype, dtype), load_t5(folders["t5"], dtype, dtype)
     graph, self._clip = nnx.split(clip)
     self._encode = jax.jit(lambda state, x: nnx.merge(graph, state).encode_image(x))
     self._mesh = make_mesh()

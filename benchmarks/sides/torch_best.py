@@ -44,13 +44,15 @@ class TorchBest:
   ):
     self._config, self._params, self._chunk = case.config, params, chunk
     self._cut = _COMPILED_LENGTHS if compile else 1
-    self._clip = CLIPVisionModelWithProjection.from_pretrained(folders["clip"])
-    self._t5 = T5ForConditionalGeneration.from_pretrained(folders["t5"])
+    self._dtype = getattr(torch, case.dtype)
+    of = {"dtype": self._dtype}
+    self._clip = CLIPVisionModelWithProjection.from_pretrained(folders["clip"], **of)
+    self._t5 = T5ForConditionalGeneration.from_pretrained(folders["t5"], **of)
     self._clip.requires_grad_(False)
     self._t5.requires_grad_(False)
     self._frozen_t5 = FrozenT5(self._t5, compile)
     self._cross = _quicken(self._t5)
-    self._pixels = torch.from_numpy(case.pixels()).permute(0, 3, 1, 2).contiguous()
+    self._pixels = torch.from_numpy(case.pixels()).permute(0, 3, 1, 2).to(self._dtype).contiguous()
 
   def frozen(self) -> dict[str, Tensor]:
     """All weights that training must leave alone, those made from the backbones' included."""
@@ -111,8 +113,9 @@ class TorchBest:
     return Prompter(self._config, self._t5.get_input_embeddings().weight, stacked)
 
   def _prompt(self, prompter: Prompter, batch: Rows) -> Prompted:
-    tokens, joint = self._tokens[batch.image], self._joint[batch.image]
-    return prompter(tokens, joint, batch.text, batch.personal)
+    tokens, joint = self._tokens[batch.image].float(), self._joint[batch.image].float()
+    prompted = prompter(tokens, joint, batch.text, batch.personal)
+    return prompted._replace(prefix=prompted.prefix.to(self._dtype))
 
   def _gradients(self, prompter: Prompter, batch: Rows) -> Float[Tensor, " c"]:
     """Fills the gradients of all clients' objectives, and returns their cross-entropies."""

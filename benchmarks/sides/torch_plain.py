@@ -23,11 +23,13 @@ class TorchPlain:
   def __init__(self, case: Case, folders: Mapping[str, Path], params: Leaves):
     self._config, self._params = case.config, params
     # In eval mode, as loaded: dropout in frozen models would only add noise.
-    self._clip = CLIPVisionModelWithProjection.from_pretrained(folders["clip"])
-    self._t5 = T5ForConditionalGeneration.from_pretrained(folders["t5"])
+    self._dtype = getattr(torch, case.dtype)
+    of = {"dtype": self._dtype}
+    self._clip = CLIPVisionModelWithProjection.from_pretrained(folders["clip"], **of)
+    self._t5 = T5ForConditionalGeneration.from_pretrained(folders["t5"], **of)
     self._clip.requires_grad_(False)
     self._t5.requires_grad_(False)
-    self._pixels = torch.from_numpy(case.pixels()).permute(0, 3, 1, 2).contiguous()
+    self._pixels = torch.from_numpy(case.pixels()).permute(0, 3, 1, 2).to(self._dtype).contiguous()
 
   def frozen(self) -> dict[str, Tensor]:
     """The backbones' weights, which training must leave alone."""
@@ -97,13 +99,14 @@ class TorchPlain:
   def _prompt(self, prompter: Prompter, batch: dict[str, Tensor]) -> Prompted:
     with torch.no_grad():
       seen = self._clip(pixel_values=self._pixels[batch["image"]])
-    return prompter(seen.last_hidden_state, seen.image_embeds, batch["text"], batch["personal"])
+    tokens, joint = seen.last_hidden_state.float(), seen.image_embeds.float()
+    return prompter(tokens, joint, batch["text"], batch["personal"])
 
   def _inputs(self, prompted: Prompted, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     words = self._t5.get_input_embeddings()(batch["instruction"])
     seen = batch["instruction_mask"].new_ones(prompted.prefix.shape[:2])
     return {
-      "inputs_embeds": torch.cat([prompted.prefix, words], 1),
+      "inputs_embeds": torch.cat([prompted.prefix.to(self._dtype), words], 1),
       "attention_mask": torch.cat([seen, batch["instruction_mask"]], 1),
     }
 

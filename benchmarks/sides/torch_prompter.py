@@ -215,7 +215,6 @@ def _check(config: settings.Experiment) -> None:
     "optim.warmup_rounds": (optim.warmup_rounds, 0.0),
     "optim.label_smoothing": (optim.label_smoothing, 0.0),
     "optim.contrast": (optim.contrast, 0.0),
-    "backbone.dtype": (config.backbone.dtype, "float32"),
   }
   for name, (value, only) in supported.items():
     if value != only:

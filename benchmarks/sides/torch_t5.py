@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import T5ForConditionalGeneration
 
-_HIDDEN = torch.finfo(torch.float32).min
+_HIDDEN = torch.finfo(torch.bfloat16).min  # finite in float32 too
 
 # Tokens whose logits are made at a time: few enough that they are in the cache when read again.
 _HEAD_TOKENS = 128
@@ -119,7 +119,7 @@ class FrozenT5:
     bias = self._bias("encoder", inputs.shape[1])
     if mask.all():
       return inputs, bias, None
-    hidden = torch.zeros(mask.shape).masked_fill_(~mask, _HIDDEN)
+    hidden = bias.new_zeros(mask.shape).masked_fill_(~mask, _HIDDEN)
     cross_bias = F.pad(hidden, (prefix.shape[1], 0))[:, None, None]
     return inputs, bias + cross_bias, cross_bias
 
@@ -130,7 +130,7 @@ class FrozenT5:
       with torch.inference_mode(False), torch.no_grad():
         bias = attention.compute_bias(length, length).contiguous()
         if side == "decoder":
-          bias = bias + torch.full((length, length), _HIDDEN).triu_(1)
+          bias = bias + bias.new_full((length, length), _HIDDEN).triu_(1)
       self._biases[side, length] = bias
     return self._biases[side, length]
 
@@ -207,8 +207,8 @@ class _Normed(torch.autograd.Function):
 
   @staticmethod
   def forward(ctx, x: Tensor, epsilon: float) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    factor = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(epsilon))
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    factor = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(epsilon)).to(x.dtype)
     y = x * factor
     ctx.save_for_backward(y, factor)
     return y
@@ -221,14 +221,17 @@ class _Normed(torch.autograd.Function):
 
 
 class _TokenNats(torch.autograd.Function):
-  """Cross-entropy of each token; the gradient is made with the loss, while the logits are there."""
+  """Cross-entropy of each token; the gradient is made with the loss, while the logits are there.
+
+  Logits and what is made of them are in float32, whatever the products are.
+  """
 
   @staticmethod
   def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    nats, grad = hidden.new_empty(len(hidden)), torch.empty_like(hidden)
+    nats, grad = torch.empty(len(hidden)), torch.empty_like(hidden)
     for start in range(0, len(hidden), _HEAD_TOKENS):
       part = slice(start, start + _HEAD_TOKENS)
-      logits, target = hidden[part] @ head.t(), targets[part, None].long()
+      logits, target = (hidden[part] @ head.t()).float(), targets[part, None].long()
       logits -= logits.amax(1, keepdim=True)
       at_target = logits.gather(1, target)
       probabilities = logits.exp_()
@@ -236,11 +239,11 @@ class _TokenNats(torch.autograd.Function):
       torch.sub(total.log(), at_target, out=nats[part, None])
       probabilities /= total
       probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
-      torch.mm(probabilities, head, out=grad[part])
+      torch.mm(probabilities.to(head.dtype), head, out=grad[part])
     ctx.save_for_backward(grad)
     return nats
 
   @staticmethod
   def backward(ctx, weights: Tensor) -> tuple[Tensor, None, None]:
     (grad,) = ctx.saved_tensors
-    return grad * weights[:, None], None, None
+    return grad * weights[:, None].to(grad.dtype), None, None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import floor
@@ -15,7 +16,7 @@ _TOKENS = 24  # new ones of every row
 
 def generate(bench: Bench) -> Iterator[Line]:
   """Seconds for a batch of images; P1 encodes each image, the others have its features."""
-  sides = bench.sides(Case())
+  sides = bench.sides(Case(dtype=bench.dtype))
   for images in (32,) if bench.quick else (32, 256):
     given = rows(sides.case, 1, 1, images)
     for beams in (1, 4):
@@ -41,5 +42,6 @@ def _least(bench: Bench, case: Case, images: int, beams: int) -> float:
   row = floor.t5_row(config, read, _TOKENS)
   once, each = row.encoder + row.cross, row.decoder + row.head
   multiply = images * (once + beams * each) / bench.rates.multiply
-  weights = 4 * floor.t5_row(config, 0, 1).forward / 2  # one multiplication a weight
+  size = jnp.dtype(case.dtype).itemsize
+  weights = size * floor.t5_row(config, 0, 1).forward / 2  # one multiplication a weight
   return max(multiply, images * once / bench.rates.multiply + _TOKENS * weights / bench.rates.read)

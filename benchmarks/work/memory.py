@@ -9,8 +9,7 @@ from PIL import Image
 from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.config import Data, Experiment, Fed, Optim, to_dict
 from afspl_jax.federation.client_store import ClientStore
-from afspl_jax.federation.rounds import Plan
-from afspl_jax.federation.server import run_local
+from afspl_jax.run import in_process, plan_of
 from afspl_jax.run_folder import RunFolder
 from afspl_jax.setup import find, keep_compiled, prepare
 from afspl_jax.types import Example, Source
@@ -84,20 +83,9 @@ def one_round(number: int, images: int, folder: Path) -> None:
   setup = prepare(
     config, inputs._replace(sources={"train": source}), ClientStore(folder / "clients")
   )
-  assert setup.trainer is not None
   checkpoints = Checkpoints(folder / "checkpoints")
   with RunFolder.open(folder / "run", to_dict(config)) as run:
-    plan = Plan(
-      params=setup.shared,
-      strategy=setup.strategy,
-      fed=config.fed,
-      seed=config.seed,
-      folder=run,
-      checkpoints=checkpoints,
-      evaluate=lambda round, params: None,
-      terms=setup.terms,
-    )
-    run_local(plan, setup.trainer, number)
+    in_process(setup, plan_of(setup, run, checkpoints))
     failed = [line for line in run.clients() if line["status"] != "ok"]
   checkpoints.close()
   if failed:

@@ -15,7 +15,7 @@ def train_step(bench: Bench) -> Iterator[Line]:
   """Milliseconds a sample, features cached; and what an image costs that is not."""
   models = ("small",) if bench.quick else ("small", "base")
   for model in models:
-    sides = bench.sides(Case(t5=model))
+    sides = bench.sides(Case(t5=model, dtype=bench.dtype))
     encoding = {name: side for name, side in sides.items() if name != "P1"}
     number = sides.case.images
     least = floor.clip_image(CLIPS["B/32"]) / bench.rates.multiply
@@ -33,8 +33,8 @@ def train_step(bench: Bench) -> Iterator[Line]:
 
 
 def federated_round(bench: Bench) -> Iterator[Line]:
-  """Local training of a round's clients, from equal params."""
-  sides = bench.sides(Case())
+  """Local training of a round's clients, from equal params; P3's messages and average are in it."""
+  sides = bench.sides(Case(dtype=bench.dtype), rounds=True)
   # A round's steps are alike: a few of its ten tell.
   for steps, clients, of in ((1, 10, 100),) if bench.quick else ((4, 10, 100), (1, 100, 1000)):
     work = f"round of {clients} of {of:,} clients, batch 8, {steps} of its 10 steps"
