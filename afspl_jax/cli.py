@@ -151,10 +151,10 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _keys(args: argparse.Namespace) -> int:
-  from afspl_jax.federation.net import keys
+  from afspl_jax.federation.net import certificates, keys
 
   if args.kind == "server":
-    made = keys.make_server_keys(args.folder, args.hosts, args.days)
+    made = certificates.make_server_keys(args.folder, args.hosts, args.days)
     print(f"give every site a copy of {made.ca}; put each site's NAME.pub into {args.folder}/sites")
     print(f"keep to this host: {made.key}; better still elsewhere: {args.folder / 'ca.key'}")
   else:

@@ -27,7 +27,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.federation.client import make_client_app
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.federation.guard import guard_of
-from afspl_jax.federation.net import keys
+from afspl_jax.federation.net import certificates, keys
 from afspl_jax.federation.net.connection import free_port
 from afspl_jax.federation.net.executors import RunLost, open_grid, serve
 from afspl_jax.federation.net.superlink import SuperLink
@@ -72,7 +72,7 @@ def _served(launch: Launch, say: Say) -> run.Carrier:
   if launch.insecure:
     say("--insecure: no TLS and no keys. Whoever reaches the port can read and take part")
   else:
-    server_keys = keys.read_server_keys(launch.keys)
+    server_keys = certificates.read_server_keys(launch.keys)
     public = sorted((launch.keys / SITES).glob("*.pub"))
     if not public:
       raise UserError(
@@ -173,13 +173,13 @@ def _rehearsed(launch: Launch, say: Say) -> run.Carrier:
     config, folder = setup.config, plan.folder.path
     where = folder / "keys"
     if not (where / "server.pem").exists():
-      keys.make_server_keys(where, [])
+      certificates.make_server_keys(where, [])
     names = _names_of_sites(config)
     for name in names:
       if not (where / f"{name}.key").exists():
         keys.make_site_key(where, name)
     port = free_port()
-    server_keys = keys.read_server_keys(where)
+    server_keys = certificates.read_server_keys(where)
     with SuperLink(folder / "superlink", "127.0.0.1", port, server_keys, say) as superlink:
       for name in names:
         superlink.register(where / f"{name}.pub")

@@ -1,12 +1,9 @@
-"""Certificates of the server's host and keys of the sites: made here, and checked when read.
+"""Keys of the sites, and the files of all keys: made here, and checked when read.
 
-A CA of the federation's own signs the server's certificate; sites are given `ca.crt` and nothing
-else, and know the server by it. A site keeps `SITE.key` and gives `SITE.pub` to the server, which
-knows the site by it.
+A site keeps `SITE.key` and gives `SITE.pub` to the server, which knows the site by it. What the
+server's host shows is in certificates.py.
 """
 
-import datetime
-import ipaddress
 import logging
 import os
 import re
@@ -15,20 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from afspl_jax.errors import UserError
 
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_THIS_HOST = ("localhost", "127.0.0.1", "::1")
-_SKEW = datetime.timedelta(hours=1)  # clocks of hosts differ
-_SIGNS_CERTIFICATES = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-_WHENCE = "`afspl keys` makes keys; a site also needs ca.crt, the server sites/SITE.pub"
 # What cryptography raises for a file that is not what it should be.
-_UNREADABLE = (
+UNREADABLE = (
   ValueError,
   TypeError,
   NotImplementedError,
@@ -37,15 +28,10 @@ _UNREADABLE = (
   x509.DuplicateExtension,
   x509.UnsupportedGeneralNameType,
 )
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_WHENCE = "`afspl keys` makes keys; a site also needs ca.crt, the server sites/SITE.pub"
 _LOG = logging.getLogger(__name__)
-
-
-class ServerKeys(NamedTuple):
-  """Files of the server's host; sites need a copy of `ca` alone."""
-
-  ca: Path
-  certificate: Path
-  key: Path
 
 
 class SiteKey(NamedTuple):
@@ -53,86 +39,6 @@ class SiteKey(NamedTuple):
 
   private: Path
   public: Path
-
-
-def make_server_keys(folder: Path, hosts: Sequence[str], days: int = 3650) -> ServerKeys:
-  """Makes the server's certificate, and before it the CA that signs it, unless it is there.
-
-  To renew a certificate, move `server.pem` and `server.key` away and call this again: sites go on
-  with the `ca.crt` they have. `ca.key` is needed for nothing else, and best kept elsewhere.
-
-  Args:
-    folder: gets `ca.crt`, `ca.key`, `server.pem` and `server.key`; made if missing.
-    hosts: names and addresses under which sites reach the server, without a port; those of this
-      host for itself are added.
-    days: until the certificates expire.
-
-  Returns:
-    The files for a SuperLink.
-
-  Raises:
-    UserError: a host that is none, or a file that would be overwritten or is missing.
-  """
-  if days < 1:
-    raise UserError(f"days: expected at least 1; got {days}")
-  names = list(dict.fromkeys(map(_alternative_name, [*hosts, *_THIS_HOST])))
-  files = ServerKeys(folder / "ca.crt", folder / "server.pem", folder / "server.key")
-  _refuse_to_overwrite([files.certificate, files.key])
-  folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-  ca, ca_key = _ca(files.ca, folder / "ca.key", days)
-  expiry = min(_now() + datetime.timedelta(days=days), ca.not_valid_after_utc)
-  key = ec.generate_private_key(ec.SECP384R1())
-  certificate = (
-    _builder(hosts[0] if hosts else "localhost", key.public_key(), ca.subject, expiry)
-    .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-    .add_extension(x509.SubjectAlternativeName(names), critical=False)
-    .add_extension(_issuer_id(ca_key), critical=False)
-    .sign(ca_key, hashes.SHA384())
-  )
-  _write(files.key, _pem(key), 0o600)
-  _write(files.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-  return files
-
-
-def read_server_keys(folder: Path) -> ServerKeys:
-  """The files that `make_server_keys` made there, checked.
-
-  Raises:
-    UserError: one is missing, expired, of another kind, or does not belong to the others.
-  """
-  files = ServerKeys(folder / "ca.crt", folder / "server.pem", folder / "server.key")
-  again = "Move server.pem and server.key away and make the server's keys again"
-  ca, certificate = _certificate(files.ca), _certificate(files.certificate)
-  key = _private_key(files.key)
-  try:
-    certificate.verify_directly_issued_by(ca)
-  except (InvalidSignature, *_UNREADABLE):
-    raise UserError(
-      f"{files.certificate}: expected a certificate signed by {files.ca.name}; got another's. "
-      f"{again}"
-    ) from None
-  if _public_key(certificate) != key.public_key():
-    raise UserError(
-      f"{files.key}: expected the key of {files.certificate.name}; got another. {again}"
-    )
-  return files
-
-
-def read_ca(file: Path) -> bytes:
-  """A site's copy of `ca.crt`, checked; PEM.
-
-  Raises:
-    UserError: it is missing, expired or no certificate of a CA.
-  """
-  certificate = _certificate(file)
-  try:
-    is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-  except (x509.ExtensionNotFound, *_UNREADABLE):
-    is_ca = False
-  if not is_ca:
-    raise UserError(f"{file}: expected the certificate of a CA, the server's ca.crt; got another's")
-  return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def make_site_key(folder: Path, site: str) -> SiteKey:
@@ -154,14 +60,14 @@ def make_site_key(folder: Path, site: str) -> SiteKey:
       f"got {site!r}"
     )
   files = SiteKey(folder / f"{site}.key", folder / f"{site}.pub")
-  _refuse_to_overwrite(files)
+  refuse_to_overwrite(files)
   folder.mkdir(mode=0o700, parents=True, exist_ok=True)
   key = ec.generate_private_key(ec.SECP384R1())
   public = key.public_key().public_bytes(
     serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
   )
-  _write(files.private, _pem(key, serialization.PrivateFormat.OpenSSH), 0o600)
-  _write(files.public, public + f" {site}\n".encode(), 0o644)
+  write(files.private, pem(key, serialization.PrivateFormat.OpenSSH), 0o600)
+  write(files.public, public + f" {site}\n".encode(), 0o644)
   return files
 
 
@@ -171,7 +77,7 @@ def check_site_key(file: Path) -> None:
   Raises:
     UserError: it is missing or of another kind.
   """
-  key = _private_key(file, "a site's private key, SITE.key")
+  key = read_private_key(file, "a site's private key, SITE.key")
   if not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1):
     raise UserError(f"{file}: expected a key on a NIST curve; got {key.curve.name}. Make a new one")
 
@@ -182,10 +88,10 @@ def read_public_key(file: Path) -> bytes:
   Raises:
     UserError: it is missing or of another kind.
   """
-  data = _read(file)
+  data = read(file)
   try:
     key = serialization.load_ssh_public_key(data)
-  except _UNREADABLE:
+  except UNREADABLE:
     key = None
   if not isinstance(key, ec.EllipticCurvePublicKey):
     raise UserError(f"{file}: expected a site's public key, SITE.pub; got another kind of file")
@@ -194,92 +100,19 @@ def read_public_key(file: Path) -> bytes:
   )
 
 
-def _ca(
-  file: Path, key_file: Path, days: int
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-  """The CA in the folder, made if there is none."""
-  if file.exists():
-    return _certificate(file), _private_key(key_file)
-  _refuse_to_overwrite([key_file])
-  key = ec.generate_private_key(ec.SECP384R1())
-  name = "afspl_jax federation CA"
-  certificate = (
-    _builder(name, key.public_key(), _name(name), _now() + datetime.timedelta(days=days))
-    .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    .add_extension(_SIGNS_CERTIFICATES, critical=True)
-    .add_extension(_issuer_id(key), critical=False)
-    .sign(key, hashes.SHA384())
-  )
-  _write(key_file, _pem(key), 0o600)
-  _write(file, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-  return certificate, key
+def read_private_key(file: Path, what: str = "a private key") -> ec.EllipticCurvePrivateKey:
+  """The private key in a file, which only its owner should be able to read.
 
-
-def _builder(
-  subject: str, key: ec.EllipticCurvePublicKey, issuer: x509.Name, expiry: datetime.datetime
-) -> x509.CertificateBuilder:
-  return (
-    x509.CertificateBuilder()
-    .subject_name(_name(subject))
-    .issuer_name(issuer)
-    .public_key(key)
-    .serial_number(x509.random_serial_number())
-    .not_valid_before(_now() - _SKEW)
-    .not_valid_after(expiry)
-    .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-  )
-
-
-def _name(common_name: str) -> x509.Name:
-  return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
-
-
-def _issuer_id(key: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifier:
-  return x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
-
-
-def _alternative_name(host: str) -> x509.GeneralName:
-  try:
-    return x509.IPAddress(ipaddress.ip_address(host))
-  except ValueError:
-    pass
-  try:
-    name = host.encode("idna").decode()
-  except UnicodeError:
-    name = ""
-  if not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?", name):
-    raise UserError(f"host: expected a name or an address, such as fed.example.org; got {host!r}")
-  return x509.DNSName(name)
-
-
-def _certificate(file: Path) -> x509.Certificate:
-  data = _read(file)
-  try:
-    certificate = x509.load_pem_x509_certificate(data)
-    expiry = certificate.not_valid_after_utc
-  except _UNREADABLE:
-    raise UserError(f"{file}: expected a certificate (PEM); got another kind of file") from None
-  if expiry < _now():
-    day = expiry.date()
-    raise UserError(f"{file}: expected a valid certificate; it expired on {day}. Renew it")
-  return certificate
-
-
-def _public_key(certificate: x509.Certificate) -> object:
-  try:
-    return certificate.public_key()
-  except _UNREADABLE:
-    return None
-
-
-def _private_key(file: Path, what: str = "a private key") -> ec.EllipticCurvePrivateKey:
-  data = _read(file)
+  Raises:
+    UserError: it is missing, or another thing than `what` says.
+  """
+  data = read(file)
   load = serialization.load_pem_private_key
   if b"BEGIN OPENSSH" in data:
     load = serialization.load_ssh_private_key
   try:
     key = load(data, None)
-  except _UNREADABLE:
+  except UNREADABLE:
     key = None
   if not isinstance(key, ec.EllipticCurvePrivateKey):
     raise UserError(f"{file}: expected {what} (ECDSA, no passphrase); got another kind of file")
@@ -288,7 +121,12 @@ def _private_key(file: Path, what: str = "a private key") -> ec.EllipticCurvePri
   return key
 
 
-def _read(file: Path) -> bytes:
+def read(file: Path) -> bytes:
+  """The bytes of a file.
+
+  Raises:
+    UserError: it cannot be read.
+  """
   try:
     return file.read_bytes()
   except OSError as error:
@@ -296,23 +134,22 @@ def _read(file: Path) -> bytes:
     raise UserError(f"{file}: {why}") from error
 
 
-def _refuse_to_overwrite(files: Sequence[Path]) -> None:
+def refuse_to_overwrite(files: Sequence[Path]) -> None:
+  """Raises UserError if one of the files exists: what a key was for is lost with it."""
   for file in files:
     if file.exists():
       raise UserError(f"{file}: exists, and is not overwritten. Move it away to have a new one")
 
 
-def _pem(
+def pem(
   key: ec.EllipticCurvePrivateKey,
   kind: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
 ) -> bytes:
+  """A private key as it is written, without a passphrase."""
   return key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())
 
 
-def _write(file: Path, data: bytes, mode: int) -> None:
+def write(file: Path, data: bytes, mode: int) -> None:
+  """Writes a new file that was never readable for more than its mode says."""
   with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
     out.write(data)
-
-
-def _now() -> datetime.datetime:
-  return datetime.datetime.now(datetime.UTC)

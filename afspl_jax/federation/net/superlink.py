@@ -26,9 +26,9 @@ import httpx
 
 from afspl_jax.errors import UserError
 from afspl_jax.federation.net import keys
+from afspl_jax.federation.net.certificates import ServerKeys, read_ca
 from afspl_jax.federation.net.children import Child, Kept
 from afspl_jax.federation.net.connection import Endpoint, new_secret
-from afspl_jax.federation.net.keys import ServerKeys
 
 _START = 120.0  # seconds until it must answer: a busy host takes ten times as long as an idle one
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # bound to all addresses: reached under this one
@@ -50,6 +50,8 @@ class SuperLink:
     say: tells the user what happens to it.
   """
 
+  _program = "afspl_jax.federation.net.gate:main"
+
   def __init__(
     self,
     folder: Path,
@@ -69,7 +71,7 @@ class SuperLink:
     Raises:
       UserError: the port is in use, or it did not come up.
     """
-    ca = None if self._keys is None else keys.read_ca(self._keys.ca)
+    ca = None if self._keys is None else read_ca(self._keys.ca)
     _refuse_used_port(self._host, self._port)
     secret = new_secret(self._folder)
     address = _ANY.get(self._host, self._host)
@@ -131,7 +133,7 @@ class SuperLink:
       arguments["--ssl-certfile"] = str(self._keys.certificate.absolute())
       arguments["--ssl-keyfile"] = str(self._keys.key.absolute())
     words = [word for pair in arguments.items() for word in pair]
-    return Child("afspl_jax.federation.net.gate:main", [*words, *flags], self._folder)
+    return Child(self._program, [*words, *flags], self._folder)
 
   def _wait(self) -> None:
     end = time.monotonic() + _START

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from afspl_jax.federation.net import keys
+from afspl_jax.federation.net import certificates, keys
 from afspl_jax.federation.net.children import Child, Kept
 from afspl_jax.federation.net.connection import Endpoint, free_port, new_secret
 
@@ -62,7 +62,7 @@ class SuperNode:
       UserError: the credentials are missing, expired or of another kind.
     """
     if self._credentials is not None:
-      keys.read_ca(self._credentials.ca)
+      certificates.read_ca(self._credentials.ca)
       keys.check_site_key(self._credentials.key)
     self._secret = new_secret(self._folder)
     lines = [f"{_toml(key)} = {_toml(value)}\n" for key, value in self._config.items()]

@@ -1,7 +1,10 @@
+import os
+from pathlib import Path
+
 import pytest
 
+from afspl_jax.federation.net.certificates import make_server_keys
 from afspl_jax.federation.net.connection import free_port
-from afspl_jax.federation.net.keys import make_server_keys
 from afspl_jax.federation.net.superlink import SuperLink
 
 
@@ -27,12 +30,20 @@ def server_keys(base):
   return make_server_keys(base / "keys", [])
 
 
+class MortalSuperLink(SuperLink):
+  """One that dies where dying_gate.py is told to."""
+
+  _program = "dying_gate:main"
+
+
 @pytest.fixture(scope="module")
 def superlink(base, server_keys):
   """A SuperLink with TLS and authentication; what it says is in `said`."""
   said = []
-  with SuperLink(
-    base / "superlink", "127.0.0.1", free_port(), server_keys, said.append
-  ) as superlink:
-    superlink.said = said
-    yield superlink
+  where = (base / "superlink", "127.0.0.1", free_port(), server_keys)
+  with pytest.MonkeyPatch.context() as patch:
+    path = os.environ.get("PYTHONPATH", "")
+    patch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{path}")
+    with MortalSuperLink(*where, said.append) as superlink:
+      superlink.said = said
+      yield superlink

@@ -14,8 +14,8 @@ from least_squares import evaluate, init_params
 from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.config import Fed
 from afspl_jax.federation import strategies
+from afspl_jax.federation.net.certificates import read_server_keys
 from afspl_jax.federation.net.executors import open_grid
-from afspl_jax.federation.net.keys import read_server_keys
 from afspl_jax.federation.net.superlink import SuperLink
 from afspl_jax.federation.rounds import Plan, run_rounds
 from afspl_jax.run_folder import RunFolder

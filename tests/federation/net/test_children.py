@@ -123,7 +123,7 @@ def test_a_child_that_lives_is_left_alone(child):
   assert kept.child.alive()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which Linux has")
 def test_no_process_of_flower_is_left_when_a_host_is_killed(tmp_path):
   out = tmp_path / "out"
   nowhere = "http://127.0.0.1:9"  # a proxy is not for what stays on the host

@@ -44,6 +44,11 @@ def test_what_comes_unsigned_is_of_a_stated_and_bounded_size(size):
   assert visit("/v1/fleet/push-object", headers) == 413
 
 
+def test_a_body_in_chunks_has_no_size_that_could_be_believed():
+  headers = {"content-length": "12", "transfer-encoding": "chunked"}
+  assert visit("/v1/fleet/push-object", headers) == 413
+
+
 def test_the_servers_own_events_pass():
   assert visit("", kind="lifespan") == 200
 

@@ -11,8 +11,9 @@ from server_host import MOMENTS, ROUNDS, SITES
 from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.config import Fed
 from afspl_jax.federation import strategies
+from afspl_jax.federation.net.certificates import make_server_keys
 from afspl_jax.federation.net.connection import free_port
-from afspl_jax.federation.net.keys import make_server_keys, make_site_key
+from afspl_jax.federation.net.keys import make_site_key
 from afspl_jax.federation.rounds import Plan
 from afspl_jax.federation.server import run_local
 from afspl_jax.run_folder import RunFolder, read_lines

@@ -17,9 +17,10 @@ from hosts import wait_for
 
 from afspl_jax.errors import UserError
 from afspl_jax.federation.net import executors
+from afspl_jax.federation.net.certificates import make_server_keys
 from afspl_jax.federation.net.connection import Endpoint, _Pass, free_port
 from afspl_jax.federation.net.executors import open_grid
-from afspl_jax.federation.net.keys import make_server_keys, make_site_key, read_public_key
+from afspl_jax.federation.net.keys import make_site_key, read_public_key
 from afspl_jax.federation.net.superlink import SuperLink
 from afspl_jax.federation.net.supernode import Credentials, SuperNode
 
