@@ -2,7 +2,7 @@
 
 import math
 
-from afspl_jax.config import Experiment, choice
+from afspl_jax.config import Experiment, choice, expect
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import decoding
 from afspl_jax.federation import (
@@ -45,8 +45,7 @@ def check(config: Experiment) -> None:
     "data.instruction_length": config.data.instruction_length,
     "data.target_length": config.data.target_length,
   }.items():
-    if value < 1:
-      raise UserError(f"{name}: expected at least 1; got {value}")
+    expect(name, value, value >= 1, "at least 1")
   for name, number in {
     "prompter.temperature": config.prompter.temperature,
     "prompter.pool_mass": config.prompter.pool_mass,
@@ -61,25 +60,22 @@ def check(config: Experiment) -> None:
     "optim.contrast_temperature": config.optim.contrast_temperature,
     "attack.scale": config.attack.scale,
   }.items():
-    if not (math.isfinite(number) and number > 0):
-      raise UserError(f"{name}: expected a finite number above 0; got {number}")
-  if not (math.isfinite(config.data.capacity_ratio) and config.data.capacity_ratio >= 1):
-    raise UserError(
-      f"data.capacity_ratio: expected a finite number from 1; got {config.data.capacity_ratio}"
-    )
+    expect(name, number, math.isfinite(number) and number > 0, "a finite number above 0")
+  ratio = config.data.capacity_ratio
+  expect("data.capacity_ratio", ratio, 1 <= ratio < math.inf, "a finite number from 1")
   for name, share in {
     "prompter.local_drop": config.prompter.local_drop,
     "eval.ema": config.eval.ema,
     "attack.share": config.attack.share,
   }.items():
-    if not 0 <= share < 1:
-      raise UserError(f"{name}: expected a number from 0 to below 1; got {share}")
+    expect(name, share, 0 <= share < 1, "a number from 0 to below 1")
   taking_part = config.data.num_clients - config.fed.newcomers
-  if config.fed.clients_per_round > taking_part:
-    raise UserError(
-      f"fed.clients_per_round: expected at most data.num_clients without fed.newcomers,"
-      f" {taking_part}; got {config.fed.clients_per_round}"
-    )
+  expect(
+    "fed.clients_per_round",
+    config.fed.clients_per_round,
+    config.fed.clients_per_round <= taking_part,
+    f"at most data.num_clients without fed.newcomers, {taking_part}",
+  )
   for name, number in {
     "seed": config.seed,
     "data.max_bad": config.data.max_bad,
@@ -93,38 +89,42 @@ def check(config: Experiment) -> None:
     "optim.contrast_warmup": config.optim.contrast_warmup,
     "optim.weight_decay": config.optim.weight_decay,
   }.items():
-    if not (math.isfinite(number) and number >= 0):
-      raise UserError(f"{name}: expected 0 or more; got {number}")
-  if config.fed.max_examples > MAX_EXAMPLES:
-    raise UserError(
-      f"fed.max_examples: expected at most {MAX_EXAMPLES}, whose products with float32 are exact;"
-      f" got {config.fed.max_examples}"
-    )
+    expect(name, number, math.isfinite(number) and number >= 0, "0 or more")
+  expect(
+    "fed.max_examples",
+    config.fed.max_examples,
+    config.fed.max_examples <= MAX_EXAMPLES,
+    f"at most {MAX_EXAMPLES}, whose products with float32 are exact",
+  )
   choice("fed.share", config.fed.share, ("all", "none"))
   choice("fed.selection", config.fed.selection, (*selection.METHODS, selection.POISSON))
   strategy = strategies.get(config.fed.strategy, taking_part)
-  if config.fed.share == "none" and config.fed.strategy != "fedavg":
-    raise UserError(
-      f"fed.strategy: expected fedavg with fed.share=none, where there is nothing to average;"
-      f" got {config.fed.strategy!r}"
-    )
+  expect(
+    "fed.strategy",
+    config.fed.strategy,
+    config.fed.share == "all" or config.fed.strategy == "fedavg",
+    "fedavg with fed.share=none, where there is nothing to average",
+  )
   uplink.check(config.uplink)
   private.check(config)
   hostile.check(config.attack, taking_part)
-  if config.attack.kind != "none" and config.secure.aggregation:
-    raise UserError(
-      "attack.kind: expected none with secure.aggregation, where nobody but a site itself bounds"
-      f" what it sends, as a hostile one would not; got {config.attack.kind!r}"
-    )
+  expect(
+    "attack.kind",
+    config.attack.kind,
+    config.attack.kind == "none" or not config.secure.aggregation,
+    "none with secure.aggregation, where nobody but a site itself bounds what it sends, as a"
+    " hostile one would not",
+  )
   secret_batches.check(config, strategy)
   secure.check(config)
   decoding(config.eval)
-  if isinstance(strategy, strategies.Controlled) and config.uplink.select != "dense":
-    raise UserError(
-      f"uplink.select: expected dense with fed.strategy={config.fed.strategy}, whose controls count"
-      f" every gradient: one whose update is sent later would count twice; got"
-      f" {config.uplink.select!r}"
-    )
+  expect(
+    "uplink.select",
+    config.uplink.select,
+    config.uplink.select == "dense" or not isinstance(strategy, strategies.Controlled),
+    f"dense with fed.strategy={config.fed.strategy}, whose controls count every gradient: one"
+    " whose update is sent later would count twice",
+  )
 
 
 def check_networked(config: Experiment, who: str) -> None:

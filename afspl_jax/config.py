@@ -223,3 +223,13 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
   if value not in allowed:
     raise SettingError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
   return value
+
+
+def expect(name: str, value: Any, holds: bool, expected: str) -> None:
+  """Refuses a setting's value unless `holds`.
+
+  Raises:
+    SettingError: naming the field, what it may be, and what it is.
+  """
+  if not holds:
+    raise SettingError(f"{name}: expected {expected}; got {value!r}")

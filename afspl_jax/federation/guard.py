@@ -8,9 +8,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from afspl_jax.config import Experiment
 from afspl_jax.federation import uplink
 from afspl_jax.federation.client import LocalResult, SiteFault
@@ -59,14 +56,12 @@ class Guard:
       start: the global params that the site was sent.
       bound: of the update's norm.
     """
-    subtract = lambda new, old: np.subtract(new, old, dtype=np.float64)  # noqa: E731
     masks = result.masks or uplink.everywhere(start)
-    update, was_larger = clip(jax.tree.map(subtract, result.params, start), bound)
+    update, was_larger = clip(uplink.added(result.params, start), bound)
     if self._noise:
       self._pay(site)
       update = noisy(update, self._noise * bound)
-    add = lambda old, u, mask: np.where(mask, (old + u).astype(old.dtype), old)  # noqa: E731
-    params = jax.tree.map(add, start, update, masks)
+    params = uplink.moved(start, update, masks)
     metrics = {WITHIN: 0.0 if was_larger else 1.0} if self._reports else {}
     return LocalResult(params, 1, metrics, result.masks)
 

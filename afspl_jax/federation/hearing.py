@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
-import numpy as np
 from flwr.app import Message
 
-from afspl_jax.federation import wire
+from afspl_jax.federation import uplink, wire
 from afspl_jax.federation.gathering import Asked, Line, gather
 from afspl_jax.federation.release import Release, Total, total_of
 from afspl_jax.federation.roll_call import RoundFailed
@@ -79,10 +77,7 @@ def hear_sum(
   if private:
     total = Total(found.update, float(sum(found.counts)), found.clients)
     return Heard([], total, {}, found.clients, bytes_down)
-  add = lambda old, sum_, mask: np.where(  # noqa: E731
-    mask, (old + sum_ / found.weight).astype(old.dtype), old
-  )
-  mean = Reply("all", jax.tree.map(add, asked.params, found.update, rows), rows, 1, {})
+  mean = Reply("all", uplink.moved(asked.params, found.update, rows, found.weight), rows, 1, {})
   shares = {name: n / found.clients for name, n in zip(terms.counts, found.counts, strict=True)}
   return Heard([mean], None, shares, found.clients, bytes_down)
 

@@ -159,16 +159,15 @@ def _train(
   chosen = call.choose(round)
   if private is not None:
     private.afford(chosen.nodes)
-  structure = wire.structure_digest(params)
-  config = ConfigRecord({wire.STRUCTURE: structure, wire.ROUND: round})
+  config = ConfigRecord({wire.STRUCTURE: wire.structure_digest(params), wire.ROUND: round})
   content = RecordDict({wire.ARRAYS: wire.pack(params), wire.CONFIG: config})
-  if private is not None:
-    config[wire.CLIP] = private.bound(state)
+  bound = None if private is None else private.bound(state)
+  if bound is not None:
+    config[wire.CLIP] = bound
   if isinstance(plan.strategy, Controlled):
     control = plan.strategy.control(params, state["strategy_state"])
     content[wire.CONTROL] = wire.pack(control)
   begin = time.perf_counter()
-  bound = None if private is None else private.bound(state)
   asked = Asked(call, chosen, content, round, plan.fed, params, bound)
   if plan.secure is None:
     heard = hear_each(asked, private, clients)
@@ -195,8 +194,7 @@ def _train(
     "clients": heard.clients,
   }
   new_params, strategy_state = aggregated
-  new_state = {"params": new_params, "strategy_state": strategy_state, **kept}
-  new_state = jax.device_get(new_state)
+  new_state = jax.device_get({"params": new_params, "strategy_state": strategy_state, **kept})
   if plan.ema:
     new_state["ema"] = _moved(state["ema"], new_state["params"], plan.ema, round)
   return new_state, train

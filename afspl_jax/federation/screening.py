@@ -4,13 +4,12 @@ import math
 import re
 from typing import Any
 
-import jax
-import numpy as np
 from flwr.app import Message
 
 from afspl_jax.config import Fed
-from afspl_jax.federation import wire
+from afspl_jax.federation import uplink, wire
 from afspl_jax.federation.strategies import Reply
+from afspl_jax.privacy.clipping import norm
 from afspl_jax.types import Params
 
 _LONGEST_REASON = 300  # characters of what a peer says that go into our files
@@ -70,10 +69,10 @@ def screen(
     update = wire.unpack_update(answer.content[wire.ARRAYS], params)
   except wire.WireError as error:
     raise Refused(f"rejected: {error}") from error
-  if fed.max_update_norm and (norm := _distance(update.params, params)) > fed.max_update_norm:
+  most = fed.max_update_norm
+  if most and (size := norm(uplink.added(update.params, params))) > most:
     raise Refused(
-      f"rejected: expected an update of L2 norm up to {fed.max_update_norm:g}"
-      f" (fed.max_update_norm); got {norm:g}"
+      f"rejected: expected an update of L2 norm up to {most:g} (fed.max_update_norm); got {size:g}"
     )
   control = None
   if controlled:
@@ -97,9 +96,3 @@ def screen_examples(claimed: Any, most: int) -> int:
       f" got {sentence(repr(claimed))}"
     )
   return claimed
-
-
-def _distance(a: Params, b: Params) -> float:
-  """The L2 norm of the difference of two trees, in float64."""
-  squares = jax.tree.map(lambda x, y: np.sum((x.astype(np.float64) - y) ** 2), a, b)
-  return math.sqrt(sum(jax.tree.leaves(squares)))

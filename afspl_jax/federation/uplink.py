@@ -25,7 +25,6 @@ import numpy as np
 from jaxtyping import Bool
 
 from afspl_jax import config as settings
-from afspl_jax.errors import UserError
 from afspl_jax.types import Params
 
 Lot = tuple[int, int]  # the experiment's seed, and the round
@@ -43,14 +42,13 @@ class Sent(NamedTuple):
 
 
 def check(config: settings.Uplink) -> None:
-  """Raises UserError, naming the field, unless every value is one that this module knows."""
+  """Raises SettingError, naming the field, unless every value is one that this module knows."""
   settings.choice("uplink.select", config.select, ("energy", "ratio", "shared", "dense"))
   settings.choice("uplink.weighing", config.weighing, ("coverage", "cohort"))
   settings.choice("uplink.error_feedback", config.error_feedback, ("resume", "add", "none"))
   for name in ("energy", "ratio"):
     share = getattr(config, name)
-    if not 0 < share <= 1:
-      raise UserError(f"uplink.{name}: expected a share above 0 and up to 1; got {share!r}")
+    settings.expect(f"uplink.{name}", share, 0 < share <= 1, "a share above 0 and up to 1")
 
 
 def mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -66,6 +64,29 @@ def everywhere(params: Params) -> Params:
 def no_residual(params: Params) -> Params:
   """The residual before a client's first round: zeros."""
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+
+
+def added(new: Params, old: Params) -> Params:
+  """What was added to `old`, in float64."""
+  return jax.tree.map(lambda a, b: np.subtract(a, b, dtype=np.float64), new, old)
+
+
+def where_sent(new: Params, old: Params, sent: Params) -> Params:
+  """`new` in the dtypes of `old` in the rows that were sent, `old` to the last bit elsewhere."""
+  pick = lambda a, b, mask: np.where(mask, a.astype(b.dtype), b)  # noqa: E731
+  return jax.tree.map(pick, new, old, sent)
+
+
+def moved(params: Params, update: Params, masks: Params, by: int = 1) -> Params:
+  """The params plus an update over a number, in the rows of the masks.
+
+  Args:
+    params: pytree of float arrays.
+    update: in float64: what is added, or a sum of that.
+    masks: of the rows that it is of.
+    by: how many the sum is of.
+  """
+  return where_sent(jax.tree.map(lambda a, b: a + b / by, params, update), params, masks)
 
 
 def drawn(params: Params, config: settings.Uplink, lot: Lot) -> Params:

@@ -79,6 +79,11 @@ def of_mean(strategy: Strategy) -> bool:
   return getattr(strategy, "of_mean", False)
 
 
+def of_losses(strategy: Strategy) -> bool:
+  """Whether it goes by losses that sites send, and so cannot do without them."""
+  return getattr(strategy, "of_losses", False)
+
+
 def known() -> tuple[str, ...]:
   """Names of all strategies, sorted."""
   names = (module.name for module in pkgutil.iter_modules(__path__))

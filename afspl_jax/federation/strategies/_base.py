@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afspl_jax.errors import UserError
+from afspl_jax.config import expect
 from afspl_jax.types import Params
 
 
@@ -13,6 +13,7 @@ class ServerSide:
   """A strategy whose sites minimise their own loss, and whose server by default keeps nothing."""
 
   of_mean: ClassVar[bool] = False  # the replies' mean update is all that `aggregate` uses of them
+  of_losses: ClassVar[bool] = False  # it goes by losses that sites send
 
   def client_penalty(self, params: Params, global_params: Params) -> Float[Array, ""]:
     """Zero: sites minimise their own loss."""
@@ -27,9 +28,7 @@ def require(strategy: Any, option: str, holds: bool, expected: str) -> None:
   """Refuses an option's value unless `holds`.
 
   Raises:
-    UserError: names the strategy by its file, the option, and what was expected.
+    SettingError: names the strategy by its file, the option, and what was expected.
   """
-  if not holds:
-    name = type(strategy).__module__.rpartition(".")[2]
-    value = getattr(strategy, option)
-    raise UserError(f"fed.strategy: {name}: {option}: expected {expected}; got {value!r}")
+  name = type(strategy).__module__.rpartition(".")[2]
+  expect(f"fed.strategy: {name}: {option}", getattr(strategy, option), holds, expected)

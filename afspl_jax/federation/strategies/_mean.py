@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from afspl_jax.federation.strategies import Reply
+from afspl_jax.federation.uplink import added
 from afspl_jax.types import Params
 
 
@@ -28,8 +29,7 @@ def in_order(replies: Sequence[Reply]) -> list[Reply]:
 
 def updates(params: Params, replies: Sequence[Reply]) -> Iterator[Params]:
   """What each site added to the global params, in float64; one at a time, as they are large."""
-  subtract = lambda new, old: np.subtract(new, old, dtype=np.float64)  # noqa: E731
-  return (jax.tree.map(subtract, reply.params, params) for reply in replies)
+  return (added(reply.params, params) for reply in replies)
 
 
 def weighted_mean(
@@ -84,12 +84,6 @@ def middle_mean(replies: Sequence[Reply], cut: Callable[[int], int]) -> Mean:
 
   trees = [*(reply.params for reply in replies), *(reply.masks for reply in replies)]
   return Mean(jax.tree.map(of_leaf, *trees), _sent(replies))
-
-
-def where_sent(new: Params, old: Params, sent: Params) -> Params:
-  """`new` in the dtypes of `old` in the rows that were sent, `old` to the last bit elsewhere."""
-  pick = lambda a, b, mask: np.where(mask, a.astype(b.dtype), b)  # noqa: E731
-  return jax.tree.map(pick, new, old, sent)
 
 
 def _sent(replies: Sequence[Reply]) -> Params:

@@ -15,7 +15,8 @@ import numpy as np
 
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
-from afspl_jax.federation.strategies._mean import mean_update, where_sent
+from afspl_jax.federation.strategies._mean import mean_update
+from afspl_jax.federation.uplink import where_sent
 from afspl_jax.types import Params
 
 

@@ -16,7 +16,8 @@ from jaxtyping import Float64
 
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
-from afspl_jax.federation.strategies._mean import in_order, weighted_mean, where_sent
+from afspl_jax.federation.strategies._mean import in_order, weighted_mean
+from afspl_jax.federation.uplink import where_sent
 from afspl_jax.types import Params
 
 

@@ -11,14 +11,15 @@ Sites weigh alike, whatever their size: `fed.selection = "size"` draws them as t
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
-from afspl_jax.federation.strategies._mean import in_order, updates, weighted_mean, where_sent
+from afspl_jax.federation.strategies._mean import in_order, updates, weighted_mean
+from afspl_jax.federation.uplink import where_sent
 from afspl_jax.types import Params
 
 FIRST_LOSS = "first_loss"  # a reply's metric: the local loss before any local step
@@ -30,6 +31,8 @@ _LEAST = 1e-10
 @dataclass(frozen=True)
 class QFedAvg(ServerSide):
   """Minimises the sum of the sites' F^(q+1) instead of the sum of F."""
+
+  of_losses: ClassVar[bool] = True
 
   q: float = 1.0  # fairness; 0 = the plain, unweighted average. The paper's choices: 0.001 to 5
   client_lr: float = 0.1  # 1 / L, the step of local training for which L is the right constant

@@ -13,7 +13,8 @@ from typing import Any
 
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
-from afspl_jax.federation.strategies._mean import in_order, middle_mean, where_sent
+from afspl_jax.federation.strategies._mean import in_order, middle_mean
+from afspl_jax.federation.uplink import where_sent
 from afspl_jax.types import Params
 
 
