@@ -11,6 +11,7 @@ from typing import Any
 from afspl_jax.config import Experiment
 from afspl_jax.errors import UserError
 from afspl_jax.federation import departures
+from afspl_jax.federation.noted_values import Line, is_array, said
 from afspl_jax.fields import from_dict
 from afspl_jax.forms import Form, misfit
 from afspl_jax.json_text import parse
@@ -43,6 +44,7 @@ _LINE: Form = {
   "error?": {"reason": str},
   "records?": {"*": {"bytes": int, "entries": {"*": _ENTRY}, "rows?": ([int], None)}},
 }
+_ANSWERED = ("ok", "rejected", "unused")  # by the site itself; of a failure Flower may tell
 _ABSOLUTE = r"(?<![\w/])(~?/|[A-Za-z]:\\)[\w.-]+"  # a path
 
 Found = dict[str, Any]
@@ -70,7 +72,7 @@ def audit(run: Path, client: str = "") -> Found:
       f"{run}: expected {WIRE}, which clients write as they answer; got none. Give the folder of a"
       " run in one process, or a site's own: the server of other hosts has no such record"
     )
-  by_client: dict[str, list[departures.Line]] = {}
+  by_client: dict[str, list[Line]] = {}
   for line in (line for file in files for line in _departures(file)):
     by_client.setdefault(line["client"], []).append(line)
   if client and client not in by_client:
@@ -78,14 +80,16 @@ def audit(run: Path, client: str = "") -> Found:
     raise UserError(f"--client: expected one of {known}; got {client!r}")
   by_client = {name: by_client[name] for name in sorted(by_client) if client in ("", name)}
   lines = [line for mine in by_client.values() for line in mine]
-  outside = [*_outside(lines, config), *_missing(run, config, by_client, client)]
+  outside = [*_outside(lines, config), *_missing(run, by_client, client)]
   return {
     "run": str(run),
     "files": [str(file) for file in files],
-    "settings": {
+    "settings": {  # by which the list is longer or shorter
       "fed.strategy": config.fed.strategy,
       "uplink.select": config.uplink.select,
       "privacy.dp": config.privacy.dp,
+      "privacy.clipping": config.privacy.clipping,
+      "privacy.example_clip": config.privacy.example_clip,
       "secure.aggregation": config.secure.aggregation,
     },
     "clients": [_client(name, mine) for name, mine in by_client.items()],
@@ -103,7 +107,7 @@ def _config(run: Path) -> Experiment:
     raise UserError(f"{run}: expected a run's folder with config.json; got: {error}") from error
 
 
-def _departures(file: Path) -> Iterator[departures.Line]:
+def _departures(file: Path) -> Iterator[Line]:
   """The lines of a record, each with the leaves of its structure.
 
   Raises:
@@ -123,11 +127,11 @@ def _departures(file: Path) -> Iterator[departures.Line]:
       yield line | {"leaves": leaves.get(line.get("structure", ""), [])}
 
 
-def _records(line: departures.Line) -> Mapping[str, Any]:
+def _records(line: Line) -> Mapping[str, Any]:
   return line.get("records", {})
 
 
-def _client(name: str, lines: Sequence[departures.Line]) -> Found:
+def _client(name: str, lines: Sequence[Line]) -> Found:
   trained = [line["round"] for line in lines if line["type"] == departures.TRAIN]
   arrays = [array for line in lines for array in _arrays(line)]
   return {
@@ -141,16 +145,16 @@ def _client(name: str, lines: Sequence[departures.Line]) -> Found:
   }
 
 
-def _arrays(line: departures.Line) -> Iterator[Mapping[str, Any]]:
+def _arrays(line: Line) -> Iterator[Mapping[str, Any]]:
   for record in _records(line).values():
-    yield from filter(departures.is_array, record["entries"].values())
+    yield from filter(is_array, record["entries"].values())
 
 
 def _size(array: Mapping[str, Any]) -> int:
   return math.prod(array["shape"])
 
 
-def _names(lines: Sequence[departures.Line]) -> list[Found]:
+def _names(lines: Sequence[Line]) -> list[Found]:
   """A line for every message type, record, entry and leaf; what is in something stands below it."""
   out: dict[tuple[str, ...], Found] = {}
 
@@ -170,7 +174,7 @@ def _names(lines: Sequence[departures.Line]) -> list[Found]:
     for record, held in records.items():
       add(kind, record, bytes=held["bytes"])
       for name, value in held["entries"].items():
-        if departures.is_array(value):
+        if is_array(value):
           found = add(kind, record, name, bytes=value["bytes"], numbers=_size(value))
           _keep(found, value["dtype"])
         else:
@@ -191,18 +195,18 @@ def _keep(found: Found, value: Any) -> None:
     low, high = found.get("range", (value, value))
     found["range"] = [min(low, value), max(high, value)]
     return
-  text = value if isinstance(value, str) else departures.said(value)
+  text = value if isinstance(value, str) else said(value)
   texts = found.setdefault("values", [])
   if text not in texts and len(texts) < _MOST_VALUES:
     texts.append(text)
 
 
-def _down(lines: Sequence[departures.Line]) -> Found:
+def _down(lines: Sequence[Line]) -> Found:
   names = Counter(name for line in lines for name in line["down"]["names"])
   return {"bytes": sum(line["down"]["bytes"] for line in lines), "names": dict(names)}
 
 
-def _outside(lines: Sequence[departures.Line], config: Experiment) -> list[Found]:
+def _outside(lines: Sequence[Line], config: Experiment) -> list[Found]:
   """What is not on the list, each once, with how often and where first."""
   out: dict[tuple[str, str], Found] = {}
   allowed = departures.allowed(config)
@@ -218,22 +222,21 @@ def _outside(lines: Sequence[departures.Line], config: Experiment) -> list[Found
   return list(out.values())
 
 
-def _missing(
-  run: Path, config: Experiment, by_client: Mapping[str, Sequence[departures.Line]], client: str
-) -> Iterator[Found]:
-  """Replies that the server of the same folder has had, and that nobody noted."""
-  noted = {
-    (line["round"], name, line["bytes"]) for name, mine in by_client.items() for line in mine
-  }
-  stages: Counter[tuple[int, str]] = Counter()  # of secure aggregation, which are counted as one
+def _missing(run: Path, by_client: Mapping[str, Sequence[Line]], client: str) -> Iterator[Found]:
+  """What the server of the same folder has had of a client in a round, and nobody noted.
+
+  Sums, since a round may be asked for in several messages, and again after a crash.
+  """
+  noted: Counter[tuple[int, str]] = Counter()
   for name, mine in by_client.items():
     for each in mine:
-      stages[each["round"], name] += each["bytes"] * (each["type"] != departures.HELLO)
+      noted[each["round"], name] += each["bytes"]
+  had: Counter[tuple[int, str]] = Counter()
   for line in read_clients(run):
-    had = line["status"].startswith(("ok", "rejected"))  # else Flower may have made the reply
-    where = line["round"], line["client"], line["bytes_up"]
-    fits = config.secure.aggregation and line["bytes_up"] <= stages[where[:2]]
-    if had and client in ("", line["client"]) and where not in noted and not fits:
-      why = f"the server had a reply of {line['bytes_up']:,} bytes that {WIRE} does not have"
-      first = {"round": line["round"], "client": line["client"]}
+    if line["status"].startswith(_ANSWERED) and client in ("", line["client"]):
+      had[line["round"], line["client"]] += line["bytes_up"]
+  for (round, name), size in had.items():
+    if size > (found := noted[round, name]):
+      why = f"the server had replies of {size - found:,} bytes that {WIRE} does not have"
+      first = {"round": round, "client": name}
       yield {"what": departures.TRAIN, "why": why, "messages": 1, "first": first}

@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from afspl_jax.text_table import columns, size
+
 _MOST_CLIENTS = 40  # rows; a federation may have thousands
 _WIDTH = 80  # characters of a line
 
@@ -11,16 +13,16 @@ _WIDTH = 80  # characters of a line
 def table(found: Mapping[str, Any]) -> str:
   """What `audit.audit` found, in lines of at most 80 characters for usual names."""
   clients = found["clients"]
-  messages, size = (sum(line[key] for line in clients) for key in ("messages", "bytes"))
-  what = f"{messages:,} messages, {amount(size)}, left {len(clients):,} clients"
+  messages, total = (sum(line[key] for line in clients) for key in ("messages", "bytes"))
+  what = f"{messages:,} messages, {size(total)}, left {len(clients):,} clients"
   out = [f"{found['run']}: {what}", ""]
   shown = sorted(clients, key=lambda line: -line["bytes"])[:_MOST_CLIENTS]
   shown.sort(key=lambda line: line["client"])
   rows: list[Sequence[str]] = [("client", "rounds", "messages", "errors", "floats", "bytes")]
   for line in shown:
     counts = (f"{line[key]:,}" for key in ("rounds", "messages", "errors", "numbers"))
-    rows.append((line["client"], *counts, amount(line["bytes"])))
-  out += _columns(rows)
+    rows.append((line["client"], *counts, size(line["bytes"])))
+  out += columns(rows)
   if len(shown) < len(clients):
     out.append(f"and {len(clients) - len(shown):,} that sent less: --client=NAME, or --json")
   if repeated := sum(line["repeated"] for line in clients):
@@ -29,20 +31,12 @@ def table(found: Mapping[str, Any]) -> str:
   for line in found["names"]:
     *_, name = line["where"]
     indented = "  " * (len(line["where"]) - 1) + name
-    size = amount(line["bytes"]) if "bytes" in line else ""
-    rows.append((indented, f"{line['messages']:,}", size, _content(line)))
-  out += ["", *(line[:_WIDTH] for line in _columns(rows, left_last=True))]
+    took = size(line["bytes"]) if "bytes" in line else ""
+    rows.append((indented, f"{line['messages']:,}", took, _content(line)))
+  out += ["", *(line[:_WIDTH] for line in columns(rows, left_last=True))]
   down = found["down"]
-  came = f"what came down: arrays of {amount(down['bytes'])}; {', '.join(down['names'])}"
+  came = f"what came down: arrays of {size(down['bytes'])}; {', '.join(down['names'])}"
   return "\n".join([*out, "", *_wrapped(came), "", *_verdict(found)])
-
-
-def amount(size: int) -> str:
-  """A number of bytes, such as `132.3 kB`."""
-  for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-    if size >= unit:
-      return f"{size / unit:,.1f} {name}"
-  return f"{size} B"
 
 
 def _content(line: Mapping[str, Any]) -> str:
@@ -71,15 +65,3 @@ def _verdict(found: Mapping[str, Any]) -> list[str]:
 
 def _wrapped(text: str) -> list[str]:
   return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _columns(rows: Sequence[Sequence[str]], left_last: bool = False) -> list[str]:
-  """Cells padded to the widest of their column; the first to the left, others to the right."""
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  out = []
-  for row in rows:
-    cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
-    if left_last:
-      cells[-1] = row[-1]
-    out.append("  ".join(cells).rstrip())
-  return out

@@ -10,7 +10,6 @@ maps the whole loss over examples, takes 1.7 times as long and six times the mem
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from afspl_jax.captioner import Captioner, prefix
 from afspl_jax.config import Optim, Privacy
+from afspl_jax.privacy.noise import grid
 from afspl_jax.row_loss import RowLoss
 from afspl_jax.step import (
   Penalty,
@@ -40,8 +40,6 @@ _FLOATS = 2**24  # of examples' gradients that are held at a time
 
 # Float32 rounds norms and sums, so examples are held to a bound this much below the stated one.
 _MARGIN = 1e-5
-
-_GRID = 10  # binary digits of the noise's standard deviation that a noisy sum keeps
 
 
 class Secret(NamedTuple):
@@ -193,11 +191,8 @@ def _rows_at_once(rows: int, floats: int, devices: int) -> int:
 
 
 def _noisy(total: Array, noise: Array, std: float) -> Array:
-  """The noisy sum, without the low digits that would tell what the noise was added to.
-
-  Mironov 2012, "On Significance of the Least Significant Bits for Differential Privacy".
-  """
+  """The noisy sum, without the low digits that would tell what the noise was added to."""
   if not std:
     return total + noise
-  grid = 2.0 ** (math.floor(math.log2(std)) - _GRID)
-  return jnp.round((total + noise) / grid) * grid
+  step = grid(std)
+  return jnp.round((total + noise) / step) * step

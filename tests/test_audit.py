@@ -44,7 +44,8 @@ def test_it_is_told_in_80_columns(rich, capsys):
   assert status == 0 and max(map(len, lines[1:])) <= 80
   assert f"{len(rich.replies)} messages, 159.0 kB, left 8 clients" in lines[0]
   assert "pool/prompts 12 4.6 kB 1,152 floats, 50% of rows" in [" ".join(x.split()) for x in lines]
-  assert " ".join(lines[-2:]).startswith("all of it is on the closed list for fed.strategy=fedavg,")
+  ends = " ".join(out.split()).partition("all of it is on the closed list for ")[2]
+  assert ends.startswith("fed.strategy=fedavg,") and ends.endswith("secure.aggregation=False")
 
 
 def test_one_client_can_be_asked_for(rich, capsys):
@@ -69,6 +70,18 @@ def test_a_reply_that_the_server_had_and_nobody_noted_is_missed(rich, tmp_path, 
   (tmp_path / WIRE).write_text("".join(lines[:-1]))
   status, out = audit(tmp_path, capsys)
   assert status == 1 and "that wire.jsonl does not have" in " ".join(out.split())
+
+
+def test_a_reply_of_an_attempt_that_failed_counts_too(rich, tmp_path, capsys):
+  for name in ("config.json", WIRE):
+    shutil.copy(rich.path / name, tmp_path)
+  line = rich.lines("clients.jsonl")[-1]
+  again = line | {"status": "unused: this attempt at the round failed"}
+  lines = [*rich.lines("clients.jsonl"), again]
+  (tmp_path / "clients.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+  status, out = audit(tmp_path, capsys)
+  said = f"replies of {line['bytes_up']:,} bytes that wire.jsonl does not have"
+  assert status == 1 and said in " ".join(out.split())
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", '{"round": 1}', "no"])
@@ -210,6 +223,14 @@ def test_with_privacy_what_else_leaves_would_be_a_leak(rich, tmp_path, capsys):
   metrics = {f"train  metrics  {name}" for name in rich.replies[-1].content["metrics"]}
   assert status == 1 and told.keys() == metrics
   assert "expected the number 1; got " in told["train  metrics  num-examples"]
+
+
+def test_with_dp_sgd_all_metrics_but_the_weight_would_be_leaks(rich, tmp_path, capsys):
+  noted(rich, tmp_path, {}, example_clip=0.5)
+  status, out = audit(tmp_path, capsys, "--json")
+  told = {line["what"] for line in json.loads(out)["outside"]}
+  metrics = {f"train  metrics  {name}" for name in rich.replies[-1].content["metrics"]}
+  assert status == 1 and told == metrics - {"train  metrics  num-examples"}
 
 
 def test_with_privacy_an_update_and_whether_it_was_within_bounds_leave(rich, tmp_path, capsys):

@@ -7,35 +7,19 @@ import numpy as np
 import pytest
 
 from afspl_jax.captioner import mean_state
-from afspl_jax.config import Optim
 from afspl_jax.losses import contrastive, token_cross_entropy
 from afspl_jax.prompts.pool import balance_loss
 from afspl_jax.step import make_local_training, make_optimizer, make_schedule, replicate
+from tests.cohorts import assert_close, make_optim, of, pull
 from tests.conftest import make_batch, make_model
 
 CLIENTS, STEPS = 5, 4  # 5 * 8 rows: more than one chunk of a CPU's
-OPTIM = Optim(
-  batch_size=8,
-  local_steps=STEPS,
-  prompt_lr=3e-2,
-  local_lr=3e-2,
-  mapper_lr=3e-3,
-  label_smoothing=0.1,
-  balance=0.1,
-  contrast=0.5,
-  contrast_warmup=2.0,
-)
+OPTIM = make_optim(local_steps=STEPS, balance=0.1, contrast=0.5, contrast_warmup=2.0)
 
 
 @pytest.fixture(scope="module")
 def with_contrast():
   return make_model(contrast=True)
-
-
-def pull(params, global_params):
-  """A penalty that is not zero where training starts."""
-  leaves = zip(jax.tree.leaves(params), jax.tree.leaves(global_params), strict=True)
-  return 1e-3 * sum(jnp.sum(jnp.square(a - 0.9 * b)) for a, b in leaves)
 
 
 def starts(model):
@@ -44,10 +28,6 @@ def starts(model):
   prompt = rng.normal(size=(CLIENTS, *model.params["local"]["prompt"].shape)).astype(np.float32)
   stacked = jax.tree.map(lambda x: np.stack([x] * CLIENTS), model.params)
   return stacked | {"local": stacked["local"] | {"prompt": prompt}}
-
-
-def of(tree, client, axis=0):
-  return jax.tree.map(lambda x: np.take(np.asarray(x), client, axis=axis), tree)
 
 
 @functools.cache  # a program takes seconds to compile
@@ -87,15 +67,6 @@ def train_one(model, params, batches):
     params = jax.tree.map(lambda p, u, i=i: p + schedule(2 + i) * u, params, updates)
     losses.append(loss)
   return params, losses
-
-
-def assert_close(one, other):
-  """By leaf, not entry: Adam moves an entry of almost no gradient by its rounding."""
-  for (path, a), b in zip(
-    jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
-  ):
-    error = np.linalg.norm(np.asarray(a) - np.asarray(b))
-    assert error <= 1e-6 * max(1.0, float(np.linalg.norm(b))), jax.tree_util.keystr(path)
 
 
 def assert_same_bits(one, other):

@@ -8,25 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from afspl_jax.config import Optim
 from afspl_jax.losses import token_cross_entropy
 from afspl_jax.prompts.local import LOCAL, join, split
 from afspl_jax.prompts.pool import balance_loss
 from afspl_jax.step import make_local_training, make_optimizer, make_schedule, replicate
+from tests.cohorts import assert_close, make_optim, of
 from tests.conftest import make_batch
 
 CLIENTS, STEPS, FIRST = 3, 4, 2
 GRADIENTS = 5e-6  # tolerance: those of params that are equal to 1e-6
-OPTIM = Optim(
-  batch_size=8,
-  local_steps=STEPS,
-  prompt_lr=3e-2,
-  local_lr=3e-2,
-  mapper_lr=3e-3,
-  label_smoothing=0.1,
-  balance=0.1,
-  clip_norm=1.0,
-)
+OPTIM = make_optim(local_steps=STEPS, balance=0.1, clip_norm=1.0)
 
 
 def no_penalty(params, global_params):
@@ -71,10 +62,6 @@ def train(model, program, one_device):
   return run
 
 
-def of(tree, client, axis=0):
-  return jax.tree.map(lambda x: np.take(np.asarray(x), client, axis=axis), tree)
-
-
 @functools.cache
 def gradient(captioner):
   def loss_fn(params, frozen, batch):
@@ -104,15 +91,6 @@ def by_hand(model, params, batches, correction):
 
 def mean(trees):
   return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
-
-
-def assert_close(one, other, tolerance=1e-6):
-  """By leaf, not entry: Adam moves an entry of almost no gradient by its rounding."""
-  for (path, a), b in zip(
-    jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
-  ):
-    error = np.linalg.norm(np.asarray(a) - np.asarray(b))
-    assert error <= tolerance * max(1.0, float(np.linalg.norm(b))), jax.tree_util.keystr(path)
 
 
 def test_steps_are_corrected_before_clipping_and_the_mean_is_of_gradients_that_are_not(

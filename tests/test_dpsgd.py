@@ -10,25 +10,17 @@ import pytest
 
 from afspl_jax.captioner import prefix
 from afspl_jax.config import Optim, Privacy
-from afspl_jax.dpsgd import Secret, clipped_sums, make_private_training
+from afspl_jax.dpsgd import Secret, _noisy, clipped_sums, make_private_training
 from afspl_jax.errors import UserError
 from afspl_jax.losses import token_cross_entropy
 from afspl_jax.privacy.noise import gaussian
 from afspl_jax.step import make_optimizer, make_schedule, replicate
 from benchmarks.attacks import success
+from tests.cohorts import assert_close, make_optim, of, pull
 from tests.conftest import make_batch
-from tests.test_cohort import of, pull
 
 CLIENTS, STEPS, ROWS = 3, 2, 16
-OPTIM = Optim(
-  batch_size=8,
-  local_steps=STEPS,
-  prompt_lr=3e-2,
-  local_lr=3e-2,
-  mapper_lr=3e-3,
-  label_smoothing=0.1,
-  balance=0.0,
-)
+OPTIM = make_optim(local_steps=STEPS, balance=0.0)
 CLIP, NOISE = 0.5, 2.0
 
 
@@ -91,14 +83,6 @@ def pull_of(model):
 
 def distance(one, other):
   return float(optax.tree.norm(jax.tree.map(lambda a, b: np.asarray(a) - b, one, other)))
-
-
-def assert_close(one, other, rate=1e-5):
-  for (path, a), b in zip(
-    jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
-  ):
-    error = np.linalg.norm(np.asarray(a) - np.asarray(b))
-    assert error <= rate * max(1.0, float(np.linalg.norm(b))), jax.tree_util.keystr(path)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +150,7 @@ def test_gradients_do_not_depend_on_how_many_are_held_at_a_time_or_on_devices(
   jaxpr = jax.make_jaxpr(few_at_a_time)(*one)
   (scan,) = [each for each in jaxpr.eqns if each.primitive.name == "scan"]
   assert scan.params["length"] == 2
-  assert_close(of(jax.jit(few_at_a_time)(*one), 0), whole)
+  assert_close(of(jax.jit(few_at_a_time)(*one), 0), whole, 1e-5)
 
 
 def test_a_step_is_one_of_the_mean_of_bounded_gradients_under_noise(model, gradient, one_device):
@@ -198,7 +182,7 @@ def test_a_cohort_trains_as_each_of_its_clients_would_alone(model, one_device):
     copies = [client] * CLIENTS  # in place of the others: one program does for both
     mine = of((batches, noise), copies, 1)
     alone, _ = train(model, one_device, *mine, expected[copies])
-    assert_close(of(alone, 0), of(together, client))
+    assert_close(of(alone, 0), of(together, client), 1e-5)
 
 
 def test_rows_that_fill_up_a_batch_and_examples_that_are_not_finite_add_nothing(model, one_device):
@@ -265,8 +249,6 @@ def test_whose_examples_were_learnt_is_told_without_noise_and_hardly_with_it(mod
 
 
 def test_what_is_released_lies_on_a_grid_that_the_noise_alone_gives():
-  from afspl_jax.dpsgd import _noisy
-
   rng = np.random.default_rng(0)
   total, std = rng.normal(size=1000).astype(np.float32), 0.7
   found = np.asarray(_noisy(jnp.asarray(total), jnp.asarray(rng.normal(size=1000) * std), std))

@@ -63,7 +63,7 @@ class CohortTrainer(Trainer, Protocol):
 
 @runtime_checkable
 class Guard(Protocol):
-  """Bounds what leaves a client (private.py)."""
+  """Bounds what leaves a client (guard.py)."""
 
   def bound(self, given: Any) -> float:
     """The bound of a round's update, from what the server said of it; ValueError if it may not."""
@@ -186,8 +186,8 @@ def make_client_app(
         " Run the same version, config and backbones on both"
       )
     client = _client(context)
-    hidden = guard or masks  # of which the one has clients weigh alike
-    examples = 1 if hidden else trainer.num_examples(client)
+    # A guard has clients weigh alike, and masks hide the weight in the sum.
+    examples = 1 if guard or masks else trainer.num_examples(client)
     answer = ConfigRecord({wire.SITE: trainer.site(client), wire.NUM_EXAMPLES: examples})
     return Message(RecordDict({wire.CONFIG: answer}), reply_to=message)
 

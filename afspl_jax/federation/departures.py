@@ -5,18 +5,14 @@ it is and why it leaves. `afspl audit` holds a run's record of departures (wire_
 it, `tests/federation/test_privacy.py` what really travelled, and docs/audit.md shows it.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from afspl_jax.config import Experiment
-
-Line = Mapping[str, Any]  # of wire.jsonl
+from afspl_jax.federation.noted_values import FORMS, Line, said
 
 HELLO, TRAIN = "query.hello", "train"
 FLAT = "flat"  # the array of a record in which leaves are packed
-_NPY = 128  # bytes of the header before an array's numbers
 
 # Errors whose text may leave: it is made of what the server sent and of agreed settings, or is
 # ours to the letter. Of all others the server learns the kind.
@@ -39,21 +35,28 @@ class Entry:
   message: str  # type of the messages that it is in
   record: str  # of the message
   name: str  # in the record; "{i}" stands for the number of a prompt in the pool
-  form: str  # one of FORMS
+  form: str  # how its value looks, by its name in FORMS
   content: str  # what it says of the client
   purpose: str  # why it leaves
   where: Callable[[Experiment], bool] = lambda config: True
   only: str = ""  # `where`, in words
 
 
-_OPEN, _PRIVATE = "neither privacy nor secure aggregation", "privacy or secure aggregation"
+_OPEN = "neither privacy.dp nor secure.aggregation"
+_PRIVATE = "privacy.dp or secure.aggregation"
 _SECURE = "secure.aggregation"
+_TOLD = "no privacy.dp, privacy.example_clip or secure.aggregation"
 _FINITE = "mean over the round's finite local steps"
 
 
 def _open(config: Experiment) -> bool:
-  """Whether the server sees each client's own update and metrics."""
+  """Whether the server sees each client's own update, as it came out of local training."""
   return config.privacy.dp == "none" and not config.secure.aggregation
+
+
+def _told(config: Experiment) -> bool:
+  """Whether metrics of local training leave, which are of the examples, without noise."""
+  return _open(config) and not config.privacy.example_clip
 
 
 def _private(config: Experiment) -> bool:
@@ -77,7 +80,7 @@ def _weight(message: str, record: str, purpose: str, where, only: str) -> tuple[
 
 
 def _metric(name: str, content: str, purpose: str = "a curve of the run") -> Entry:
-  return Entry(TRAIN, "metrics", name, "number", content, purpose, _open, _OPEN)
+  return Entry(TRAIN, "metrics", name, "number", content, purpose, _told, _TOLD)
 
 
 ENTRIES = (
@@ -91,7 +94,7 @@ ENTRIES = (
     "rows of the shared leaves after local training",
     "what is learned together",
     lambda config: not config.secure.aggregation,
-    "no secure aggregation",
+    "no secure.aggregation",
   ),
   Entry(
     TRAIN,
@@ -101,7 +104,7 @@ ENTRIES = (
     "a bit for each row: whether it was sent",
     "a sparse uplink",
     lambda config: not config.secure.aggregation and config.uplink.select != "dense",
-    "no secure aggregation; not uplink.select=dense",
+    "no secure.aggregation; not uplink.select=dense",
   ),
   Entry(
     TRAIN,
@@ -126,7 +129,7 @@ ENTRIES = (
     "metrics",
     "its weight in the average",
     lambda config: _private(config) and not _secure(config),
-    "privacy; no secure aggregation",
+    "privacy.dp; no secure.aggregation",
   ),
   _metric("loss", f"training loss, {_FINITE}", "a curve; fed.selection=power_of_choice"),
   _metric("first_loss", "training loss of the first local batch", "fed.strategy=qfedavg"),
@@ -169,7 +172,7 @@ ENTRIES = (
     lambda config: (
       config.privacy.dp != "none" and config.privacy.clipping == "adaptive" and not _secure(config)
     ),
-    "privacy.clipping=adaptive; no secure aggregation",
+    "privacy.dp, privacy.clipping=adaptive; no secure.aggregation",
   ),
 )
 
@@ -206,86 +209,11 @@ def outside(line: Line, entries: Mapping[tuple[str, str, str], Entry]) -> Iterat
       place, entry = f"{kind}  {record}  {name}", entries.get((kind, record, name))
       if entry is None:
         yield place, f"not on the list: {said(value)}"
-      elif not FORMS[entry.form](value, line, record):
-        yield place, f"expected {WORDS[entry.form]}; got {said(value)}"
+      elif not (form := FORMS[entry.form]).fits(value, line, record):
+        yield place, f"expected {form.words}; got {said(value)}"
     for leaf, sent in zip(line.get("leaves", ()), held.get("rows") or (), strict=False):
       if sent and leaf["name"].split("/")[0] not in LEAVES:
         yield f"{kind}  {record}  {leaf['name']}", "a leaf that is not on the list"
-
-
-def said(value: Any) -> str:
-  """A recorded value for people, in a few words."""
-  if is_array(value):
-    return f"{value['bytes']:,} bytes of {value['dtype']}, shape {tuple(value['shape'])}"
-  if isinstance(value, dict) and "list" in value:
-    return f"a list of {value['list']} {value['of']}"
-  if isinstance(value, dict) and "text" in value:
-    return f"a text of {value['length']} characters: {value['text']!r}..."
-  if isinstance(value, dict):
-    return ", ".join(f"{name} {part}" for name, part in value.items())
-  return repr(value)
-
-
-def _floats(value: Any, line: Line, record: str) -> bool:
-  """Whether all of an array is rows of known leaves."""
-  rows = line["records"][record].get("rows")
-  leaves = line.get("leaves", ())
-  if not is_array(value) or rows is None or len(rows) != len(leaves):
-    return False
-  sent = sum(leaf["width"] * number for leaf, number in zip(leaves, rows, strict=True))
-  return _is_flat(value, "float32", 4, sent)
-
-
-def _rows(value: Any, line: Line, record: str) -> bool:
-  bits = sum(leaf["rows"] for leaf in line.get("leaves", ()))
-  return is_array(value) and _is_flat(value, "uint8", 1, -(-bits // 8))
-
-
-def _masked(value: Any, line: Line, record: str) -> bool:
-  """Whether an array can be words of up to 8 bytes: the leaves' numbers, a weight and a count."""
-  if not is_array(value):
-    return False
-  words = sum(leaf["width"] * leaf["rows"] for leaf in line.get("leaves", ())) + 2
-  size = value["bytes"] - _NPY
-  return 0 < size <= 8 * words and _is_flat(value, "uint8", 1, size)
-
-
-def _is_flat(value: Mapping[str, Any], dtype: str, width: int, size: int) -> bool:
-  """Whether an array is what it should be to the last byte; `width` is of a number, in bytes."""
-  found = value["dtype"], value["shape"], value["bytes"]
-  return found == (dtype, [size], _NPY + width * size)
-
-
-def is_array(value: Any) -> bool:
-  """Whether a recorded value is what is noted of an array."""
-  return isinstance(value, dict) and "shape" in value
-
-
-# How a value must look, told by (value, line, record); in words, for who reads that it does not.
-FORMS: dict[str, Callable[[Any, Line, str], bool]] = {
-  "number": lambda value, line, record: type(value) in (int, float),
-  "count": lambda value, line, record: type(value) is int and value > 0,
-  "one": lambda value, line, record: type(value) is int and value == 1,
-  "site": lambda value, line, record: value == line["client"],
-  "structure": lambda value, line, record: (
-    value == line.get("structure") and re.fullmatch(r"[0-9a-f]{16}", value) is not None
-  ),
-  "floats": _floats,
-  "rows": _rows,
-  "masked": _masked,
-  "bytes": lambda value, line, record: isinstance(value, dict) and set(value) == {"bytes"},
-}
-WORDS = {
-  "number": "one number",
-  "count": "one positive integer",
-  "one": "the number 1",
-  "site": "the site's name",
-  "structure": "the hash of the shared leaves' structure",
-  "floats": "float32 numbers that are all rows of the shared leaves",
-  "rows": "as many bits as the shared leaves have rows",
-  "masked": "no more bytes than masked numbers of the shared leaves and two more take",
-  "bytes": "bytes of keys or shares",
-}
 
 
 def markdown() -> str:
@@ -293,7 +221,7 @@ def markdown() -> str:
   rows = ["| message | record | name | form | content | purpose | only with |"]
   rows += ["| --- " * 7 + "|"]
   for entry in ENTRIES:
-    cells = (f"`{entry.message}`", entry.record, f"`{entry.name}`", WORDS[entry.form])
+    cells = (f"`{entry.message}`", entry.record, f"`{entry.name}`", FORMS[entry.form].words)
     rows.append(f"| {' | '.join((*cells, entry.content, entry.purpose, entry.only))} |")
   rows += ["", "| leaves | content |", "| --- | --- |"]
   rows += [f"| `{name}` | {content} |" for name, content in LEAVES.items()]

@@ -1,12 +1,10 @@
 """Settings of privacy: which of them make a promise that holds, and how much noise they ask for."""
 
 import math
-from typing import Any
 
 import numpy as np
 
-from afspl_jax.config import Experiment, Privacy, choice
-from afspl_jax.errors import UserError
+from afspl_jax.config import Experiment, Privacy, choice, expect
 from afspl_jax.federation import strategies, uplink
 from afspl_jax.federation.selection import POISSON
 from afspl_jax.privacy import accounting
@@ -40,10 +38,10 @@ def check(config: Experiment) -> None:
     "delta": (0 < privacy.delta <= most / 2, f"well below 1 / data.num_clients, {most:g}"),
   }
   for name, (holds, expected) in ranges.items():
-    _expect(f"privacy.{name}", getattr(privacy, name), holds, expected)
+    expect(f"privacy.{name}", getattr(privacy, name), holds, expected)
   if privacy.dp == "none":
     repeats = config.fed.selection != POISSON
-    _expect("fed.selection", POISSON, repeats, "another with privacy.dp=none: coins do not repeat")
+    expect("fed.selection", POISSON, repeats, "another with privacy.dp=none: coins do not repeat")
   else:
     _check_promise(config)
 
@@ -51,40 +49,42 @@ def check(config: Experiment) -> None:
 def _check_promise(config: Experiment) -> None:
   privacy, fed = config.privacy, config.fed
   pays = privacy.noise > 0 or privacy.epsilon > 0
-  _expect("privacy.noise", privacy.noise, pays, "a number above 0, or privacy.epsilon to pay with")
+  expect("privacy.noise", privacy.noise, pays, "a number above 0, or privacy.epsilon to pay with")
   rows, strategy = config.uplink.select, strategies.get(fed.strategy, clients(config))
-  _expect(
+  expect(
     "uplink.select",
     rows,
     rows in uplink.SAME_ROWS,
     f"{' or '.join(uplink.SAME_ROWS)} with privacy.dp, as a choice by energy tells of the data",
   )
-  _expect("fed.share", fed.share, fed.share == "all", "all with privacy.dp")
-  _expect(
+  expect("fed.share", fed.share, fed.share == "all", "all with privacy.dp")
+  expect(
     "fed.strategy",
     fed.strategy,
     strategies.of_mean(strategy),
     "one that needs nothing of the updates but their mean with privacy.dp",
   )
   everyone = fed.selection == "uniform" and fed.clients_per_round == clients(config)
-  _expect(
+  expect(
     "fed.selection",
     fed.selection,
     everyone or fed.selection in (POISSON, "round_robin"),
     "poisson or round_robin, or uniform of all clients, with privacy.dp: the others go by what is"
     " private, or cannot be counted ahead",
   )
+  expect(
+    "fed.min_replies",
+    fed.min_replies,
+    fed.min_replies == 1 or fed.selection != POISSON,
+    "1 with poisson: rounds in which coins draw few would fail, and who took part in the others"
+    " be no secret coin's any more",
+  )
   if privacy.dp == "local":
-    _expect("privacy.clipping", privacy.clipping, privacy.clipping == "fixed", "fixed with local")
+    expect("privacy.clipping", privacy.clipping, privacy.clipping == "fixed", "fixed with local")
     hidden = fed.selection == POISSON
-    _expect(
+    expect(
       "fed.selection", POISSON, not hidden, "another with local: the server sees who takes part"
     )
-
-
-def _expect(name: str, value: Any, holds: bool, expected: str) -> None:
-  if not holds:
-    raise UserError(f"{name}: expected {expected}; got {value!r}")
 
 
 def clients(config: Experiment) -> int:

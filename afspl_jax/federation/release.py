@@ -33,7 +33,7 @@ from afspl_jax.privacy import accounting
 from afspl_jax.privacy.accounting import Mechanism
 from afspl_jax.privacy.clipping import clip
 from afspl_jax.privacy.ledger import Ledger
-from afspl_jax.privacy.noise import gaussian, noisy
+from afspl_jax.privacy.noise import noisy
 from afspl_jax.types import Params
 
 
@@ -132,18 +132,15 @@ class Release:
       self._ledger.charge(sites if self._mechanism.probability == 1 else ())
       noise = self.noise
       if self._adaptive:
-        counted = total.within - total.clients / 2  # each client counts as 1/2 or -1/2
-        counted += float(gaussian((), self._adaptive.count_noise(noise)))
+        counted = np.float64(total.within - total.clients / 2)  # each client: 1/2 or -1/2
+        released = float(noisy(counted, self._adaptive.count_noise(noise)))
         noise = self._adaptive.update_noise(noise)
-        share = counted / self._clients + 0.5
+        share = released / self._clients + 0.5
         told[WITHIN] = share
         kept["clip"] = np.float64(self._adaptive.next(bound, share))
       total = total._replace(update=noisy(total.update, noise * bound))
     rows = uplink.drawn(params, self._config.uplink, (self._config.seed, round))
-    add = lambda old, sum_, mask: np.where(  # noqa: E731
-      mask, (old + sum_ / self._clients).astype(old.dtype), old
-    )
-    mean = jax.tree.map(add, params, total.update, rows)
+    mean = uplink.moved(params, total.update, rows, self._clients)
     told["epsilon"] = self._epsilon((), 0)
     return [Reply("all", mean, rows, 1, {})], told, kept
 
@@ -164,8 +161,7 @@ def total_of(params: Params, replies: Sequence[Reply], bound: float) -> Total:
   """The sum of the updates, each bounded here whatever its client did."""
   total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
   for reply in replies:
-    subtract = lambda new, old: np.subtract(new, old, dtype=np.float64)  # noqa: E731
-    update, _ = clip(jax.tree.map(subtract, reply.params, params), bound)
+    update, _ = clip(uplink.added(reply.params, params), bound)
     total = jax.tree.map(np.add, total, update)
   within = sum(reply.metrics.get(WITHIN, 0.0) for reply in replies)
   return Total(total, within, len(replies))

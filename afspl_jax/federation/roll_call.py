@@ -60,6 +60,9 @@ class RollCall:
     self._sites, self._fed, self._seed, self._say = sites, fed, seed, say
     self._expected = num_sites  # until they were there once, or were waited for in vain
     self._probability = fed.clients_per_round / num_sites  # of a site, where coins are tossed
+    # Of the coins. One for all attempts: a round that failed for what its draw was is not to be
+    # drawn again until it pleases, or the draw is another than the one that epsilon is of.
+    self._key = secrets.randbits(256)
     self._reported = {
       line["client"]: Candidate(line["num_examples"], line["loss"])
       for line in lines
@@ -79,10 +82,9 @@ class RollCall:
     present = self._gather(late)
     due = self.exchange.due()
     free = {name: site for name, site in present.items() if name not in due}
-    key = secrets.randbits(256)
-    picked = self._select(free, round, key)
+    picked = self._select(free, round)
     absent = {}
-    for name in self._select(self._sites.known, round, key):
+    for name in self._select(self._sites.known, round):
       if name not in present:
         absent[name] = "failed: not connected"
       elif name in due:
@@ -93,9 +95,9 @@ class RollCall:
     """Remembers what a site reported, for selections to come."""
     self._reported[reply.site] = Candidate(reply.num_examples, reply.metrics.get("loss"))
 
-  def _select(self, sites: dict[str, Site], round: int, key: int) -> Sequence[str]:
+  def _select(self, sites: dict[str, Site], round: int) -> Sequence[str]:
     if self._fed.selection == POISSON:
-      return coins(sites, self._probability, key, round)
+      return coins(sites, self._probability, self._key, round)
     candidates = {
       name: self._reported.get(name, Candidate(site.num_examples, None))
       for name, site in sites.items()

@@ -5,6 +5,7 @@ examples are drawn and noise is made from the operating system's randomness, and
 How many examples a client has is taken as known to all; which batch an example is in is not.
 """
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from afspl_jax.config import Experiment
+from afspl_jax.config import Experiment, expect
 from afspl_jax.data.batches import Split
 from afspl_jax.dpsgd import Secret
 from afspl_jax.errors import UserError
-from afspl_jax.federation.strategies import Controlled, Strategy
+from afspl_jax.federation import strategies
 from afspl_jax.privacy import accounting
 from afspl_jax.privacy.accounting import Mechanism
 from afspl_jax.privacy.ledger import Ledger
@@ -29,36 +30,36 @@ from afspl_jax.types import Batch, Params
 LEDGER = "examples.json"  # in the folder of the clients' states: the rounds that each trained
 
 
-def check(config: Experiment, strategy: Strategy) -> None:
+def check(config: Experiment, strategy: strategies.Strategy) -> None:
   """Refuses what would tell of an example past the noise.
 
   Raises:
     UserError: naming the field, what it may be, and what it is.
   """
   privacy, optim = config.privacy, config.optim
-  if not 0 <= privacy.example_clip < np.inf:
-    raise UserError(f"privacy.example_clip: expected 0 or more; got {privacy.example_clip}")
-  if not privacy.example_clip:
+  clip, noise = privacy.example_clip, privacy.example_noise
+  expect("privacy.example_clip", clip, 0 <= clip < math.inf, "0 or more")
+  if not clip:
     return
+  with_it = "with privacy.example_clip, since"
   for name, value, holds, expected in (
-    ("privacy.example_noise", privacy.example_noise, 0 < privacy.example_noise < np.inf, "above 0"),
-    ("optim.balance", optim.balance, not optim.balance, "0, since the pool's load is of many"),
-    ("optim.contrast", optim.contrast, not optim.contrast, "0, since it compares examples"),
+    ("privacy.example_noise", noise, 0 < noise < math.inf, f"above 0 {with_it} it is its promise"),
+    ("optim.balance", optim.balance, not optim.balance, f"0 {with_it} the pool's load is of many"),
+    ("optim.contrast", optim.contrast, not optim.contrast, f"0 {with_it} it compares examples"),
     (
       "fed.strategy",
       config.fed.strategy,
-      not isinstance(strategy, Controlled) and not config.fed.strategy.startswith("qfedavg"),
-      "one without controls and losses, which are sent as they are",
+      not (isinstance(strategy, strategies.Controlled) or strategies.of_losses(strategy)),
+      f"one without controls and losses {with_it} these are sent as they are",
     ),
     (
       "fed.selection",
       config.fed.selection,
       config.fed.selection != "power_of_choice",
-      "another, since losses are not sent",
+      f"another {with_it} losses are not sent",
     ),
   ):
-    if not holds:
-      raise UserError(f"{name}: with privacy.example_clip expected {expected}; got {value!r}")
+    expect(name, value, holds, expected)
 
 
 class SecretBatches:

@@ -27,9 +27,7 @@ class Mechanism(NamedTuple):
   """A release of a noisy sum in which one client's part is bounded."""
 
   noise: float  # standard deviation over the most that a client moves the sum, in the L2 norm
-  probability: float = (
-    1.0  # with which a client takes part by a secret coin; 1: it is known who did
-  )
+  probability: float = 1.0  # of a client, by a secret coin; 1: it is known who takes part
 
 
 def epsilon(mechanism: Mechanism, times: int, delta: float, method: str = "pld") -> float:

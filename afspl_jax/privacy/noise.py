@@ -16,7 +16,7 @@ from scipy.special import ndtri
 
 from afspl_jax.types import Params
 
-_GRID = 10  # binary digits of the standard deviation that `snapped` keeps
+_DIGITS = 10  # binary ones of the standard deviation that stay
 
 
 def gaussian(shape: tuple[int, ...], std: float) -> Float64[np.ndarray, "..."]:
@@ -36,18 +36,29 @@ def gaussian(shape: tuple[int, ...], std: float) -> Float64[np.ndarray, "..."]:
   return np.asarray(std * ndtri(uniform).reshape(shape))
 
 
-def snapped(values: Float64[np.ndarray, "..."], std: float) -> Float64[np.ndarray, "..."]:
-  """Noisy values, rounded to a grid of at most a thousandth of the noise's standard deviation.
+def grid(std: float) -> float:
+  """The step of the grid that noisy values are rounded to: a power of two, at most std / 1000.
 
   Floating-point noise has gaps, by which a number's low digits tell what it was added to (Mironov
   2012, "On Significance of the Least Significant Bits for Differential Privacy"). On the grid they
-  are gone; what `gaussian` lacks of the true distribution moves a number to another point of it
-  with a probability below 2**-38. The rounding adds a ten-millionth to the variance.
+  are gone.
+
+  Args:
+    std: of the noise, above 0.
+  """
+  return 2.0 ** (math.floor(math.log2(std)) - _DIGITS)
+
+
+def snapped(values: Float64[np.ndarray, "..."], std: float) -> Float64[np.ndarray, "..."]:
+  """Noisy values, rounded to the noise's grid; as they are for 0.
+
+  What `gaussian` lacks of the true distribution moves a number to another point of the grid with a
+  probability below 2**-38. The rounding adds a ten-millionth to the variance.
   """
   if not std:
     return values
-  grid = 2.0 ** (math.floor(math.log2(std)) - _GRID)
-  return np.asarray(np.round(values / grid) * grid)
+  step = grid(std)
+  return np.asarray(np.round(values / step) * step)
 
 
 def noisy(values: Params, std: float) -> Params:

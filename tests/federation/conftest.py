@@ -1,4 +1,4 @@
-"""A federation of least squares, in a folder of its own."""
+"""A federation of least squares, in a folder of its own, and a ledger."""
 
 import pytest
 from least_squares import CLIENTS, evaluate, init_params
@@ -6,7 +6,9 @@ from least_squares import CLIENTS, evaluate, init_params
 from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.config import Fed
 from afspl_jax.federation import strategies
+from afspl_jax.federation.private import LEDGER
 from afspl_jax.federation.rounds import Plan
+from afspl_jax.privacy.ledger import Ledger
 from afspl_jax.run_folder import RunFolder
 
 
@@ -31,3 +33,8 @@ def plan(tmp_path):
   yield make
   for folder in opened:
     folder.close()
+
+
+@pytest.fixture
+def ledger(tmp_path):
+  return Ledger(tmp_path / LEDGER)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from afspl_jax.config import Experiment
-from afspl_jax.federation import client, departures, private, wire
+from afspl_jax.federation import client, departures, noted_values, private, wire
 from afspl_jax.federation.secure import party
 from afspl_jax.fields import changed
 
@@ -23,8 +23,8 @@ def test_the_docs_show_the_list():
 
 def test_every_entry_has_a_form_a_content_and_a_purpose():
   for entry in departures.ENTRIES:
-    assert entry.form in departures.FORMS and entry.content and entry.purpose
-  assert departures.FORMS.keys() == departures.WORDS.keys()
+    assert entry.form in noted_values.FORMS and entry.content and entry.purpose
+  assert {entry.form for entry in departures.ENTRIES} == noted_values.FORMS.keys()
 
 
 def test_names_are_those_of_the_code():
@@ -59,6 +59,7 @@ SECURE = {
       {"privacy__dp": "central", "privacy__clipping": "adaptive"},
       HELLO | WEIGHT | PLAIN | {"train metrics within_clip"},
     ),
+    ({"privacy__example_clip": 0.5}, HELLO | WEIGHT | PLAIN),
     ({"secure__aggregation": True, "privacy__dp": "central"}, HELLO | SECURE),
     ({"secure__aggregation": True, "privacy__clipping": "adaptive"}, HELLO | SECURE),
   ],

@@ -36,7 +36,7 @@ def test_a_full_disk_is_said_and_a_freed_one_is_gone_on_with(tmp_path, room, wha
   small.mkdir()
   large.mkdir()
   if not own_disk(small):
-    pytest.skip("needs `unshare -rm`")
+    pytest.skip("needs Linux, where a user may `unshare -rm` and mount a tmpfs")
   program = f"'{sys.executable}' '{HERE / 'full_disk.py'}' '{small}' '{large}' {room}"
   done = subprocess.run(
     ["unshare", "-rm", "sh", "-c", f"{MOUNT} '{small}' && {program}"],

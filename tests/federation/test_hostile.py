@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from least_squares import LeastSquares, assert_same_bits, init_params
 
+from afspl_jax import rescore
 from afspl_jax.checks import check
 from afspl_jax.config import Attack, Experiment
 from afspl_jax.errors import UserError
@@ -207,6 +208,14 @@ def test_who_was_hostile_is_in_the_runs_facts_and_in_no_clients_scores(run):
   assert len(run.lines("predictions/test.jsonl")) > len(
     run.lines("predictions/test_personal.jsonl")
   )
+
+
+def test_a_run_that_is_scored_again_asks_no_hostile_site(run, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(run.path.parent / "features"))
+  again = rescore.evaluate(run.path, rescore.Request(personal=True)).summary
+  asked = {line["client"] for line in again["clients"]}
+  assert asked == {line["client"] for line in run.lines("sites.jsonl")}
+  assert again["scores"]["cider"]["value"] == run.line("test_personal")["cider"]
 
 
 # What cannot be

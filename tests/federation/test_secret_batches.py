@@ -151,9 +151,9 @@ def test_a_new_clients_own_prompt_is_not_made_of_its_examples(setup):
 @pytest.mark.parametrize(
   "fields, says",
   [
-    ({"optim.balance": 0.01}, "optim.balance: with privacy.example_clip expected 0"),
-    ({"optim.contrast": 0.1}, "optim.contrast: with privacy.example_clip expected 0"),
-    ({"privacy.example_noise": 0.0}, "privacy.example_noise: .* expected above 0"),
+    ({"optim.balance": 0.01}, "optim.balance: expected 0 with privacy.example_clip"),
+    ({"optim.contrast": 0.1}, "optim.contrast: expected 0 with privacy.example_clip"),
+    ({"privacy.example_noise": 0.0}, "privacy.example_noise: expected above 0"),
     ({"privacy.example_clip": -1.0}, "privacy.example_clip: expected 0 or more"),
     ({"fed.strategy": "scaffold", "uplink.select": "dense"}, "fed.strategy: .* without controls"),
     ({"fed.strategy": "qfedavg"}, "fed.strategy: .* without controls and losses"),

@@ -155,6 +155,15 @@ def test_a_site_that_is_gone_is_recorded_and_one_that_is_back_takes_part(plan):
   assert said[CLIENTS:] == ["site_00: gone", "site_00: here, 10 examples"]
 
 
+def test_coins_are_not_tossed_again_for_another_attempt_at_a_round(plan):
+  grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 20)
+  run = plan(selection="poisson", clients_per_round=10)
+  calls = [RollCall(grid, sites_on(grid), run.fed, 0, 20) for _ in range(2)]
+  drawn = [[tuple(call.choose(round).nodes) for round in (1, 1, 2)] for call in calls]
+  assert drawn[0][0] == drawn[0][1] != drawn[0][2]
+  assert drawn[0] != drawn[1]  # though the seed is the same
+
+
 def test_a_federation_that_goes_on_may_be_smaller_and_says_so(plan):
   run, said = plan(wait=0.05), []
   grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 3)

@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Array, ArrayRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +50,21 @@ def test_leaves_without_elements_travel(shape):
   tree = {"empty": np.zeros(shape, np.float32), "full": np.ones((2, 3), np.float32)}
   update = wire.unpack_update(wire.pack(tree), jax.tree.map(np.zeros_like, tree))
   assert_same_bits(update.params, tree)
+
+
+def test_what_sent_rows_add_comes_back_as_a_tree_that_is_zero_elsewhere():
+  rng = np.random.default_rng(0)
+  shapes = {"wide": (3, 4, 2), "line": (5,), "one": (), "none": (0, 3), "thin": (2, 0)}
+  base, new = ({k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()} for _ in "ab")
+  base, new = jax.tree.map(np.asarray, (base, new))
+  masks = {name: rng.random(uplink.mask_shape(shape)) < 0.6 for name, shape in shapes.items()}
+  values = wire.sent_values(new, base, masks)
+  assert len(values) == sum(wire.values_sent(base, masks)) < sum(x.size for x in base.values())
+  for name, leaf in wire.values_as_tree(values, base, masks).items():
+    added = np.subtract(new[name], base[name], dtype=np.float64)
+    assert leaf.shape == added.shape and np.array_equal(leaf, np.where(masks[name], added, 0))
+  with pytest.raises(wire.WireError, match=f"expected {len(values)} values; got {len(values) + 1}"):
+    wire.values_as_tree(np.zeros(len(values) + 1), base, masks)
 
 
 def test_round_trip_of_jax_arrays_from_shapes_alone():
@@ -266,35 +279,3 @@ def test_structure_digest_is_of_paths_shapes_and_dtypes():
   digests = [wire.structure_digest(tree) for tree in (one, *others)]
   assert wire.structure_digest(same) == digests[0]
   assert len(set(digests)) == 4
-
-
-def test_bytes_are_those_of_flowers_own_objects():
-  TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-  content = RecordDict(
-    {
-      "arrays": wire.pack(params()),
-      "metrics": MetricRecord({"loss": 1.0}),
-      "config": ConfigRecord({"round": 3}),
-    }
-  )
-  message = Message(content, 2, "train", group_id="3")
-  flowers = {k: obj.deflate() for k, obj in get_all_nested_objects(message).items()}
-  assert wire.serialized(message) == flowers
-  assert wire.record_bytes(message) == sum(len(data) for data in flowers.values())
-
-
-def test_bytes_grow_by_four_a_float():
-  small, large = ({"a": np.random.default_rng(0).random(n, np.float32)} for n in (1000, 3000))
-  grown = wire.record_bytes(wire.pack(large)) - wire.record_bytes(wire.pack(small))
-  assert abs(grown - 4 * 2000) <= 4  # digits of the length in headers
-
-
-def test_bytes_of_a_sparse_update_are_its_values_and_a_bit_a_row():
-  tree = {"a": np.random.default_rng(0).random((64, 100), np.float32)}
-  masks = {"a": np.arange(64)[:, None] < 16}
-  sizes = {k: v.data for k, v in wire.pack(tree, masks).items()}
-  assert len(sizes["flat"]) == 128 + 16 * 100 * 4 and len(sizes["rows"]) == 128 + 64 / 8
-  sparse, dense = wire.record_bytes(wire.pack(tree, masks)), wire.record_bytes(wire.pack(tree))
-  assert 0.25 < sparse / dense < 0.29  # a quarter, the header of one more array
-  alone = wire.record_bytes(ArrayRecord({"flat": wire.pack(tree, masks)["flat"]}))
-  assert sparse - alone > len(sizes["rows"])

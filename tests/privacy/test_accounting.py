@@ -7,8 +7,6 @@ from scipy import optimize, special, stats
 
 from afspl_jax.privacy.accounting import Mechanism, epsilon, noise_for
 
-pytest.importorskip("dp_accounting")
-
 
 def gaussian_delta(eps, noise):
   """Balle and Wang 2018, "Improving the Gaussian Mechanism for Differential Privacy", theorem 8."""

@@ -1,5 +1,6 @@
 """The server's half of secure aggregation, for one session: who shares with whom, and the sum."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
@@ -43,13 +44,13 @@ class Coordinator:
   Args:
     session: a new one.
     rules: the federation's.
-    fewest: updates without which there is no sum.
+    fewest: updates without which there is no sum; never less than FEWEST.
   """
 
   def __init__(self, session: Session, rules: Rules, fewest: int = FEWEST):
     self.session = session
     self.refused: dict[str, str] = {}  # clients that were left out for what they sent: why
-    self._rules, self._fewest = rules, fewest
+    self._rules, self._fewest = rules, max(FEWEST, fewest)
     self._names: list[str] = []  # by number
     self._keys: dict[int, Keys] = {}
     self._near: dict[int, tuple[int, ...]] = {}
@@ -63,15 +64,15 @@ class Coordinator:
     Raises:
       Aborted: too few have keys that can be used.
     """
-    shown = [key for each in keys.values() for key in each]
+    times = Counter(key for each in keys.values() for key in each)
     for name, each in keys.items():
-      if any(shown.count(key) > 1 for key in each):
+      if any(times[key] > 1 for key in each):
         self.refused[name] = "rejected: expected keys of its own; got another's"
       elif not (crypto.is_public(each.mask) and crypto.is_public(each.seal)):
         self.refused[name] = "rejected: expected public keys; got what is none"
     self._names = sorted(keys.keys() - self.refused.keys())
     count = len(self._names)
-    self._expect(count, max(FEWEST, self._fewest), "clients with keys")
+    self._expect(count, self._fewest, "clients with keys")
     self._keys = {number: keys[name] for number, name in enumerate(self._names)}
     neighbours = graph.degree(count, *self._rules)
     self._threshold = graph.needed(neighbours, self._rules.threshold)

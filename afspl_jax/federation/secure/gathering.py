@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
+import jax
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -130,12 +131,12 @@ def gather_sum(asked: Asked, terms: Terms, rows: Params) -> tuple[Summed | str, 
   fed, nodes = asked.fed, asked.chosen.nodes
   stages = _Stages(asked)
   session = Session(secrets.token_bytes(SESSION), asked.round)
-  server = Coordinator(session, terms.rules, max(FEWEST, fed.min_replies))
+  server = Coordinator(session, terms.rules, fed.min_replies)
   found: Summed | str
   if fed.selection == POISSON and len(nodes) < FEWEST:
     # Coins are not tossed again until they please: this round is of noise alone.
     stages.leave_out(dict.fromkeys(nodes, f"dropped: fewer than {FEWEST} were drawn"))
-    nothing = wire.values_as_tree(np.zeros(_size(asked.params, rows)), asked.params, rows)
+    nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), asked.params)
     return Summed(nothing, 0, (0,) * len(terms.counts), 0), stages.lines(), 0
   try:
     found = _session(stages, server, asked, terms, rows)
@@ -168,7 +169,7 @@ def _session(
   )
   given = server.forward(sealed)
   try:
-    quantiser = terms.quantiser(_size(params, rows), len(told), asked.bound)
+    quantiser = terms.quantiser(sum(wire.values_sent(params, rows)), len(told), asked.bound)
   except ValueError as error:
     raise RoundFailed(str(error)) from error
   structure = wire.structure_digest(params)
@@ -199,8 +200,3 @@ def _session(
     raise Aborted(str(error)) from error
   update = wire.values_as_tree(found.values, params, rows)
   return Summed(update, found.weight, found.counts, len(masked))
-
-
-def _size(params: Params, rows: Params) -> int:
-  """How many numbers these rows have."""
-  return len(wire.sent_values(params, params, rows))

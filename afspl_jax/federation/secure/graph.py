@@ -58,6 +58,18 @@ def connect(clients: Sequence[int], neighbours: int) -> dict[int, tuple[int, ...
   return {client: tuple(sorted(near[client])) for client in sorted(order)}
 
 
+def parted(clients: int, neighbours: int, others: int) -> float:
+  """At most so probable it is that all but some `others` fall into two parts.
+
+  The sums of both would be known. It takes two gaps of `neighbours` / 2 others in the cycle: there
+  are fewer pairs of places than pairs of clients.
+  """
+  if others < neighbours:
+    return 0.0
+  places = math.comb(clients - neighbours, others - neighbours)
+  return float(math.comb(clients, 2) * Fraction(places, math.comb(clients, others)))
+
+
 def _is_safe(clients: int, neighbours: int, threshold: float) -> bool:
   """Whether both probabilities are within their bounds, for any clients lost and colluding that
   were not picked by the order."""
@@ -65,13 +77,8 @@ def _is_safe(clients: int, neighbours: int, threshold: float) -> bool:
   shares = needed(neighbours, threshold)
   # Too many of one client's neighbours collude: they and the server have both of its secrets.
   exposed = clients * hypergeom.sf(shares - 1, clients - 1, colluding, neighbours)
-  # The honest that stay are in two parts, whose sums would both be known. It takes two gaps of
-  # neighbours / 2 others in the cycle: there are fewer pairs of places than pairs of clients.
-  others = colluding + lost
-  apart = Fraction(0)
-  if others >= neighbours:
-    places = math.comb(clients - neighbours, others - neighbours)
-    apart = math.comb(clients, 2) * Fraction(places, math.comb(clients, others))
   # Too few of one client's neighbours stay.
   failing = clients * hypergeom.cdf(shares - 1, clients - 1, clients - 1 - lost, neighbours)
-  return bool(exposed + float(apart) <= INSECURE and failing <= FAILING)
+  return bool(
+    exposed + parted(clients, neighbours, colluding + lost) <= INSECURE and failing <= FAILING
+  )

@@ -14,7 +14,7 @@ from afspl_jax.federation.secure.crypto import SEED, Session
 SEALED = 2 * SEED + crypto.TAG  # bytes of a sealed pair of shares
 
 FEWEST = 3  # clients in a round: of two, each could tell the other's update from the sum
-_MOST = 1 << 14  # that a client believes in: its degree takes a second to compute for so many
+_MOST = 1 << 14  # that a client believes in: at the default threshold a second finds its degree
 
 
 class PartyError(ValueError):
@@ -177,7 +177,7 @@ class Party:
     }
 
   def _begin(self, stage: _Stage) -> None:
-    """Refuses any stage but the next; what fails in it is over, and so are its secrets."""
+    """Refuses any stage but the next; a session of which one has failed does not go on."""
     before, self._stage = self._stage, _Stage.DONE
     if stage != before + 1:
       raise PartyError(

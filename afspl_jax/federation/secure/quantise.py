@@ -2,7 +2,7 @@
 
 A client's update is a vector of floats; what it sends is `weight * round(update / step)`, and with
 it the weight and, if asked for, other counts, each from 0 to the weight. All are summed modulo
-2**width, where width is the least number of whole bytes that holds every possible sum.
+256**width, where width is the least number of bytes that holds every possible sum.
 
 Rounding is to the nearest step: a client's error is at most half a step a number, and neither
 probability nor one more source of chance is needed to say so. It can make a vector longer, which
@@ -139,6 +139,7 @@ class Quantiser:
     spare = 8 * (self.word.itemsize - self.width)
     signed = np.dtype(f"i{self.word.itemsize}")
     lifted = (total << self.word.type(spare)).view(signed) >> signed.type(spare)
+    lifted = lifted.astype(np.int64)  # in which the least int32 has an absolute value
     weight, *counts = (int(n) for n in lifted[self.size :])
     most = int(np.abs(lifted[: self.size]).max(initial=0))
     if (
@@ -153,7 +154,7 @@ class Quantiser:
     return Sum(lifted[: self.size] * self.step, weight, tuple(counts))
 
   def pack(self, words: UInt[np.ndarray, " m"]) -> UInt8[np.ndarray, " bytes"]:
-    """The integers modulo 2**(8 width), little-endian."""
+    """The integers modulo 256**width, little-endian."""
     words = np.ascontiguousarray(words, self.word.newbyteorder("<"))
     return words.view(np.uint8).reshape(-1, self.word.itemsize)[:, : self.width].ravel()
 

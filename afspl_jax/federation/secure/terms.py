@@ -1,11 +1,10 @@
 """Settings of secure aggregation: which can be summed under masks, and by what all go."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from scipy.stats import binom
 
-from afspl_jax.config import Experiment
+from afspl_jax.config import Experiment, expect
 from afspl_jax.errors import UserError
 from afspl_jax.federation import private, strategies, uplink
 from afspl_jax.federation.secure.party import FEWEST, Rules
@@ -75,44 +74,44 @@ def check(config: Experiment) -> None:
     "bits": (low <= secure.bits <= high, f"{low} to {high}"),
   }
   for name, (holds, expected) in ranges.items():
-    _expect(f"secure.{name}", getattr(secure, name), holds, expected)
+    expect(f"secure.{name}", getattr(secure, name), holds, expected)
   terms = terms_of(config)
   if terms is None:
     return
   rows, strategy = config.uplink.select, strategies.get(fed.strategy, private.clients(config))
-  _expect(
+  expect(
     "fed.clients_per_round",
     fed.clients_per_round,
     fed.clients_per_round >= FEWEST,
     f"at least {FEWEST} with secure.aggregation: of two, each finds the other's in the sum",
   )
-  _expect(
+  expect(
     "uplink.select",
     rows,
     rows in uplink.SAME_ROWS,
     f"{' or '.join(uplink.SAME_ROWS)} with secure.aggregation, as sums are of equal rows",
   )
-  _expect(
+  expect(
     "fed.strategy",
     fed.strategy,
     strategies.of_mean(strategy),
     "one that needs nothing of the updates but their mean with secure.aggregation",
   )
-  _expect("fed.share", fed.share, fed.share == "all", "all with secure.aggregation")
-  _expect(
+  expect("fed.share", fed.share, fed.share == "all", "all with secure.aggregation")
+  expect(
     "fed.selection",
     fed.selection,
     fed.selection in ("uniform", "round_robin", POISSON),
     "uniform, round_robin or poisson with secure.aggregation: the others go by what is hidden",
   )
-  _expect(
+  expect(
     "privacy.dp",
     config.privacy.dp,
     config.privacy.dp != "local",
     "none or central with secure.aggregation: with the noise of local, numbers have no bound that"
     " they could be sent in",
   )
-  _expect(
+  expect(
     "fed.max_update_norm",
     fed.max_update_norm,
     fed.max_update_norm == 0,
@@ -120,21 +119,17 @@ def check(config: Experiment) -> None:
   )
   everyone = private.clients(config)
   most = everyone if fed.selection == POISSON else fed.clients_per_round
-  if fed.selection == POISSON:  # a round that is skipped for its size tells that size
+  # A round that is skipped for its size tells that size; so does one that has just enough for it.
+  if fed.selection == POISSON:
     few = fed.rounds * float(binom.cdf(FEWEST, everyone, fed.clients_per_round / everyone))
-    _expect(
+    expect(
       "fed.clients_per_round",
       fed.clients_per_round,
       few <= config.privacy.delta / 10,
-      f"so many with poisson and secure.aggregation that a round of {FEWEST} or fewer, which has no"
-      " sum, is far less likely than privacy.delta",
+      f"so many with poisson and secure.aggregation that a round of {FEWEST}, or a smaller one,"
+      " which has no sum, is far less likely than privacy.delta",
     )
   try:
     terms.quantiser(1, most, None)
   except ValueError as error:
     raise UserError(str(error)) from error
-
-
-def _expect(name: str, value: Any, holds: bool, expected: str) -> None:
-  if not holds:
-    raise UserError(f"{name}: expected {expected}; got {value!r}")

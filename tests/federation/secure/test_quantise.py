@@ -119,3 +119,10 @@ def test_what_no_clients_can_have_sent_is_no_sum(total):
   q = Quantiser(1, 1.0, 16, 3, 4, counts=1)
   with pytest.raises(ValueError, match="numbers that cannot be"):
     q.decode(np.array(total, q.word), 3)
+
+
+def test_the_least_integer_of_a_word_is_no_sum_either():
+  q = Quantiser(1, 1.0, 20, 100, 1)
+  assert q.width == q.word.itemsize == 4
+  with pytest.raises(ValueError, match="numbers that cannot be"):
+    q.decode(np.array([2**31, 100], q.word), 100)

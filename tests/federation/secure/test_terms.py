@@ -60,6 +60,8 @@ def test_coins_may_not_draw_fewer_than_have_a_sum():
   poisson = {"fed.selection": "poisson", "fed.clients_per_round": 4}
   with pytest.raises(UserError, match=r"fed.clients_per_round: .* which has no sum"):
     check(experiment(**CENTRAL, **poisson))
+  many = {"fed.selection": "poisson", "data.num_clients": 100, "fed.clients_per_round": 50}
+  check(experiment(**CENTRAL, **many))
 
 
 def test_weights_and_how_often_the_bound_bites_are_in_the_sum_unless_privacy_forbids():

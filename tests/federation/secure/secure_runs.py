@@ -1,0 +1,83 @@
+"""Runs of least squares under secure aggregation, in one process: to look into and to spoil."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from flwr.clientapp import ClientApp
+from least_squares import CLIENTS, LeastSquares
+
+from afspl_jax.config import Uplink
+from afspl_jax.federation.client import make_client_app
+from afspl_jax.federation.local_grid import LocalGrid
+from afspl_jax.federation.private import WITHIN
+from afspl_jax.federation.rounds import run_rounds
+from afspl_jax.federation.secure.party import Rules
+from afspl_jax.federation.secure.site import SecureSite
+from afspl_jax.federation.secure.terms import Terms
+
+TERMS = Terms(Rules(0.6), bits=24, clip=4.0, max_weight=100, counts=(WITHIN,))
+STEP = TERMS.quantiser(15, CLIENTS, None).step
+DENSE = Uplink(select="dense")
+KINDS = {
+  "keys": "query.secure_keys",
+  "shares": "query.secure_shares",
+  "train": "train",
+  "unmask": "query.secure_unmask",
+}
+
+
+class Recording(LocalGrid):
+  """Keeps all that was sent."""
+
+  def __init__(self, *args):
+    super().__init__(*args)
+    self.asked, self.replies = [], []
+
+  def push_messages(self, messages):
+    self.asked += (messages := list(messages))
+    return super().push_messages(messages)
+
+  def pull_messages(self, message_ids):
+    replies = super().pull_messages(message_ids)
+    self.replies += replies
+    return replies
+
+
+class Spoilt(ClientApp):
+  """Honest but for some clients at one kind of message."""
+
+  def __init__(self, app, kind, spoil, clients):
+    super().__init__()
+    self.app, self.kind, self.spoil, self.clients = app, kind, spoil, clients
+
+  def __call__(self, message, context):
+    reply = self.app(message, context)
+    mine = context.node_config["partition-id"] in self.clients
+    if mine and message.metadata.message_type == self.kind:
+      return self.spoil(reply) or reply
+    return reply
+
+
+def secured(run, terms=TERMS):
+  return dataclasses.replace(run, secure=terms, uplink=DENSE)
+
+
+def run_with(run, app=None, terms=TERMS):
+  app = app or make_client_app(LeastSquares(), run.params, masks=SecureSite(terms))
+  grid = Recording(app, CLIENTS)
+  return grid, run_rounds(grid, secured(run, terms), CLIENTS)
+
+
+def spoilt(run, kind, spoil, clients=(2,)):
+  app = make_client_app(LeastSquares(), run.params, masks=SecureSite(TERMS))
+  return Spoilt(app, kind, spoil, clients)
+
+
+def raising(reply):
+  raise OSError("disk full")
+
+
+def distance(a, b):
+  largest = jax.tree.map(lambda x, y: np.abs(x - y).max(), a, b)
+  return max(jax.tree.leaves(largest))

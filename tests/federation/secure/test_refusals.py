@@ -1,0 +1,152 @@
+"""What the server refuses of a site that is not as agreed on, and a site of such a server."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ConfigRecord, Message
+from least_squares import CLIENTS, LeastSquares, init_params, reference
+from secure_runs import KINDS, STEP, TERMS, Recording, distance, run_with, secured, spoilt
+
+from afspl_jax.federation import wire
+from afspl_jax.federation.client import make_client_app
+from afspl_jax.federation.roll_call import RoundFailed
+from afspl_jax.federation.rounds import run_rounds
+from afspl_jax.federation.secure.site import SecureSite
+
+
+def cut(name):
+  def spoil(reply):
+    record = reply.content["secure"]
+    record[name] = record[name][:-1]
+
+  return spoil
+
+
+def changed(name):
+  def spoil(reply):
+    record = reply.content["secure"]
+    record[name] = bytes(len(record[name]))
+
+  return spoil
+
+
+def extra(reply):
+  reply.content["secure"]["note"] = "hello"
+
+
+def plain_update(reply):
+  reply.content["arrays"] = wire.pack(init_params())
+
+
+def shorter(reply):
+  masked = reply.content["arrays"]["masked"].numpy()
+  reply.content["arrays"]["masked"] = Array(masked[:-1])
+
+
+@pytest.mark.parametrize(
+  ("stage", "spoil", "status"),
+  [
+    ("keys", cut("keys"), "rejected: keys: secure: keys: expected 96 bytes; got 95"),
+    ("keys", changed("keys"), "rejected: expected keys of its own; got another's"),
+    ("shares", cut("sealed"), "rejected: shares: secure: sealed: expected 144 bytes; got 143"),
+    ("shares", extra, "rejected: shares: secure: expected {'sealed': 'bytes'}; got"),
+    ("train", plain_update, "rejected: train: expected the one array 'masked'; got ['flat']"),
+    ("train", shorter, "rejected: train: expected uint8 of shape ("),
+    ("unmask", cut("shares"), "rejected: unmask: secure: shares: expected 64 bytes; got 63"),
+    ("unmask", changed("shares"), "rejected: a share that it gave is not the one it was given"),
+  ],
+)
+def test_what_is_not_agreed_on_is_rejected_and_the_others_are_summed(plan, stage, spoil, status):
+  run = plan("secure", rounds=1)
+  _, params = run_with(run, spoilt(run, KINDS[stage], spoil))
+  found = {line["client"]: line["status"] for line in run.folder.clients()}
+  assert found.pop("site_02").startswith(status)
+  assert set(found.values()) == {"ok"}
+  counted = range(CLIENTS) if stage == "unmask" else [0, 1, 3]
+  assert distance(params, reference(1, lambda round: counted)) < STEP
+
+
+def test_numbers_that_cannot_be_a_sum_end_the_round(plan):
+  def rubbish(reply):
+    size = reply.content["arrays"]["masked"].numpy().size
+    reply.content["arrays"]["masked"] = Array(np.arange(size, dtype=np.uint8))
+
+  run = plan("secure", rounds=1, retries=0)
+  with pytest.raises(RoundFailed, match="numbers that cannot be: a client sent what it should not"):
+    run_with(run, spoilt(run, "train", rubbish))
+
+
+# A server that asks for something else.
+
+
+class Tampering(Recording):
+  """Changes what a kind of message asks of client 2."""
+
+  kind, change = "", staticmethod(lambda content: None)
+
+  def push_messages(self, messages):
+    messages = list(messages)
+    for message in messages:
+      if message.metadata.message_type == self.kind and message.metadata.dst_node_id == 4:
+        self.change(message.content)
+    return super().push_messages(messages)
+
+
+def numbers(*clients):
+  return np.array(clients, "<u4").tobytes()
+
+
+def without_secure(content):
+  del content["secure"]
+
+
+def setting(**values):
+  def change(content):
+    content["secure"] = ConfigRecord({**content["secure"], **values})
+
+  return change
+
+
+def later_round(content):
+  content["config"] = ConfigRecord({**content["config"], "round": 2})
+
+
+@pytest.mark.parametrize(
+  ("stage", "change", "why"),
+  [
+    ("train", without_secure, "sends updates under masks alone"),
+    ("train", setting(session=bytes(16)), "expected the session that this site has keys of"),
+    ("train", later_round, "expected round 1 of the session; got 2"),
+    ("train", setting(peers=numbers(0, 1), sealed=bytes(96)), "a text that its sender sealed"),
+    ("train", setting(peers=numbers(3), sealed=bytes(48)), "at least 3 of this client and its nei"),
+    ("train", setting(peers=numbers(1, 0), sealed=bytes(96)), "in order, each once"),
+    ("shares", setting(clients=5), "expected 4 neighbours among 5 clients"),
+    ("shares", setting(clients=1 << 15), "expected at most 16384 clients in the round; got 32768"),
+    ("shares", setting(number=1), "expected other clients' numbers"),
+    ("shares", setting(peers=numbers(0, 1, 9)), "expected other clients' numbers"),
+    ("shares", setting(keys=bytes(288)), "expected keys of every neighbour's own"),
+    ("shares", setting(clients=2, peers=numbers(0), keys=bytes(96)), "at least 3 clients in"),
+    ("unmask", setting(lost=numbers(0)), "got [0] as both"),
+    ("unmask", setting(survivors=numbers(0)), "each neighbour that shared to be a survivor"),
+    ("unmask", setting(survivors=numbers(0), lost=numbers(1, 3)), "expected at least 3"),
+    ("keys", setting(session=bytes(4)), "expected 16 bytes; got 4"),
+    ("keys", setting(round="1"), "expected {'round': 'int', 'session': 'bytes'}"),
+  ],
+)
+def test_a_site_refuses_what_its_own_settings_do_not_provide_for(plan, stage, change, why):
+  run = plan("secure", rounds=1, retries=0)
+  app = make_client_app(LeastSquares(), run.params, masks=SecureSite(TERMS))
+  grid = Tampering(app, CLIENTS)
+  grid.kind, grid.change = KINDS[stage], change
+  run_rounds(grid, secured(run), CLIENTS)
+  status = {line["client"]: line["status"] for line in run.folder.clients()}
+  assert status["site_02"].startswith(f"failed: {stage}: ") and why in status["site_02"]
+
+
+def test_a_second_unmasking_and_an_old_session_are_refused(plan):
+  run = plan("secure", rounds=1)
+  grid, _ = run_with(run)
+  for kind, why in (("query.secure_unmask", "it after done"), ("query.secure_keys", "used befo")):
+    (asked, *_) = [m for m in grid.asked if m.metadata.message_type == kind]
+    again = Message(asked.content, asked.metadata.dst_node_id, kind, group_id="1")
+    (reply,) = grid.send_and_receive([again])
+    assert reply.has_error() and why in reply.error.reason
