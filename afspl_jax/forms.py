@@ -1,8 +1,9 @@
 """Forms of values from outside, with which they are compared before anything is made of them.
 
 A form is `int` or `float`, a number that can be reckoned with, the second also a whole one; `str`,
-`bool`, `dict`, `list` or None; a tuple of forms, of which one must fit; a list with the form of its
-parts; or a dict of forms by name, where "name?" may be absent and "*" is of all other names.
+`bool`, `dict`, `list` or None; `object`, anything; a tuple of forms, of which one must fit; a list
+with the form of its parts; or a dict of forms by name, where "name?" may be absent and "*" is of
+all other names.
 """
 
 import re

@@ -13,8 +13,8 @@ def parse(text: str | bytes) -> Any:
   from a little further up the stack, then ends in a RecursionError.
 
   Raises:
-    ValueError: it is no JSON, is no UTF-8, has an integer of more digits than Python converts, or
-      is nested more than `DEEPEST` deep.
+    ValueError: it is no JSON, cannot be decoded, has an integer of more digits than Python
+      converts, or is nested more than `DEEPEST` deep.
   """
   try:
     value = json.loads(text)

@@ -1,5 +1,6 @@
 """Any tensorflow-datasets builder as a source, read through array_record without TensorFlow."""
 
+import contextlib
 import functools
 import io
 import os
@@ -13,13 +14,11 @@ from PIL import Image
 from afspl_jax.config import digest
 from afspl_jax.data import images
 from afspl_jax.data.faults import Faults, Malformed, MissingData
-from afspl_jax.data.records import read_json
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
 # One record without its image, its key, and where it is -> what may be said of it.
 Adapter = Callable[[Mapping[str, Any], str, str], list[Example]]
-_CLASS = ("pythonClassName", "python_class_name", "type")
 _FEATURE = re.compile(r"tensorflow_datasets\.core\.features\.[\w.]+")
 Builder = Any  # tfds.core.DatasetBuilder; its import takes a second
 
@@ -129,14 +128,16 @@ def prepared(name: str, folder: str, how: str) -> Builder:
   import tensorflow_datasets as tfds
 
   where = data_dir(folder)
-  _check_features(where / re.split("[/:]", name)[0])
   files = tfds.core.read_only_builder.builder_from_files
   try:
-    return files(name, data_dir=where, file_format="array_record")
+    with _own_features(f"{name} under {where}"):
+      return files(name, data_dir=where, file_format="array_record")
+  except UserError:
+    raise
   except tfds.core.registered.DatasetNotFoundError as error:
     fault = f"no {name} is prepared under {where}"
     raise MissingData(f"data: {fault}.\n{how}") from error
-  except ValueError as error:
+  except Exception as error:  # there is no end to what damaged files make it raise
     first = str(error).partition("\n")[0]
     fault = f"expected {name} under {where} in array_record format; got: {first}"
     raise MissingData(f"data: {fault} Move it away, or use another folder.\n{how}") from error
@@ -154,25 +155,31 @@ def _text(value: Any, where: str) -> Any:
   return [_text(part, where) for part in value] if hasattr(value, "__len__") else value
 
 
-def _check_features(folder: Path) -> None:
-  """Refuses a data set whose features are of modules that tensorflow-datasets would import.
+@contextlib.contextmanager
+def _own_features(where: str) -> Iterator[None]:
+  """Has tensorflow-datasets refuse features of other modules than its own, which it would import.
+
+  Their names are looked at where it takes them: a file can hide them from whoever reads it in
+  another way, as in JSON within a string of JSON.
 
   Raises:
-    UserError: naming file and class.
+    UserError: naming the data set and the class.
   """
-  for file in sorted(folder.rglob("features.json")):
-    for name in _classes(read_json(file)):
-      if not _FEATURE.fullmatch(name):
-        raise UserError(
-          f"{file}: expected features of tensorflow-datasets' own; got {name!r:.100}, whose module"
-          " would be run. Use another data set."
-        )
+  import tensorflow_datasets as tfds
 
+  connector = tfds.features.FeatureConnector
+  before, by_name = vars(connector)["cls_from_name"], connector.cls_from_name
 
-def _classes(value: Any) -> Iterator[str]:
-  """Names of classes in what features.json says, in all ways that it may be spelt."""
-  if isinstance(value, dict):
-    yield from (v for k, v in value.items() if k in _CLASS and isinstance(v, str) and "." in v)
-  parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-  for part in parts:
-    yield from _classes(part)
+  def own(name: str) -> type:
+    if not _FEATURE.fullmatch(name):
+      raise UserError(
+        f"{where}, features.json: expected features of tensorflow-datasets' own; got"
+        f" {name!r:.100}, whose module would be run. Use another data set."
+      )
+    return by_name(name)
+
+  connector.cls_from_name = staticmethod(own)
+  try:
+    yield
+  finally:
+    connector.cls_from_name = before

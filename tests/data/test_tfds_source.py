@@ -103,14 +103,50 @@ def test_data_sets_lie_where_tensorflow_datasets_puts_them(monkeypatch, tmp_path
   assert data_dir("~/here") == Path.home() / "here"
 
 
-@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
-def test_features_of_another_module_are_refused_before_it_is_imported(shapes_dir, tmp_path, key):
-  shutil.copytree(shapes_dir, tmp_path / "sets")
-  (file,) = (tmp_path / "sets").rglob("features.json")
-  said = json.loads(file.read_text())
-  said.pop("pythonClassName")
-  file.write_text(json.dumps({**said, key: "this.Feature"}))
-  name = file.relative_to(tmp_path / "sets").parts[0]
-  with pytest.raises(UserError, match=r"features.json: expected .* got 'this.Feature'"):
-    prepared(name, str(tmp_path / "sets"), "how")
-  assert "this" not in sys.modules
+def in_a_string(named: dict) -> dict:
+  """tensorflow-datasets reads the string as JSON once more."""
+  whole = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+  return {"pythonClassName": whole, "jsonFeature": {"json": json.dumps({"x": named})}}
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize(
+  "said",
+  [
+    {"pythonClassName": "foreign.Feature"},
+    {"python_class_name": "foreign.Feature"},
+    {"type": "foreign.Feature", "content": {}},
+    in_a_string({"pythonClassName": "foreign.Feature"}),
+    in_a_string({"type": "foreign.Feature", "content": {}}),
+  ],
+)
+def test_features_of_another_module_are_refused_before_it_is_imported(
+  shapes_dir, tmp_path, monkeypatch, said, linked
+):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / "foreign.py").write_text("raise SystemExit('it was run')")
+  folder = tmp_path / "sets"
+  shutil.copytree(shapes_dir, folder)
+  (file,) = folder.rglob("features.json")
+  name, written = file.relative_to(folder).parts[0], file.read_text()
+  if linked:
+    file.parent.symlink_to(file.parent.rename(tmp_path / "elsewhere"))
+  file.write_text(json.dumps(said))
+  with pytest.raises(UserError, match=r"features.json: expected .* got 'foreign.Feature'"):
+    prepared(name, str(folder), "how")
+  assert "foreign" not in sys.modules
+  file.write_text(written)
+  assert prepared(name, str(folder), "how").info.features["captions"] is not None
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["", "[]", "3", '{"type": 3, "content": 3}', '{"type": "x"}', '{"x": 1}', "[" * 100_000],
+)
+def test_features_that_are_none_are_one_message(shapes_dir, tmp_path, text):
+  folder = tmp_path / "sets"
+  shutil.copytree(shapes_dir, folder)
+  (file,) = folder.rglob("features.json")
+  file.write_text(text)
+  with pytest.raises(UserError, match=f"{file.relative_to(folder).parts[0]} under "):
+    prepared(file.relative_to(folder).parts[0], str(folder), "how")

@@ -1,6 +1,7 @@
 """`python -m tests.fuzz TARGET|all --seconds=N`: looks for longer than the tests do.
 
-Under atheris where it is installed, which goes by what code an input reaches; else by chance.
+One target under atheris where it is installed, which goes by what code an input reaches; several,
+or without it, by chance.
 """
 
 import argparse
@@ -20,7 +21,7 @@ _STACK = 4  # last calls by which findings are told apart
 
 def main() -> int:
   parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-  parser.add_argument("target", help="a name, a part of names, or all")
+  parser.add_argument("target", help="a name; a part of names, or all: by chance")
   parser.add_argument("--seconds", type=float, default=10, help="for each target")
   parser.add_argument("--seed", type=int, default=None, help="default: the system's chance")
   parser.add_argument("--chance", action="store_true", help="without atheris")
@@ -38,10 +39,11 @@ def _by_chance(args: argparse.Namespace) -> int:
   from tests.fuzz.target import seed, tell
   from tests.fuzz.targets import TARGETS
 
+  names = [name for name in TARGETS if args.target == "all" or args.target in name]
+  if not names:
+    sys.exit(f"{args.target}: expected all, or a part of {', '.join(TARGETS)}")
   rng, faults, done = Random(args.seed), 0, 0
-  for name in TARGETS:
-    if args.target != "all" and args.target not in name:
-      continue
+  for name in names:
     target, found = TARGETS[name], {}
     tell(target, seed(target))
     taken, count, end = 0, 0, time.monotonic() + args.seconds
@@ -71,6 +73,8 @@ def _guided(args: argparse.Namespace) -> int:
     from tests.fuzz.mutations import mutate
     from tests.fuzz.target import seed, tell
     from tests.fuzz.targets import TARGETS
+  if args.target not in TARGETS:  # it looks at one only
+    return _by_chance(args)
   target = TARGETS[args.target]
   corpus = Path(tempfile.mkdtemp(prefix="corpus"))
   (corpus / "seed").write_bytes(seed(target))

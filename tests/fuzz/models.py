@@ -28,7 +28,7 @@ from afspl_jax.backbones.t5 import T5
 from afspl_jax.checkpoint import Checkpoints
 from afspl_jax.config import Experiment
 from afspl_jax.federation.client_store import ClientStore
-from afspl_jax.federation.net import keys
+from afspl_jax.federation.net import certificates, keys
 from tests.conftest import CLIP, T5_CONFIG
 from tests.fuzz.target import Target
 
@@ -172,7 +172,7 @@ def _keys() -> dict[str, bytes]:
 
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
-    keys.make_server_keys(folder, [])
+    certificates.make_server_keys(folder, [])
     keys.make_site_key(folder, "elm")
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
@@ -201,9 +201,9 @@ TARGETS = {
   "prompter": Target(_prompter, "p.safetensors", _read_prompter),
   "client_state": Target(_state, "clients/elm/round_000003.safetensors", _load_state),
   "checkpoint": Target(_checkpointed, "files.json", _restore, cost=0.3),
-  "ca": key("ca.crt", lambda folder: keys.read_ca(folder / "ca.crt")),
-  "certificate": key("server.pem", keys.read_server_keys),
-  "server_key": key("server.key", keys.read_server_keys),
+  "ca": key("ca.crt", lambda folder: certificates.read_ca(folder / "ca.crt")),
+  "certificate": key("server.pem", certificates.read_server_keys),
+  "server_key": key("server.key", certificates.read_server_keys),
   "site_key": key("elm.key", lambda folder: keys.check_site_key(folder / "elm.key")),
   "public_key": key("elm.pub", lambda folder: keys.read_public_key(folder / "elm.pub")),
 }

@@ -54,8 +54,7 @@ _VALUES: list[Any] = [
 def mutate(data: bytes, rng: Random) -> bytes:
   """The data with one change or a few."""
   for _ in range(rng.choice((1, 1, 1, 2, 4))):
-    kinds = [kind for kind in (_safetensors, _npy, _json, _lines) if kind is not None]
-    for kind in [*kinds, _bytes]:
+    for kind in (_safetensors, _npy, _json, _lines, _bytes):
       if kind is _bytes or rng.random() < 0.85:
         changed = kind(data, rng)
         if changed is not None:

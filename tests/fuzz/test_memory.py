@@ -67,7 +67,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's RLIMIT_AS and /proc")
 def test_what_a_header_claims_is_not_allocated():
   found = subprocess.run(
     [sys.executable, "-c", _CHILD % _BOUND],
