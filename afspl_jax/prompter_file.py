@@ -115,7 +115,7 @@ def describe(file: Path) -> Described:
       scores=_scores(said["scores"]),
     )
     _check(described.config)
-  except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
     raise UserError(
       f"{file}: expected a file of `afspl export`; got {type(error).__name__}: {str(error)[:300]}"
     ) from error

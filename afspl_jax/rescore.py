@@ -13,7 +13,6 @@ from afspl_jax.config import digest
 from afspl_jax.data.partition import Clients, partition
 from afspl_jax.errors import UserError
 from afspl_jax.evaluate import Prediction, decoding, spread, write
-from afspl_jax.federation import hostile
 from afspl_jax.federation.client_store import ClientStore
 from afspl_jax.fields import changed
 from afspl_jax.final import answered_by_owners
@@ -177,8 +176,7 @@ def _predict(
     return rows, setup.evaluator.predict(setup.whole(shared), split, rows)
   names = sorted(clients)
   taking_part = names[: len(names) - setup.config.fed.newcomers]
-  bad = hostile.draw(taking_part, setup.config.attack, setup.config.seed)
-  honest = [name for name in taking_part if name not in bad]
+  honest = [name for name in taking_part if name not in setup.hostile]
   asked = [request.site] if request.site else honest
   by_row = answered_by_owners(setup, shared, round, request.split, rows, asked)
   rows = sorted(by_row)

@@ -94,8 +94,7 @@ def _table(lines: Sequence[Line]) -> list[str]:
         f"round {mine[-1]['round']}: {mine[-1]['status']}",
       )
     )
-  padded = columns([row[:-1] for row in rows])
-  return [f"{line}  {row[-1]}" for line, row in zip(padded, rows, strict=True)]
+  return columns(rows, left_last=True)
 
 
 def is_locked(run: Path) -> bool:

@@ -241,7 +241,10 @@ def test_spice_is_not_asked_where_it_would_download_its_parser(tmp_path, monkeyp
 
 
 def test_meteor_is_the_evaluators():
-  pytest.importorskip("pycocoevalcap")
+  try:
+    java_scores.check("meteor")
+  except UserError as missing:
+    pytest.skip(str(missing))
   same, other = said("a brown dog runs", ["a brown dog runs"]), said("x y", ["a cat sleeps"])
   (score,) = java_measures([same, other], ["a", "b"], ("meteor",)).values()
   assert 0.3 < score.value < 1 and score.interval is None

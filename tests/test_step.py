@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from jax.extend.core import jaxprs_in_params
 
 from afspl_jax.captioner import mean_state
@@ -131,7 +132,6 @@ def test_no_gradient_of_a_frozen_leaf_is_ever_computed(model, one_device):
 
 
 def test_the_loss_is_the_mean_over_tokens_of_torch(model):
-  torch = pytest.importorskip("torch")
   batch = make_batch(1, 8)
   encoded = model.captioner.encode(model.params, model.frozen, batch)
   logits = model.captioner.logits(model.frozen, encoded, batch.targets)

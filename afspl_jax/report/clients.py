@@ -8,8 +8,9 @@ from afspl_jax.report import charts
 from afspl_jax.report.charts import Axes, Chart
 from afspl_jax.report.curves import TITLES, thinned
 from afspl_jax.report.files import Run
-from afspl_jax.report.tables import Number, Table, number, size
+from afspl_jax.report.tables import Number, Table, number
 from afspl_jax.status import Line
+from afspl_jax.text_table import size
 
 NAMED = 30  # clients that a chart names; of more it shows how they are distributed
 _LABELS = 12  # that the picture of the partition tells apart

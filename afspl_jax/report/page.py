@@ -16,7 +16,8 @@ from afspl_jax.report.charts import Chart
 from afspl_jax.report.curves import TITLES
 from afspl_jax.report.files import Run, read_all
 from afspl_jax.report.gallery import Gallery, gallery
-from afspl_jax.report.tables import Table, duration, number, size
+from afspl_jax.report.tables import Table, duration, number
+from afspl_jax.text_table import size
 
 MOST_RUNS = 8  # that colours tell apart
 TEMPLATES = Path(__file__).parent / "templates"

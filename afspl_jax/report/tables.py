@@ -21,14 +21,6 @@ def number(value: Number | None, digits: int = 3) -> str:
   return "–" if value is None else f"{value:.{digits}f}"
 
 
-def size(count: Number) -> str:
-  """Bytes: `12.3 MB`."""
-  for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-    if count >= scale:
-      return f"{count / scale:.1f} {unit}"
-  return f"{count:.0f} bytes"
-
-
 def duration(seconds: Number) -> str:
   """A time: `3 min 12 s`."""
   if seconds < 60:

@@ -5,8 +5,9 @@ import pytest
 from afspl_jax.report import charts, clients, curves, prompts
 from afspl_jax.report.caveats import caveats
 from afspl_jax.report.files import read, read_all
-from afspl_jax.report.tables import duration, size
+from afspl_jax.report.tables import duration
 from afspl_jax.run_folder import read_lines
+from afspl_jax.text_table import size
 from tests.report.made_run import made_run, put
 
 
