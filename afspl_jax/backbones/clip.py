@@ -3,6 +3,7 @@
 Computes what transformers' `CLIPModel` computes, and maps its checkpoints in `key_table`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from afspl_jax.backbones.activations import ACTIVATIONS
 from afspl_jax.backbones.attention import HIDDEN, attend
 from afspl_jax.backbones.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from afspl_jax.backbones.keys import KeyTable, Layout, Leaf
-from afspl_jax.backbones.products import dot_general
+from afspl_jax.backbones.products import dense
 from afspl_jax.errors import UserError
 
 # Configs of OpenAI's checkpoints say eos_token_id 2, which no text holds; transformers'
@@ -39,18 +40,7 @@ class ClipLayer(nnx.Module):
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
-    def linear(inputs: int, outputs: int, std: float) -> nnx.Linear:
-      init = nnx.initializers.normal(std)
-      return nnx.Linear(
-        inputs,
-        outputs,
-        kernel_init=init,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        dot_general=dot_general,
-        rngs=rngs,
-      )
-
+    linear = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
     width = config.width
     # As openai/CLIP `initialize_parameters`; transformers gives q, k, v and out each other's std.
     into, out = width**-0.5, width**-0.5 * (2 * config.layers) ** -0.5
@@ -205,17 +195,8 @@ class Clip(nnx.Module):
     rngs: nnx.Rngs,
   ):
     def projection(width: int) -> nnx.Linear:
-      init = nnx.initializers.normal(width**-0.5)
-      return nnx.Linear(
-        width,
-        config.joint_width,
-        use_bias=False,
-        kernel_init=init,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        dot_general=dot_general,
-        rngs=rngs,
-      )
+      kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+      return dense(width, config.joint_width, width**-0.5, use_bias=False, **kwargs)
 
     self.config = config
     self.vision = ClipVision(config.vision, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

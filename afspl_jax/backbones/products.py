@@ -1,9 +1,11 @@
 """Products of the frozen models, summed in float32 and differentiated in the operands' own type."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -23,17 +25,27 @@ def einsum(
     a: in the dtype of b.
     b: the other operand.
     dtype: of the result.
+
+  Raises:
+    TypeError: operands of two dtypes.
   """
-  assert a.dtype == b.dtype, "operands are of one dtype"
+  if a.dtype != b.dtype:
+    raise TypeError(f"expected operands of one dtype; got {a.dtype} and {b.dtype}")
   if a.dtype == jnp.float32:
     return jnp.einsum(equation, a, b, preferred_element_type=dtype)
   return _einsum(equation, jnp.dtype(dtype), a, b)
 
 
-def dot_general(
+def dense(inputs: int, outputs: int, std: float, **kwargs: Any) -> nnx.Linear:
+  """A dense layer with such products, and initial weights of a standard deviation."""
+  init = nnx.initializers.normal(std)
+  return nnx.Linear(inputs, outputs, kernel_init=init, dot_general=_dot_general, **kwargs)
+
+
+def _dot_general(
   x: Float[Array, "... i"], kernel: Float[Array, "i o"], *_: object, **__: object
 ) -> Float[Array, "... o"]:
-  """The product of a dense layer, as `flax.nnx.Linear` takes one in place of `lax.dot_general`."""
+  """What `nnx.Linear` takes in place of `lax.dot_general`."""
   return einsum("...i,io->...o", x, kernel, x.dtype)
 
 

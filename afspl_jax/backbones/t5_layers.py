@@ -1,5 +1,6 @@
 """The layers of T5 (Raffel et al. 2020): attention, MLP and the stack of either side."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,15 +11,11 @@ from jaxtyping import Array, Float
 
 from afspl_jax.backbones.activations import ACTIVATIONS
 from afspl_jax.backbones.attention import attend
-from afspl_jax.backbones.products import dot_general
+from afspl_jax.backbones.products import dense
 from afspl_jax.backbones.t5_config import T5Config
 from afspl_jax.backbones.t5_position import relative_buckets
 
-
-def _linear(inputs: int, outputs: int, std: float, **kwargs: Any) -> nnx.Linear:
-  init = nnx.initializers.normal(std)
-  kwargs |= {"use_bias": False, "kernel_init": init, "dot_general": dot_general}
-  return nnx.Linear(inputs, outputs, **kwargs)
+_linear = functools.partial(dense, use_bias=False)
 
 
 def _norm(config: T5Config, **kwargs: Any) -> nnx.RMSNorm:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from afspl_jax.backbones.clip import Clip
-from afspl_jax.backbones.products import dot_general, einsum
+from afspl_jax.backbones.products import dense, einsum
 from afspl_jax.backbones.t5 import T5
 from tests.conftest import CLIP, T5_CONFIG
 
@@ -47,12 +47,14 @@ def test_sums_and_gradients_are_those_of_float32_rounded_once(equation, dtype):
 
 def test_float32_is_left_to_jax():
   a, b = (x.astype(jnp.float32) for x in operands("...d,dn->...n"))
-  np.testing.assert_array_equal(dot_general(a, b), a @ b)
+  layer = dense(*b.shape, 1.0, use_bias=False, rngs=nnx.Rngs(0))
+  layer.kernel[...] = b
+  np.testing.assert_array_equal(layer(a), a @ b)
 
 
 def test_operands_of_two_types_are_refused():
   a, b = operands("...d,dn->...n")
-  with pytest.raises(AssertionError, match="one dtype"):
+  with pytest.raises(TypeError, match="one dtype; got bfloat16 and float32"):
     einsum("...d,dn->...n", a, b.astype(jnp.float32), jnp.float32)
 
 
