@@ -59,7 +59,8 @@ class TorchRay:
 
   def train(self, rows: Rows) -> Trained:
     """A round of all clients; the first one also starts Ray and loads the backbones."""
-    assert rows.image.shape[1] <= self._nodes, "there are no more clients"
+    if (clients := rows.image.shape[1]) > self._nodes:
+      raise ValueError(f"{clients} clients: there are no more clients than {self._nodes}")
     self._rounds.put(rows)
     if not self._begun:
       self._begun = True
