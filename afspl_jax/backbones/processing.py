@@ -1,7 +1,8 @@
 """Texts to token ids and images to pixels, as a checkpoint folder prescribes.
 
-Texts through transformers, which needs no PyTorch for that, but imports it where it finds it: hence
-the import within a function, so that importing this package stays light.
+Texts through transformers, which is imported within functions, so that importing this package stays
+light. It needs no PyTorch for them, but its AutoTokenizer imports it where it finds it, for a
+second and a quarter of a gigabyte; so the tokenizers' own classes are asked for by name.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,11 @@ from PIL import Image
 
 from afspl_jax.backbones.image_settings import ImageSettings
 from afspl_jax.errors import UserError
+from afspl_jax.json_text import parse
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_TOKENIZERS = ("T5Tokenizer", "CLIPTokenizer")
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _IMAGE_FILE = "preprocessor_config.json"
 
 
@@ -44,11 +48,9 @@ class Tokenizer:
         f" merges.txt; got {_listing(folder)}. Download them with the checkpoint; a spiece.model"
         " alone is not read."
       )
-    from transformers import AutoTokenizer
-
     try:
       # A folder may name code of its own, which must neither run nor be asked about.
-      self._tokenizer = AutoTokenizer.from_pretrained(
+      self._tokenizer = _class_of(folder).from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
       )
       self.vocab_size: int = len(self._tokenizer)
@@ -172,6 +174,19 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     image = Image.alpha_composite(white, image)
   return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _class_of(folder: Path) -> type:
+  """What reads a folder's tokenizer: the class that it names, as transformers' AutoTokenizer has it.
+
+  AutoTokenizer itself only for one that is neither T5's nor CLIP's; see above.
+  """
+  import transformers
+
+  file = folder / _TOKENIZER_CONFIG
+  said = parse(file.read_bytes()) if file.is_file() else {}
+  named = str(said.get("tokenizer_class", "")).removesuffix("Fast")
+  return getattr(transformers, named if named in _TOKENIZERS else "AutoTokenizer")
 
 
 def _listing(folder: Path) -> str:

@@ -208,6 +208,34 @@ def test_missing_or_foreign_image_settings_are_named(tmp_path):
       ImageProcessor(tmp_path)
 
 
+def test_torch_is_not_imported_where_it_is_installed():
+  code = """
+import sys
+from afspl_jax.backbones.locate import TINY
+from afspl_jax.backbones.processing import Tokenizer
+folders = TINY / "t5", TINY / "clip"
+ours = [Tokenizer(folder) for folder in folders]
+assert "torch" not in sys.modules
+from transformers import AutoTokenizer
+for folder, tokenizer in zip(folders, ours):
+  assert type(tokenizer._tokenizer) is type(AutoTokenizer.from_pretrained(folder))
+assert "torch" in sys.modules  # or there was nothing to see
+"""
+  result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("said", ["{", "[]", '{"tokenizer_class": []}', '{"tokenizer_class": 5}'])
+def test_a_damaged_tokenizer_config_is_refused_in_words_or_read(tmp_path, hf_data, said):
+  for path in (hf_data / "t5").iterdir():
+    shutil.copyfile(path, tmp_path / path.name)
+  (tmp_path / "tokenizer_config.json").write_text(said)
+  try:
+    Tokenizer(tmp_path)
+  except UserError as error:
+    assert str(tmp_path) in str(error) and "expected the files of a tokenizer" in str(error)
+
+
 def test_processing_works_where_torch_is_not_installed(hf_data):
   code = """
 import sys
