@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from afspl_jax.backbones.processing import Tokenizer
 from afspl_jax.config import Data
+from afspl_jax.data.feature_cache import rows_of
 from afspl_jax.data.features import FeatureEncoder
 from afspl_jax.types import Batch, Example, Source
 
@@ -109,8 +110,8 @@ class Split:
     caption = np.zeros((size, self._captions.shape[1]), self._captions.dtype)
     caption[captioned] = self._captions[target[captioned]]
     arrays: dict[str, Any] = {
-      "tokens": np.asarray(self.images.tokens[image]),
-      "image": np.asarray(self.images.joint[image]),
+      "tokens": rows_of(self.images.tokens, image),
+      "image": rows_of(self.images.joint, image),
       "text": self._text[asked],
       "instruction": self._instruction[0][asked],
       "instruction_mask": self._instruction[1][asked],
@@ -123,7 +124,7 @@ class Split:
 
   def joint(self, indices: Sequence[int]) -> Float[np.ndarray, "rows f"]:
     """CLIP's joint feature of each example's image."""
-    return np.asarray(self.images.joint[self._image_row[list(indices)]])
+    return rows_of(self.images.joint, self._image_row[list(indices)])
 
   def local_batches(
     self,

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
 import shutil
 import zlib
@@ -150,6 +151,18 @@ class FeatureCache:
         f"feature cache: expected a folder that can be written; got {self._folder}: {error}."
         " Make room there, or set XDG_CACHE_HOME to another"
       ) from error
+
+
+def rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  """A copy of some rows of an array of the cache.
+
+  The pages that were read go back to the system, which keeps them while nobody else needs the
+  memory; or a process would seem, and to those who set it a limit be, as large as its data set.
+  """
+  found = np.asarray(array[rows])
+  if isinstance(array.base, mmap.mmap):
+    array.base.madvise(mmap.MADV_DONTNEED)
+  return found
 
 
 def _whole(

@@ -55,7 +55,8 @@ def gather(asked: Asked, judge: Callable[[str, Message], Reply]) -> Gathered:
     for site, of, answer in (*chosen.late, *late)
   ]
   lines += [line_of(round, site, status) for site, status in chosen.absent.items()]
-  for site, answer in sorted(answers.items()):
+  for site in sorted(answers):
+    answer = answers.pop(site)  # as large as the reply that it becomes
     line = line_of(round, site, "ok", answer)
     try:
       if answer.message is None:

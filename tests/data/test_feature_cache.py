@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afspl_jax.data.feature_cache import FeatureCache
+from afspl_jax.data.feature_cache import FeatureCache, rows_of
 
 FLOAT, SHAPES = np.dtype(np.float32), {"a": (60, 3), "b": (60,)}
 A, B = np.arange(180, dtype=np.float32).reshape(60, 3), -np.arange(60, dtype=np.float32)
@@ -102,6 +102,26 @@ def test_of_two_processes_one_encodes_and_the_other_waits(tmp_path):
     for future in (first, second):
       np.testing.assert_array_equal(future.result(30)["a"], A)
   assert made == [0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
+def test_what_was_read_is_not_kept_in_the_process(tmp_path):
+  large = np.arange(1 << 20, dtype=np.float32).reshape(1024, 1024)
+  cache = FeatureCache(tmp_path, FLOAT)
+  kept = cache.get(["large"], {"a": large.shape}, lambda start: [{"a": large[start:]}])["a"]
+  rows = np.array([3, 1000, 3, 0])
+  np.testing.assert_array_equal(rows_of(kept, rows), large[rows])
+  np.testing.assert_array_equal(rows_of(kept, np.arange(1024)), large)
+  assert resident(tmp_path) == 0
+  np.testing.assert_array_equal(kept, large)  # as a plain array
+  assert resident(tmp_path) == large.nbytes
+
+
+def resident(folder):
+  """Bytes of mapped files of a folder that are in this process, but for a last page."""
+  pages = Path("/proc/self/smaps").read_text().split(str(folder))[1:]
+  sizes = [int(part.split("Rss:")[1].split()[0]) for part in pages]
+  return sum(sizes) * 1024 // (1 << 16) * (1 << 16)
 
 
 if __name__ == "__main__":

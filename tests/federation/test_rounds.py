@@ -1,6 +1,7 @@
 """The round loop, on a model that is small enough to be worked out by hand."""
 
 import dataclasses
+import weakref
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from least_squares import (
   reference,
 )
 
+from afspl_jax.federation import hearing, screening
 from afspl_jax.federation.client import LocalResult, make_client_app
 from afspl_jax.federation.local_grid import LocalGrid
 from afspl_jax.federation.rounds import newest_state, run_rounds
@@ -104,6 +106,19 @@ def test_the_order_of_replies_does_not_matter_to_the_last_bit(plan):
   assert_same_bits(*results)
   one, other = (without_seconds(run.folder.metrics()) for run in runs)
   assert one == other
+
+
+def test_a_reply_is_not_held_twice(plan, monkeypatch):
+  read = []
+
+  def screen(site, answer, *rest):
+    assert not any(earlier() for earlier in read)
+    read.append(weakref.ref(answer))
+    return screening.screen(site, answer, *rest)
+
+  monkeypatch.setattr(hearing, "screen", screen)
+  run_local(plan(rounds=1), LeastSquares(), CLIENTS)
+  assert len(read) == CLIENTS
 
 
 def test_a_stopped_run_is_not_a_failed_client(plan):

@@ -73,7 +73,8 @@ class _Stages:
     self.bytes_down += sum(map(wire.record_bytes, sent.values()))
     self._add_late(late)
     out: dict[str, T] = {}
-    for site, answer in sorted(answers.items()):
+    for site in sorted(answers):
+      answer = answers.pop(site)
       line = self._of_chosen[site]
       new = line_of(self._round, site, "ok", answer)
       line["bytes_up"] += new["bytes_up"]
