@@ -177,7 +177,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _class_of(folder: Path) -> type:
-  """What reads a folder's tokenizer: the class that it names, as transformers' AutoTokenizer has it.
+  """What reads a folder's tokenizer: the class that it names, as AutoTokenizer has it.
 
   AutoTokenizer itself only for one that is neither T5's nor CLIP's; see above.
   """
