@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flwr.app import Array, ArrayRecord
-from jaxtyping import Float64, Num
+from jaxtyping import Bool, Float64, Num
 
 from afspl_jax import config
 from afspl_jax.federation import uplink
@@ -128,21 +128,30 @@ def unpack_update(record: ArrayRecord, base: Params) -> Update:
   if set(record) not in ({FLAT}, {FLAT, ROWS}):
     raise WireError(f"expected the array {FLAT!r}, perhaps {ROWS!r}; got {sorted(record)}")
   masks = _unpack_masks(record[ROWS], base) if ROWS in record else uplink.everywhere(base)
-  params = jax.tree.map(lambda leaf: np.array(leaf, order="C"), base)  # copies
-  rows = [_rows(leaf) for leaf in jax.tree.leaves(params)]
+  leaves, treedef = jax.tree.flatten(base)
   sent = [mask.ravel() for mask in jax.tree.leaves(masks)]
   sizes = values_sent(base, masks)
   flat = decode(FLAT, record[FLAT], np.dtype(np.float32), sum(sizes))
   *parts, _ = np.split(flat, np.cumsum(sizes, dtype=int))
-  for (path, _, dtype), leaf, chosen, part in zip(spec(base), rows, sent, parts, strict=True):
+  params = []
+  for (path, _, dtype), old, chosen, part in zip(spec(base), leaves, sent, parts, strict=True):
     with np.errstate(over="ignore", invalid="ignore"):  # reported just below
-      values = part.astype(dtype, copy=False)
-      bad = values.size - int(np.isfinite(values).sum())
+      values = part.astype(dtype)
+      bad = values.size - np.count_nonzero(np.isfinite(values))
     if bad:
       raise WireError(f"{path}: expected finite values; {bad} of {part.size} are not")
-    values = values.reshape(np.count_nonzero(chosen), leaf.shape[1])
-    leaf[slice(None) if chosen.all() else chosen] = values
-  return Update(params, masks)
+    params.append(_laid_over(old, chosen, values) if ROWS in record else values.reshape(old.shape))
+  return Update(jax.tree.unflatten(treedef, params), masks)
+
+
+def _laid_over(
+  base: Num[np.ndarray, "..."], chosen: Bool[np.ndarray, " rows"], values: Num[np.ndarray, " n"]
+) -> Num[np.ndarray, "..."]:
+  """A copy of a leaf with new values in some rows."""
+  leaf = np.array(base, order="C")
+  rows = _rows(leaf)
+  rows[chosen] = values.reshape(np.count_nonzero(chosen), rows.shape[1])
+  return leaf
 
 
 def values_sent(base: Params, masks: Params) -> list[int]:

@@ -43,16 +43,19 @@ def weighted_mean(
     weights: one for each reply, from 0 on.
   """
   zeros = lambda leaf: np.zeros(leaf.shape)  # noqa: E731
-  sums = jax.tree.map(zeros, replies[0].params)
+  sums, rooms = (jax.tree.map(zeros, replies[0].params) for _ in range(2))
   totals = jax.tree.map(zeros, replies[0].masks)
 
-  def add(total, share, sum_, value):
+  def add(total, share, sum_, value, room):
     total += share
-    sum_ += share * np.asarray(value, np.float64)
+    # Into memory that is there: 1.1 × of the server's part of a round.
+    np.copyto(room, value)
+    room *= share
+    sum_ += room
 
   for value, reply, weight in zip(values, replies, weights, strict=True):
     shares = jax.tree.map(lambda mask: weight * mask, reply.masks)  # noqa: B023 - used at once
-    jax.tree.map(add, totals, shares, sums, value)
+    jax.tree.map(add, totals, shares, sums, value, rooms)
   means = jax.tree.map(lambda sum_, total: sum_ / np.where(total > 0, total, 1), sums, totals)
   return Mean(means, _sent(replies))
 
