@@ -35,7 +35,7 @@ def clients(bench: Bench) -> Iterator[Line]:
           peak = child.built.peak
     peaks.append(peak)
     yield Line(
-      f"{number:,} clients, at most {_COHORT} at a time",
+      f"{number:,} client{'s' * (number > 1)}, {min(number, _COHORT)} at a time",
       spread([peak / 2**20]),
       "MiB",
       note=f"{peak / peaks[0]:.2f} × that of {_COHORT}",
