@@ -7,6 +7,7 @@ second and a quarter of a gigabyte; so the tokenizers' own classes are asked for
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -176,7 +177,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
   return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _class_of(folder: Path) -> type:
+def _class_of(folder: Path) -> Any:
   """What reads a folder's tokenizer: the class that it names, as AutoTokenizer has it.
 
   AutoTokenizer itself only for one that is neither T5's nor CLIP's; see above.
