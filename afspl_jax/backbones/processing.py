@@ -18,8 +18,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.json_text import parse
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-_TOKENIZERS = ("T5Tokenizer", "CLIPTokenizer")
-_TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZERS = {"t5": "T5Tokenizer", "clip": "CLIPTokenizer"}  # by model
 _IMAGE_FILE = "preprocessor_config.json"
 
 
@@ -49,9 +48,10 @@ class Tokenizer:
         f" merges.txt; got {_listing(folder)}. Download them with the checkpoint; a spiece.model"
         " alone is not read."
       )
+    tokenizer = _class_of(folder)
     try:
       # A folder may name code of its own, which must neither run nor be asked about.
-      self._tokenizer = _class_of(folder).from_pretrained(
+      self._tokenizer = tokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
       )
       self.vocab_size: int = len(self._tokenizer)
@@ -178,16 +178,26 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _class_of(folder: Path) -> Any:
-  """What reads a folder's tokenizer: the class that it names, as AutoTokenizer has it.
+  """What reads a folder's tokenizer: the class that AutoTokenizer would find.
 
   AutoTokenizer itself only for one that is neither T5's nor CLIP's; see above.
   """
   import transformers
 
-  file = folder / _TOKENIZER_CONFIG
-  said = parse(file.read_bytes()) if file.is_file() else {}
-  named = str(said.get("tokenizer_class", "")).removesuffix("Fast")
-  return getattr(transformers, named if named in _TOKENIZERS else "AutoTokenizer")
+  model = _object(folder / "config.json")
+  said = _object(folder / "tokenizer_config.json").get("tokenizer_class")
+  named = said or model.get("tokenizer_class") or _TOKENIZERS.get(str(model.get("model_type")))
+  name = str(named).removesuffix("Fast")
+  return getattr(transformers, name if name in _TOKENIZERS.values() else "AutoTokenizer")
+
+
+def _object(file: Path) -> dict[str, Any]:
+  """A file's JSON object; empty if it is none, of which the tokenizer will complain."""
+  try:
+    found = parse(file.read_bytes())
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}
 
 
 def _listing(folder: Path) -> str:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int, Shaped
 from tqdm import tqdm
 
 from afspl_jax.errors import UserError
@@ -153,16 +154,18 @@ class FeatureCache:
       ) from error
 
 
-def rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """A copy of some rows of an array of the cache.
+def rows_of(
+  array: Shaped[np.ndarray, "n ..."], rows: Int[np.ndarray, " rows"]
+) -> Shaped[np.ndarray, "rows ..."]:
+  """A copy of some rows of an array that `FeatureCache.get` gave, or of any other.
 
-  The pages that were read go back to the system, which keeps them while nobody else needs the
-  memory; or a process would seem, and to those who set it a limit be, as large as its data set.
+  The cache's pages are let go of once they are read. The system keeps them while nobody else needs
+  the memory, but they are no part of the process, which would else grow as large as its data set.
   """
-  found = np.asarray(array[rows])
+  found = array[rows]
   if isinstance(array.base, mmap.mmap):
     array.base.madvise(mmap.MADV_DONTNEED)
-  return found
+  return np.asarray(found)
 
 
 def _whole(

@@ -56,7 +56,7 @@ def gather(asked: Asked, judge: Callable[[str, Message], Reply]) -> Gathered:
   ]
   lines += [line_of(round, site, status) for site, status in chosen.absent.items()]
   for site in sorted(answers):
-    answer = answers.pop(site)  # as large as the reply that it becomes
+    answer = answers.pop(site)  # let go of once it is judged: it is as large as its reply
     line = line_of(round, site, "ok", answer)
     try:
       if answer.message is None:

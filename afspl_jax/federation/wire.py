@@ -127,7 +127,8 @@ def unpack_update(record: ArrayRecord, base: Params) -> Update:
   """
   if set(record) not in ({FLAT}, {FLAT, ROWS}):
     raise WireError(f"expected the array {FLAT!r}, perhaps {ROWS!r}; got {sorted(record)}")
-  masks = _unpack_masks(record[ROWS], base) if ROWS in record else uplink.everywhere(base)
+  sparse = ROWS in record
+  masks = _unpack_masks(record[ROWS], base) if sparse else uplink.everywhere(base)
   leaves, treedef = jax.tree.flatten(base)
   sent = [mask.ravel() for mask in jax.tree.leaves(masks)]
   sizes = values_sent(base, masks)
@@ -136,11 +137,11 @@ def unpack_update(record: ArrayRecord, base: Params) -> Update:
   params = []
   for (path, _, dtype), old, chosen, part in zip(spec(base), leaves, sent, parts, strict=True):
     with np.errstate(over="ignore", invalid="ignore"):  # reported just below
-      values = part.astype(dtype)
+      values = part.astype(dtype, copy=not sparse)
       bad = values.size - np.count_nonzero(np.isfinite(values))
     if bad:
       raise WireError(f"{path}: expected finite values; {bad} of {part.size} are not")
-    params.append(_laid_over(old, chosen, values) if ROWS in record else values.reshape(old.shape))
+    params.append(_laid_over(old, chosen, values) if sparse else values.reshape(old.shape))
   return Update(jax.tree.unflatten(treedef, params), masks)
 
 

@@ -74,7 +74,7 @@ class _Stages:
     self._add_late(late)
     out: dict[str, T] = {}
     for site in sorted(answers):
-      answer = answers.pop(site)
+      answer = answers.pop(site)  # let go of once it is read
       line = self._of_chosen[site]
       new = line_of(self._round, site, "ok", answer)
       line["bytes_up"] += new["bytes_up"]

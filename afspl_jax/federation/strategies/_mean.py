@@ -48,7 +48,7 @@ def weighted_mean(
 
   def add(total, share, sum_, value, room):
     total += share
-    # Into memory that is there: 1.1 × of the server's part of a round.
+    # A buffer for each leaf, used again for every reply: 1.1 × of the server's part of a round.
     np.copyto(room, value)
     room *= share
     sum_ += room
