@@ -161,6 +161,7 @@ def rows_of(
 
   The cache's pages are let go of once they are read. The system keeps them while nobody else needs
   the memory, but they are no part of the process, which would else grow as large as its data set.
+  That takes .2 ms more for 80 images of ViT-B/32, whose training takes seconds.
   """
   found = array[rows]
   if isinstance(array.base, mmap.mmap):

@@ -211,10 +211,9 @@ def test_missing_or_foreign_image_settings_are_named(tmp_path):
 
 def test_torch_is_not_imported_where_it_is_installed(tmp_path, hf_data):
   for name, config in (("t5", "flan-t5-small"), ("clip", "clip-vit-base-patch32")):
-    shutil.copytree(hf_data / name, tmp_path / name)
-    (tmp_path / name / "tokenizer_config.json").unlink()  # the model's config says what it is
-    folder = tmp_path / name
-    shutil.copy(next(hf_data.rglob(f"{config}.config.json")), folder / "config.json")
+    folder = shutil.copytree(hf_data / name, tmp_path / name)
+    (folder / "tokenizer_config.json").unlink()  # the model's config says what it is
+    (folder / f"{config}.config.json").rename(folder / "config.json")
   code = """
 import sys
 from pathlib import Path
