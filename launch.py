@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from afspl_jax.flags import Launch
+  from afspl_jax.config.flags import Launch
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -23,8 +23,8 @@ def main(argv: list[str]) -> int:
   """Parses flags, runs, prints the scores, and returns the exit status."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch is meant
+  from afspl_jax.config.flags import parse
   from afspl_jax.errors import Stopped, UserError
-  from afspl_jax.flags import parse
 
   again = shlex.join([sys.executable, *argv])
   signal.signal(signal.SIGTERM, _end)
@@ -47,17 +47,17 @@ def main(argv: list[str]) -> int:
 def _launch(launch: "Launch") -> None:
   """Does what the command line asks for."""
   # What takes seconds to import is imported by who needs it.
-  from afspl_jax import run
+  from afspl_jax.runs import run
 
   if launch.role == "local":
     scores = run.federate(launch.config, launch.workdir)
   else:
-    from afspl_jax import network
+    from afspl_jax.runs import hosts
 
     if launch.role == "client":
-      network.join(launch)
+      hosts.join(launch)
       return
-    scores = network.federate(launch)
+    scores = hosts.federate(launch)
   for split, title in (("test", "test split"), ("test_personal", "with each site's own prompt")):
     if split in scores:
       line = scores[split]

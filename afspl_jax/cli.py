@@ -9,11 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from afspl_jax import use_cli
+from afspl_jax.config.files import CONFIGS
 from afspl_jax.errors import UserError
-from afspl_jax.metrics.jsonl import score_file
-
-CONFIGS = Path(__file__).parents[1] / "configs"  # of a checkout
+from afspl_jax.evaluation.score_file import score_file
+from afspl_jax.runs import use_cli
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,23 +150,23 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _keys(args: argparse.Namespace) -> int:
-  from afspl_jax.federation.net import certificates, keys
+  from afspl_jax.federation.transport import certificates, site_keys
 
   if args.kind == "server":
     made = certificates.make_server_keys(args.folder, args.hosts, args.days)
     print(f"give every site a copy of {made.ca}; put each site's NAME.pub into {args.folder}/sites")
     print(f"keep to this host: {made.key}; better still elsewhere: {args.folder / 'ca.key'}")
   else:
-    pair = keys.make_site_key(args.folder, args.name)
+    pair = site_keys.make_site_key(args.folder, args.name)
     print(f"give the server a copy of {pair.public}; get its ca.crt and put it into {args.folder}")
     print(f"keep to this host: {pair.private}")
   return 0
 
 
 def _prepare(args: argparse.Namespace) -> int:
-  from afspl_jax.config import Data
+  from afspl_jax.config.experiment import Data
   from afspl_jax.data.sources import SOURCES
-  from afspl_jax.prepare import prepare
+  from afspl_jax.reporting.data_check import prepare
 
   if args.source.partition(":")[0] in SOURCES:
     data = Data(source=args.source, dir=args.dir, fields=args.fields)
@@ -184,8 +183,8 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _partition(args: argparse.Namespace) -> int:
-  from afspl_jax.flags import parse
-  from afspl_jax.preview import preview
+  from afspl_jax.config.flags import parse
+  from afspl_jax.reporting.partition_preview import preview
 
   where = f"--workdir=partitions/{Path(args.config).stem}"  # a later flag wins
   launch = parse(["afspl partition", f"--config={args.config}", where, *args.flags], CONFIGS)
@@ -194,15 +193,15 @@ def _partition(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-  from afspl_jax.status import describe
+  from afspl_jax.reporting.status import describe
 
   print(describe(args.folder))
   return 0
 
 
 def _audit(args: argparse.Namespace) -> int:
-  from afspl_jax.audit import audit
-  from afspl_jax.audit_table import table
+  from afspl_jax.reporting.audit import audit
+  from afspl_jax.reporting.audit_table import table
 
   found = audit(args.folder, args.client)
   print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else table(found))
@@ -211,7 +210,7 @@ def _audit(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
   with _installed("report"):
-    from afspl_jax.report.page import write
+    from afspl_jax.reporting.html.page import write
 
   print(f"report: {write(args.runs, args.out, images=not args.no_images)}")
   return 0
@@ -219,7 +218,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _dashboard(args: argparse.Namespace) -> int:
   with _installed("report"):
-    from afspl_jax.dashboard import serve
+    from afspl_jax.reporting.dashboard import serve
 
   serve(args.folder, args.host, args.port, args.name, images=not args.no_images)
   return 0
@@ -241,10 +240,10 @@ def _installed(extra: str) -> Iterator[None]:
 
 def _ablate(args: argparse.Namespace) -> int:
   # `score` is to start at once, and needs none of these.
-  from afspl_jax import plots, tables
-  from afspl_jax.ablate import ablate
-  from afspl_jax.flags import find, load
-  from afspl_jax.study import Study
+  from afspl_jax.config.files import find, load
+  from afspl_jax.config.study import Study
+  from afspl_jax.runs.study import plots, tables
+  from afspl_jax.runs.study.ablate import ablate
 
   path = find(args.config, CONFIGS)
   study = load(path, "get_study", Study)

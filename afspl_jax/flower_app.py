@@ -20,19 +20,20 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from afspl_jax import run
-from afspl_jax.checks import check_networked
-from afspl_jax.cli import CONFIGS
-from afspl_jax.config import to_dict
+from afspl_jax.config.experiment import to_dict
+from afspl_jax.config.files import CONFIGS
+from afspl_jax.config.flags import Launch, parse
 from afspl_jax.errors import UserError
-from afspl_jax.federation.client import SiteFault, make_client_app
-from afspl_jax.federation.client_store import ClientStore
-from afspl_jax.federation.guard import guard_of
-from afspl_jax.federation.rounds import run_rounds
-from afspl_jax.federation.wire_record import Recorded, WireRecord
-from afspl_jax.flags import Launch, parse
-from afspl_jax.run_folder import RunFolder
-from afspl_jax.setup import SCORED, TRAINED, find, keep_compiled, prepare
+from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_store import ClientStore
+from afspl_jax.federation.contracts import SiteFault
+from afspl_jax.federation.privacy.client_guard import guard_of
+from afspl_jax.federation.protocol.disclosure_log import Recorded, WireRecord
+from afspl_jax.federation.server.rounds import run_rounds
+from afspl_jax.runs import run
+from afspl_jax.runs.prepare import SCORED, TRAINED, find, keep_compiled, prepare
+from afspl_jax.runs.validate import check_networked
+from afspl_jax.storage.run_folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
 

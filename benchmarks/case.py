@@ -15,13 +15,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from afspl_jax.backbones.clip import Clip
-from afspl_jax.backbones.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
-from afspl_jax.backbones.t5 import T5
-from afspl_jax.backbones.t5_config import T5Config
-from afspl_jax.backbones.weights import outline, save
-from afspl_jax.config import Experiment
-from afspl_jax.flags import load
+from afspl_jax.config.experiment import Experiment
+from afspl_jax.config.files import load
+from afspl_jax.models.clip.clip import Clip
+from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from afspl_jax.models.huggingface.weights import outline, save
+from afspl_jax.models.t5.config import T5Config
+from afspl_jax.models.t5.t5 import T5
 
 # Sizes of openai/clip-vit-base-patch32, google/flan-t5-small and google/flan-t5-base. "toy" is for
 # the tests of the sides, which compare numbers and no times.

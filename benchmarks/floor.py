@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from afspl_jax.backbones.clip_config import ClipConfig
-from afspl_jax.backbones.t5_config import T5Config
+from afspl_jax.models.clip.config import ClipConfig
+from afspl_jax.models.t5.config import T5Config
 
 _SHAPES = ((2048, 512, 1024), (2048, 768, 3072), (512, 512, 32128))  # of the work's own products
 

@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from afspl_jax.captioner import Captioner, leaves
-from afspl_jax.checkpoint import Checkpoints
-from afspl_jax.checks import check
-from afspl_jax.config import Experiment, to_dict
+from afspl_jax.config.experiment import Experiment, to_dict
+from afspl_jax.config.fields import changed
 from afspl_jax.data.batches import Split
-from afspl_jax.federation.client_store import ClientStore
-from afspl_jax.fields import changed
-from afspl_jax.frozen import load_pair, make_prompter
-from afspl_jax.run import in_process, plan_of
-from afspl_jax.run_folder import RunFolder
-from afspl_jax.setup import TRAINED, Setup, find, keep_compiled, prepare
+from afspl_jax.federation.client.client_store import ClientStore
+from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.runs.frozen import load_pair, make_prompter
+from afspl_jax.runs.prepare import TRAINED, Setup, find, keep_compiled, prepare
+from afspl_jax.runs.run import in_process, plan_of
+from afspl_jax.runs.validate import check
+from afspl_jax.storage.checkpoints import Checkpoints
+from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Batch, Params
 from benchmarks.attacks import Success, success
 

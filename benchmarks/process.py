@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from afspl_jax.workers import follow_parent
+from afspl_jax.runs.study.workers import follow_parent
 
 
 class Timed(NamedTuple):

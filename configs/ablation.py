@@ -3,8 +3,7 @@
 `afspl ablate configs/ablation.py --workdir=runs/ablation`
 """
 
-from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Prompter
-from afspl_jax.study import Study
+from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Prompter, Study
 
 ROUNDS = 12
 CLIENTS = 10

@@ -8,8 +8,7 @@ parameter below what it moves. The bounds are the best of 1 and 3 for ε = 8, an
 ε = 50, with seed 0.
 """
 
-from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Privacy, Prompter, Uplink
-from afspl_jax.study import Study
+from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Privacy, Prompter, Study, Uplink
 
 CLIENTS, ROUNDS = 100, 10
 

@@ -7,8 +7,7 @@ All send all rows: of one that few sites sent, the median would be that of these
 
 from typing import Any
 
-from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Prompter, Uplink
-from afspl_jax.study import Study
+from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Prompter, Study, Uplink
 
 ROUNDS = 12
 CLIENTS = 10

@@ -5,8 +5,7 @@
 
 from typing import Any
 
-from afspl_jax.config import Data, Eval, Experiment, Fed, Prompter, Uplink
-from afspl_jax.study import Study
+from afspl_jax.config import Data, Eval, Experiment, Fed, Prompter, Study, Uplink
 
 ROUNDS = 12
 SEEDS = (0, 1, 2)

@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 # Models of this size compile for longer than they run. What one test, worker or child has compiled,
-# no other does: test_step and test_row_loss alone take 83 s instead of 93.
+# no other does: test_train_step and test_chunked_t5_loss alone take 83 s instead of 93.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have it from who starts them
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled")
@@ -31,16 +31,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from afspl_jax import config as settings
-from afspl_jax.backbones import weights
-from afspl_jax.backbones.clip import Clip
-from afspl_jax.backbones.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
-from afspl_jax.backbones.processing import Tokenizer
-from afspl_jax.backbones.t5 import T5
-from afspl_jax.backbones.t5_config import T5Config
-from afspl_jax.captioner import Captioner, leaves
-from afspl_jax.prompts.prompter import Prompter
-from afspl_jax.step import make_mesh
+from afspl_jax.config import experiment as settings
+from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.clip.clip import Clip
+from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from afspl_jax.models.huggingface import weights
+from afspl_jax.models.huggingface.preprocessing import Tokenizer
+from afspl_jax.models.prompter.prompter import Prompter
+from afspl_jax.models.t5.config import T5Config
+from afspl_jax.models.t5.t5 import T5
+from afspl_jax.training.train_step import make_mesh
 from afspl_jax.types import Batch, Params
 from tests.launcher import Launcher
 
@@ -51,15 +51,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Begun first: they take half a minute to a minute and a half each, and a worker that begins one
 # when the other has nothing left works alone: a minute and a half of twelve.
 LONG = (
-  "federation/net/test_faults.py",
-  "federation/net/test_killed_hosts.py",
-  "federation/net/test_deployment.py",
-  "test_network.py",
+  "federation/transport/test_faults.py",
+  "federation/transport/test_killed_hosts.py",
+  "federation/transport/test_deployment.py",
+  "runs/test_hosts.py",
   "test_launch.py",
-  "test_ablate.py",
-  "test_prompter_file.py",
-  "test_step.py",
-  "test_row_loss.py",
+  "study/test_ablate.py",
+  "trained/test_prompter_file.py",
+  "training/test_train_step.py",
+  "training/test_chunked_t5_loss.py",
 )
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -140,8 +140,8 @@ class Checkpoints:
 def tiny_checkpoints(tmp_path_factory) -> Checkpoints:
   """A random CLIP and T5 for the shapes world's images and words, with all their files."""
   # Not above: importing them draws on much that most tests do without.
-  from afspl_jax.pretrain import tokenizers
-  from afspl_jax.pretrain.clip import PROCESSOR
+  from pretrain import tokenizers
+  from pretrain.clip import PROCESSOR
 
   base = tmp_path_factory.mktemp("checkpoints")
   folders = Checkpoints(base / "clip", base / "t5")
@@ -186,13 +186,14 @@ def tiny_checkpoints(tmp_path_factory) -> Checkpoints:
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory) -> Path:
   """The shapes world with a few images a site; give it as data.dir."""
-  from afspl_jax.data.faults import Faults
-  from afspl_jax.data.shapes import builder, source
+  from afspl_jax.data.bad_records import Faults
+  from afspl_jax.data.shapes import builder
+  from afspl_jax.data.sources import shapes
 
   folder = tmp_path_factory.mktemp("data_sets")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(builder, "PER_SITE", {"train": 8, "validation": 2, "test": 2})
-    source.open_splits(["train"], settings.Data(dir=str(folder)), Faults())
+    shapes.open_splits(["train"], settings.Data(dir=str(folder)), Faults())
   return folder
 
 

@@ -9,13 +9,13 @@ import pytest
 from flwr.app import Message
 from tqdm import tqdm
 
-from afspl_jax import run
-from afspl_jax.config import Experiment
-from afspl_jax.federation import server
-from afspl_jax.federation.local_grid import LocalGrid
-from afspl_jax.fields import changed
-from afspl_jax.run_folder import read_lines
-from afspl_jax.setup import Setup
+from afspl_jax.config.experiment import Experiment
+from afspl_jax.config.fields import changed
+from afspl_jax.federation.server import server_app
+from afspl_jax.federation.transport.local_grid import LocalGrid
+from afspl_jax.runs import run
+from afspl_jax.runs.prepare import Setup
+from afspl_jax.storage.run_folder import read_lines
 from afspl_jax.types import Params
 
 FIELDS = {
@@ -92,7 +92,7 @@ def recorded_run(path: Path, checkpoints, shapes_dir: Path, **fields) -> Recorde
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(path.parent / "features"))
-    patch.setattr(server, "LocalGrid", Recording)
+    patch.setattr(server_app, "LocalGrid", Recording)
     patch.setattr(run, "prepare", remembered)
     silent = functools.partial(tqdm, disable=True)
     run.federate(config, path, progress=silent, say=lambda text: None)

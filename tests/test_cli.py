@@ -3,7 +3,7 @@ import json
 import pytest
 
 from afspl_jax.cli import main
-from afspl_jax.metrics.captions import score_captions
+from afspl_jax.evaluation.metrics.captions import score_captions
 
 LINE = {"prediction": "a dog", "references": ["a dog runs", "the dog"]}
 

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file
 
-from afspl_jax.config import Optim
+from afspl_jax.config.experiment import Optim
 from tests.launcher import ROUNDS
 
 
@@ -81,7 +81,7 @@ def test_all_that_is_missing_is_named_at_once(launcher):
     "--config.backbone.clip=FOLDER",
     "hf download google/flan-t5-base",
     "--config.backbone.t5=FOLDER",
-    f"python -m afspl_jax.data.coco_prepare {launcher.base / 'no_data_sets'}",
+    f"python -m afspl_jax.data.prepare_coco {launcher.base / 'no_data_sets'}",
     "--config.data.dir=FOLDER",
   ):
     assert part in done.stderr

@@ -1,6 +1,8 @@
-"""A module imports lower layers or its own folder, never upward (BUILD.md, "Layers")."""
+"""The packages import each other as BUILD.md's table says ("Layout"), and nothing else."""
 
 import ast
+import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -8,84 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "afspl_jax"
 
-# The longest matching prefix gives a module its layer. Modules of one layer and one folder may
-# import each other; a folder that is cut into two layers names its upper files.
-LAYERS = {
-  "errors": 0,
-  "atomic": 0,
-  "config": 0,
-  "fields": 0,
-  "forms": 0,
-  "json_text": 0,
-  "study": 0,
-  "text_table": 0,
-  "types": 0,
-  "metrics": 0,
-  "backbones": 1,
-  "data": 1,
-  "data.features": 2,  # where the data first meets a backbone
-  "data.batches": 2,
-  "privacy": 1,
-  "prompts": 2,
-  "captioner": 3,
-  "losses": 4,
-  "row_loss": 4,
-  "control": 4,
-  "step": 4,
-  "dpsgd": 4,
-  "beam": 4,
-  "decode": 4,
-  "checkpoint": 4,
-  "run_folder": 4,
-  "frozen": 4,
-  "java_scores": 1,
-  "evaluate": 5,
-  "measures": 6,
-  "federation": 6,
-  "checks": 7,
-  "prepare": 7,
-  "setup": 7,
-  "final": 7,
-  "status": 7,
-  "audit": 7,
-  "audit_table": 7,
-  "preview": 7,
-  "tensorboard": 7,
-  "run": 7,
-  "finished": 7,
-  "prompter_file": 7,
-  "trained": 8,
-  "model": 8,
-  "rescore": 8,
-  "score_table": 8,
-  "use_cli": 8,
-  "": 9,  # the package's own `load`
-  "flags": 7,
-  "pretrain": 7,
-  "network": 8,
-  "report": 8,
-  "flower_app": 9,
-  "dashboard": 9,
-  "workers": 8,
-  "columns": 8,
-  "tables": 8,
-  "plots": 8,
-  "ablate": 8,
-  "cli": 9,
-}
+Table = dict[str, tuple[str, ...]]  # packages that each may import, in the table's order
 
 
-def unit(module: str) -> str | None:
-  """The entry of LAYERS that covers a module, or None."""
-  parts = module.split(".")
-  prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
-  return next((prefix for prefix in prefixes if prefix in LAYERS), None)
-
-
-def folder(module: str) -> str:
-  """The package's folder that a module is in; "" for the package's own."""
-  top = module.split(".")[0]
-  return top if (ROOT / PACKAGE / top).is_dir() else ""
+def read_table(markdown: str, heading: str) -> Table:
+  """The table below a heading: package in the first column, what it may import in the last."""
+  _, _, text = markdown.partition(heading)
+  rows = re.findall(r"^\| `([\w.]+)/?` \|.*\| ([^|]*) \|$", text.split("\n## ")[0], flags=re.M)
+  return {name: tuple(re.findall(r"`(\w+)`", imports)) for name, imports in rows}
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -97,10 +29,11 @@ def modules(package: Path) -> dict[str, Path]:
   return out
 
 
-def imports(text: str, module: str, known: set[str], is_package: bool) -> set[str]:
-  """Modules of the package that `text` imports, at any depth of its code."""
+def imports(text: str, module: str, known: set[str], is_package: bool, deep: bool) -> set[str]:
+  """Modules of the package that `text` imports; with `deep` also inside of functions."""
   out = set()
-  for node in ast.walk(ast.parse(text)):
+  tree = ast.parse(text)
+  for node in ast.walk(tree) if deep else tree.body:
     if isinstance(node, ast.Import):
       names = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
@@ -121,73 +54,144 @@ def imports(text: str, module: str, known: set[str], is_package: bool) -> set[st
   return out - {module}
 
 
-def violations(package: Path) -> list[str]:
-  """What is wrong with the imports below `package`, and modules that LAYERS does not cover."""
+def graph(package: Path, deep: bool) -> dict[str, set[str]]:
+  """What every module imports."""
   found = modules(package)
+  return {
+    name: imports(path.read_text(), name, set(found), path.name == "__init__.py", deep)
+    for name, path in found.items()
+  }
+
+
+def violations(package: Path, table: Table, inside: dict[str, tuple[str, ...]]) -> list[str]:
+  """Imports that the tables do not allow.
+
+  Args:
+    package: folder of the package.
+    table: what each package below it may import besides `errors` and `types`.
+    inside: of some packages, the order of their parts: a part may import those before it.
+  """
   out = []
-  for module, path in found.items():
-    if path.name == "__init__.py" and not path.read_text().strip():
+  for module, targets in graph(package, deep=True).items():
+    home, _, rest = module.partition(".")
+    if home not in table:  # the modules beside the packages may import everything
       continue
-    own = unit(module)
-    if own is None:
-      out.append(f"{module or PACKAGE}: no layer")
-      continue
-    is_package = path.name == "__init__.py"
-    for target in sorted(imports(path.read_text(), module, set(found), is_package)):
-      other = unit(target)
-      if other is None:
-        out.append(f"{module} imports {target}, which has no layer")
-      elif (LAYERS[other], folder(target)) != (LAYERS[own], folder(module)) and (
-        LAYERS[other] >= LAYERS[own]
-      ):
-        out.append(f"{module} ({LAYERS[own]}) imports {target} ({LAYERS[other]})")
+    for target in sorted(targets):
+      other, _, part = target.partition(".")
+      if other == home:
+        order = inside.get(home, ())
+        own, its = rest.split(".")[0], part.split(".")[0]
+        wrong = own in order and its in order and order.index(its) > order.index(own)
+      else:
+        wrong = other not in (*table[home], "errors", "types")
+      if wrong:
+        out.append(f"{module} imports {target}")
   return out
 
 
-def test_no_module_imports_upward():
-  assert violations(ROOT / PACKAGE) == []
+@functools.cache
+def build_md() -> str:
+  return (ROOT / "BUILD.md").read_text()
 
 
-def test_every_layer_in_the_table_exists():
-  found = modules(ROOT / PACKAGE)
-  assert set(LAYERS) <= set(found)
+def table() -> Table:
+  return read_table(build_md(), "## Layout")
+
+
+def inside() -> dict[str, tuple[str, ...]]:
+  order = re.search(r"Inside `federation/`: ([^.]*)\.", build_md())
+  assert order is not None, "BUILD.md gives the order inside federation/"
+  return {"federation": tuple(re.findall(r"`(\w+)`", order[1]))}
+
+
+def floors(edges: dict[str, set[str]]) -> int:
+  """Modules on the longest chain of imports."""
+
+  @functools.cache
+  def depth(name: str) -> int:
+    return 1 + max((depth(other) for other in edges.get(name, ())), default=0)
+
+  return max(map(depth, edges))
+
+
+def reached(edges: dict[str, set[str]], start: str) -> set[str]:
+  """Modules that are imported when one is."""
+  out, left = set(), [start]
+  while left:
+    name = left.pop()
+    if name not in out:
+      out.add(name)
+      left += edges.get(name, ())
+  return out
+
+
+def test_packages_import_only_what_the_table_allows():
+  assert violations(ROOT / PACKAGE, table(), inside()) == []
+
+
+def test_the_table_lists_every_package_in_an_order_without_cycles():
+  folders = {path.name for path in (ROOT / PACKAGE).iterdir() if (path / "__init__.py").exists()}
+  assert set(table()) == folders
+  before: set[str] = set()
+  for package, allowed in table().items():
+    assert set(allowed) <= before, package
+    before.add(package)
+
+
+def test_the_order_inside_the_federation_names_every_part():
+  parts = {p.stem for p in (ROOT / PACKAGE / "federation").iterdir() if not p.name.startswith("_")}
+  assert set(inside()["federation"]) == parts
+
+
+def test_the_package_graph_is_drawn(capsys):
+  edges = graph(ROOT / PACKAGE, deep=False)
+  lines = []
+  for package in table():
+    mine = [name for name in edges if name.split(".")[0] == package]
+    used = {target.split(".")[0] for name in mine for target in edges[name]} - {package}
+    used = [other for other in table() if other in used]
+    lines.append(f"  {package:<11} {len(mine):>3} modules -> {', '.join(used) or '-'}")
+  packages = {
+    package: {t.split(".")[0] for n in edges if n.split(".")[0] == package for t in edges[n]}
+    & set(table()) - {package}
+    for package in table()
+  }
+  launch = reached(edges, "runs.run")
+  with capsys.disabled():
+    print("\n" + "\n".join(lines))
+    print(f"  floors: {floors(packages)} of packages, {floors(edges)} of modules")
+    print(f"  a launch imports {len(launch)} modules of {len(edges)}")
+  assert floors(packages) <= len(table())
 
 
 @pytest.mark.parametrize(
   "module, text, complaint",
   [
-    ("step", "from afspl_jax import evaluate", "step (4) imports evaluate (5)"),
-    ("step", "def f():\n  import afspl_jax.run", "step (4) imports run (7)"),
-    ("step", "if False:\n  from afspl_jax.run import x", "step (4) imports run (7)"),
-    ("data.coco", "from .features import F", "data.coco (1) imports data.features (2)"),
-    ("data.coco", "from ..captioner import F", "data.coco (1) imports captioner (3)"),
-    ("data.coco", "from afspl_jax.backbones import t5", "data.coco (1) imports backbones.t5 (1)"),
-    ("backbones.t5", "import afspl_jax.data.coco", "backbones.t5 (1) imports data.coco (1)"),
-    ("helpers", "", "helpers: no layer"),
-    ("data", "from afspl_jax import captioner", "data (1) imports captioner (3)"),
+    ("models.t5", "from afspl_jax.runs import run", "models.t5 imports runs.run"),
+    ("models.t5", "def f():\n  import afspl_jax.runs.run", "models.t5 imports runs.run"),
+    ("models.t5", "if False:\n  from afspl_jax.runs.run import x", "models.t5 imports runs.run"),
+    ("models.t5", "from ..runs.run import F", "models.t5 imports runs.run"),
+    ("models.t5", "from afspl_jax import cli", "models.t5 imports cli"),
+    ("runs.parts.low", "from ..high import x", "runs.parts.low imports runs.high"),
   ],
 )
 def test_a_violation_is_seen_wherever_it_hides(tmp_path, module, text, complaint):
-  for name in (
-    "data.features",
-    "data.coco",
-    "captioner",
-    "backbones.t5",
-    "evaluate",
-    "run",
-    "step",
-  ):
+  for name in ("models.t5", "runs.run", "runs.high", "runs.parts.low", "cli"):
     path = tmp_path / Path(*name.split(".")).with_suffix(".py")
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
     path.write_text("")
-  path = tmp_path / Path(*module.split("."))
-  path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-  path.write_text(text + "\nx = 1\n")
-  assert violations(tmp_path) == [complaint]
+  (tmp_path / Path(*module.split("."))).with_suffix(".py").write_text(text + "\nx = 1\n")
+  order = {"runs": ("parts", "high")}
+  assert violations(tmp_path, {"models": (), "runs": ("models",)}, order) == [complaint]
 
 
-def test_one_layer_of_one_folder_may_import_itself(tmp_path):
-  (tmp_path / "step.py").write_text("from afspl_jax.losses import f\nimport jax\n")
-  (tmp_path / "losses.py").write_text("from afspl_jax import config\n")
-  (tmp_path / "config.py").write_text("")
-  assert violations(tmp_path) == []
+def test_a_package_may_import_itself_and_what_stands_before_it(tmp_path):
+  for name, text in {
+    "models/a.py": "import jax\n",
+    "runs/b.py": "from afspl_jax.models.a import f\nfrom afspl_jax.errors import e\n",
+    "runs/c.py": "from afspl_jax.runs import b\n",
+    "errors.py": "",
+  }.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+  assert violations(tmp_path, {"models": (), "runs": ("models",)}, {}) == []

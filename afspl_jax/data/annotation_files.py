@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from afspl_jax.data.faults import Faults, Malformed
+from afspl_jax.data.bad_records import Faults, Malformed
 from afspl_jax.data.image_files import missing
 from afspl_jax.data.records import Distinct, fields, text
 from afspl_jax.errors import UserError

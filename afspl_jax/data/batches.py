@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from afspl_jax.backbones.processing import Tokenizer
-from afspl_jax.config import Data
+from afspl_jax.config.experiment import Data
 from afspl_jax.data.feature_cache import rows_of
 from afspl_jax.data.features import FeatureEncoder
+from afspl_jax.models.huggingface.preprocessing import Tokenizer
 from afspl_jax.types import Batch, Example, Source
 
 _PAD_TO = 8  # texts are padded to a multiple of this, so that splits tend to share a program

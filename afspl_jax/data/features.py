@@ -21,11 +21,11 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from afspl_jax.backbones.clip import Clip
-from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
-from afspl_jax.data.ahead import ahead
 from afspl_jax.data.feature_cache import FeatureCache
+from afspl_jax.data.read_ahead import ahead
 from afspl_jax.errors import UserError
+from afspl_jax.models.clip.clip import Clip
+from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
 from afspl_jax.types import Source
 
 _WORDS = 1000  # of the vocabulary, evenly spaced, for its middle

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from afspl_jax.data import images
-from afspl_jax.data.faults import Malformed, MissingData
+from afspl_jax.data.bad_records import Malformed, MissingData
 from afspl_jax.types import Example
 
 _LOOKED_AT = 100  # names by which the folder of the images is found

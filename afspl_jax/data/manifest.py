@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from afspl_jax.atomic import write_text
-from afspl_jax.config import digest
+from afspl_jax.config.experiment import digest
 from afspl_jax.errors import UserError
-from afspl_jax.json_text import parse
+from afspl_jax.storage.atomic_files import write_text
+from afspl_jax.storage.json_text import parse
 from afspl_jax.types import Example
 
 FILE = "partition.json"  # in a run's folder

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from afspl_jax.config import Data
-from afspl_jax.data import manifest, partition_picture, partitions
+from afspl_jax.config.experiment import Data
+from afspl_jax.data import manifest, partition_plot, partitions
 from afspl_jax.data.manifest import Clients
 from afspl_jax.data.partitions import Deal, Examples
 from afspl_jax.errors import UserError
@@ -112,7 +112,7 @@ def record(
   capacity = capacities(list(clients["train"]), config, seed)
   told = manifest.describe(splits, clients, config.partition, seed, fingerprints, capacity)
   if manifest.write(folder / manifest.FILE, told) or not (folder / PICTURE).exists():
-    partition_picture.draw(told, folder / PICTURE)
+    partition_plot.draw(told, folder / PICTURE)
   return told
 
 

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from afspl_jax.data.faults import Faults, Malformed
+from afspl_jax.data.bad_records import Faults, Malformed
 from afspl_jax.errors import UserError
-from afspl_jax.json_text import parse
+from afspl_jax.storage.json_text import parse
 
 SPLITS = ("train", "validation", "test")
 _SHARES = {"train": 7, "validation": 1, "test": 2}

@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
-from afspl_jax.backbones.clip import Clip
-from afspl_jax.backbones.t5 import T5
-from afspl_jax.backbones.weights import load_clip, load_t5
-from afspl_jax.captioner import Captioner, leaves
-from afspl_jax.decode import Decoding, make_decoder
-from afspl_jax.prompts.prompter import Prompter
-from afspl_jax.step import make_local_training, make_mesh, replicate
+from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.clip.clip import Clip
+from afspl_jax.models.decoding import Decoding, make_decoder
+from afspl_jax.models.huggingface.weights import load_clip, load_t5
+from afspl_jax.models.prompter.prompter import Prompter
+from afspl_jax.models.t5.t5 import T5
+from afspl_jax.training.train_step import make_local_training, make_mesh, replicate
 from afspl_jax.types import Batch
 from benchmarks.case import Case, Rows
 from benchmarks.sides.side import Leaves, Trained

@@ -25,7 +25,7 @@ class Side(Protocol):
   Args of the constructor:
     case: models and settings.
     folders: checkpoint folders of "clip" and "t5".
-    params: all of the prompter's leaves, by the names of `afspl_jax.prompts.prompter.Prompter`.
+    params: all of the prompter's leaves, by the names of `models.prompter.Prompter`.
   """
 
   def __init__(self, case: Case, folders: Mapping[str, Path], params: Leaves): ...

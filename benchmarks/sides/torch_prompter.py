@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afspl_jax import config as settings
-from afspl_jax.step import GROUPS
+from afspl_jax.config import experiment as settings
+from afspl_jax.training.train_step import GROUPS
 from benchmarks.sides.side import Leaves
 
 
@@ -40,7 +40,7 @@ class Linear(nn.Module):
 
 
 class Pool(nn.Module):
-  """Prompts with keys; see `afspl_jax.prompts.pool.PromptPool`."""
+  """Prompts with keys; see `afspl_jax.models.prompter.pool.PromptPool`."""
 
   def __init__(self, config: settings.Prompter, leaves: Leaves):
     super().__init__()
@@ -72,7 +72,7 @@ class Pool(nn.Module):
 
 
 class Fusion(nn.Module):
-  """Weighs the sources for each row; see `afspl_jax.prompts.fusion.Fusion`, "dynamic"."""
+  """Weighs the sources for each row; see `afspl_jax.models.prompter.fusion.Fusion`, "dynamic"."""
 
   def __init__(self, leaves: Leaves):
     super().__init__()
@@ -87,7 +87,7 @@ class Fusion(nn.Module):
 
 
 class Mapper(nn.Module):
-  """Patches to T5's width; see `afspl_jax.prompts.mapper.VisualMapper`, "linear"."""
+  """Patches to T5's width; see `afspl_jax.models.prompter.mapper.VisualMapper`, "linear"."""
 
   def __init__(self, patch_pool: int, leaves: Leaves):
     super().__init__()
@@ -119,7 +119,7 @@ class Prompter(nn.Module):
   Args:
     config: of the experiment.
     embedding: T5's embedding matrix, in whose units the leaves are.
-    leaves: by the names of `afspl_jax.prompts.prompter.Prompter`, which the parameters keep.
+    leaves: by the names of `models.prompter.Prompter`, which the parameters keep.
 
   Raises:
     NotImplementedError: a setting that the cases do not have.

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from afspl_jax.checkpoint import Checkpoints
-from afspl_jax.config import Data, Experiment, Fed, Optim, to_dict
-from afspl_jax.federation.client_store import ClientStore
-from afspl_jax.run import in_process, plan_of
-from afspl_jax.run_folder import RunFolder
-from afspl_jax.setup import find, keep_compiled, prepare
+from afspl_jax.config.experiment import Data, Experiment, Fed, Optim, to_dict
+from afspl_jax.federation.client.client_store import ClientStore
+from afspl_jax.runs.prepare import find, keep_compiled, prepare
+from afspl_jax.runs.run import in_process, plan_of
+from afspl_jax.storage.checkpoints import Checkpoints
+from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Example, Source
 from benchmarks.bench import Bench
 from benchmarks.compare import spread

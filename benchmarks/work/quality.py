@@ -13,14 +13,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from afspl_jax.backbones.locate import locate
-from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
-from afspl_jax.config import Eval, Experiment, Fed, Optim, Prompter, Uplink
+from afspl_jax.config.experiment import Eval, Experiment, Fed, Optim, Prompter, Uplink
 from afspl_jax.data.batches import Split
-from afspl_jax.evaluate import spread as evenly
-from afspl_jax.federation.client_store import ClientStore
-from afspl_jax.metrics.jsonl import Scored, score_predictions
-from afspl_jax.setup import Setup, find, prepare
+from afspl_jax.evaluation.generate import spread as evenly
+from afspl_jax.evaluation.score_file import Scored, score_predictions
+from afspl_jax.federation.client.client_store import ClientStore
+from afspl_jax.models.huggingface.locate import locate
+from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
+from afspl_jax.runs.prepare import Setup, find, prepare
 from benchmarks.bench import Bench
 from benchmarks.case import Case, Rows
 from benchmarks.compare import OURS, spread

@@ -10,11 +10,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from afspl_jax.config import Fed, Uplink
-from afspl_jax.federation import strategies, uplink, wire
-from afspl_jax.federation.local_grid import LocalGrid
-from afspl_jax.federation.screening import screen
-from afspl_jax.prompts.local import split
+from afspl_jax.config.experiment import Fed, Uplink
+from afspl_jax.federation import strategies
+from afspl_jax.federation.protocol import uplink, wire
+from afspl_jax.federation.server.screening import screen
+from afspl_jax.federation.transport.local_grid import LocalGrid
+from afspl_jax.models.prompter.local import split
 from afspl_jax.types import Params
 from benchmarks.bench import Bench
 from benchmarks.case import Case, write_backbones

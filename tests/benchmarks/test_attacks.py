@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from afspl_jax.config import Experiment, Privacy
-from afspl_jax.federation import uplink
-from afspl_jax.federation.release import Release, total_of
+from afspl_jax.config.experiment import Experiment, Privacy
+from afspl_jax.config.fields import changed
+from afspl_jax.federation.privacy import accounting
+from afspl_jax.federation.privacy.accounting import Mechanism
+from afspl_jax.federation.privacy.ledger import Ledger
+from afspl_jax.federation.privacy.server_release import Release, total_of
+from afspl_jax.federation.protocol import uplink
 from afspl_jax.federation.strategies import Reply
-from afspl_jax.fields import changed
-from afspl_jax.privacy import accounting
-from afspl_jax.privacy.accounting import Mechanism
-from afspl_jax.privacy.ledger import Ledger
 from benchmarks.attacks import least_epsilon, success
 
 CLIENTS, DELTA, TRIALS, NOISE = 4, 1e-3, 1000, 0.7

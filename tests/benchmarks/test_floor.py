@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from afspl_jax.backbones.clip import Clip
-from afspl_jax.backbones.t5 import T5, shift_right
-from afspl_jax.backbones.weights import outline
+from afspl_jax.models.clip.clip import Clip
+from afspl_jax.models.huggingface.weights import outline
+from afspl_jax.models.t5.t5 import T5, shift_right
 from benchmarks.case import CLIPS, T5S
 from benchmarks.floor import clip_image, t5_row
 

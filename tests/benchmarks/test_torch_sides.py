@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from afspl_jax.config import Experiment
+from afspl_jax.config.experiment import Experiment
 from benchmarks.case import Case, Rows, rows, write_backbones
 from benchmarks.sides.afspl import Afspl, untrained
 from benchmarks.sides.side import Leaves, Side, Trained

@@ -2,12 +2,12 @@
 
 import pytest
 
-from afspl_jax.backbones import weights
-from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
-from afspl_jax.config import Data
+from afspl_jax.config.experiment import Data
 from afspl_jax.data.batches import Split
 from afspl_jax.data.features import FeatureEncoder
 from afspl_jax.data.sources import open_source
+from afspl_jax.models.huggingface import weights
+from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from afspl_jax.config import Data
+from afspl_jax.config.experiment import Data
 from afspl_jax.data.partition import partition
 from afspl_jax.types import Example
 

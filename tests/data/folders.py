@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from afspl_jax.config import Data
+from afspl_jax.config.experiment import Data
 from afspl_jax.data.sources import open_sources
 from afspl_jax.types import Example, Source
 from tests.conftest import SHARED

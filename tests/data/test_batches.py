@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afspl_jax.backbones import weights
-from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
+from afspl_jax.models.huggingface import weights
+from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
 from afspl_jax.types import Example
 
 

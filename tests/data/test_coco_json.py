@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from afspl_jax.config import Data
-from afspl_jax.data.coco_json import open_splits
-from afspl_jax.data.faults import Faults, MissingData
+from afspl_jax.config.experiment import Data
+from afspl_jax.data.bad_records import Faults, MissingData
 from afspl_jax.data.sources import open_source
+from afspl_jax.data.sources.coco_json import open_splits
 from afspl_jax.errors import UserError
 from tests.data.folders import SPLITS, examples, images, opened, real, write_images, write_json
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from afspl_jax.backbones import weights
-from afspl_jax.backbones.locate import locate
-from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
-from afspl_jax.config import Data
+from afspl_jax.config.experiment import Data
 from afspl_jax.data import features
 from afspl_jax.data.features import _BATCH, FeatureEncoder, default_cache
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
+from afspl_jax.models.huggingface import weights
+from afspl_jax.models.huggingface.locate import locate
+from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
 
 
 def encoder(folder, cache, dtype=jnp.float32):

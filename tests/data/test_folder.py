@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from afspl_jax.config import Data
-from afspl_jax.data.faults import Faults, MissingData
-from afspl_jax.data.folder import open_splits
+from afspl_jax.config.experiment import Data
+from afspl_jax.data.bad_records import Faults, MissingData
 from afspl_jax.data.partition import partition
 from afspl_jax.data.sources import open_source
+from afspl_jax.data.sources.folder import open_splits
 from afspl_jax.errors import UserError
 from configs.folder import get_config
 from tests.data.folders import SPLITS, examples, images, opened, real, write_images

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from afspl_jax.data.faults import MissingData
+from afspl_jax.data.bad_records import MissingData
 from afspl_jax.errors import UserError
 from tests.data.folders import examples, images, opened, real, write_images, write_json
 

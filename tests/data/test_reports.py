@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afspl_jax.data.faults import MissingData
+from afspl_jax.data.bad_records import MissingData
 from afspl_jax.data.image_files import FileSource
 from afspl_jax.data.records import read_json
 from afspl_jax.errors import UserError

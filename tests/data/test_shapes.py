@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from afspl_jax.backbones.processing import Tokenizer
-from afspl_jax.config import Data
+from afspl_jax.config.experiment import Data
 from afspl_jax.data.shapes import builder, language
 from afspl_jax.data.shapes.language import FORMS, Style
 from afspl_jax.data.shapes.scene import COLOURS, SHAPES, SPLITS, Scene, Thing, draw, sample_scene
 from afspl_jax.data.shapes.sites import SITES, sample_record
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
-from afspl_jax.pretrain.corpus import pretraining_scene
+from afspl_jax.models.huggingface.preprocessing import Tokenizer
+from pretrain.corpus import pretraining_scene
 
 SITE_NAMES = [site.name for site in SITES]
 

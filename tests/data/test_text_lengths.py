@@ -6,11 +6,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from afspl_jax import config as settings
-from afspl_jax.backbones import weights
-from afspl_jax.captioner import Captioner, leaves
-from afspl_jax.losses import token_cross_entropy
-from afspl_jax.prompts.prompter import Prompter
+from afspl_jax.config import experiment as settings
+from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.huggingface import weights
+from afspl_jax.models.prompter.prompter import Prompter
+from afspl_jax.training.losses import token_cross_entropy
 
 
 def test_texts_are_padded_to_the_longest_of_the_split_and_never_beyond_the_setting(make_split):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afspl_jax.config import Data
-from afspl_jax.data.faults import MissingData
+from afspl_jax.config.experiment import Data
+from afspl_jax.data.bad_records import MissingData
 from afspl_jax.data.partition import partition
 from afspl_jax.data.sources import open_source, open_sources
 from afspl_jax.errors import UserError

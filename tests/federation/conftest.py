@@ -1,15 +1,15 @@
 """A federation of least squares, in a folder of its own, and a ledger."""
 
 import pytest
-from least_squares import CLIENTS, evaluate, init_params
 
-from afspl_jax.checkpoint import Checkpoints
-from afspl_jax.config import Fed
+from afspl_jax.config.experiment import Fed
 from afspl_jax.federation import strategies
-from afspl_jax.federation.private import LEDGER
-from afspl_jax.federation.rounds import Plan
-from afspl_jax.privacy.ledger import Ledger
-from afspl_jax.run_folder import RunFolder
+from afspl_jax.federation.privacy.budget import LEDGER
+from afspl_jax.federation.privacy.ledger import Ledger
+from afspl_jax.federation.server.rounds import Plan
+from afspl_jax.storage.checkpoints import Checkpoints
+from afspl_jax.storage.run_folder import RunFolder
+from tests.federation.least_squares import CLIENTS, evaluate, init_params
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from least_squares import LeastSquares, init_params
 
-from afspl_jax.config import Fed
-from afspl_jax.federation.client import make_client_app
+from afspl_jax.config.experiment import Fed
+from afspl_jax.federation.client.client_app import make_client_app
+from tests.federation.least_squares import LeastSquares, init_params
 
 
 class Faulty(ClientApp):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afspl_jax.federation.client import LocalResult
+from afspl_jax.federation.contracts import LocalResult
 
 CLIENTS = 4  # of the federations in one process
 

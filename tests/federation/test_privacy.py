@@ -13,8 +13,8 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from safetensors.numpy import load_file
 
 from afspl_jax import cli
-from afspl_jax.federation import departures, wire
-from afspl_jax.run_folder import WIRE
+from afspl_jax.federation.protocol import disclosure_list, wire
+from afspl_jax.storage.run_folder import WIRE
 from tests.recorded_run import rich_run, scaffold_run
 
 RUN = 16  # numbers in a row that are no coincidence
@@ -146,7 +146,7 @@ def test_the_closed_list_is_this_one(run, controlled):
       for record, names in records.items()
       for name in names
     }
-    assert set(departures.allowed(config)) == listed
+    assert set(disclosure_list.allowed(config)) == listed
 
 
 def test_what_is_on_record_is_what_left(run):

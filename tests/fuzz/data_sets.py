@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from afspl_jax.config import Data
+from afspl_jax.config.experiment import Data
 from afspl_jax.data import images, manifest
-from afspl_jax.data.faults import Faults
+from afspl_jax.data.bad_records import Faults
 from afspl_jax.data.feature_cache import FeatureCache
 from afspl_jax.data.sources import open_sources, open_splits
 from afspl_jax.types import Example

@@ -21,19 +21,20 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from afspl_jax.config import Fed
-from afspl_jax.federation import wire
-from afspl_jax.federation.client import LocalResult, SiteFault, make_client_app
-from afspl_jax.federation.local_grid import LocalGrid
-from afspl_jax.federation.screening import Refused, screen, sentence
+from afspl_jax.config.experiment import Fed
+from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.contracts import LocalResult, Refused, SiteFault
+from afspl_jax.federation.protocol import wire
+from afspl_jax.federation.protocol.disclosure_log import WireRecord
 from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.coordinator import Aborted, Coordinator, Introduction, Question
 from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.party import Party, PartyError, Rules
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import Terms
-from afspl_jax.federation.sites import Sites
-from afspl_jax.federation.wire_record import WireRecord
+from afspl_jax.federation.server.screening import screen, sentence
+from afspl_jax.federation.server.sites import Sites
+from afspl_jax.federation.transport.local_grid import LocalGrid
 from tests.fuzz.target import Target
 
 _PARAMS = {"kernel": np.ones((2, 3), np.float32), "bias": np.zeros(2, np.float16)}

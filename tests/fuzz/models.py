@@ -13,22 +13,22 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 
-from afspl_jax import prompter_file
-from afspl_jax.backbones import weights
-from afspl_jax.backbones.checkpoint_files import (
+from afspl_jax.config.experiment import Experiment
+from afspl_jax.federation.client.client_store import ClientStore
+from afspl_jax.federation.transport import certificates, site_keys
+from afspl_jax.models.clip.clip import Clip
+from afspl_jax.models.huggingface import weights
+from afspl_jax.models.huggingface.checkpoint_files import (
   CheckpointError,
   fingerprint,
   open_tensors,
   weight_files,
 )
-from afspl_jax.backbones.clip import Clip
-from afspl_jax.backbones.locate import TINY
-from afspl_jax.backbones.processing import ImageProcessor, Tokenizer
-from afspl_jax.backbones.t5 import T5
-from afspl_jax.checkpoint import Checkpoints
-from afspl_jax.config import Experiment
-from afspl_jax.federation.client_store import ClientStore
-from afspl_jax.federation.net import certificates, keys
+from afspl_jax.models.huggingface.locate import TINY
+from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
+from afspl_jax.models.t5.t5 import T5
+from afspl_jax.runs.trained import prompter_file
+from afspl_jax.storage.checkpoints import Checkpoints
 from tests.conftest import CLIP, T5_CONFIG
 from tests.fuzz.target import Target
 
@@ -173,7 +173,7 @@ def _keys() -> dict[str, bytes]:
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     certificates.make_server_keys(folder, [])
-    keys.make_site_key(folder, "elm")
+    site_keys.make_site_key(folder, "elm")
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
@@ -204,6 +204,6 @@ TARGETS = {
   "ca": key("ca.crt", lambda folder: certificates.read_ca(folder / "ca.crt")),
   "certificate": key("server.pem", certificates.read_server_keys),
   "server_key": key("server.key", certificates.read_server_keys),
-  "site_key": key("elm.key", lambda folder: keys.check_site_key(folder / "elm.key")),
-  "public_key": key("elm.pub", lambda folder: keys.read_public_key(folder / "elm.pub")),
+  "site_key": key("elm.key", lambda folder: site_keys.check_site_key(folder / "elm.key")),
+  "public_key": key("elm.pub", lambda folder: site_keys.read_public_key(folder / "elm.pub")),
 }

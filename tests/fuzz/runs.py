@@ -5,14 +5,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from afspl_jax import audit, status
-from afspl_jax.finished import open_run
-from afspl_jax.metrics.jsonl import score_file
-from afspl_jax.privacy.ledger import Ledger
-from afspl_jax.report.files import read
-from afspl_jax.report.page import render
+from afspl_jax.evaluation.score_file import score_file
+from afspl_jax.federation.privacy.ledger import Ledger
+from afspl_jax.reporting import audit, status
+from afspl_jax.reporting.html.files import read
+from afspl_jax.reporting.html.page import render
+from afspl_jax.runs.trained.finished_run import open_run
 from tests.fuzz.target import Target
-from tests.report.made_run import made_run
+from tests.reporting.html.made_run import made_run
 
 
 def run(file: str, look: Callable[[Path], object], cost: float = 0.005, **clear: tuple) -> Target:

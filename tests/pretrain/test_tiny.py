@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from afspl_jax.backbones.locate import TINY
-from afspl_jax.backbones.processing import Tokenizer
-from afspl_jax.backbones.weights import load_clip, load_t5
 from afspl_jax.data.shapes.scene import Look
-from afspl_jax.pretrain import clip, t5
-from afspl_jax.pretrain.card import measure
-from afspl_jax.pretrain.clip import LOOK_WORDS, describe_look
-from afspl_jax.pretrain.corpus import Corpus, pretraining_scene
-from afspl_jax.pretrain.tokenizers import save_clip_tokenizer, save_t5_tokenizer
+from afspl_jax.models.huggingface.locate import TINY
+from afspl_jax.models.huggingface.preprocessing import Tokenizer
+from afspl_jax.models.huggingface.weights import load_clip, load_t5
+from pretrain import clip, t5
+from pretrain.card import measure
+from pretrain.clip import LOOK_WORDS, describe_look
+from pretrain.corpus import Corpus, pretraining_scene
+from pretrain.tokenizers import save_clip_tokenizer, save_t5_tokenizer
 
 
 @pytest.mark.parametrize("kind", ["clip", "t5"])

@@ -10,7 +10,7 @@ from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from afspl_jax.config import Data, choice
+from afspl_jax.config.experiment import Data, choice
 from afspl_jax.types import Example
 
 Examples = Sequence[Example]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from afspl_jax.config import Data
+from afspl_jax.config.experiment import Data
 from afspl_jax.data.partitions import Examples
 
 Shares = Mapping[str, Float[np.ndarray, " clients"]]  # of each label, over the clients

@@ -11,16 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from afspl_jax.config import Data
+from afspl_jax.config.experiment import Data
 from afspl_jax.data.partitions import Deal, Examples
-from afspl_jax.data.partitions._deals import (
-  Shares,
-  by_share,
-  ends,
-  labels_of,
-  members_of,
-  numbered,
-)
+from afspl_jax.data.partitions._deals import Shares, by_share, ends, labels_of, members_of, numbered
 
 REDRAWN = True
 clients = numbered

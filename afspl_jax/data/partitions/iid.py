@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from afspl_jax.config import Data
+from afspl_jax.config.experiment import Data
 from afspl_jax.data.partitions import Deal, Examples
 from afspl_jax.data.partitions._deals import evenly, numbered
 

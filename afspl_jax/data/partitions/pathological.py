@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from afspl_jax.config import Data
+from afspl_jax.config.experiment import Data
 from afspl_jax.data.partitions import Deal, Examples
 from afspl_jax.data.partitions._deals import by_share, labels_of, members_of, numbered
 from afspl_jax.errors import UserError

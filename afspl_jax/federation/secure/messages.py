@@ -11,11 +11,11 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from jaxtyping import UInt8
 
-from afspl_jax.federation import wire
+from afspl_jax.federation.protocol import wire
+from afspl_jax.federation.protocol.wire import WireError
 from afspl_jax.federation.secure.coordinator import Introduction, Question
 from afspl_jax.federation.secure.crypto import KEY, SEED, SESSION, Session
 from afspl_jax.federation.secure.party import SEALED, Keys
-from afspl_jax.federation.wire import WireError
 
 SECURE = "secure"  # name of the record
 KEYS, SHARES, UNMASK = "secure_keys", "secure_shares", "secure_unmask"  # queries

@@ -7,10 +7,9 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from afspl_jax.config import Experiment
-from afspl_jax.federation import wire
-from afspl_jax.federation.client import LocalResult
-from afspl_jax.federation.private import WITHIN
+from afspl_jax.config.experiment import Experiment
+from afspl_jax.federation.contracts import WITHIN, LocalResult
+from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.party import Party, PartyError
 from afspl_jax.federation.secure.terms import Terms, terms_of

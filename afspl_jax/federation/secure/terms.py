@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 from scipy.stats import binom
 
-from afspl_jax.config import Experiment, expect
+from afspl_jax.config.experiment import Experiment, expect
 from afspl_jax.errors import UserError
-from afspl_jax.federation import private, strategies, uplink
+from afspl_jax.federation import strategies
+from afspl_jax.federation.contracts import POISSON, WITHIN
+from afspl_jax.federation.privacy import budget
+from afspl_jax.federation.protocol import uplink
 from afspl_jax.federation.secure.party import FEWEST, Rules
 from afspl_jax.federation.secure.quantise import Quantiser
-from afspl_jax.federation.selection import POISSON
 
 _BITS = (8, 32)
 
@@ -44,10 +46,10 @@ def terms_of(config: Experiment) -> Terms | None:
   secure, privacy = config.secure, config.privacy
   if not secure.aggregation:
     return None
-  alike = private.is_private(config)
+  alike = budget.is_private(config)
   # Unless that would be one more release without noise, how often the bound bites is known: as a
   # sum, and so that the bound can be chosen.
-  counts = (private.WITHIN,) if private.first_bound(privacy) or not alike else ()
+  counts = (WITHIN,) if budget.first_bound(privacy) or not alike else ()
   rules = Rules(secure.threshold, secure.neighbours)
   weight = 1 if alike else config.fed.max_examples
   return Terms(rules, secure.bits, privacy.clip, weight, counts)
@@ -68,8 +70,8 @@ def check(config: Experiment) -> None:
       " its secrets and the others for the other, and below 1",
     ),
     "neighbours": (
-      secure.neighbours == 0 or 2 <= secure.neighbours < private.clients(config),
-      f"0, or from 2 to the number of other clients, {private.clients(config) - 1}",
+      secure.neighbours == 0 or 2 <= secure.neighbours < budget.clients(config),
+      f"0, or from 2 to the number of other clients, {budget.clients(config) - 1}",
     ),
     "bits": (low <= secure.bits <= high, f"{low} to {high}"),
   }
@@ -78,7 +80,7 @@ def check(config: Experiment) -> None:
   terms = terms_of(config)
   if terms is None:
     return
-  rows, strategy = config.uplink.select, strategies.get(fed.strategy, private.clients(config))
+  rows, strategy = config.uplink.select, strategies.get(fed.strategy, budget.clients(config))
   expect(
     "fed.clients_per_round",
     fed.clients_per_round,
@@ -117,7 +119,7 @@ def check(config: Experiment) -> None:
     fed.max_update_norm == 0,
     "0 with secure.aggregation: privacy.clip bounds what the server cannot see",
   )
-  everyone = private.clients(config)
+  everyone = budget.clients(config)
   most = everyone if fed.selection == POISSON else fed.clients_per_round
   # A round that is skipped for its size tells that size; so does one that has just enough for it.
   if fed.selection == POISSON:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, get_type_hints, runtime_checkable
 
 from jaxtyping import Array, Float
 
-from afspl_jax.config import choice
+from afspl_jax.config.experiment import choice
 from afspl_jax.errors import UserError
 from afspl_jax.types import Params
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afspl_jax.config import expect
+from afspl_jax.config.experiment import expect
 from afspl_jax.types import Params
 
 

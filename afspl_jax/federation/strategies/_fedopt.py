@@ -21,10 +21,10 @@ import jax
 import numpy as np
 from jaxtyping import Float64
 
+from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import mean_update
-from afspl_jax.federation.uplink import where_sent
 from afspl_jax.types import Params
 
 Leaf = Float64[np.ndarray, "..."] | np.float64  # arithmetic makes a scalar of a 0-d array

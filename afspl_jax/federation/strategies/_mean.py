@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from afspl_jax.federation.protocol.uplink import added
 from afspl_jax.federation.strategies import Reply
-from afspl_jax.federation.uplink import added
 from afspl_jax.types import Params
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide
 from afspl_jax.federation.strategies._mean import in_order, weighted_mean
-from afspl_jax.federation.uplink import where_sent
 from afspl_jax.types import Params
 
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import mean_update
-from afspl_jax.federation.uplink import where_sent
 from afspl_jax.types import Params
 
 

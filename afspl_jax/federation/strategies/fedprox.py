@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from afspl_jax.federation.strategies._base import require
 from afspl_jax.federation.strategies.fedavg import FedAvg
-from afspl_jax.prompts.local import split
+from afspl_jax.models.prompter.local import split
 from afspl_jax.types import Params
 
 

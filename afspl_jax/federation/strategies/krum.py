@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Float64
 
+from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import in_order, weighted_mean
-from afspl_jax.federation.uplink import where_sent
 from afspl_jax.types import Params
 
 

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import in_order, updates, weighted_mean
-from afspl_jax.federation.uplink import where_sent
 from afspl_jax.types import Params
 
 FIRST_LOSS = "first_loss"  # a reply's metric: the local loss before any local step

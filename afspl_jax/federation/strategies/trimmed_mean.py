@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import in_order, middle_mean
-from afspl_jax.federation.uplink import where_sent
 from afspl_jax.types import Params
 
 

@@ -5,16 +5,16 @@ import dataclasses
 import jax
 import numpy as np
 from flwr.clientapp import ClientApp
-from least_squares import CLIENTS, LeastSquares
 
-from afspl_jax.config import Uplink
-from afspl_jax.federation.client import make_client_app
-from afspl_jax.federation.local_grid import LocalGrid
-from afspl_jax.federation.private import WITHIN
-from afspl_jax.federation.rounds import run_rounds
+from afspl_jax.config.experiment import Uplink
+from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.contracts import WITHIN
 from afspl_jax.federation.secure.party import Rules
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import Terms
+from afspl_jax.federation.server.rounds import run_rounds
+from afspl_jax.federation.transport.local_grid import LocalGrid
+from tests.federation.least_squares import CLIENTS, LeastSquares
 
 TERMS = Terms(Rules(0.6), bits=24, clip=4.0, max_weight=100, counts=(WITHIN,))
 STEP = TERMS.quantiser(15, CLIENTS, None).step

@@ -4,17 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-from rounds_of import RULES, Told, new_session, some_updates
 from scipy.stats import chi2_contingency, chisquare
 
 from afspl_jax.federation.secure import crypto
-from afspl_jax.federation.secure.party import (
-  Party,
-  PartyError,
-  commitment,
-  own_mask,
-  pair_mask,
-)
+from afspl_jax.federation.secure.party import Party, PartyError, commitment, own_mask, pair_mask
+from tests.federation.secure.rounds_of import RULES, Told, new_session, some_updates
 
 
 def bytes_of(told, name):

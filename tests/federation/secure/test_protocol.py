@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rounds_of import STAGES, Told, some_updates
 
 from afspl_jax.federation.secure import graph
 from afspl_jax.federation.secure.coordinator import Aborted
 from afspl_jax.federation.secure.party import Rules
+from tests.federation.secure.rounds_of import STAGES, Told, some_updates
 
 
 def assert_sum(told):

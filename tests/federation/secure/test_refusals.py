@@ -3,14 +3,23 @@
 import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Message
-from least_squares import CLIENTS, LeastSquares, init_params, reference
-from secure_runs import KINDS, STEP, TERMS, Recording, distance, run_with, secured, spoilt
 
-from afspl_jax.federation import wire
-from afspl_jax.federation.client import make_client_app
-from afspl_jax.federation.roll_call import RoundFailed
-from afspl_jax.federation.rounds import run_rounds
+from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.secure.site import SecureSite
+from afspl_jax.federation.server.roll_call import RoundFailed
+from afspl_jax.federation.server.rounds import run_rounds
+from tests.federation.least_squares import CLIENTS, LeastSquares, init_params, reference
+from tests.federation.secure.secure_runs import (
+  KINDS,
+  STEP,
+  TERMS,
+  Recording,
+  distance,
+  run_with,
+  secured,
+  spoilt,
+)
 
 
 def cut(name):

@@ -5,8 +5,24 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from least_squares import CLIENTS, LeastSquares, reference
-from secure_runs import (
+
+from afspl_jax.config.experiment import Experiment, Privacy, Secure, Uplink
+from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.contracts import WITHIN
+from afspl_jax.federation.privacy import server_release
+from afspl_jax.federation.privacy.client_guard import Guard
+from afspl_jax.federation.privacy.ledger import Ledger
+from afspl_jax.federation.privacy.server_release import Release
+from afspl_jax.federation.protocol import uplink, wire
+from afspl_jax.federation.secure.site import SecureSite
+from afspl_jax.federation.secure.terms import terms_of
+from afspl_jax.federation.server import roll_call
+from afspl_jax.federation.server.roll_call import RoundFailed
+from afspl_jax.federation.server.rounds import run_rounds
+from afspl_jax.federation.server.server_app import run_local
+from afspl_jax.federation.transport.local_grid import LocalGrid
+from tests.federation.least_squares import CLIENTS, LeastSquares, reference
+from tests.federation.secure.secure_runs import (
   DENSE,
   KINDS,
   STEP,
@@ -18,20 +34,6 @@ from secure_runs import (
   secured,
   spoilt,
 )
-
-from afspl_jax.config import Experiment, Privacy, Secure, Uplink
-from afspl_jax.federation import release, roll_call, uplink, wire
-from afspl_jax.federation.client import make_client_app
-from afspl_jax.federation.guard import Guard
-from afspl_jax.federation.local_grid import LocalGrid
-from afspl_jax.federation.private import WITHIN
-from afspl_jax.federation.release import Release
-from afspl_jax.federation.roll_call import RoundFailed
-from afspl_jax.federation.rounds import run_rounds
-from afspl_jax.federation.secure.site import SecureSite
-from afspl_jax.federation.secure.terms import terms_of
-from afspl_jax.federation.server import run_local
-from afspl_jax.privacy.ledger import Ledger
 
 SHARED = Uplink(select="shared", ratio=0.5)
 
@@ -166,7 +168,7 @@ def test_a_failed_round_is_tried_again_under_other_masks(plan):
 
 def test_with_privacy_the_sum_alone_is_released(plan, tmp_path, monkeypatch):
   """Without its noise it is the clipped mean, over those expected."""
-  monkeypatch.setattr(release, "noisy", lambda values, std: values)
+  monkeypatch.setattr(server_release, "noisy", lambda values, std: values)
   config = Experiment()
   config.privacy = Privacy(dp="central", noise=1.0, clip=0.05, clipping="adaptive", delta=0.01)
   config.data.num_clients = config.fed.clients_per_round = CLIENTS
@@ -190,7 +192,7 @@ def test_with_privacy_the_sum_alone_is_released(plan, tmp_path, monkeypatch):
 
 def test_a_round_of_too_few_for_a_sum_is_one_of_noise_alone(plan, tmp_path, monkeypatch):
   """Where sites are drawn by coins: they are not tossed again until they please."""
-  monkeypatch.setattr(release, "noisy", lambda values, std: values)
+  monkeypatch.setattr(server_release, "noisy", lambda values, std: values)
   monkeypatch.setattr(roll_call, "coins", lambda sites, *_: sorted(sites)[:2])
   config = Experiment(privacy=Privacy(dp="central", noise=1.0, delta=0.01), uplink=DENSE)
   config.secure = Secure(aggregation=True)

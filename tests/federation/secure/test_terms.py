@@ -2,11 +2,11 @@
 
 import pytest
 
-from afspl_jax.checks import check
-from afspl_jax.config import Experiment
+from afspl_jax.config.experiment import Experiment
+from afspl_jax.config.fields import changed
 from afspl_jax.errors import UserError
 from afspl_jax.federation.secure.terms import terms_of
-from afspl_jax.fields import changed
+from afspl_jax.runs.validate import check
 
 SECURE = {"secure.aggregation": True, "uplink.select": "shared"}
 CENTRAL = {"privacy.dp": "central", "privacy.noise": 1.0}

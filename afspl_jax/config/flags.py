@@ -1,0 +1,157 @@
+"""Command-line flags to a resolved config, through ml_collections."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from afspl_jax.config.experiment import Experiment, choice
+from afspl_jax.config.fields import check_type, known_fields, unknown
+from afspl_jax.config.files import find, first_line, load, names
+from afspl_jax.errors import UserError
+
+ROLES = ("local", "server", "client", "local-net")
+
+_USAGE = """usage: python launch.py [--config=NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
+                        [--role=local|server|client|local-net] [--superlink=HOST:PORT]
+                        [--keys=FOLDER] [--site=NAME] [--data=FOLDER] [--insecure]
+
+  --config     an experiment: a file in configs/ ({names}), or a path to one; default shapes.py
+  --workdir    the run's folder; default runs/NAME, of a client runs/NAME-SITE. The same command
+               again goes on after the last finished round.
+  --role       local (default): every client in this process; server: the sites are on other hosts;
+               client: this host is a site; local-net: server and sites on this host, over TLS
+  --superlink  HOST:PORT. Of a client: the server's. Of a server: what it listens on; default
+               0.0.0.0:8000
+  --keys       folder of `afspl keys`; default keys. A server finds sites' public keys in
+               FOLDER/sites
+  --site       a client's name in the federation
+  --data       a client's own data, all of it (config.data.dir); without it, the client trains on
+               its part of the experiment's data
+  --insecure   no TLS and no keys: whoever reaches the port can read and take part. For experiments
+
+fields that --config.FIELD=VALUE sets:
+{fields}"""
+
+
+class Launch(NamedTuple):
+  """What a command line asks for."""
+
+  config: Experiment
+  workdir: Path
+  role: str = "local"
+  superlink: str = ""
+  keys: Path = Path("keys")
+  site: str = ""
+  own_data: bool = False  # all of a client's data is its own
+  insecure: bool = False
+
+
+def parse(argv: list[str], configs: Path) -> Launch:
+  """Reads the config file that the flags name, and applies their overrides.
+
+  Args:
+    argv: as in sys.argv.
+    configs: folder where `--config=NAME.py` is looked up first.
+
+  Raises:
+    UserError: no such config, an unknown flag or field, a value of the wrong type, or a flag that
+      the role lacks or has no use for.
+    SystemExit: after printing what `--help` asks for.
+  """
+  if any(arg in ("-h", "--help") for arg in argv[1:]):
+    print(_help(configs))
+    raise SystemExit(0)
+  path = find(_config_name(argv), configs, "--config=")
+  config = load(path, "get_config", Experiment)
+  fields = dict(known_fields(Experiment()))
+  # Without its dashes, `config=x.py` is no flag: it stays, and is refused below.
+  given = [arg for arg in argv[1:] if arg.split("=")[0] not in ("--config", "-config")]
+  for arg in given:
+    name = arg.lstrip("-").split("=")[0]
+    if name.startswith("config.") and name.removeprefix("config.") not in fields:
+      raise UserError(f"--{name}: {unknown(name.removeprefix('config.'), fields)}")
+  values = flags.FlagValues()
+  argv = [argv[0], *given]
+  for name, default in {"role": "local", **_OF_ROLES, "workdir": ""}.items():
+    flags.DEFINE_string(name, default, "see _USAGE", flag_values=values)
+  flags.DEFINE_boolean("insecure", False, "see _USAGE", flag_values=values)
+  try:
+    flag = config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=argv)
+    rest = values(argv)
+    config = flag.value
+  except flags.IllegalFlagValueError as error:
+    raise UserError(_wrong_type(given, fields, error)) from error
+  except flags.Error as error:
+    raise UserError(f"{first_line(error)}. Try --help") from error
+  if rest[1:]:
+    raise UserError(f"expected flags, such as --config=coco.py; got {rest[1]!r}. Try --help")
+  for name, value in known_fields(config):  # neither a dataclass nor ml_collections sees them all
+    check_type(f"--config.{name}", value, fields.get(name))
+  _check_role(values)
+  if values.data:
+    config.data.dir = values.data
+  return Launch(
+    config=config,
+    workdir=Path(values.workdir or "-".join(filter(None, (f"runs/{path.stem}", values.site)))),
+    role=values.role,
+    superlink=values.superlink or "0.0.0.0:8000",
+    keys=Path(values.keys or "keys"),
+    site=values.site,
+    own_data=bool(values.data),
+    insecure=values.insecure,
+  )
+
+
+_OF_ROLES = {"superlink": "", "keys": "", "site": "", "data": ""}  # flags that not every role has
+_TAKES = {
+  "local": (),
+  "local-net": (),
+  "server": ("superlink", "keys"),
+  "client": ("superlink", "keys", "site", "data"),
+}
+
+
+def _check_role(values: flags.FlagValues) -> None:
+  role = choice("--role", values.role, ROLES)
+  for name in _OF_ROLES:
+    if values[name].value and name not in _TAKES[role]:
+      takers = " or ".join(f"--role={other}" for other in ROLES if name in _TAKES[other])
+      raise UserError(f"--{name}: expected with {takers}; got --role={role}. Leave it out")
+  if values.insecure and role not in ("server", "client"):
+    raise UserError(f"--insecure: expected with --role=server or client; got --role={role}")
+  if role == "client":
+    for name, meant in (("superlink", "the server's HOST:PORT"), ("site", "this site's name")):
+      if not values[name].value:
+        raise UserError(f"--{name}: expected {meant} with --role=client; got nothing")
+  if values.superlink:
+    host, colon, port = values.superlink.rpartition(":")
+    if not (host and colon and port.isdecimal() and len(port) < 6 and 0 < int(port) < 2**16):
+      raise UserError(f"--superlink: expected HOST:PORT; got {values.superlink!r}")
+
+
+def _config_name(argv: list[str]) -> str:
+  """The last --config wins, as with every flag."""
+  name = "shapes.py"
+  for i, arg in enumerate(argv):
+    key, equals, value = arg.partition("=")
+    if key in ("--config", "-config"):
+      name = value if equals else argv[i + 1] if i + 1 < len(argv) else ""
+      if not equals:
+        raise UserError(f"--config: write it with an equals sign: --config={name or 'shapes.py'}")
+  return name
+
+
+def _wrong_type(given: list[str], fields: dict[str, object], error: BaseException) -> str:
+  for arg in given:
+    name, _, value = arg.lstrip("-").removeprefix("config.").partition("=")
+    if f"{name}={value}" in str(error) and name in fields:
+      wanted, now = type(fields[name]).__name__, fields[name]
+      return f"--config.{name}: expected {wanted}, such as {now!r}; got {value!r}"
+  return first_line(error)
+
+
+def _help(configs: Path) -> str:
+  fields = [f"  {name} = {value!r}" for name, value in known_fields(Experiment())]
+  return _USAGE.format(names=names(configs), fields="\n".join(fields))

@@ -1,0 +1,166 @@
+"""What of the clients' updates leaves the server under privacy: the client's half is guard.py.
+
+The server bounds every update again, sums them, adds noise where it is the one to be trusted, and
+divides by the number of clients that is expected in a round, whoever came: a mean over those who
+did would tell how many they were. The strategy sees this mean as the one reply of the round.
+
+McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models", algorithm 1, with
+equal weights and the estimator with a fixed denominator.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from afspl_jax.config.experiment import Experiment
+from afspl_jax.federation.contracts import WITHIN, Refused
+from afspl_jax.federation.privacy import accounting
+from afspl_jax.federation.privacy.accounting import Mechanism
+from afspl_jax.federation.privacy.budget import (
+  LEDGER,
+  adaptive,
+  first_bound,
+  is_private,
+  most_moved,
+  noise_multiplier,
+  planned,
+)
+from afspl_jax.federation.privacy.clipping import clip
+from afspl_jax.federation.privacy.ledger import Ledger
+from afspl_jax.federation.privacy.noise import noisy
+from afspl_jax.federation.protocol import uplink
+from afspl_jax.federation.strategies import Reply
+from afspl_jax.types import Params
+
+
+class BudgetSpent(Exception):
+  """One more round would cost more than `privacy.epsilon`."""
+
+
+class Total(NamedTuple):
+  """A sum over clients, each bounded."""
+
+  update: Params  # float64: of what they added to the global params
+  within: float  # how many were within the bound
+  clients: int  # how many it is of
+
+
+class Release:
+  """The server's half.
+
+  Args:
+    config: the experiment's.
+    ledger: of the server's side.
+  """
+
+  def __init__(self, config: Experiment, ledger: Ledger):
+    self._config, self._privacy, self._ledger = config, config.privacy, ledger
+    self._clients = config.fed.clients_per_round  # in a round; with coins, expected
+    self.noise = noise_multiplier(config)
+    probability, _ = planned(config)
+    self._mechanism = Mechanism(self.noise / most_moved(config.privacy), probability)
+    self._at_server = config.privacy.dp == "central"
+    self._adaptive = adaptive(config) if first_bound(config.privacy) else None
+
+  def first_state(self) -> dict[str, np.float64]:
+    """What is kept between rounds besides the params and the strategy's own."""
+    return first_bound(self._privacy)
+
+  def bound(self, state: dict[str, Any]) -> float:
+    """Of a client's update in the round that follows a state."""
+    return float(state.get("clip", self._privacy.clip))
+
+  def afford(self, sites: Collection[str]) -> None:
+    """Lets a round begin that these sites take part in.
+
+    Raises:
+      BudgetSpent: it would cost too much.
+    """
+    cost, budget = self._epsilon(sites, 1), self._privacy.epsilon
+    if budget and cost > budget:
+      raise BudgetSpent(
+        f"another round would bring epsilon to {cost:.4g} at delta {self._privacy.delta:g}, beyond"
+        f" privacy.epsilon={budget:g}"
+      )
+    if not self._at_server:  # what sites send is out, whatever becomes of the round
+      self._ledger.charge(sites)
+
+  def screen(self, reply: Reply, round: int) -> Reply:
+    """The reply, if it tells no more than was agreed on.
+
+    Raises:
+      Refused: otherwise.
+    """
+    lot = self._config.seed, round
+    rows = uplink.drawn(reply.params, self._config.uplink, lot)
+    if not jax.tree.all(jax.tree.map(np.array_equal, reply.masks, rows)):
+      raise Refused("rejected: expected the rows that all send in this round; got others")
+    expected = {WITHIN} if self._adaptive else set()
+    if set(reply.metrics) != expected or reply.num_examples != 1:
+      raise Refused(
+        f"rejected: expected the metrics {sorted(expected)} and the weight 1; got"
+        f" {sorted(reply.metrics)} and {reply.num_examples}"
+      )
+    if self._adaptive and reply.metrics[WITHIN] not in (0.0, 1.0):
+      raise Refused(f"rejected: {WITHIN}: expected 0 or 1; got {reply.metrics[WITHIN]}")
+    return reply
+
+  def combine(
+    self,
+    params: Params,
+    total: Total,
+    state: dict[str, Any],
+    round: int,
+    sites: Collection[str],
+  ) -> tuple[list[Reply], dict[str, float], dict[str, Any]]:
+    """The round's one reply, the numbers to log, and what is kept for the next round.
+
+    Args:
+      params: the global params that the sites started from.
+      total: of the round.
+      state: the server's before the round.
+      round: the round.
+      sites: who was asked.
+    """
+    bound = self.bound(state)
+    told, kept = {"clip": bound}, {}
+    if self._at_server:
+      self._ledger.charge(sites if self._mechanism.probability == 1 else ())
+      noise = self.noise
+      if self._adaptive:
+        counted = np.float64(total.within - total.clients / 2)  # each client: 1/2 or -1/2
+        released = float(noisy(counted, self._adaptive.count_noise(noise)))
+        noise = self._adaptive.update_noise(noise)
+        share = released / self._clients + 0.5
+        told[WITHIN] = share
+        kept["clip"] = np.float64(self._adaptive.next(bound, share))
+      total = total._replace(update=noisy(total.update, noise * bound))
+    rows = uplink.drawn(params, self._config.uplink, (self._config.seed, round))
+    mean = uplink.moved(params, total.update, rows, self._clients)
+    told["epsilon"] = self._epsilon((), 0)
+    return [Reply("all", mean, rows, 1, {})], told, kept
+
+  def _epsilon(self, sites: Collection[str], more: int) -> float:
+    if self._mechanism.probability < 1:
+      times = self._ledger.releases + more
+    else:
+      times = self._ledger.most(sites)
+    return accounting.epsilon(self._mechanism, times, self._privacy.delta)
+
+
+def release_of(config: Experiment, folder: Path) -> "Release | None":
+  """The server's half, where there is one; `folder` is for what it spends."""
+  return Release(config, Ledger(folder / LEDGER)) if is_private(config) else None
+
+
+def total_of(params: Params, replies: Sequence[Reply], bound: float) -> Total:
+  """The sum of the updates, each bounded here whatever its client did."""
+  total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
+  for reply in replies:
+    update, _ = clip(uplink.added(reply.params, params), bound)
+    total = jax.tree.map(np.add, total, update)
+  within = sum(reply.metrics.get(WITHIN, 0.0) for reply in replies)
+  return Total(total, within, len(replies))

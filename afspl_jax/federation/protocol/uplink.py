@@ -1,0 +1,209 @@
+"""Sparse uplink: which rows of its update a client sends, and what becomes of the others.
+
+A *row* is what is sent or not: `leaf[i, ..., :]` of a leaf with two or more axes (of a prompt leaf
+`[m p d]`: one prompt token), a leaf with fewer as a whole. A *mask* of a leaf says which of its
+rows are meant; it has the leaf's shape with 1 for the last axis, and so broadcasts against it.
+
+What was not sent is not lost (error feedback). Stich et al. 2018, "Sparsified SGD with Memory",
+algorithm 1, and Karimireddy et al. 2019, "Error Feedback Fixes SignSGD", algorithm 1, add it to the
+next update ("add"). That is meant for gradients. A client that trains many steps from the global
+params learns in them again what its residual already holds, and the sum overshoots; so the default
+is that local training goes on from the global params plus the residual ("resume").
+
+With `weighing="cohort"` a row is averaged over all replies, an unsent one counting as unchanged, so
+that every update reaches the server once, at the client's own weight. With `"coverage"` it is
+averaged over those who sent it: it moves faster, and their updates count fully, for the clients
+that did not send too.
+"""
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+from afspl_jax.config import experiment as settings
+from afspl_jax.types import Params
+
+Lot = tuple[int, int]  # the experiment's seed, and the round
+SAME_ROWS = ("shared", "dense")  # ways to select that send the same rows of every client
+
+_LOT = 0x10C  # keeps the draw apart from others of the same seed
+
+
+class Sent(NamedTuple):
+  """One round of a client's uplink."""
+
+  params: Params  # as the server rebuilds them: the global params where a row was not sent
+  masks: Params  # the rows that were sent
+  residual: Params  # what the client keeps for its next round
+
+
+def check(config: settings.Uplink) -> None:
+  """Raises SettingError, naming the field, unless every value is one that this module knows."""
+  settings.choice("uplink.select", config.select, ("energy", "ratio", "shared", "dense"))
+  settings.choice("uplink.weighing", config.weighing, ("coverage", "cohort"))
+  settings.choice("uplink.error_feedback", config.error_feedback, ("resume", "add", "none"))
+  for name in ("energy", "ratio"):
+    share = getattr(config, name)
+    settings.expect(f"uplink.{name}", share, 0 < share <= 1, "a share above 0 and up to 1")
+
+
+def mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape of the mask of a leaf with this shape."""
+  return (*shape[:-1], 1) if shape else ()
+
+
+def everywhere(params: Params) -> Params:
+  """The masks of all rows."""
+  return jax.tree.map(lambda leaf: np.ones(mask_shape(leaf.shape), np.bool_), params)
+
+
+def no_residual(params: Params) -> Params:
+  """The residual before a client's first round: zeros."""
+  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+
+
+def added(new: Params, old: Params) -> Params:
+  """What was added to `old`, in float64."""
+  return jax.tree.map(lambda a, b: np.subtract(a, b, dtype=np.float64), new, old)
+
+
+def where_sent(new: Params, old: Params, sent: Params) -> Params:
+  """`new` in the dtypes of `old` in the rows that were sent, `old` to the last bit elsewhere."""
+  pick = lambda a, b, mask: np.where(mask, a.astype(b.dtype), b)  # noqa: E731
+  return jax.tree.map(pick, new, old, sent)
+
+
+def moved(params: Params, update: Params, masks: Params, by: int = 1) -> Params:
+  """The params plus an update over a number, in the rows of the masks.
+
+  Args:
+    params: pytree of float arrays.
+    update: in float64: what is added, or a sum of that.
+    masks: of the rows that it is of.
+    by: how many the sum is of.
+  """
+  return where_sent(jax.tree.map(lambda a, b: a + b / by, params, update), params, masks)
+
+
+def drawn(params: Params, config: settings.Uplink, lot: Lot) -> Params:
+  """The masks of the rows that all clients send in a round, whatever they hold.
+
+  With "dense" all; with "shared" the share `config.ratio` of each leaf's rows, rounded up, by lot.
+  Which they are tells nothing of a client, and sums of what clients send are sums of equal rows.
+
+  Args:
+    params: pytree of anything with a shape.
+    config: the rule.
+    lot: what the draw depends on.
+  """
+  if config.select == "dense":
+    return everywhere(params)
+  rng = np.random.default_rng((_LOT, *lot))
+
+  def of_leaf(leaf):
+    mask = np.zeros(mask_shape(leaf.shape), np.bool_)
+    mask.flat[rng.choice(mask.size, _count(config.ratio, mask.size), replace=False)] = True
+    return mask
+
+  return jax.tree.map(of_leaf, params)
+
+
+def choose(update: Params, config: settings.Uplink, lot: Lot = (0, 0)) -> Params:
+  """The masks of the rows to send.
+
+  Energy is the sum of squares, in float64; of equal rows the one with the lower index goes first.
+  "energy" sends of each leaf the fewest rows that reach the share `config.energy` of the leaf's
+  energy, and never a row of zeros; "ratio" the share `config.ratio` of its rows, rounded up;
+  "shared" and "dense" those that are `drawn`.
+
+  Args:
+    update: pytree of float arrays: what local training added to the global params.
+    config: the rule.
+    lot: of "shared".
+
+  Returns:
+    A tree of masks like `update`.
+
+  Raises:
+    FloatingPointError: "energy" or "ratio" of an update that is not finite.
+  """
+  if config.select in SAME_ROWS:
+    return drawn(update, config, lot)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: _choose_rows(path, leaf, config), update
+  )
+
+
+def begin(global_params: Params, residual: Params, config: settings.Uplink) -> Params:
+  """Where a client's local training starts from."""
+  return _plus(global_params, residual) if config.error_feedback == "resume" else global_params
+
+
+def compress(
+  params: Params,
+  global_params: Params,
+  residual: Params,
+  config: settings.Uplink,
+  lot: Lot = (0, 0),
+) -> Sent:
+  """What a client sends after local training, and what it keeps.
+
+  Args:
+    params: result of local training from `begin`; a pytree of float arrays, as the other two.
+    global_params: what the server sent.
+    residual: what earlier rounds did not send; `no_residual` at first.
+    config: the rule.
+    lot: of "shared".
+
+  Returns:
+    The offer, `params`, with "add" `params + residual`, as far as it is sent. With "dense" and no
+    residual it is `params` to the last bit.
+
+  Raises:
+    FloatingPointError: "energy" or "ratio" of an update that is not finite.
+  """
+  params, global_params, residual = jax.device_get((params, global_params, residual))
+  offered = _plus(params, residual) if config.error_feedback == "add" else params
+  update = jax.tree.map(np.subtract, offered, global_params)
+  masks = choose(update, config, lot)
+  sent = jax.tree.map(np.where, masks, offered, global_params)
+  kept = no_residual(params)
+  if config.error_feedback != "none":
+    kept = jax.tree.map(np.where, masks, kept, update)
+  return Sent(sent, masks, kept)
+
+
+def _plus(params: Params, residual: Params) -> Params:
+  # Where there is no residual nothing is added, since -0.0 + 0.0 is another number than -0.0.
+  return jax.tree.map(lambda p, r: np.where(r == 0, p, p + r), params, residual)
+
+
+def _choose_rows(path, update, config: settings.Uplink) -> Bool[np.ndarray, "..."]:
+  """The mask of one leaf."""
+  squares = np.square(np.asarray(update, np.float64))
+  energy = squares.sum(axis=-1 if squares.ndim else None, keepdims=True)
+  order = np.argsort(-energy, axis=None, kind="stable")
+  # Unsent energy if none, one, two, ... of the last rows were left out: small numbers are summed
+  # first, so that the share 1.0 leaves out no row but those of zeros.
+  unsent = np.cumsum(energy.ravel()[order[::-1]])
+  total = unsent[-1] if unsent.size else 0.0
+  if not np.isfinite(total):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    raise FloatingPointError(f"{name}: the update is not finite")
+  if config.select == "ratio":
+    count = _count(config.ratio, energy.size)
+  else:
+    spare = total - config.energy * total
+    count = energy.size - int(np.searchsorted(unsent, spare, side="right"))
+  mask = np.zeros(energy.shape, np.bool_)
+  mask.flat[order[:count]] = True
+  return mask
+
+
+def _count(ratio: float, rows: int) -> int:
+  # Decimal: in floats 7 % of 100 rows are 7.000000000000001, and would round up to 8.
+  return math.ceil(Fraction(str(ratio)) * rows)

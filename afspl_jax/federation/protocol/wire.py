@@ -1,0 +1,263 @@
+"""What travels: a pytree as one flat float32 array, and its bytes as Flower serializes them.
+
+One array, because every array is a request of its own on Flower's transport, so that a round
+would cost more the more leaves a model has. A sparse uplink has a second one: a bit for every row
+of every leaf (uplink.py), set for those whose values follow. What comes from a peer is checked
+before it is used.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from jaxtyping import Bool, Float64, Num
+
+from afspl_jax.config import experiment
+from afspl_jax.federation.protocol import uplink
+from afspl_jax.types import Params
+
+# Names of the records in a message, and of what is in them. The first three and "num-examples"
+# are the defaults of Flower's own strategies and mods, so that those can be used as they are.
+ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
+CONTROL = "control"  # the server's control, or what a site added to its own; packed like the params
+NUM_EXAMPLES = "num-examples"
+STRUCTURE, ROUND, SITE, TERMS = "structure", "round", "site", "terms"
+CLIP = "clip"  # the bound of an update's norm in a round, where it has one
+FLAT = "flat"  # array of the ArrayRecord: the values
+ROWS = "rows"  # array of a sparse ArrayRecord: which rows they are of
+TRAIN, HELLO = "train", "query.hello"  # message types
+
+_EXACT_IN_FLOAT32 = ("float32", "bfloat16", "float16")
+_NPY = b"\x93NUMPY\x01\x00"  # how the data of an array begin: .npy format, version 1.0
+
+
+class WireError(ValueError):
+  """A payload that is not what was agreed on."""
+
+
+class Update(NamedTuple):
+  """What a client's record says, with NumPy leaves."""
+
+  params: Params  # the base's values where a row was not sent
+  masks: Params  # the rows that were sent
+
+
+def spec(params: Params) -> list[tuple[str, tuple[int, ...], str]]:
+  """Path, shape and dtype of every leaf, in the order in which they travel.
+
+  Raises:
+    WireError: a leaf's dtype does not embed exactly in float32.
+  """
+  leaves = []
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    name, dtype = jax.tree_util.keystr(path, simple=True, separator="/"), np.dtype(leaf.dtype).name
+    if dtype not in _EXACT_IN_FLOAT32:
+      raise WireError(f"{name}: expected one of {', '.join(_EXACT_IN_FLOAT32)}; got {dtype}")
+    leaves.append((name, tuple(leaf.shape), dtype))
+  return leaves
+
+
+def structure_digest(params: Params) -> str:
+  """A short hash of paths, shapes and dtypes: peers that differ in it must not exchange arrays."""
+  return experiment.digest(spec(params))
+
+
+def terms(params: Params, more: dict[str, Any]) -> dict[str, Any]:
+  """What server and sites must have in common before they exchange anything."""
+  return {STRUCTURE: structure_digest(params)} | more
+
+
+def pack(params: Params, masks: Params | None = None) -> ArrayRecord:
+  """The tree, or some rows of it; `unpack` and `unpack_update` restore every value bit for bit.
+
+  Args:
+    params: pytree of float32, bfloat16 or float16 arrays of any shape.
+    masks: which rows travel; by default all.
+
+  Returns:
+    A record with the array `flat`: float32, in the order of leaves and rows. Unless all rows
+    travel, also with the array `rows`: uint8, `np.packbits` of all masks.
+
+  Raises:
+    WireError: a leaf's dtype does not embed exactly in float32.
+  """
+  spec(params)
+  leaves = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(jax.device_get(params))]
+  rows = jax.tree.leaves(uplink.everywhere(params) if masks is None else masks)
+  sent = [_rows(x)[mask.ravel()].ravel() for x, mask in zip(leaves, rows, strict=True)]
+  arrays = {FLAT: Array(np.concatenate([np.zeros(0, np.float32), *sent]))}
+  if not all(mask.all() for mask in rows):
+    arrays[ROWS] = Array(np.packbits(np.concatenate([mask.ravel() for mask in rows])))
+  return ArrayRecord(arrays)
+
+
+def unpack(record: ArrayRecord, template: Params) -> Params:
+  """A peer's record of all rows as a tree like the template.
+
+  Args:
+    record: what `pack` made, or what a peer claims that it made.
+    template: pytree of anything with `shape` and `dtype`.
+
+  Returns:
+    A tree with NumPy leaves of the template's dtypes, which shares no memory with the record.
+
+  Raises:
+    WireError: other keys, dtype or size than the template's, or a value that is not finite.
+  """
+  if set(record) != {FLAT}:
+    raise WireError(f"expected the one array {FLAT!r}; got {sorted(record)}")
+  zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+  return unpack_update(record, zeros).params
+
+
+def unpack_update(record: ArrayRecord, base: Params) -> Update:
+  """A client's record of all rows or some, laid over the params that it started from.
+
+  Args:
+    record: what `pack` made, or what a client claims that it made.
+    base: the global params, with NumPy leaves.
+
+  Returns:
+    Params of the base's dtypes, which share no memory with record or base, and their masks.
+
+  Raises:
+    WireError: other keys, dtypes or sizes than agreed on, or a value that is not finite.
+  """
+  if set(record) not in ({FLAT}, {FLAT, ROWS}):
+    raise WireError(f"expected the array {FLAT!r}, perhaps {ROWS!r}; got {sorted(record)}")
+  sparse = ROWS in record
+  masks = _unpack_masks(record[ROWS], base) if sparse else uplink.everywhere(base)
+  leaves, treedef = jax.tree.flatten(base)
+  sent = [mask.ravel() for mask in jax.tree.leaves(masks)]
+  sizes = values_sent(base, masks)
+  flat = decode(FLAT, record[FLAT], np.dtype(np.float32), sum(sizes))
+  *parts, _ = np.split(flat, np.cumsum(sizes, dtype=int))
+  params = []
+  for (path, _, dtype), old, chosen, part in zip(spec(base), leaves, sent, parts, strict=True):
+    with np.errstate(over="ignore", invalid="ignore"):  # reported just below
+      values = part.astype(dtype, copy=not sparse)
+      bad = values.size - np.count_nonzero(np.isfinite(values))
+    if bad:
+      raise WireError(f"{path}: expected finite values; {bad} of {part.size} are not")
+    params.append(_laid_over(old, chosen, values) if sparse else values.reshape(old.shape))
+  return Update(jax.tree.unflatten(treedef, params), masks)
+
+
+def _laid_over(
+  base: Num[np.ndarray, "..."], chosen: Bool[np.ndarray, " rows"], values: Num[np.ndarray, " n"]
+) -> Num[np.ndarray, "..."]:
+  """A copy of a leaf with new values in some rows."""
+  leaf = np.array(base, order="C")
+  rows = _rows(leaf)
+  rows[chosen] = values.reshape(np.count_nonzero(chosen), rows.shape[1])
+  return leaf
+
+
+def values_sent(base: Params, masks: Params) -> list[int]:
+  """How many values of each leaf travel."""
+  leaves = zip(jax.tree.leaves(base), jax.tree.leaves(masks), strict=True)
+  return [int(np.count_nonzero(mask)) * (leaf.shape or (1,))[-1] for leaf, mask in leaves]
+
+
+def sent_values(params: Params, base: Params, masks: Params | None) -> Float64[np.ndarray, " n"]:
+  """What a client's sent rows add to the base, in the order in which values travel.
+
+  Args:
+    params: what a client offers.
+    base: the global params.
+    masks: which rows are sent; None: all.
+  """
+  rows = jax.tree.leaves(uplink.everywhere(base) if masks is None else masks)
+  params, base = jax.device_get((params, base))
+  trees = jax.tree.leaves(params), jax.tree.leaves(base), rows
+  sent = [
+    np.subtract(_rows(new)[mask.ravel()], _rows(old)[mask.ravel()], dtype=np.float64).ravel()
+    for new, old, mask in zip(*trees, strict=True)
+  ]
+  return np.concatenate([np.zeros(0), *sent])
+
+
+def values_as_tree(values: Float64[np.ndarray, " n"], base: Params, masks: Params) -> Params:
+  """The inverse of `sent_values`: a float64 tree, zero in rows that are not sent."""
+  sizes = values_sent(base, masks)
+  if sum(sizes) != len(values):
+    raise WireError(f"expected {sum(sizes)} values; got {len(values)}")
+  *parts, _ = np.split(values, np.cumsum(sizes, dtype=int))
+  out = jax.tree.map(lambda leaf: np.zeros(leaf.shape), base)
+  for leaf, mask, part in zip(*map(jax.tree.leaves, (out, masks)), parts, strict=True):
+    rows = _rows(leaf)  # a view
+    rows[mask.ravel()] = part.reshape(np.count_nonzero(mask), rows.shape[1])
+  return out
+
+
+def record_bytes(message_or_record: Any) -> int:
+  """Bytes of a Flower message or record as it travels: headers and metadata are counted too."""
+  return sum(map(len, serialized(message_or_record).values()))
+
+
+def serialized(message_or_record: Any) -> dict[str, bytes]:
+  """The objects that Flower sends for a message or record, by id; children before parents.
+
+  Equal objects have equal ids and travel once, as on Flower's network.
+  """
+  return _serialized(message_or_record.object_id, message_or_record)
+
+
+def _serialized(object_id: str, value: Any) -> dict[str, bytes]:
+  """The same, by an id that is known: a child would hash its data again for its own.
+
+  A reply of 0.9 million floats is noted, delivered and counted in 44 instead of 66 ms.
+  """
+  objects: dict[str, bytes] = {}
+  for child_id, child in (value.children or {}).items():
+    objects |= _serialized(child_id, child)
+  objects[object_id] = value.deflate()
+  return objects
+
+
+def _rows(leaf: np.ndarray) -> Num[np.ndarray, "rows d"]:
+  """The leaf's rows, as `uplink.mask_shape` counts them; a view.
+
+  To pick rows and not elements takes 0.4 instead of 2.2 ms for 0.9 million floats.
+  """
+  shape = leaf.shape or (1,)
+  # Not -1, which no leaf without elements has.
+  return leaf.reshape(math.prod(shape[:-1]), shape[-1])
+
+
+def _unpack_masks(array: Array, base: Params) -> Params:
+  """Reads the masks of a sparse record."""
+  leaves, treedef = jax.tree.flatten(base)
+  shapes = [uplink.mask_shape(leaf.shape) for leaf in leaves]
+  sizes = [math.prod(shape) for shape in shapes]
+  size = sum(sizes)
+  packed = decode(ROWS, array, np.dtype(np.uint8), math.ceil(size / 8))
+  bits = np.unpackbits(packed).astype(np.bool_)
+  *parts, padding = np.split(bits, np.cumsum(sizes, dtype=int))
+  if padding.any():
+    raise WireError(f"{ROWS}: expected zeros after the bits of {size} rows; got ones")
+  masks = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+  return jax.tree.unflatten(treedef, masks)
+
+
+def decode(name: str, array: Array, dtype: np.dtype, size: int) -> Num[np.ndarray, " n"]:
+  """Reads an array of known dtype and size, whose header can then be but one.
+
+  It is compared, not parsed: `np.load` allocates whatever a header claims, and NumPy's parser
+  raises what Python's does, from SyntaxError to MemoryError, for one that was made to.
+  """
+  data, start = array.data, len(_NPY) + 2
+  if data[: len(_NPY)] != _NPY:
+    raise WireError(f"{name}: expected .npy format 1.0; got data that begin {data[:8]!r}")
+  end = start + int.from_bytes(data[len(_NPY) : start], "little")
+  header = data[start:end].rstrip()
+  if header != f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({size},), }}".encode():
+    got = header[:99].decode("ascii", "backslashreplace")
+    raise WireError(f"expected {dtype} of shape ({size},) in {name!r}; got {got}")
+  if len(data) - end != size * dtype.itemsize:
+    raise WireError(
+      f"{name}: expected {size * dtype.itemsize} bytes of data; got {len(data) - end}"
+    )
+  return np.frombuffer(data, dtype, offset=end)

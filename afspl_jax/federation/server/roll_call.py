@@ -1,0 +1,144 @@
+"""Who trains in a round: of the sites that are there and free, those that the run's rule picks."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from flwr.serverapp import Grid
+
+from afspl_jax.config.experiment import Fed
+from afspl_jax.errors import Stopped
+from afspl_jax.federation.contracts import POISSON
+from afspl_jax.federation.server.exchange import POLL, Answer, Exchange
+from afspl_jax.federation.server.selection import Candidate, coins, select
+from afspl_jax.federation.server.sites import Site, Sites
+from afspl_jax.federation.strategies import Reply
+
+_PATIENCE, _REMIND = 3.0, 30.0  # seconds before the first line about a wait, and between others
+
+
+class RoundFailed(Stopped):
+  """Too few sites or valid replies; nothing of the round was kept."""
+
+
+class TooFewSites(RoundFailed):
+  """They were waited for as long as they may be."""
+
+
+class Chosen(NamedTuple):
+  """Who trains in a round."""
+
+  nodes: dict[str, int]  # where each is reached, by name, sorted
+  absent: dict[str, str]  # who would have been chosen, and the status of each
+  late: list[tuple[str, int, Answer]]  # answers to earlier rounds that have come since
+
+
+class RollCall:
+  """Knows the sites, what they last reported, and who still owes an answer.
+
+  Args:
+    grid: reaches the sites.
+    sites: who is there.
+    fed: the federation's settings.
+    seed: the experiment's.
+    num_sites: that are waited for at first; in a new federation all of them must come.
+    lines: of clients.jsonl so far, for what sites last reported.
+    say: tells the user of waits.
+  """
+
+  def __init__(
+    self,
+    grid: Grid,
+    sites: Sites,
+    fed: Fed,
+    seed: int,
+    num_sites: int,
+    lines: Iterable[dict[str, Any]] = (),
+    say: Callable[[str], None] = lambda text: None,
+  ):
+    self.exchange: Exchange[str] = Exchange(grid)
+    self._sites, self._fed, self._seed, self._say = sites, fed, seed, say
+    self._expected = num_sites  # until they were there once, or were waited for in vain
+    self._probability = fed.clients_per_round / num_sites  # of a site, where coins are tossed
+    # Of the coins. One for all attempts: a round that failed for what its draw was is not to be
+    # drawn again until it pleases, or the draw is another than the one that epsilon is of.
+    self._key = secrets.randbits(256)
+    self._reported = {
+      line["client"]: Candidate(line["num_examples"], line["loss"])
+      for line in lines
+      if line["num_examples"] is not None  # valid, also where the attempt at its round failed
+    }
+
+  def choose(self, round: int) -> Chosen:
+    """Waits until enough sites are there and free, and picks among them.
+
+    A site that still owes the answer to an earlier message is not sent another one, which it could
+    only begin after that.
+
+    Raises:
+      TooFewSites: fewer than `min_replies` after `wait` seconds.
+    """
+    late: list[tuple[str, int, Answer]] = []
+    present = self._gather(late)
+    due = self.exchange.due()
+    free = {name: site for name, site in present.items() if name not in due}
+    picked = self._select(free, round)
+    absent = {}
+    for name in self._select(self._sites.known, round):
+      if name not in present:
+        absent[name] = "failed: not connected"
+      elif name in due:
+        absent[name] = f"timeout: still owes its reply of round {due[name]}"
+    return Chosen({name: free[name].node for name in picked}, absent, late)
+
+  def learn(self, reply: Reply) -> None:
+    """Remembers what a site reported, for selections to come."""
+    self._reported[reply.site] = Candidate(reply.num_examples, reply.metrics.get("loss"))
+
+  def _select(self, sites: dict[str, Site], round: int) -> Sequence[str]:
+    if self._fed.selection == POISSON:
+      return coins(sites, self._probability, self._key, round)
+    candidates = {
+      name: self._reported.get(name, Candidate(site.num_examples, None))
+      for name, site in sites.items()
+    }
+    count = min(self._fed.clients_per_round, len(sites))
+    return select(self._fed.selection, candidates, count, self._seed, round)
+
+  def _gather(self, late: list[tuple[str, int, Answer]]) -> dict[str, Site]:
+    """The sites that are there, once they are enough; adds late answers to the list."""
+    begin = time.monotonic()
+    speak = begin + _PATIENCE
+    while True:
+      late += self.exchange.collect()
+      present = self._sites.look()
+      free = present.keys() - self.exchange.due().keys()
+      waited = time.monotonic() - begin
+      if len(present) >= self._expected and len(free) >= self._fed.min_replies:
+        self._expected = 0
+        return present
+      if waited >= self._fed.wait:
+        break
+      wanted = max(self._expected, self._fed.min_replies)
+      if time.monotonic() >= speak:
+        speak += _REMIND
+        self._say(
+          f"waiting for {wanted} sites, up to {self._fed.wait - waited:.0f} s more; free:"
+          f" {', '.join(sorted(free)) or 'none'}{self._left_out()}"
+        )
+      time.sleep(min(POLL, self._fed.wait - waited))
+    is_new = self._expected and not self._reported
+    if is_new or len(free) < self._fed.min_replies:
+      wanted, got = max(self._expected, self._fed.min_replies), len(present if is_new else free)
+      raise TooFewSites(
+        f"expected {wanted} sites within {self._fed.wait:g} s (fed.wait); got {got}"
+        f"{self._left_out()}"
+      )
+    self._say(f"going on with {len(present)} of {self._expected} sites after {self._fed.wait:g} s")
+    self._expected = 0
+    return present
+
+  def _left_out(self) -> str:
+    refused = self._sites.refused
+    return "".join(f"; node {node} {why}" for node, why in sorted(refused.items()))

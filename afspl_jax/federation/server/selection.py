@@ -1,0 +1,124 @@
+"""Which sites train in a round.
+
+All that is random follows from a hash of (seed, round, site) alone: every role, host and library
+version draws the same, and no draw depends on the order in which sites connected. Only the coins of
+"poisson" are secret: who knows the seed must not know who took part.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from afspl_jax.config.experiment import choice
+
+_CANDIDATES = 2  # power of choice: candidates per site to select, d / m
+
+
+class Candidate(NamedTuple):
+  """What is known of a site."""
+
+  num_examples: int  # from 0 on
+  loss: float | None  # that it reported when it last trained; None: it has not trained yet
+
+
+_Sites = Mapping[str, Candidate]
+
+
+def coins(sites: Iterable[str], probability: float, key: int, round: int) -> list[str]:
+  """Every site by a coin of its own: the draw of `fed.selection=poisson`.
+
+  Args:
+    sites: their names.
+    probability: of each.
+    key: as secret as the draw is to be.
+    round: the round.
+
+  Returns:
+    The names drawn, sorted; there may be none.
+  """
+  below = probability * 2**256
+  return sorted(s for s in sites if int.from_bytes(_hash(s, key, round), "big") < below)
+
+
+def select(
+  method: str, sites: Mapping[str, Candidate], count: int, seed: int, round: int
+) -> list[str]:
+  """Draws `count` sites without replacement.
+
+  Args:
+    method: the experiment's `fed.selection`, one of METHODS.
+    sites: all sites, by name.
+    count: sites to draw.
+    seed: the experiment's seed.
+    round: the round.
+
+  Returns:
+    The names drawn, sorted.
+
+  Raises:
+    UserError: no such method.
+    ValueError: fewer sites than `count`, or `count` below 1.
+  """
+  draw = _METHODS[choice("fed.selection", method, METHODS)]
+  if not 1 <= count <= len(sites):
+    raise ValueError(f"fed.clients_per_round: expected 1 to {len(sites)} (sites); got {count}")
+  return sorted(draw(sites, count, seed, round))
+
+
+def _hash(site: str, seed: int, round: int) -> bytes:
+  return hashlib.sha256(f"{seed}/{round}/{site}".encode()).digest()
+
+
+def _uniform(sites: _Sites, count: int, seed: int, round: int) -> list[str]:
+  """Every site with equal probability: the first by rank of their hashes."""
+  return sorted(sites, key=lambda site: _hash(site, seed, round))[:count]
+
+
+def _size(sites: _Sites, count: int, seed: int, round: int) -> list[str]:
+  """One after the other, each with probability by its number of examples among those left.
+
+  Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir", algorithm A: the
+  highest u^(1/w) for a uniform u of each site, here as the lowest -log(u) / w. Of equal sizes it
+  draws what `_uniform` draws. A site without examples comes after all others.
+  """
+
+  def key(site: str) -> tuple[float, bytes]:
+    digest = _hash(site, seed, round)
+    rest = (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 1 - u, in [0, 1)
+    examples = sites[site].num_examples
+    return -math.log1p(-rest) / examples if examples else math.inf, digest
+
+  return sorted(sites, key=key)[:count]
+
+
+def _round_robin(sites: _Sites, count: int, seed: int, round: int) -> list[str]:
+  """The next `count` names in a circle: over any rounds, turns differ by at most one."""
+  names, first = sorted(sites), seed + round * count
+  return [names[(first + i) % len(names)] for i in range(count)]
+
+
+def _power_of_choice(sites: _Sites, count: int, seed: int, round: int) -> list[str]:
+  """Of twice as many candidates, drawn by size, those of the highest losses.
+
+  Cho, Wang and Joshi 2020, "Client Selection in Federated Learning: Convergence Analysis and
+  Power-of-Choice Selection Strategies", in the variant rpow-d, which asks no site for its loss but
+  takes the last one that it reported, and infinity for a site that has reported none. d = 2 m is
+  among the paper's choices; more candidates converge faster, and to a more biased model.
+  """
+  candidates = _size(sites, min(len(sites), _CANDIDATES * count), seed, round)
+
+  def rank(site: str) -> tuple[float, bytes]:
+    loss = sites[site].loss
+    return -math.inf if loss is None else -loss, _hash(site, seed, round)
+
+  return sorted(candidates, key=rank)[:count]
+
+
+_METHODS: dict[str, Callable[[_Sites, int, int, int], list[str]]] = {
+  "uniform": _uniform,
+  "size": _size,
+  "round_robin": _round_robin,
+  "power_of_choice": _power_of_choice,
+}
+METHODS = tuple(_METHODS)

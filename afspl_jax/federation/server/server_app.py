@@ -1,0 +1,62 @@
+"""The server's half of the federation: the ServerApp, and a whole run in this process."""
+
+import dataclasses
+
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.contracts import CohortTrainer, Guard, Masks, Trainer
+from afspl_jax.federation.protocol.disclosure_log import Recorded, WireRecord
+from afspl_jax.federation.server.rounds import Plan, newest_state, run_rounds, scored_params
+from afspl_jax.federation.transport.local_grid import LocalGrid
+from afspl_jax.types import Params
+
+
+def make_server_app(plan: Plan, num_sites: int) -> ServerApp:
+  """The ServerApp that runs the plan, for any Grid; the result is in the run's folder.
+
+  Args:
+    plan: what to do.
+    num_sites: sites that are waited for at the start.
+  """
+  app = ServerApp()
+
+  @app.main()
+  def main(grid: Grid, context: Context) -> None:
+    run_rounds(grid, plan, num_sites)
+
+  return app
+
+
+def run_local(
+  plan: Plan,
+  trainer: Trainer,
+  num_clients: int,
+  guard: Guard | None = None,
+  masks: Masks | None = None,
+) -> Params:
+  """Runs the whole federation in this process, from the newest checkpoint on.
+
+  Args:
+    plan: what to do.
+    trainer: trains every client.
+    num_clients: sites in the federation.
+    guard: bounds what leaves each.
+    masks: hide it in the sum of all.
+
+  Returns:
+    The params to score after the last round, as they are on disk, with NumPy leaves.
+
+  Raises:
+    RoundFailed: too few valid replies in a round.
+  """
+  announce = trainer.expect if isinstance(trainer, CohortTrainer) else lambda clients: None
+  record = WireRecord(plan.folder.path, plan.params, sync=False)  # nothing leaves this process
+  app = make_client_app(trainer, plan.params, plan.terms, guard, masks)
+  grid = LocalGrid(Recorded(app, record, trainer.site), num_clients, announce)
+  context = Context(grid.run.run_id, 1, node_config={}, state=RecordDict(), run_config={})
+  # All are here at once or never.
+  at_once = dataclasses.replace(plan, fed=dataclasses.replace(plan.fed, wait=0.0))
+  make_server_app(at_once, num_clients)(grid, context)
+  return scored_params(newest_state(plan)[1])

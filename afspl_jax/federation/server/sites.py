@@ -1,0 +1,112 @@
+"""Who is there: sites by name, and whether they run what the server runs.
+
+A node's id is random and may change; a site's name is what rounds, files and people know it by.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from afspl_jax.federation.contracts import Refused
+from afspl_jax.federation.protocol import wire
+from afspl_jax.federation.server.exchange import Exchange
+from afspl_jax.federation.server.screening import screen_examples, sentence
+
+_LONGEST_NAME = 80  # characters
+
+
+class Site(NamedTuple):
+  """A site that may take part."""
+
+  node: int  # where it is reached
+  num_examples: int  # that it says it holds
+
+
+@runtime_checkable
+class OwnedGrid(Protocol):
+  """A Grid that knows its nodes by their keys."""
+
+  def owner(self, node: int) -> str | None:
+    """The site that a node's key was registered for; None where there are no keys."""
+    ...
+
+
+class Sites:
+  """The sites that have said hello and are connected.
+
+  Every node is greeted with the server's terms when it appears; one that answers with other terms,
+  no name or another site's name is left out, and `say` is told why.
+
+  Args:
+    grid: reaches the nodes.
+    terms: what a site must have in common with the server, by name; plain nested values.
+    max_examples: the most that a site may say it holds.
+    say: tells the user of sites that come, go and are refused.
+  """
+
+  def __init__(
+    self,
+    grid: Grid,
+    terms: dict[str, Any],
+    max_examples: int,
+    say: Callable[[str], None] = lambda text: None,
+  ):
+    self._grid, self._say, self._max_examples = grid, say, max_examples
+    self._hello = RecordDict({wire.CONFIG: ConfigRecord({wire.TERMS: json.dumps(terms)})})
+    self._exchange: Exchange[int] = Exchange(grid)
+    self._greeted: set[int] = set()
+    self._present: dict[str, Site] = {}
+    self.known: dict[str, Site] = {}  # all that were ever there
+    self.refused: dict[int, str] = {}  # nodes that are connected and left out: why
+
+  def look(self) -> dict[str, Site]:
+    """Who is there now, by name, sorted; greets nodes that are new, without waiting for them."""
+    here = set(self._grid.get_node_ids())
+    for name, site in list(self._present.items()):
+      if site.node not in here:
+        del self._present[name]
+        self._say(f"{name}: gone")
+    self._greeted &= here
+    self.refused = {node: why for node, why in self.refused.items() if node in here}
+    new = {
+      node: Message(self._hello, node, wire.HELLO, group_id="0")
+      for node in sorted(here - self._greeted)
+    }
+    if new:
+      self._exchange.send(new, 0)
+      self._greeted |= set(new)
+    for node, _, answer in self._exchange.collect():
+      if node not in here:
+        continue
+      try:
+        name, num_examples = self._read(node, answer.message)
+      except Refused as why:
+        self.refused[node] = str(why)
+        self._say(f"node {node}: {why}")
+      else:
+        self._present[name] = self.known[name] = Site(node, num_examples)
+        self._say(f"{name}: here, {num_examples} examples")
+    return dict(sorted(self._present.items()))
+
+  def _read(self, node: int, reply: Message) -> tuple[str, int]:
+    """The name and number of examples that a node answered with."""
+    if reply.has_error():
+      raise Refused(f"refused: {sentence(reply.error.reason or str(reply.error.code))}")
+    answer = reply.content.config_records.get(wire.CONFIG, {})
+    name = answer.get(wire.SITE)
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+      raise Refused(
+        f"refused: expected a site's name, of 1 to {_LONGEST_NAME} characters;"
+        f" got {sentence(repr(name))}"
+      )
+    owner = self._grid.owner(node) if isinstance(self._grid, OwnedGrid) else None
+    if owner not in (None, name):
+      raise Refused(
+        f"refused: expected the name that its key is registered for, {owner!r}; got {name!r}"
+      )
+    if name in self._present:
+      raise Refused(f"refused: expected a site name of its own; got {name!r}, which is here")
+    return name, screen_examples(answer.get(wire.NUM_EXAMPLES), self._max_examples)

@@ -1,0 +1,220 @@
+"""Generation, greedy or by beam search, in one jitted loop with a key-value cache.
+
+Token for token what transformers' `generate` says of the same T5 (`do_sample=False`,
+`early_stopping=False`), up to padding: there a text of beam search is filled up with end tokens.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from afspl_jax.errors import UserError
+from afspl_jax.models import beam_search
+from afspl_jax.models.captioner import Captioner
+from afspl_jax.models.t5.t5 import DecodeCache
+from afspl_jax.types import Batch, Params
+
+
+@dataclass(frozen=True)
+class Decoding:
+  """How texts are generated (transformers `GenerationConfig`).
+
+  Raises:
+    UserError: a setting that no text can be generated with.
+  """
+
+  max_tokens: int  # longest text, end token included (max_new_tokens)
+  min_tokens: int = 0  # fewest tokens before the end token (min_new_tokens)
+  beams: int = 1  # texts followed at a time; 1 = greedy (num_beams)
+  length_penalty: float = 1.0  # beams > 1: scores are divided by length**this; 0 = none
+  no_repeat_ngram: int = 0  # no so many tokens come twice in a row; 0 = any may
+
+  def __post_init__(self):
+    def check(fine: bool, name: str, expected: str, advice: str) -> None:
+      if not fine:
+        got = getattr(self, name)
+        raise UserError(f"eval.{name}: expected {expected}; got {got}. {advice}")
+
+    longest = self.max_tokens
+    check(longest >= 1, "max_tokens", "at least 1", "Give the longest text that is wanted.")
+    advice = "Lower it, or raise max_tokens."
+    check(0 <= self.min_tokens <= longest, "min_tokens", f"0 to max_tokens, {longest}", advice)
+    check(self.beams >= 1, "beams", "at least 1", "Take 1 for greedy decoding.")
+    advice = "Take 1 for the mean log-probability of a token, 0 for their sum."
+    check(math.isfinite(self.length_penalty), "length_penalty", "a finite number", advice)
+    advice = "Take 0 to let any repeat."
+    check(self.no_repeat_ngram >= 0, "no_repeat_ngram", "a number of tokens", advice)
+
+
+class Decoded(NamedTuple):
+  """Generated ids, with how each sample was prompted."""
+
+  ids: Int[Array, "b t"]  # end token and padding included
+  scores: Float[Array, " b"]  # log-probability in nats; by beam search with the length penalty
+  fusion: Float[Array, "b s"]
+  pool: Float[Array, "b m"]
+
+
+# Of the newest token of each text and the cache: logits of the next, and the new cache.
+Step = Callable[[Int[Array, " r"], DecodeCache], tuple[Float[Array, "r n"], DecodeCache]]
+
+
+def make_decoder(
+  captioner: Captioner, config: Decoding, mesh: Mesh
+) -> Callable[[Params, Params, Batch], Decoded]:
+  """Compiles `(params, frozen, batch) -> Decoded`.
+
+  Each device stops once its own rows have ended; devices do not wait for each other at a step.
+
+  Raises:
+    UserError: at the first batch, if the vocabulary is too small for so many beams.
+  """
+  generate = _greedy if config.beams == 1 else _beam_search
+
+  def decode(params: Params, frozen: Params, batch: Batch) -> Decoded:
+    encoded = captioner.encode(params, frozen, batch)
+    cache = captioner.start_cache(frozen, encoded, config.max_tokens)
+
+    def step(ids: Int[Array, " r"], cache: DecodeCache) -> tuple[Float[Array, "r n"], DecodeCache]:
+      return captioner.decode_step(frozen, ids, cache)
+
+    ids, scores = generate(step, cache, config, captioner.pad_id, captioner.eos_id)
+    return Decoded(ids[:, 1:], scores, encoded.prompted.fusion, encoded.prompted.pool.weights)
+
+  specs = (PartitionSpec(), PartitionSpec(), PartitionSpec("data"))
+  # Not left to the compiler, which would gather what top_k takes, and end all loops together.
+  local = jax.shard_map(decode, mesh=mesh, in_specs=specs, out_specs=specs[-1], check_vma=False)
+  return jax.jit(local, in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs))
+
+
+_BLOCK = 128  # of a vocabulary, for `top`
+
+
+class _Greedy(NamedTuple):
+  ids: Int[Array, "b t"]  # behind the start token
+  scores: Float[Array, " b"]
+  done: Bool[Array, " b"]
+  cache: DecodeCache
+
+
+def _greedy(
+  step: Step, cache: DecodeCache, config: Decoding, pad: int, end: int
+) -> tuple[Int[Array, "b t"], Float[Array, " b"]]:
+  """The likeliest token at each step (transformers `_sample`)."""
+  rows = cache.lineage.shape[0]
+
+  def body(loop: _Greedy) -> _Greedy:
+    at = loop.cache.step
+    last = jax.lax.dynamic_index_in_dim(loop.ids, at, axis=1, keepdims=False)
+    logits, cache = step(last, loop.cache)
+    token = top(permitted(logits, loop.ids, at, config, end), 1)[1][:, 0]
+    gain = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, -1)
+    token = jnp.where(loop.done, pad, token)
+    ids = jax.lax.dynamic_update_index_in_dim(loop.ids, token, at + 1, axis=1)
+    scores = loop.scores + jnp.where(loop.done, 0.0, gain)
+    return _Greedy(ids, scores, loop.done | (token == end), cache)
+
+  def unfinished(loop: _Greedy) -> Bool[Array, ""]:
+    return (loop.cache.step < config.max_tokens) & ~loop.done.all()
+
+  ids = jnp.full((rows, 1 + config.max_tokens), pad, jnp.int32)
+  first = _Greedy(ids, jnp.zeros((rows,)), jnp.zeros((rows,), bool), cache)
+  loop = jax.lax.while_loop(unfinished, body, first)
+  return loop.ids, loop.scores
+
+
+def _beam_search(
+  step: Step, cache: DecodeCache, config: Decoding, pad: int, end: int
+) -> tuple[Int[Array, "b t"], Float[Array, " b"]]:
+  """The best text of each row that beam search finds (`beam`)."""
+  rows, beams = cache.lineage.shape[0], config.beams
+
+  def body(loop: tuple[beam_search.Beams, DecodeCache]) -> tuple[beam_search.Beams, DecodeCache]:
+    texts, cache = loop
+    at, ids = cache.step, texts.ids.reshape(rows * beams, -1)
+    last = jax.lax.dynamic_index_in_dim(ids, at, axis=1, keepdims=False)
+    logits, cache = step(last, cache)
+    if 2 * beams > logits.shape[1]:
+      raise UserError(
+        f"eval.beams: expected at most {logits.shape[1] // 2}, half of the vocabulary; got"
+        f" {beams}. Lower it."
+      )
+    values, tokens = top(permitted(logits, ids, at, config, end), 2 * beams)
+    gains = values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    shape = (rows, beams, 2 * beams)
+    texts, parents = beam_search.advance(
+      texts,
+      gains.reshape(shape),
+      tokens.reshape(shape),
+      at,
+      end=end,
+      length_penalty=config.length_penalty,
+    )
+    return texts, cache.follow(parents)
+
+  def unfinished(loop: tuple[beam_search.Beams, DecodeCache]) -> Bool[Array, ""]:
+    return (loop[1].step < config.max_tokens) & ~loop[0].done.all()
+
+  first = beam_search.start(rows, beams, config.max_tokens, pad), cache.fork(beams)
+  texts, _ = jax.lax.while_loop(unfinished, body, first)
+  return texts.best, texts.ended[:, 0]
+
+
+def top(logits: Float[Array, "r n"], k: int) -> tuple[Float[Array, "r k"], Int[Array, "r k"]]:
+  """`jax.lax.top_k`: of the k blocks with the largest maxima, in which alone they can be.
+
+  Of equal logits the first comes first, there as here. Of 128 rows of Flan-T5's vocabulary XLA on a
+  CPU finds 8 in 1.6 ms instead of 6.2, and the largest of 32 in 0.2 ms instead of `argmax`'s 2.3.
+  """
+  rows, number = logits.shape
+  if k * _BLOCK >= number:
+    values, at = jax.lax.top_k(logits, k)
+    return values, at
+  filled = jnp.pad(logits, ((0, 0), (0, -number % _BLOCK)), constant_values=-jnp.inf)
+  blocks = filled.reshape(rows, -1, _BLOCK)
+  chosen = jnp.sort(jax.lax.top_k(blocks.max(axis=-1), k)[1], axis=-1)
+  inside = jnp.take_along_axis(blocks, chosen[..., None], axis=1).reshape(rows, -1)
+  values, at = jax.lax.top_k(inside, k)
+  first = jnp.take_along_axis(chosen, at // _BLOCK, axis=1) * _BLOCK
+  return values, first + at % _BLOCK
+
+
+def permitted(
+  logits: Float[Array, "r n"],
+  ids: Int[Array, "r t"],
+  step: Int[Array, ""],
+  config: Decoding,
+  end: int,
+) -> Float[Array, "r n"]:
+  """The logits, -inf for tokens that must not come next.
+
+  transformers `MinNewTokensLengthLogitsProcessor` and `NoRepeatNGramLogitsProcessor`: the start
+  token counts as part of a repeated n-gram.
+
+  Args:
+    logits: of the next token.
+    ids: the texts, behind the start token.
+    step: number of tokens so far, the start token not counted.
+    config: what is permitted.
+    end: the end token.
+  """
+  size, (rows, vocabulary) = config.no_repeat_ngram, logits.shape
+  if config.min_tokens:
+    logits = logits.at[:, end].add(jnp.where(step < config.min_tokens, -jnp.inf, 0.0))
+  windows = ids.shape[1] - size
+  if size and windows > 0:
+    # A window whose first tokens are the text's last ones forbids its own last one.
+    suffix = jax.lax.dynamic_slice_in_dim(ids, step + 2 - size, size - 1, axis=1)
+    same = jnp.broadcast_to(jnp.arange(windows) + size <= step + 1, (rows, windows))
+    for i in range(size - 1):
+      same &= ids[:, i : i + windows] == suffix[:, i : i + 1]
+    nothing = vocabulary  # out of bounds, which is dropped
+    forbidden = jnp.where(same, ids[:, size - 1 : size - 1 + windows], nothing)
+    logits = logits.at[jnp.arange(rows)[:, None], forbidden].set(-jnp.inf, mode="drop")
+  return logits

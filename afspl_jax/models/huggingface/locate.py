@@ -1,0 +1,44 @@
+"""Finds a backbone's checkpoint folder, without ever going to the network."""
+
+import shlex
+from pathlib import Path
+
+from afspl_jax.errors import UserError
+
+TINY = Path(__file__).parents[1] / "tiny"
+
+
+class MissingBackbone(UserError):
+  """A checkpoint is not where it was looked for; the message says how to get it."""
+
+
+def locate(name: str, kind: str) -> Path:
+  """The folder of a checkpoint.
+
+  Args:
+    name: "tiny", a folder, or a Hugging Face repository such as "google/flan-t5-base" that has
+      been downloaded into Hugging Face's cache.
+    kind: "clip" or "t5".
+
+  Raises:
+    MissingBackbone: it is in none of these places.
+  """
+  if name == "tiny":
+    return TINY / kind
+  folder = Path(name).expanduser()
+  if folder.is_dir():
+    return folder
+  from huggingface_hub import constants, try_to_load_from_cache
+  from huggingface_hub.errors import HFValidationError
+
+  try:
+    config = try_to_load_from_cache(name, "config.json")
+  except HFValidationError:  # neither a folder nor the name of a repository
+    config = None
+  if isinstance(config, str):
+    return Path(config).parent
+  raise MissingBackbone(
+    f"backbone.{kind}: no folder {folder.absolute()}, and no {name} in {constants.HF_HUB_CACHE}.\n"
+    f"  Where there is a network: hf download {shlex.quote(name)}\n"
+    f"  Lies it elsewhere, add --config.backbone.{kind}=FOLDER"
+  )

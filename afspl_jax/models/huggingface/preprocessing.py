@@ -1,0 +1,206 @@
+"""Texts to token ids and images to pixels, as a checkpoint folder prescribes.
+
+Texts through transformers, which is imported within functions, so that importing this package stays
+light. It needs no PyTorch for them, but its AutoTokenizer imports it where it finds it, for a
+second and a quarter of a gigabyte; so the tokenizers' own classes are asked for by name.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
+
+from afspl_jax.errors import UserError
+from afspl_jax.models.huggingface.image_settings import ImageSettings
+from afspl_jax.storage.json_text import parse
+
+_TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_TOKENIZERS = {"t5": "T5Tokenizer", "clip": "CLIPTokenizer"}  # by model
+_IMAGE_FILE = "preprocessor_config.json"
+
+
+class Tokenizer:
+  """The tokenizer of a T5 or CLIP checkpoint.
+
+  Attributes:
+    pad_id: fills rows up to their length; CLIP's is its `eos_id` too, so go by the mask.
+    eos_id: ends every text.
+    vocabulary: id of each piece.
+    vocab_size: number of ids that the tokenizer may give; a model's may be larger.
+  """
+
+  def __init__(self, folder: str | Path):
+    """Reads the tokenizer's files; never goes to the network.
+
+    Args:
+      folder: holds tokenizer.json, or vocab.json and merges.txt.
+
+    Raises:
+      UserError: if it holds neither, or the tokenizer does not end texts, as both models need.
+    """
+    folder = Path(folder)
+    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
+      raise UserError(
+        f"{folder}: expected the files of a tokenizer, tokenizer.json, or vocab.json and"
+        f" merges.txt; got {_listing(folder)}. Download them with the checkpoint; a spiece.model"
+        " alone is not read."
+      )
+    tokenizer = _class_of(folder)
+    try:
+      # A folder may name code of its own, which must neither run nor be asked about.
+      self._tokenizer = tokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+      )
+      self.vocab_size: int = len(self._tokenizer)
+      (row, _), (mask, _) = self.tokenize(["a", ""], 8)
+    except Exception as error:  # transformers raises whatever a file leads it to
+      raise UserError(
+        f"{folder}: expected the files of a tokenizer; got {type(error).__name__}:"
+        f" {str(error)[:300]}. Download them again with the checkpoint."
+      ) from error
+    self.pad_id: int = self._tokenizer.pad_token_id
+    self.eos_id: int = self._tokenizer.eos_token_id
+    self.vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+    ids = row[mask].tolist()
+    if self.pad_id is None or self.eos_id is None or ids[-1:] != [self.eos_id]:
+      raise UserError(
+        f"{folder}: expected a tokenizer that ends texts with its end token and has a padding"
+        f' token; got ids {ids} for "a", end {self.eos_id}, padding {self.pad_id}. Take the'
+        " tokenizer files of the checkpoint."
+      )
+
+  def tokenize(
+    self, texts: Sequence[str], length: int
+  ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+    """Turns texts into rows of one length, so that one compiled program serves them all.
+
+    Args:
+      texts: any number of them.
+      length: of a row; a longer text is cut, and keeps its end token all the same.
+
+    Returns:
+      int32 ids, padded on the right, and a mask that is true at tokens.
+    """
+    if not texts:
+      return np.zeros((0, length), np.int32), np.zeros((0, length), bool)
+    rows = self._tokenizer(
+      list(texts),
+      padding="max_length",
+      truncation=True,
+      max_length=length,
+      padding_side="right",
+      return_tensors="np",
+    )
+    return rows["input_ids"].astype(np.int32), rows["attention_mask"].astype(bool)
+
+  def decode(self, ids: Int[np.ndarray, "b l"]) -> list[str]:
+    """Turns rows of ids back into texts, up to each row's end and without special tokens."""
+    ends = (np.append(row, self.eos_id) == self.eos_id for row in ids)
+    rows = [row[: int(np.argmax(end))].tolist() for row, end in zip(ids, ends, strict=True)]
+    return self._tokenizer.batch_decode(
+      rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+
+class ImageProcessor:
+  """The image processor of a CLIP checkpoint: resize, crop, scale, normalise.
+
+  With Pillow alone, to the bit what transformers' CLIPImageProcessorPil gives, whose import is slow
+  and which turns an image into an array and back between its steps.
+
+  Attributes:
+    levels: float32 value of each of the 256 levels of a colour, by channel.
+    size: height and width of every cropped image.
+  """
+
+  levels: Float[np.ndarray, "256 3"]
+
+  def __init__(self, folder: str | Path):
+    """Reads the processor's settings; never goes to the network.
+
+    Args:
+      folder: holds preprocessor_config.json.
+
+    Raises:
+      UserError: if it does not, the file belongs to another kind of model, or a setting is none
+        that CLIP's processor knows.
+    """
+    folder = Path(folder)
+    path = folder / _IMAGE_FILE
+    if not path.is_file():
+      raise UserError(
+        f"{folder}: expected {_IMAGE_FILE}; got {_listing(folder)}. Download it with the"
+        " checkpoint."
+      )
+    settings = ImageSettings(path)
+    self._resample = settings.resample()
+    self._short, self._resized = settings.resized()
+    self._cropped = settings.cropped()
+    self.levels = settings.levels()
+    size = self._cropped or self._resized
+    if size is None:
+      raise settings.fault("size", "a height and a width where images are not cropped")
+    self.size = size
+
+  def crop(self, image: Image.Image) -> UInt8[np.ndarray, "h x 3"]:
+    """Resizes and crops an image of any size and mode; `levels` says what its numbers mean."""
+    image = _as_rgb(image)
+    width, height = image.size
+    if self._short is not None:
+      # As transformers rounds: the longer side down.
+      long = int(self._short * max(width, height) / min(width, height))
+      width, height = (self._short, long) if width <= height else (long, self._short)
+    elif self._resized is not None:
+      height, width = self._resized
+    if self._resample is not None:
+      image = image.resize((width, height), self._resample)
+    if self._cropped is not None:
+      high, wide = self._cropped
+      left, top = (width - wide) // 2, (height - high) // 2
+      image = image.crop((left, top, left + wide, top + high))  # black beyond its borders
+    return np.asarray(image)
+
+  def __call__(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "b h x 3"]:
+    """Turns images of any size and mode into float32 pixels for `Clip.encode_image`."""
+    return self.levels[np.stack([self.crop(image) for image in images]), np.arange(3)]
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+  """What is transparent becomes white, as in transformers."""
+  if "A" in image.getbands() or image.info.get("transparency") is not None:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    image = Image.alpha_composite(white, image)
+  return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _class_of(folder: Path) -> Any:
+  """What reads a folder's tokenizer: the class that AutoTokenizer would find.
+
+  AutoTokenizer itself only for one that is neither T5's nor CLIP's; see above.
+  """
+  import transformers
+
+  model = _object(folder / "config.json")
+  said = _object(folder / "tokenizer_config.json").get("tokenizer_class")
+  named = said or model.get("tokenizer_class") or _TOKENIZERS.get(str(model.get("model_type")))
+  name = str(named).removesuffix("Fast")
+  return getattr(transformers, name if name in _TOKENIZERS.values() else "AutoTokenizer")
+
+
+def _object(file: Path) -> dict[str, Any]:
+  """A file's JSON object; empty if it is none, of which the tokenizer will complain."""
+  try:
+    found = parse(file.read_bytes())
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
+def _listing(folder: Path) -> str:
+  if not folder.is_dir():
+    return "no such folder"
+  return ", ".join(sorted(path.name for path in folder.iterdir())) or "an empty folder"

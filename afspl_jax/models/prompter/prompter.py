@@ -1,0 +1,141 @@
+"""The prompter: everything that is trained (BUILD.md, "Method"); all but `local` travels."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from afspl_jax.config import experiment as settings
+from afspl_jax.config.experiment import choice
+from afspl_jax.errors import UserError
+from afspl_jax.models.clip.config import ClipConfig
+from afspl_jax.models.prompter.fusion import Fusion
+from afspl_jax.models.prompter.local import Local
+from afspl_jax.models.prompter.mapper import VisualMapper
+from afspl_jax.models.prompter.pool import PoolChoice, PromptPool, unit
+
+SOURCES = ("global", "visual", "textual", "local")  # the last only if the config has it
+
+
+class Prompted(NamedTuple):
+  """What the prompter puts before the instruction, and how it came about."""
+
+  prompt: Float[Array, "b p d"]  # F, the fused prompt
+  visual: Float[Array, "b v d"]  # V, the mapped image
+  fusion: Float[Array, "b s"]  # weights of SOURCES
+  pool: PoolChoice
+
+
+class Prompter(nnx.Module):
+  """Turns an image's and an instruction's CLIP features into soft prompts for T5.
+
+  All leaves are kept in units of `embedding_scale`, so that learning rates mean the same to a
+  T5 whose embeddings are small and to one whose embeddings are large.
+
+  Args:
+    config: sizes and switches.
+    clip: sizes of the vision features.
+    embedding: T5's embedding matrix.
+    init_ids: ids of the words that `init = "text"` draws from: names of classes, or words of an
+      instruction (Lester et al. 2021, sec. 2.2, tries random, vocabulary and class labels).
+    contrast: whether the local leaves have the projection of a contrastive loss.
+    rngs: stream `params`.
+
+  Raises:
+    UserError: a switch that is not one of those known, or sizes that do not fit.
+  """
+
+  def __init__(
+    self,
+    config: settings.Prompter,
+    clip: ClipConfig,
+    embedding: Float[Array, "n d"],
+    init_ids: Int[Array, " words"],
+    *,
+    contrast: bool = False,
+    rngs: nnx.Rngs,
+  ):
+    choice("prompter.init", config.init, ("random", "vocabulary", "text"))
+    if config.init == "text" and not init_ids.size:
+      raise UserError("prompter.init_text: expected words to start from; got none that T5 knows")
+    self.see_image, self.has_local = config.see_image, config.local
+    with jax.ensure_compile_time_eval():  # a number also where only the prompter's shapes are asked
+      self.embedding_scale = float(jnp.sqrt(jnp.mean(jnp.square(embedding.astype(jnp.float32)))))
+    words = embedding.astype(jnp.float32) / self.embedding_scale
+    width = embedding.shape[1]
+
+    if config.init == "text":
+      words = words[init_ids]
+
+    def prompts(number: int) -> Float[Array, "number p d"]:
+      shape = (number, config.tokens)
+      if config.init == "random":
+        return jax.random.normal(rngs.params(), (*shape, width))
+      return words[jax.random.randint(rngs.params(), shape, 0, words.shape[0])]
+
+    self.pool = PromptPool(
+      prompts(config.pool),
+      feature_width=clip.joint_width,
+      key_width=config.key_dim,
+      mode=config.pool_mode,
+      mass=config.pool_mass,
+      k_min=config.k_min,
+      k_max=config.k_max,
+      temperature=config.temperature,
+      rngs=rngs,
+    )
+    self.visual_prompt = nnx.Param(prompts(1)[0])
+    self.textual_prompt = nnx.Param(prompts(1)[0])
+    self.fusion = Fusion(
+      config.fusion,
+      len(SOURCES) - (not config.local),
+      weights=config.fusion_weights,
+      feature_width=clip.joint_width,
+      hidden=config.fusion_hidden,
+      rngs=rngs,
+    )
+    self.mapper = VisualMapper(
+      config.mapper,
+      num_patches=clip.vision.num_patches,
+      patch_pool=config.patch_pool,
+      token_width=clip.vision.width,
+      joint_width=clip.joint_width,
+      width=width,
+      hidden=config.mapper_hidden,
+      rngs=rngs,
+    )
+    # Last, so that the leaves above start the same with and without it.
+    self.local = Local(
+      prompts(1)[0] if config.local else None,
+      width=width,
+      feature_width=clip.joint_width,
+      contrast=contrast,
+      rngs=rngs,
+    )
+
+  def __call__(
+    self,
+    tokens: Float[Array, "b patches w"],
+    image: Float[Array, "b f"],
+    text: Float[Array, "b f"],
+    personal: Bool[Array, " b"],
+  ) -> Prompted:
+    """Makes the prompts of a batch; arguments as in `types.Batch`."""
+    if not self.see_image:
+      tokens, image = jnp.zeros_like(tokens), jnp.zeros_like(image)
+    features = jnp.concatenate([unit(image), unit(text)], axis=-1)
+    chosen = self.pool(features)
+    shape = chosen.prompt.shape
+    same_for_all = [self.visual_prompt[...], self.textual_prompt[...]]
+    available = [jnp.ones_like(personal)] * 3
+    if self.has_local:
+      same_for_all.append(self.local.prompt[...])
+      available.append(personal)
+    fusion = self.fusion(features, jnp.stack(available, axis=1))
+    sources = [chosen.prompt, *(jnp.broadcast_to(prompt, shape) for prompt in same_for_all)]
+    prompt = jnp.einsum("bs,bspd->bpd", fusion, jnp.stack(sources, axis=1))
+    visual = self.mapper(tokens, image)
+    scale = self.embedding_scale
+    return Prompted(scale * prompt, scale * visual, fusion, chosen)

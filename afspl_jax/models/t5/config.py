@@ -1,0 +1,128 @@
+"""Settings of a T5, read from and written to a Hugging Face config.json."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from afspl_jax.errors import UserError
+from afspl_jax.models.huggingface.config_fields import read_fields, write_fields
+from afspl_jax.models.layers.activations import check_activation
+
+_NAMES = {
+  "vocab_size": "vocab_size",
+  "width": "d_model",
+  "head_width": "d_kv",
+  "mlp_width": "d_ff",
+  "encoder_layers": "num_layers",
+  "decoder_layers": "num_decoder_layers",
+  "heads": "num_heads",
+  "buckets": "relative_attention_num_buckets",
+  "max_distance": "relative_attention_max_distance",
+  "norm_epsilon": "layer_norm_epsilon",
+  "pad_id": "pad_token_id",
+  "eos_id": "eos_token_id",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+  """A T5 encoder and decoder; the defaults are transformers' (T5 v1.0, small)."""
+
+  vocab_size: int = 32128
+  width: int = 512  # of a token, `d` in the glossary
+  head_width: int = 64  # heads * head_width need not be width
+  mlp_width: int = 2048
+  encoder_layers: int = 6
+  decoder_layers: int = 6
+  heads: int = 8
+  buckets: int = 32  # of the relative position bias
+  max_distance: int = 128  # positions; all that lie further share the last bucket
+  activation: str = "relu"  # a key of ACTIVATIONS
+  gated: bool = False  # T5 v1.1: the MLP's hidden layer is activation(a) * b
+  tied_head: bool = True  # the output matrix is the embedding
+  scaled_head: bool = True  # hidden states are scaled by width**-0.5 before the output matrix
+  norm_epsilon: float = 1e-6
+  pad_id: int = 0  # also starts the decoder
+  eos_id: int = 1
+
+  def __post_init__(self):
+    check_activation(self.activation, "T5 config activation (feed_forward_proj)")
+    if self.buckets < 4 or self.buckets % 2 or self.max_distance <= self.buckets // 2:
+      raise UserError(
+        "T5 config: expected an even number of buckets (relative_attention_num_buckets) of at"
+        " least 4, and max_distance (relative_attention_max_distance) above half of it; got"
+        f" {self.buckets} and {self.max_distance}. Change one of them."
+      )
+
+  @classmethod
+  def from_hf(cls, raw: Mapping[str, Any]) -> "T5Config":
+    """Reads a config.json of model_type "t5".
+
+    Whether the head is tied is taken from the file here, but transformers 5 writes
+    `tie_word_embeddings: true` for every T5: `for_checkpoint` settles it by the keys.
+
+    Args:
+      raw: the parsed file.
+
+    Raises:
+      UserError: naming the field that this code does not support, or that is no valid value.
+    """
+    if raw.get("model_type", "t5") != "t5":
+      raise UserError(
+        f'config.json: "model_type" must be "t5"; got {raw["model_type"]!r}.'
+        " Give the folder of a T5ForConditionalGeneration checkpoint."
+      )
+    # transformers' T5Config: "gated-ACTIVATION" or "ACTIVATION", and gated-gelu means gelu_new.
+    mlp = str(raw.get("feed_forward_proj", "relu"))
+    gated = mlp.startswith("gated-")
+    activation = "gelu_new" if mlp == "gated-gelu" else mlp.removeprefix("gated-")
+    start = raw.get("decoder_start_token_id")
+    pad = raw.get("pad_token_id", cls.pad_id)
+    if start is not None and start != pad:
+      raise UserError(
+        f'config.json: "decoder_start_token_id" must be the pad token, {pad}; got {start}.'
+        " Take another checkpoint."
+      )
+    fields = read_fields(cls, _NAMES, _without_none(raw), "config.json")
+    fields.setdefault("decoder_layers", fields.get("encoder_layers", cls.encoder_layers))
+    tied = raw.get("tie_word_embeddings") is not False
+    scaled = raw.get("scale_decoder_outputs", tied)
+    return cls(
+      activation=activation, gated=gated, tied_head=tied, scaled_head=bool(scaled), **fields
+    )
+
+  def for_checkpoint(self, raw: Mapping[str, Any], own_head: bool) -> "T5Config":
+    """Settles how the head works, once it is known what the weights hold.
+
+    Args:
+      raw: the config.json that this config was read from.
+      own_head: whether the weights hold a `lm_head.weight` that differs from `shared.weight`.
+
+    Returns:
+      This config with `tied_head` by the weights. `scaled_head` is what the file says in
+      `scale_decoder_outputs` (transformers 5), else `tie_word_embeddings: false` says no, else
+      a head of its own says no.
+    """
+    scaled = raw.get("scale_decoder_outputs")
+    if scaled is None:
+      scaled = not own_head and raw.get("tie_word_embeddings") is not False
+    return dataclasses.replace(self, tied_head=not own_head, scaled_head=bool(scaled))
+
+  def to_hf(self) -> dict[str, Any]:
+    """Renders the config.json that transformers' `T5ForConditionalGeneration` loads."""
+    name = "gelu" if self.gated and self.activation == "gelu_new" else self.activation
+    return {
+      "architectures": ["T5ForConditionalGeneration"],
+      "model_type": "t5",
+      "is_encoder_decoder": True,
+      "decoder_start_token_id": self.pad_id,
+      "feed_forward_proj": f"gated-{name}" if self.gated else name,
+      "tie_word_embeddings": self.tied_head,
+      "scale_decoder_outputs": self.scaled_head,
+      **write_fields(self, _NAMES),
+    }
+
+
+def _without_none(raw: Mapping[str, Any]) -> dict[str, Any]:
+  """Drops fields written as null, which mean the default."""
+  return {name: value for name, value in raw.items() if value is not None}

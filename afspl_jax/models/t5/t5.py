@@ -1,0 +1,290 @@
+"""T5 v1.0, v1.1 and Flan-T5: encoder, decoder and head (Raffel et al. 2020; Chung et al. 2022).
+
+Computes what transformers' `T5ForConditionalGeneration` computes without dropout, and maps its
+checkpoints in `key_table`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from afspl_jax.models.huggingface.key_table import KeyTable, Layout, Leaf
+from afspl_jax.models.layers.attention import HIDDEN
+from afspl_jax.models.layers.products import einsum
+from afspl_jax.models.t5.config import T5Config
+from afspl_jax.models.t5.layers import T5Stack, decoder_layer, encoder_layer
+
+# Old checkpoints hold the one matrix under up to three keys.
+_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
+class DecodeCache(NamedTuple):
+  """What the decoder keeps between two steps; a pytree of arrays.
+
+  A row's texts (beams) share its cross-attention and one store of their own keys and values: a text
+  sees of each step the slot that `lineage` names. So nothing but `lineage` moves when texts part.
+
+  Attributes:
+    self_keys: of the tokens so far, a layer each; text i's of step s is at slot `s * beams + i`,
+      zero beyond `step`; [b heads slots k].
+    self_values: beside them; [b heads slots k].
+    cross_keys: of the encoder's output, a layer each, computed once; [b heads l k].
+    cross_values: beside them; [b heads l k].
+    bias: what positions add to the scores of a row's texts at any step; [1 heads t t].
+    cross_bias: `HIDDEN` where the encoder's output may not be attended to; [b 1 1 l].
+    lineage: the text, of each step, that a text goes on from; [b beams t].
+    step: number of tokens so far; [].
+  """
+
+  self_keys: tuple[Float[Array, "b heads slots k"], ...]
+  self_values: tuple[Float[Array, "b heads slots k"], ...]
+  cross_keys: tuple[Float[Array, "b heads l k"], ...]
+  cross_values: tuple[Float[Array, "b heads l k"], ...]
+  bias: Float[Array, "1 heads t t"]
+  cross_bias: Float[Array, "b 1 1 l"]
+  lineage: Int[Array, "b beams t"]
+  step: Int[Array, ""]
+
+  def fork(self, beams: int) -> "DecodeCache":
+    """Gives each row `beams` texts that go on from its only one."""
+    keys = tuple(jnp.repeat(x, beams, axis=2) for x in self.self_keys)
+    values = tuple(jnp.repeat(x, beams, axis=2) for x in self.self_values)
+    lineage = jnp.repeat(self.lineage, beams, axis=1)
+    return self._replace(self_keys=keys, self_values=values, lineage=lineage)
+
+  def follow(self, parents: Int[Array, "b beams"]) -> "DecodeCache":
+    """Lets each text go on from the row's text `parents`, which several may share."""
+    return self._replace(lineage=jnp.take_along_axis(self.lineage, parents[..., None], axis=1))
+
+
+def shift_right(labels: Int[Array, "b t"], pad_id: int = 0) -> Int[Array, "b t"]:
+  """Makes the decoder's input from its targets (transformers `_shift_right`).
+
+  Args:
+    labels: target ids; negative where the loss ignores them.
+    pad_id: starts the decoder, and stands in for ignored targets.
+
+  Returns:
+    The targets moved one step later, behind `pad_id`.
+  """
+  shifted = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=pad_id)
+  return jnp.where(shifted < 0, pad_id, shifted)
+
+
+def _hide_padding(mask: Bool[Array, "b l"]) -> Float[Array, "b 1 1 l"]:
+  return jnp.where(mask, 0.0, HIDDEN)[:, None, None, :]
+
+
+def _swap(x: Float[Array, "b i j k"]) -> Float[Array, "b j i k"]:
+  """Between positions before heads, as attention takes them, and heads first, as it uses them."""
+  return x.swapaxes(1, 2)
+
+
+class T5(nnx.Module):
+  """An encoder-decoder on embeddings; parameters as in a `T5ForConditionalGeneration`.
+
+  Args:
+    config: sizes and variant.
+    dtype: of the computation; norms and attention weights are in float32 whatever it is.
+    param_dtype: in which parameters are kept; they are cast at use.
+    rngs: stream `params` draws the initial weights (transformers `T5PreTrainedModel`).
+  """
+
+  def __init__(
+    self,
+    config: T5Config,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    init, size = nnx.initializers.normal(1.0), (config.vocab_size, config.width)
+    self.config = config
+    self.dtype = dtype
+    self.embedding = nnx.Param(init(rngs.params(), size, param_dtype))
+    self.encoder = T5Stack(config, False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    self.decoder = T5Stack(config, True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    if not config.tied_head:
+      self.head = nnx.Param(init(rngs.params(), size[::-1], param_dtype))
+
+  def embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    """Looks up the embeddings that `encode` takes."""
+    return self.embedding[...][ids].astype(self.dtype)
+
+  def encode(
+    self, embeddings: Float[Array, "b l d"], mask: Bool[Array, "b l"]
+  ) -> Float[Array, "b l d"]:
+    """Encodes embeddings, be they of tokens or soft prompts (Lester et al. 2021, sec. 2).
+
+    Args:
+      embeddings: in any float dtype.
+      mask: true where a position may be attended to.
+
+    Returns:
+      The last hidden states after the final norm; those at hidden positions mean nothing.
+    """
+    x = embeddings.astype(self.dtype)
+    bias = self.encoder.bias(x.shape[1]) + _hide_padding(mask)
+    for layer in self.encoder.layers:
+      x = encoder_layer(layer, x, bias)
+    return self.encoder.final_norm(x)
+
+  def decode(
+    self,
+    ids: Int[Array, "b t"],
+    encoded: Float[Array, "b l d"],
+    mask: Bool[Array, "b l"],
+  ) -> Float[Array, "b t d"]:
+    """Runs the decoder over given inputs, all steps at once.
+
+    Args:
+      ids: the decoder's inputs, from `shift_right`.
+      encoded: from `encode`.
+      mask: the mask that `encode` was given.
+
+    Returns:
+      The hidden states after the final norm, for `logits`.
+    """
+    x, length = self.embed(ids), ids.shape[1]
+    past = jnp.tril(jnp.ones((length, length), bool))
+    bias = self.decoder.bias(length) + jnp.where(past, 0.0, HIDDEN)
+    cross_bias = _hide_padding(mask)
+    for layer in self.decoder.layers:
+      x = decoder_layer(layer, x, bias, encoded, cross_bias)
+    return self.decoder.final_norm(x)
+
+  def logits(self, hidden: Float[Array, "... d"]) -> Float[Array, "... n"]:
+    """Scores the vocabulary.
+
+    Args:
+      hidden: from `decode`, in any leading shape; pass only the positions that count, for this
+        is the dearest product of a small model.
+
+    Returns:
+      float32 logits.
+    """
+    config = self.config
+    if config.scaled_head:
+      hidden = hidden * config.width**-0.5
+    matrix = self.embedding[...].T if config.tied_head else self.head[...]
+    return einsum("...d,dn->...n", hidden, matrix.astype(self.dtype), jnp.float32)
+
+  def start_cache(
+    self, encoded: Float[Array, "b l d"], mask: Bool[Array, "b l"], length: int
+  ) -> DecodeCache:
+    """Prepares step-by-step decoding.
+
+    Args:
+      encoded: from `encode`.
+      mask: the mask that `encode` was given.
+      length: the most steps that will be taken; a step beyond them would overwrite the last.
+
+    Returns:
+      A cache with no tokens, and the cross-attention's keys and values.
+    """
+    cross = [layer.cross_attention.keys_values(encoded) for layer in self.decoder.layers]
+    keys, values = (tuple(map(_swap, arrays)) for arrays in zip(*cross, strict=True))
+    rows, heads, _, width = keys[0].shape
+    # A buffer each, not one for all, so that a caller may donate the cache.
+    own_keys, own_values = (
+      tuple(jnp.zeros((rows, heads, length, width), x.dtype) for x in keys) for _ in range(2)
+    )
+    bias, lineage = self.decoder.bias(length), jnp.zeros((rows, 1, length), jnp.int32)
+    step = jnp.zeros((), jnp.int32)
+    return DecodeCache(own_keys, own_values, keys, values, bias, _hide_padding(mask), lineage, step)
+
+  def decode_step(
+    self, ids: Int[Array, " r"], cache: DecodeCache
+  ) -> tuple[Float[Array, "r n"], DecodeCache]:
+    """Takes one step; what `decode` and `logits` give at this position.
+
+    Args:
+      ids: the newest token of each text, a row's texts beside each other; `config.pad_id` first.
+      cache: from `start_cache` or the step before.
+
+    Returns:
+      float32 logits of the next token, and the cache with this one in it.
+    """
+    step, (rows, beams, length) = cache.step, cache.lineage.shape
+    x = self.embed(ids.reshape(rows, beams))
+    texts = jnp.arange(beams, dtype=jnp.int32)
+    here = jnp.broadcast_to(texts[:, None], (rows, beams, 1))
+    lineage = jax.lax.dynamic_update_slice(cache.lineage, here, (0, 0, step))
+    seen = (lineage[..., None] == texts) & (jnp.arange(length) <= step)[:, None]
+    bias = jax.lax.dynamic_slice_in_dim(cache.bias, step, 1, axis=2)[..., None]
+    bias = (bias + jnp.where(seen, 0.0, HIDDEN)[:, None]).reshape(rows, -1, beams, length * beams)
+    self_keys, self_values, at = list(cache.self_keys), list(cache.self_values), step * beams
+    for i, layer in enumerate(self.decoder.layers):
+      h = layer.self_norm(x)
+      key, value = map(_swap, layer.self_attention.keys_values(h))
+      self_keys[i] = jax.lax.dynamic_update_slice(self_keys[i], key, (0, 0, at, 0))
+      self_values[i] = jax.lax.dynamic_update_slice(self_values[i], value, (0, 0, at, 0))
+      # Attention swaps them back, and XLA drops both: nothing of the cache is moved at a step.
+      x = x + layer.self_attention(h, _swap(self_keys[i]), _swap(self_values[i]), bias)
+      cross = _swap(cache.cross_keys[i]), _swap(cache.cross_values[i])
+      x = layer.transform(layer.attend_cross(x, *cross, cache.cross_bias))
+    logits = self.logits(self.decoder.final_norm(x)).reshape(rows * beams, -1)
+    cache = cache._replace(self_keys=tuple(self_keys), self_values=tuple(self_values))
+    return logits, cache._replace(lineage=lineage, step=step + 1)
+
+
+def read_config(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> T5Config:
+  """Reads the config of a checkpoint; its tensors tell whether the head is its own.
+
+  Args:
+    raw: the parsed config.json.
+    tensors: by Hugging Face key; a `lm_head.weight` that equals the embedding is tied to it.
+  """
+  own = "lm_head.weight" in tensors
+  embedding = next((tensors[key] for key in _EMBEDDINGS if key in tensors), None)
+  if own and embedding is not None:
+    own = not np.array_equal(tensors["lm_head.weight"], embedding)
+  elif own:
+    own = raw.get("tie_word_embeddings") is False
+  return T5Config.from_hf(raw).for_checkpoint(raw, own_head=own)
+
+
+def key_table(config: T5Config) -> KeyTable:
+  """Lists the keys of a `T5ForConditionalGeneration` checkpoint of this size and variant."""
+  leaves = {"shared.weight": Leaf(("embedding",))}
+  copies = dict.fromkeys(_EMBEDDINGS[1:], "shared.weight")
+  if config.tied_head:
+    copies["lm_head.weight"] = "shared.weight"
+  else:
+    leaves["lm_head.weight"] = Leaf(("head",), Layout.LINEAR)
+  depths = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
+  for side, depth in depths.items():
+    for i in range(depth):
+      leaves |= _layer_keys(side, i, config.gated)
+    first = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    leaves[first] = Leaf((side, "position_bias"))
+    leaves[f"{side}.final_layer_norm.weight"] = Leaf((side, "final_norm", "scale"))
+  # T5 v1.0 checkpoints hold a bias that cross-attention never had a use for.
+  unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+  return KeyTable(leaves, copies, frozenset({unused}))
+
+
+def _layer_keys(side: str, i: int, gated: bool) -> dict[str, Leaf]:
+  leaves: dict[str, Leaf] = {}
+  blocks = [("self_norm", "self_attention", "SelfAttention")]
+  if side == "decoder":
+    blocks.append(("cross_norm", "cross_attention", "EncDecAttention"))
+  theirs, ours = f"{side}.block.{i}.layer", (side, "layers", i)
+  for j, (norm, attention, name) in enumerate(blocks):
+    leaves[f"{theirs}.{j}.layer_norm.weight"] = Leaf((*ours, norm, "scale"))
+    for letter, linear in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
+      path = (*ours, attention, linear, "kernel")
+      leaves[f"{theirs}.{j}.{name}.{letter}.weight"] = Leaf(path, Layout.LINEAR)
+  j = len(blocks)
+  leaves[f"{theirs}.{j}.layer_norm.weight"] = Leaf((*ours, "mlp_norm", "scale"))
+  linears = {"wi_0": "into", "wi_1": "gate"} if gated else {"wi": "into"}
+  for name, linear in (linears | {"wo": "out"}).items():
+    path = (*ours, "mlp", linear, "kernel")
+    leaves[f"{theirs}.{j}.DenseReluDense.{name}.weight"] = Leaf(path, Layout.LINEAR)
+  return leaves

@@ -1,0 +1,222 @@
+"""Commands that use or score a trained prompter: caption, answer, export, evaluate."""
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afspl_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from afspl_jax.runs.trained.model import Model
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # in folders
+_WORLD = (
+  " A run with the tiny pair that is shipped has only ever seen a drawn world of coloured shapes:"
+  " of a photo it says nonsense in good style."
+)
+
+
+def add_commands(commands: Any) -> None:
+  """Adds the commands to the parser's (argparse `add_subparsers`)."""
+  caption = commands.add_parser(
+    "caption",
+    help="describe images with a run's prompter, as JSON lines",
+    description="Describes images, a line of JSON each. Exit status 1 if one was no image."
+    + _WORLD,
+  )
+  answer = commands.add_parser(
+    "answer",
+    help="answer a question about images with a run's prompter, as JSON lines",
+    description="Answers one question about each image, a line of JSON each. Exit status 1 if one"
+    " was no image." + _WORLD,
+  )
+  for parser in (caption, answer):
+    parser.add_argument("folder", metavar="RUN", help="a run's folder, or a file of `afspl export`")
+    parser.add_argument(
+      "images", nargs="+", metavar="IMAGE", help="files, folders, or patterns such as 'scans/*.png'"
+    )
+    parser.add_argument("--prompts", action="store_true", help="add fusion weights, chosen prompts")
+    parser.add_argument("--batch", type=int, default=8, help="images at a time; default 8")
+    parser.set_defaults(run=_use)
+    _add_whose(parser)
+    _add_decoding(parser)
+  answer.add_argument("question", help='such as "how many shapes are there ?"')
+
+  export = commands.add_parser(
+    "export",
+    help="write a run's prompter as one safetensors file",
+    description="Writes what sites share of the prompter, its settings, and which two backbones it"
+    " needs, by name and hash. With --site also its own prompt, which else never leaves the site.",
+  )
+  export.add_argument("folder", metavar="RUN", help="a run's folder")
+  export.add_argument("file", type=Path, metavar="FILE.safetensors")
+  _add_whose(export)
+
+  evaluate = commands.add_parser(
+    "evaluate",
+    help="score a run's checkpoint, with 95 %% intervals",
+    description="Scores a checkpoint as training does, to the digit, or otherwise: another split,"
+    " more beams, sites' own prompts, more scores.",
+  )
+  evaluate.add_argument("folder", type=Path, metavar="RUN", help="a run's folder")
+  evaluate.add_argument("--split", default="test", choices=("test", "validation", "train"))
+  evaluate.add_argument("--examples", type=int, help="of the split, evenly spread; 0 = all")
+  evaluate.add_argument(
+    "--personal", action="store_true", help="each example by its own site's prompter"
+  )
+  evaluate.add_argument(
+    "--more",
+    nargs="+",
+    default=[],
+    choices=("clipscore", "retrieval", "meteor", "spice"),
+    help="scores that take longer; the last two need Java",
+  )
+  evaluate.add_argument("--out", type=Path, help="folder to write to; default RUN/evaluations")
+  evaluate.add_argument("--json", action="store_true", help="print what is written, not a table")
+  _add_whose(evaluate, own=False)
+  _add_decoding(evaluate)
+
+  caption.set_defaults(question="")
+  export.set_defaults(run=_export)
+  evaluate.set_defaults(run=_evaluate)
+
+
+def _add_whose(parser: argparse.ArgumentParser, own: bool = True) -> None:
+  parser.add_argument("--round", type=int, help="one of the two kept; default the newest")
+  parser.add_argument("--site", default="", metavar="NAME", help="with this site's own prompt")
+  if own:
+    parser.add_argument("--own", default="", metavar="RUN", help="the run's folder at that site")
+  parser.add_argument("--clip", default="", metavar="FOLDER", help="if not where the run found it")
+  parser.add_argument("--t5", default="", metavar="FOLDER", help="if not where the run found it")
+
+
+_DECODING = {
+  "beams": (int, "texts followed at a time; 1 = greedy"),
+  "length_penalty": (float, "beams > 1: scores are divided by length**this"),
+  "no_repeat_ngram": (int, "no so many tokens come twice in a row; 0 = any may"),
+  "min_tokens": (int, "fewest tokens of a text"),
+  "max_tokens": (int, "most tokens of a text"),
+}
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+  group = parser.add_argument_group("how texts are generated; default: as the run was scored")
+  for name, (kind, meaning) in _DECODING.items():
+    group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=meaning)
+
+
+def _decoding(args: argparse.Namespace) -> dict[str, Any]:
+  return {name: getattr(args, name) for name in _DECODING if getattr(args, name) is not None}
+
+
+def _use(args: argparse.Namespace) -> int:
+  from afspl_jax.runs.trained.model import load
+  from afspl_jax.runs.prepare import keep_compiled
+
+  if args.command == "answer" and not args.question.strip():
+    raise UserError("the question: expected some words; got none")
+  files = _files(args.images)
+  keep_compiled()
+  model = load(
+    args.folder,
+    round=args.round,
+    site=args.site,
+    own=args.own,
+    clip=args.clip,
+    t5=args.t5,
+    batch_size=args.batch,
+    **_decoding(args),
+  )
+  done = 0
+  for start in range(0, len(files), model.batch_size):
+    for line in _said(model, files[start : start + model.batch_size], args.question, args.prompts):
+      print(json.dumps(line, ensure_ascii=False), flush=True)
+      done += 1
+  return 0 if done == len(files) else 1
+
+
+def _said(
+  model: "Model", files: Sequence[Path], question: str, prompts: bool
+) -> Iterator[dict[str, Any]]:
+  """What is said of the images that can be read; the others are named on stderr."""
+  from afspl_jax.data.images import decode
+  from afspl_jax.runs.trained.model import Asked
+
+  asked, named = [], []
+  for file in files:
+    try:
+      asked.append(Asked(decode(file, str(file)), question))
+      named.append(file)
+    except UserError as error:
+      print(error, file=sys.stderr)
+  for file, said in zip(named, model.predict(asked), strict=True):
+    line: dict[str, Any] = {"image": str(file)}
+    if question:
+      line["question"] = question
+    line["prediction"] = said.text
+    yield line | ({"fusion": said.fusion, "prompts": said.prompts} if prompts else {})
+
+
+def _files(given: Sequence[str]) -> list[Path]:
+  """The files that arguments mean, in their order; one that is not there stays, to be named."""
+  out: list[Path] = []
+  for name in given:
+    path = Path(name)
+    if path.is_dir():
+      found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+      if not found:
+        raise UserError(f"{path}: expected images, {' '.join(_SUFFIXES)}; got a folder without any")
+      out += found
+    elif not path.exists() and any(mark in name for mark in "*?["):
+      # Not pathlib's, which raises for "**.png".
+      found = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
+      if not found:
+        raise UserError(f"{name}: expected a pattern that files have; got none that do")
+      out += found
+    else:
+      out.append(path)
+  return out
+
+
+def _export(args: argparse.Namespace) -> int:
+  from afspl_jax.runs.trained.trained_model import export, open_trained
+
+  given = {"clip": args.clip, "t5": args.t5}
+  trained = open_trained(Path(args.folder), args.round, args.site, args.own, given)
+  described = export(trained, args.file)
+  for kind, identity in described.backbones.items():
+    name = getattr(described.config.backbone, kind)
+    print(f"needs the {kind} {name!r} with hash {identity}")
+  if described.site:
+    print(f"holds {described.site}'s own prompt: give it to nobody who may not have it")
+  print(f"written: {args.file}, the prompter after round {described.round}")
+  return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+  from afspl_jax.runs.trained.rescore import Request, evaluate, save
+  from afspl_jax.reporting.score_table import table
+  from afspl_jax.runs.prepare import keep_compiled
+
+  if args.personal and args.site:
+    raise UserError("expected --personal, which is all sites, or --site=NAME; got both")
+  keep_compiled()
+  request = Request(
+    split=args.split,
+    round=args.round,
+    personal=args.personal,
+    site=args.site,
+    examples=args.examples,
+    more=tuple(args.more),
+    changes=_decoding(args),
+    folders={"clip": args.clip, "t5": args.t5},
+  )
+  found = evaluate(args.folder, request)
+  file = save(found, args.out or args.folder / "evaluations")
+  print(json.dumps(found.summary, indent=2) if args.json else table(found.summary))
+  print(f"written: {file}, and the predictions beside it", file=sys.stderr)
+  return 0

@@ -1,0 +1,159 @@
+"""What a run needs to go on after its last finished round, on disk (Orbax)."""
+
+import contextlib
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from afspl_jax.config.experiment import differences
+from afspl_jax.errors import UserError
+
+_KEEP = 2  # the newest, and one to fall back on by hand if the disk spoils it
+
+
+class CheckpointError(UserError):
+  """A checkpoint that cannot be written or read."""
+
+
+class Checkpoints:
+  """The checkpoints of one run: a folder per round, each complete or not there at all.
+
+  Orbax writes to a temporary folder and renames it, so that a process killed while saving leaves
+  the round before as the newest.
+
+  Args:
+    folder: of the run's checkpoints.
+    read_only: changes nothing in the folder, where another process may be saving, and no error says
+      to delete anything.
+  """
+
+  def __init__(self, folder: Path | str, *, read_only: bool = False):
+    self.folder, self._read_only = Path(folder).absolute(), read_only
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=_KEEP, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    if read_only:
+      options = ocp.CheckpointManagerOptions(
+        read_only=True, create=False, save_interval_steps=0, enable_async_checkpointing=False
+      )
+    try:
+      if not read_only:
+        self.folder.mkdir(parents=True, exist_ok=True)
+      # Orbax warns that a folder is read-only where that was asked for.
+      with _quiet() if read_only else contextlib.nullcontext():
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+    except OSError as error:
+      raise CheckpointError(
+        f"{self.folder}: expected a folder to write checkpoints in; got: {error}. "
+        "Choose another --workdir or free it"
+      ) from error
+
+  def save(self, round: int, state: Any) -> None:
+    """Saves the state after a round; returns when it is on disk.
+
+    Args:
+      round: the round that is finished.
+      state: nested dicts of arrays of any dtype, or of numbers.
+
+    Raises:
+      CheckpointError: the disk refuses.
+    """
+    state = jax.tree.map(np.asarray, jax.device_get(state))
+    try:
+      self._manager.save(
+        round,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          proof=ocp.args.JsonSave({"leaves": _leaves(state), "sha256": _sha256(state)}),
+        ),
+        force=True,
+      )
+      self._manager.wait_until_finished()
+    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+      why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+      free = shutil.disk_usage(self.folder).free
+      raise CheckpointError(
+        f"{self.folder / str(round)}: expected to write a checkpoint; got ({free:,} bytes free):"
+        f" {why}. Free the disk and start the same command again to go on"
+      ) from error
+
+  def rounds(self) -> list[int]:
+    """The rounds that have a checkpoint, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def restore(self, template: Any, round: int | None = None) -> tuple[int, Any] | None:
+    """The checkpoint of a round, by default the newest.
+
+    Args:
+      template: a state with the structure, shapes and dtypes that are expected.
+      round: one of `rounds`.
+
+    Returns:
+      Its round and state with NumPy leaves, or None before the first checkpoint.
+
+    Raises:
+      CheckpointError: the newest is damaged or is of another model.
+    """
+    round = self._manager.latest_step() if round is None else round
+    if round is None:
+      return None
+    where = self.folder / str(round)
+    template = jax.tree.map(np.asarray, jax.device_get(template))
+    try:
+      # Orbax casts to the template's dtypes, keeps other shapes than the template's and does not
+      # see a changed byte, all without a word: hence the proof.
+      proof = self._restore(round, proof=ocp.args.JsonRestore())["proof"]
+      changed = differences(proof["leaves"], _leaves(template))
+      if changed:
+        raise ValueError(f"other params: {'; '.join(changed)}")
+      state = self._restore(round, state=ocp.args.StandardRestore(template))["state"]
+      if proof["sha256"] != _sha256(state):
+        raise ValueError("its bytes are not those that were saved")
+    except Exception as error:
+      advice = "Delete that folder to go on from the checkpoint before it"
+      if self._read_only:  # it may be whole, and the run another
+        advice = "Leave that folder where it is. Another round's may be whole: --round=N"
+      raise CheckpointError(
+        f"{where}: expected a checkpoint of this model; got: {str(error).strip()[:300]}. {advice}"
+      ) from error
+    return round, state
+
+  def close(self) -> None:
+    """Waits for what is being written, and frees what Orbax holds."""
+    self._manager.close()
+
+  def _restore(self, round: int, **items: Any) -> Any:
+    return self._manager.restore(round, args=ocp.args.Composite(**items))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
+def _leaves(state: Any) -> dict[str, str]:
+  """Dtype and shape of every leaf, by path."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{leaf.shape}"
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+  }
+
+
+def _sha256(state: Any) -> str:
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(state):
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()

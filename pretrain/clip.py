@@ -1,0 +1,218 @@
+"""Pretrains the tiny CLIP on generic scenes, looks and styles, none of them a site's.
+
+Contrastive loss (Radford et al. 2021) plus a per-patch attribute head that is thrown away: with
+the contrast alone, patch tokens of so small a model say little about shape.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+from tqdm import tqdm
+
+from afspl_jax.data.shapes import language
+from afspl_jax.data.shapes.scene import (
+  COLOURS,
+  SHAPES,
+  SIZE,
+  Look,
+  Scene,
+  cells_of,
+  draw,
+  sample_look,
+)
+from afspl_jax.models.clip.clip import Clip
+from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from afspl_jax.models.huggingface import weights
+from afspl_jax.models.huggingface.preprocessing import Tokenizer
+from pretrain.corpus import pretraining_scene
+from pretrain.prefetch import prefetch
+from pretrain.tokenizers import save_clip_tokenizer
+
+IMAGES = 24_000
+BATCH = 128
+PEAK = 1.5e-3
+LENGTH = 52  # tokens of a caption
+PATCH = 8  # pixels
+GRID = SIZE // PATCH
+COMPLEMENTS = ("cyanish", "pinkish", "yellowish")
+LOOK_WORDS = ("dark", "light", "reddish", "greenish", "bluish", *COMPLEMENTS, "smooth", "grainy")
+KEPT = 40  # of the 64 patches, for the first three quarters of the steps (Li et al. 2023, FLIP)
+# OpenAI's, so that the processor's defaults hold for the tiny pair too.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+PROCESSOR = {
+  "image_processor_type": "CLIPImageProcessor",
+  "do_resize": True,
+  "size": {"shortest_edge": SIZE},
+  "resample": 3,
+  "do_center_crop": True,
+  "crop_size": {"height": SIZE, "width": SIZE},
+  "do_rescale": True,
+  "rescale_factor": 1 / 255,
+  "do_normalize": True,
+  "image_mean": MEAN,
+  "image_std": STD,
+  "do_convert_rgb": True,
+}
+
+
+class ImageBatch(NamedTuple):
+  """Images with captions, and what each patch shows (-1: background)."""
+
+  pixels: Float[Array, "b h w 3"]
+  ids: Int[Array, "b l"]
+  mask: Bool[Array, "b l"]
+  keep: Int[Array, "b k"]
+  attributes: Int[Array, "b k 3"]  # colour, shape, size
+
+
+def pretrain(folder: Path, steps: int, seed: int) -> float:
+  """Trains, writes a Hugging Face checkpoint folder, and returns the last contrastive loss."""
+  save_clip_tokenizer(folder, (*LOOK_WORDS, "image"))
+  (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2) + "\n")
+  tokenizer = Tokenizer(folder)
+  config = ClipConfig(
+    vision=ClipVisionConfig(128, 4, 4, 256, SIZE, PATCH),
+    text=ClipTextConfig(
+      128,
+      2,
+      4,
+      256,
+      vocab_size=tokenizer.vocab_size,
+      max_length=77,
+      bos_id=int(tokenizer.tokenize(["a"], 3)[0][0, 0]),
+      eos_id=tokenizer.eos_id,
+      pad_id=tokenizer.eos_id,
+    ),
+    joint_width=128,
+  )
+  graph, params = nnx.split((Clip(config, rngs=nnx.Rngs(seed)), _head(nnx.Rngs(seed + 1))))
+  rate = optax.warmup_cosine_decay_schedule(0.0, PEAK, min(100, steps // 2), steps, 0.02 * PEAK)
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
+  opt_state = optimizer.init(params)
+
+  @jax.jit
+  def step(params, opt_state, batch: ImageBatch):
+    def loss_fn(params):
+      clip, head = nnx.merge(graph, params)
+      tokens, image = clip.encode_image(batch.pixels, batch.keep)
+      contrast = _contrast(image, clip.encode_text(batch.ids, batch.mask), clip.logit_scale[...])
+      return contrast + 0.5 * _attribute_loss(head(tokens[:, 1:]), batch.attributes), contrast
+
+    (_, contrast), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, contrast
+
+  world = _World(seed, tokenizer, 3 * steps // 4)
+  bar = tqdm(prefetch(world.batch, steps), total=steps, desc="CLIP on images", unit="step")
+  recent: list[float] = []
+  for i, batch in enumerate(bar):
+    params, opt_state, contrast = step(params, opt_state, batch)
+    recent = [*recent[-99:], float(contrast)]
+    if i % 50 == 49:
+      bar.set_postfix(contrast=f"{np.mean(recent):.3f}", refresh=False)
+  weights.save(nnx.merge(graph, params)[0], folder)
+  return float(np.mean(recent))
+
+
+def describe_look(look: Look, rng: np.random.Generator) -> str:
+  """`a dark bluish grainy image :`, as far as there is something to say, or nothing.
+
+  CLIP knows a kind of camera as it knows a kind of thing only if texts speak of it; a prompter's
+  choice by image features can then follow the site an image comes from.
+  """
+  if rng.random() < 0.4:
+    return ""
+  words = []
+  if not 105 < look.grey < 145:
+    words.append("dark" if look.grey < 125 else "light")
+  tint = np.asarray(look.tint) - np.mean(look.tint)
+  if np.abs(tint).max() > 7:
+    strongest = int(np.abs(tint).argmax())
+    names = ("reddish", "greenish", "bluish") if tint[strongest] > 0 else COMPLEMENTS
+    words.append(names[strongest])
+  if not 5.5 < look.noise < 9:
+    words.append("smooth" if look.noise < 7 else "grainy")
+  return " ".join(["a", *words, "image : "]) if words else ""
+
+
+class _World:
+  """Images drawn once, captioned anew each time they are met."""
+
+  def __init__(self, seed: int, tokenizer, all_patches_from: int):
+    rng = np.random.default_rng((seed, 1))
+    self.seed, self.tokenizer, self.all_patches_from = seed, tokenizer, all_patches_from
+    self.scenes = [pretraining_scene(rng) for _ in range(IMAGES)]
+    self.looks = [sample_look(rng) for _ in range(IMAGES)]
+    self.images = np.stack(
+      [
+        np.asarray(draw(scene, look, rng))
+        for scene, look in tqdm(zip(self.scenes, self.looks, strict=True), "drawing", IMAGES)
+      ]
+    )
+    self.attributes = np.stack([_attributes(scene) for scene in self.scenes])
+
+  def batch(self, i: int) -> ImageBatch:
+    """The batch of step `i`."""
+    rng = np.random.default_rng((self.seed, 2, i))
+    chosen = rng.choice(IMAGES, size=BATCH, replace=False)
+    texts = [
+      describe_look(self.looks[j], rng)
+      + language.caption(self.scenes[j], language.sample_style(rng), rng)
+      for j in chosen
+    ]
+    ids, mask = self.tokenizer.tokenize(texts, LENGTH)
+    kept = KEPT if i < self.all_patches_from else GRID * GRID
+    keep = np.argsort(rng.random((BATCH, GRID * GRID)), axis=1)[:, :kept].astype(np.int32)
+    attributes = np.take_along_axis(self.attributes[chosen], keep[:, :, None], axis=1)
+    pixels = (self.images[chosen].astype(np.float32) / 255 - np.array(MEAN)) / np.array(STD)
+    arrays: Any = (pixels.astype(np.float32), ids, mask, keep, attributes)
+    return ImageBatch(*arrays)
+
+
+def _attributes(scene: Scene) -> np.ndarray:
+  out = np.full((GRID * GRID, 3), -1, np.int32)
+  for thing in scene.things:
+    labels = (
+      list(COLOURS).index(thing.colour),
+      SHAPES.index(thing.shape),
+      int(thing.size == "big"),
+    )
+    out[cells_of(thing, GRID)] = labels
+  return out
+
+
+def _head(rngs: nnx.Rngs) -> nnx.Linear:
+  return nnx.Linear(128, len(COLOURS) + len(SHAPES) + 2 + 1, rngs=rngs)
+
+
+def _attribute_loss(
+  logits: Float[Array, "b k classes"], labels: Int[Array, "b k 3"]
+) -> Float[Array, ""]:
+  """Cross-entropy of colour, shape and size where a thing is, and of there being one."""
+  there = labels[..., 0] >= 0
+  splits = np.cumsum([len(COLOURS), len(SHAPES), 2])
+  *parts, presence = jnp.split(logits, splits, axis=-1)
+  loss = optax.sigmoid_binary_cross_entropy(presence[..., 0], there).mean()
+  for i, part in enumerate(parts):
+    losses = optax.softmax_cross_entropy_with_integer_labels(part, jnp.maximum(labels[..., i], 0))
+    loss += jnp.sum(losses * there) / jnp.maximum(jnp.sum(there), 1)
+  return loss
+
+
+def _contrast(
+  image: Float[Array, "b f"], text: Float[Array, "b f"], log_scale: Float[Array, ""]
+) -> Float[Array, ""]:
+  """Symmetric InfoNCE over the batch (Radford et al. 2021, figure 3)."""
+  image = image / jnp.linalg.norm(image, axis=-1, keepdims=True)
+  text = text / jnp.linalg.norm(text, axis=-1, keepdims=True)
+  logits = jnp.exp(jnp.minimum(log_scale, jnp.log(100.0))) * image @ text.T
+  labels = jnp.arange(image.shape[0])
+  both = [optax.softmax_cross_entropy_with_integer_labels(x, labels) for x in (logits, logits.T)]
+  return (both[0].mean() + both[1].mean()) / 2

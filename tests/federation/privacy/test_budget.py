@@ -1,0 +1,143 @@
+"""Client-level differential privacy in the round loop, on a model small enough to work out."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from afspl_jax.errors import UserError
+from afspl_jax.federation.contracts import WITHIN
+from afspl_jax.federation.privacy import budget
+from afspl_jax.federation.privacy.accounting import Mechanism, epsilon
+from afspl_jax.federation.privacy.budget import LEDGER
+from afspl_jax.federation.privacy.client_guard import Guard
+from afspl_jax.federation.privacy.ledger import Ledger
+from afspl_jax.federation.privacy.server_release import Release
+from afspl_jax.federation.server.server_app import run_local
+from afspl_jax.runs.validate import check
+from tests.federation.least_squares import CLIENTS, LeastSquares, assert_same_bits
+from tests.federation.privacy.private_settings import settings_of
+
+
+@pytest.fixture
+def run(plan):
+  """Runs a federation under privacy; again in the same folder, what is left of it."""
+
+  def start(config, name="run", **kwargs):
+    check(config)
+    run = plan(name, **dataclasses.asdict(config.fed))
+    release = Release(config, Ledger(run.folder.path / LEDGER))
+    guard = Guard(config, Ledger(run.folder.path / "clients" / LEDGER))
+    run = dataclasses.replace(run, private=release, **kwargs)
+    try:
+      params = run_local(run, LeastSquares(), CLIENTS, guard)
+    finally:
+      run.folder.close()
+    return run.folder, params
+
+  return start
+
+
+def test_epsilon_is_in_every_rounds_line_and_is_the_accountants(run):
+  folder, _ = run(settings_of())
+  train = [line for line in folder.metrics() if line["split"] == "train"]
+  assert [line["epsilon"] for line in train] == [
+    epsilon(Mechanism(2.0), times, 1e-3) for times in (1, 2, 3, 4)
+  ]
+  assert all("loss" not in line for line in train)
+  assert all(line["loss"] is None and line["num_examples"] == 1 for line in folder.clients())
+
+
+def test_a_budget_stops_the_run_before_it_is_exceeded(run):
+  budget, said = epsilon(Mechanism(2.0), 2, 1e-3) + 1e-6, []
+  folder, params = run(settings_of(epsilon=budget), say=said.append)
+  train = [line for line in folder.metrics() if line["split"] == "train"]
+  assert len(train) == 2 and train[-1]["epsilon"] <= budget
+  assert "ending after round 2 of 4" in said[0] and f"privacy.epsilon={budget:g}" in said[0]
+  again, same = run(settings_of(epsilon=budget))
+  assert_same_bits(params, same)
+  assert again.metrics() == folder.metrics()
+
+
+def test_without_a_multiplier_the_noise_is_the_least_that_pays_for_all_rounds(run):
+  folder, _ = run(settings_of(noise=0.0, epsilon=6.0))
+  train = [line for line in folder.metrics() if line["split"] == "train"]
+  assert len(train) == 4 and 5.9 < train[-1]["epsilon"] <= 6.0
+
+
+def test_a_repeated_round_has_other_noise_and_is_paid_for_again(run):
+  class Killed(BaseException):
+    pass
+
+  config = settings_of()
+  seen = []
+
+  def die_before_the_checkpoint(round, params):
+    if round == 3:
+      seen.append(params)
+      raise Killed
+
+  with pytest.raises(Killed):
+    run(config, evaluate=die_before_the_checkpoint)
+  folder, _ = run(config, evaluate=lambda round, params: seen.append(params))
+  assert json.loads((folder.path / LEDGER).read_text())["releases"] == 5
+  differ = [np.ravel(a != b) for a, b in zip(*map(jax.tree.leaves, seen[:2]), strict=True)]
+  same = sum(np.sum(~leaf) for leaf in differ)
+  assert same <= 3  # of 15 on a grid, each with a chance of 3e-4
+  train = [line for line in folder.metrics() if line["split"] == "train"]
+  assert [line["round"] for line in train] == [1, 2, 3, 4]
+  assert train[-1]["epsilon"] == epsilon(Mechanism(2.0), 5, 1e-3)
+
+
+def test_a_round_of_which_nobody_is_part_releases_noise(run):
+  config = settings_of(fed={"selection": "poisson", "clients_per_round": 1, "rounds": 12})
+  folder, _ = run(config)
+  train = [line for line in folder.metrics() if line["split"] == "train"]
+  assert len(train) == 12  # and at a quarter each, one in three rounds is of nobody
+  mechanism = Mechanism(2.0, 1 / CLIENTS)
+  assert train[-1]["epsilon"] == epsilon(mechanism, 12, 1e-3)
+  assert json.loads((folder.path / LEDGER).read_text())["took_part"] == {}
+
+
+def test_the_bound_follows_the_norms(run):
+  folder, _ = run(settings_of(clipping="adaptive", clip=1e-3, noise=0.05, fed={"rounds": 6}))
+  train = [line for line in folder.metrics() if line["split"] == "train"]
+  clips = [line["clip"] for line in train]
+  assert clips[0] == 1e-3 and clips == sorted(clips)  # all updates are larger
+  assert abs(train[0][WITHIN]) < 0.5
+  again, _ = run(settings_of(clipping="adaptive", clip=1e-3, noise=0.05, fed={"rounds": 6}))
+  assert again.metrics() == folder.metrics()
+
+
+@pytest.mark.parametrize(
+  ("field", "change"),
+  [
+    ("privacy.noise", {"privacy": {"noise": 0.0}}),
+    ("privacy.dp", {"privacy": {"dp": "some"}}),
+    ("privacy.delta", {"privacy": {"delta": 0.2}}),
+    ("privacy.clip", {"privacy": {"clip": 0.0}}),
+    ("privacy.clipping", {"privacy": {"dp": "local", "clipping": "adaptive"}}),
+    ("uplink.select", {"uplink": {"select": "energy"}}),
+    ("fed.strategy", {"fed": {"strategy": "median"}}),
+    ("fed.strategy", {"fed": {"strategy": "qfedavg"}}),
+    ("fed.selection", {"fed": {"selection": "power_of_choice"}}),
+    ("fed.selection", {"fed": {"clients_per_round": 2}}),
+    ("fed.min_replies", {"fed": {"selection": "poisson", "min_replies": 2}}),
+    ("fed.selection", {"fed": {"selection": "poisson"}, "privacy": {"dp": "local"}}),
+    ("fed.selection", {"fed": {"selection": "poisson"}, "privacy": {"dp": "none"}}),
+  ],
+)
+def test_settings_that_promise_nothing_are_refused_by_field(field, change):
+  config = settings_of()
+  for group, values in change.items():
+    part = dataclasses.replace(getattr(config, group), **values)
+    config = dataclasses.replace(config, **{group: part})
+  with pytest.raises(UserError, match=rf"^{field}: expected"):
+    check(config)
+
+
+def test_round_robin_is_paid_by_the_site_whose_turn_comes_most_often():
+  fed = {"selection": "round_robin", "clients_per_round": 3, "rounds": 5}
+  assert budget.planned(settings_of(fed=fed)) == (1.0, 4)  # 15 turns over 4 sites

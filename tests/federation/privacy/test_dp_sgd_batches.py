@@ -1,0 +1,171 @@
+"""DP-SGD at clients of one process: what they draw, what leaves them, and what they have spent."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from afspl_jax.config.experiment import Experiment
+from afspl_jax.config.fields import changed
+from afspl_jax.errors import UserError
+from afspl_jax.federation.client.client_store import ClientStore
+from afspl_jax.federation.privacy.dp_sgd_batches import SecretBatches
+from afspl_jax.runs.prepare import find, prepare
+from afspl_jax.runs.validate import check
+from tests.recorded_run import FIELDS
+
+PRIVATE = {"privacy.example_clip": 0.5, "privacy.example_noise": 2.0, "optim.balance": 0.0}
+OF_TEST = {
+  "fed.cohort": 2,
+  "fed.clients_per_round": 4,
+  "data.num_clients": 4,
+  "data.partition": "iid",
+}
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory, tiny_checkpoints, shapes_dir):
+  folder = tmp_path_factory.mktemp("private")
+  fields = {"backbone.clip": str(tiny_checkpoints.clip), "backbone.t5": str(tiny_checkpoints.t5)}
+  fields |= FIELDS | OF_TEST | PRIVATE | {"data.dir": str(shapes_dir)}
+  config = changed(Experiment(), fields)
+  check(config)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    yield prepare(config, find(config), ClientStore(folder / "clients"))
+
+
+@pytest.fixture
+def secret(setup, tmp_path):
+  """As of a process that starts."""
+  return SecretBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)
+
+
+def flat(tree):
+  return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def test_examples_are_drawn_one_by_one_with_the_stated_probability(setup, secret, monkeypatch):
+  monkeypatch.setattr(setup.config.optim, "local_steps", 500)
+  site, rows = next(iter(setup.clients["train"].items()))
+  seen = []
+  draws = setup.splits["train"].drawn_batches
+
+  def watched(drawn, *args):
+    seen.append(drawn)
+    return draws(drawn, *args)
+
+  monkeypatch.setattr(setup.splits["train"], "drawn_batches", watched)
+  batches, found = secret.draw([site], {"leaf": np.zeros(1)})
+  (drawn,) = seen
+  q = 4 / len(rows)
+  # Of all, of each example, and together: nothing ties one to another.
+  assert stats.binomtest(int(drawn.sum()), drawn.size, q).pvalue > 1e-6
+  assert np.abs(drawn.mean(axis=0) - q).max() < 6 * (q * (1 - q) / 500) ** 0.5
+  assert drawn.sum(axis=1).var() == pytest.approx(len(rows) * q * (1 - q), rel=0.4)
+  assert found.expected.tolist() == [4.0]
+  real = batches.targets_mask.any(axis=-1)[:, 0]
+  np.testing.assert_array_equal(real.sum(axis=1), drawn.sum(axis=1))  # nobody drawn is left out
+  assert real.shape[1] % 4 == 0
+
+
+def test_a_client_with_less_than_a_batch_is_in_every_one_whole(setup, secret, monkeypatch):
+  monkeypatch.setattr(setup.config.optim, "batch_size", 64)
+  site, rows = next(iter(setup.clients["train"].items()))
+  batches, found = secret.draw([site], {"leaf": np.zeros(1)})
+  assert batches.targets.shape[2] == 64
+  assert (batches.targets_mask.any(axis=-1).sum(axis=-1) == len(rows)).all()
+  assert found.expected.tolist() == [len(rows)]
+
+
+def test_noise_is_of_the_stated_size_everywhere_and_never_the_same(setup, secret):
+  sites = list(setup.clients["train"])[:2]
+  noise = [flat(secret.draw(sites, setup.whole(setup.shared))[1].noise) for _ in range(2)]
+  for each in noise:
+    assert stats.kstest(each / (0.5 * 2.0), "norm").pvalue > 1e-6
+  both = np.concatenate(noise)
+  assert len(np.unique(both)) > 0.99 * len(both)
+
+
+def test_no_draw_is_ever_repeated_though_the_seed_is_the_same(setup, secret, tmp_path):
+  again = SecretBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)
+  sites = list(setup.clients["train"])[:1]
+  one, other = (each.draw(sites, {"leaf": np.zeros(8)}) for each in (secret, again))
+  assert not np.array_equal(one[1].noise["leaf"], other[1].noise["leaf"])
+  assert not all(map(np.array_equal, one[0], other[0]))
+
+
+def test_nothing_leaves_a_client_but_what_noise_was_in(setup):
+  trainer = setup.trainer
+  results = []
+  for _ in range(2):  # the second as after a crash
+    trainer.expect([0, 1])
+    results.append([trainer.train(setup.shared, client, 1) for client in (0, 1)])
+  for result in (*results[0], *results[1]):
+    assert result.metrics == {}
+    assert result.control is None
+  updates = [flat(result.params) - flat(setup.shared) for pair in results for result in pair]
+  for one in range(4):
+    assert np.isfinite(updates[one]).all() and np.abs(updates[one]).max() > 0
+    for other in range(one):
+      assert not np.allclose(updates[one], updates[other], atol=1e-3)
+
+
+def test_every_training_of_a_round_is_paid_for_also_if_it_is_the_same_round(setup):
+  trainer, site = setup.trainer, setup.trainer.site(3)
+  before = trainer.secret.epsilon(site)
+  assert before == 0
+  spent = []
+  for round in (1, 1, 2):
+    trainer.expect([3, 1])  # as many as elsewhere: one compiled program
+    trainer.train(setup.shared, 3, round)
+    spent.append(trainer.secret.epsilon(site))
+  assert 0 < spent[0] < spent[1] < spent[2]
+  folder = trainer._store.folder
+  fresh = SecretBatches(setup.config, setup.splits["train"], setup.clients["train"], folder)
+  assert fresh.epsilon(site) == spent[2]
+  assert fresh.epsilon(site, 1) > spent[2]
+  assert site in fresh.told() and "3 rounds" in fresh.told()
+
+
+def test_a_round_is_paid_for_before_anything_of_it_is_kept_or_sent(setup, monkeypatch):
+  trainer, site = setup.trainer, setup.trainer.site(2)
+
+  def refuse(*args):
+    assert trainer.secret.epsilon(site) > 0
+    raise UserError("disk full")
+
+  monkeypatch.setattr(trainer._store, "save", refuse)
+  trainer.expect([2, 1])
+  with pytest.raises(UserError, match="disk full"):
+    trainer.train(setup.shared, 2, 1)
+  assert trainer.secret.epsilon(site) > 0
+
+
+def test_a_new_clients_own_prompt_is_not_made_of_its_examples(setup):
+  own = [setup.trainer.personal(setup.shared, client, -1)["local"]["prompt"] for client in (0, 1)]
+  np.testing.assert_array_equal(own[0], own[1])
+  np.testing.assert_array_equal(own[0], setup.own["local"]["prompt"])
+
+
+@pytest.mark.parametrize(
+  "fields, says",
+  [
+    ({"optim.balance": 0.01}, "optim.balance: expected 0 with privacy.example_clip"),
+    ({"optim.contrast": 0.1}, "optim.contrast: expected 0 with privacy.example_clip"),
+    ({"privacy.example_noise": 0.0}, "privacy.example_noise: expected above 0"),
+    ({"privacy.example_clip": -1.0}, "privacy.example_clip: expected 0 or more"),
+    ({"fed.strategy": "scaffold", "uplink.select": "dense"}, "fed.strategy: .* without controls"),
+    ({"fed.strategy": "qfedavg"}, "fed.strategy: .* without controls and losses"),
+    ({"fed.selection": "power_of_choice"}, "fed.selection: .* losses are not sent"),
+  ],
+)
+def test_settings_that_would_tell_past_the_noise_are_refused(fields, says):
+  with pytest.raises(UserError, match=says):
+    check(changed(Experiment(), PRIVATE | fields))
+
+
+def test_a_delta_that_says_nothing_is_refused(setup, tmp_path, monkeypatch):
+  monkeypatch.setattr(setup.config.privacy, "delta", 0.2)
+  with pytest.raises(UserError, match=r"privacy.delta: expected well below 1 / "):
+    SecretBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)

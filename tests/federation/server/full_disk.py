@@ -1,0 +1,68 @@
+"""A run on a disk that is full after its second round, then freed: a program of its own.
+
+Prints one JSON line: what the first start said, and whether the second ended as a run on a disk
+with room does.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from afspl_jax.config.experiment import Fed
+from afspl_jax.errors import UserError
+from afspl_jax.federation import strategies
+from afspl_jax.federation.server.rounds import Plan
+from afspl_jax.federation.server.server_app import run_local
+from afspl_jax.storage.checkpoints import Checkpoints
+from afspl_jax.storage.run_folder import RunFolder
+from tests.federation.least_squares import CLIENTS, LeastSquares, init_params
+
+WIDTH = 4000  # its checkpoint has a file of 80 kB
+ROUNDS = 4
+
+
+def run(path: Path, on_round=lambda report: None):
+  trainer = LeastSquares(WIDTH)
+  with RunFolder.open(path, {}) as folder:
+    checkpoints = Checkpoints(folder.path / "checkpoints")
+    plan = Plan(
+      params=init_params(WIDTH),
+      strategy=strategies.get("fedavg"),
+      fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS),
+      seed=0,
+      folder=folder,
+      checkpoints=checkpoints,
+      evaluate=lambda round, params: None,
+      on_round=on_round,
+    )
+    try:
+      params = run_local(plan, trainer, CLIENTS)
+    finally:
+      checkpoints.close()
+  return {name: leaf.tobytes().hex() for name, leaf in params["mapper"].items()}
+
+
+def main(small: Path, large: Path, room: int) -> None:
+  ballast = small / "ballast"
+
+  def fill(report):
+    if report.round == 2:
+      with open(ballast, "wb", buffering=0) as file:
+        try:
+          while True:
+            file.write(b"x" * 4096)
+        except OSError:
+          file.truncate(file.tell() - room)
+
+  said = ""
+  try:
+    run(small / "run", fill)
+  except UserError as error:
+    said = str(error)
+  ballast.unlink()
+  same = run(small / "run") == run(large / "run")
+  print(json.dumps({"said": said, "same": same}))
+
+
+if __name__ == "__main__":
+  main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

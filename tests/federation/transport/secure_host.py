@@ -1,0 +1,17 @@
+"""A host of sites that send updates under masks alone, until it is ended."""
+
+import sys
+from pathlib import Path
+
+from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.secure.party import Rules
+from afspl_jax.federation.secure.site import SecureSite
+from afspl_jax.federation.secure.terms import Terms
+from tests.federation.least_squares import LeastSquares, init_params
+from tests.federation.transport.site_host import host
+
+TERMS = Terms(Rules(0.6), bits=24, clip=4.0, max_weight=100)
+
+if __name__ == "__main__":
+  app = make_client_app(LeastSquares(), init_params(), masks=SecureSite(TERMS))
+  host(app, sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

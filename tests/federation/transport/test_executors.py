@@ -1,0 +1,25 @@
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+from flwr.clientapp import ClientApp
+from flwr.supercore.runtime import RuntimeHttpClient
+
+from afspl_jax.errors import UserError
+from afspl_jax.federation.transport import executors
+
+
+class Full(ClientApp):
+  """Of a site whose disk is full."""
+
+  def __call__(self, message, context):
+    raise UserError("wire.jsonl: no space left")
+
+
+def test_what_a_site_cannot_note_is_not_answered(monkeypatch):
+  task = SimpleNamespace(), SimpleNamespace(node_id=1), None, None
+  monkeypatch.setattr(executors, "pull_task_input", lambda client: task)
+  for name in ("push_message", "push_task_output"):
+    monkeypatch.setattr(executors, name, lambda *_: pytest.fail("something left"))
+  with pytest.raises(UserError, match="no space left"):
+    executors._answer(Full(), MagicMock(spec=RuntimeHttpClient))

@@ -1,0 +1,60 @@
+"""Secure aggregation between processes, over TLS; a host is killed between two rounds."""
+
+import jax
+import numpy as np
+import pytest
+
+from afspl_jax.config.experiment import Fed, Uplink
+from afspl_jax.federation import strategies
+from afspl_jax.federation.server.rounds import Plan, run_rounds
+from afspl_jax.federation.transport.executors import open_grid
+from afspl_jax.federation.transport.site_keys import make_site_key
+from afspl_jax.storage.checkpoints import Checkpoints
+from afspl_jax.storage.run_folder import RunFolder
+from tests.federation.least_squares import CLIENTS, evaluate, init_params, reference
+from tests.federation.transport.hosts import start
+from tests.federation.transport.secure_host import TERMS
+
+SITES = [f"site_{i:02d}" for i in range(CLIENTS)]
+
+
+@pytest.mark.slow
+def test_the_sum_is_that_of_who_is_there_and_a_killed_host_is_named(base, superlink):
+  for site in SITES:
+    superlink.register(make_site_key(base / "keys", site).public)
+  address = superlink.endpoint.address
+  hosts = [
+    start("secure_host.py", address, base, *sites, out=base / f"host_{sites[0]}")
+    for sites in (SITES[:3], SITES[3:])
+  ]
+
+  def on_round(report):
+    if report.round == 1:
+      hosts[1].kill()
+
+  try:
+    with RunFolder.open(base / "run", {}) as folder, open_grid(superlink) as grid:
+      plan = Plan(
+        params=init_params(),
+        strategy=strategies.get("fedavg"),
+        fed=Fed(rounds=2, clients_per_round=CLIENTS, deadline=100.0),
+        seed=0,
+        folder=folder,
+        checkpoints=Checkpoints(folder.path / "checkpoints"),
+        evaluate=evaluate,
+        secure=TERMS,
+        uplink=Uplink(select="dense"),
+        on_round=on_round,
+      )
+      params = run_rounds(grid, plan, CLIENTS)
+      lines = folder.clients()
+  finally:
+    for host in hosts:
+      host.kill()
+      host.wait()
+  status = {line["client"]: line["status"] for line in lines if line["round"] == 2}
+  assert status.pop(SITES[3]).startswith(("dropped: no reply to keys within 10 s", "failed: "))
+  assert status == dict.fromkeys(SITES[:3], "ok")
+  plain = reference(2, lambda round: range(CLIENTS) if round == 1 else range(3))
+  apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), plain, params)
+  assert max(jax.tree.leaves(apart)) < 3 * TERMS.quantiser(15, CLIENTS, None).step

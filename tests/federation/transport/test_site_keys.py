@@ -1,0 +1,94 @@
+import logging
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from afspl_jax.errors import UserError
+from afspl_jax.federation.transport import certificates, site_keys
+
+
+def mode(path):
+  return path.stat().st_mode & 0o777
+
+
+def test_private_keys_are_for_their_owner_alone(tmp_path):
+  files = certificates.make_server_keys(tmp_path / "server", ["fed.example.org"])
+  site = site_keys.make_site_key(tmp_path / "site", "clinic_a")
+  assert mode(tmp_path / "server") == mode(tmp_path / "site") == 0o700
+  assert mode(files.key) == mode(tmp_path / "server" / "ca.key") == mode(site.private) == 0o600
+
+
+def test_a_sites_keys_are_not_overwritten(tmp_path):
+  site = site_keys.make_site_key(tmp_path, "clinic")
+  site.private.unlink()
+  before = site.public.read_bytes()
+  with pytest.raises(UserError, match=r"clinic\.pub: exists"):
+    site_keys.make_site_key(tmp_path, "clinic")
+  assert site.public.read_bytes() == before and not site.private.exists()
+
+
+@pytest.mark.parametrize("site", ["", "..", ".hidden", "a/b", "../a", "a b", "-rf", "ä", "x" * 101])
+def test_a_name_that_is_not_safe_as_a_files_is_refused(tmp_path, site):
+  with pytest.raises(UserError, match="site: expected at most 100 letters"):
+    site_keys.make_site_key(tmp_path, site)
+
+
+def test_a_sites_key_is_what_flower_takes(tmp_path):
+  site = site_keys.make_site_key(tmp_path, "clinic")
+  site_keys.check_site_key(site.private)
+  private = serialization.load_ssh_private_key(site.private.read_bytes(), None)
+  assert isinstance(private.curve, ec.SECP384R1)
+  public = serialization.load_pem_public_key(site_keys.read_public_key(site.public))
+  assert public == private.public_key()
+  assert site.public.read_text().endswith(" clinic\n")
+
+
+def test_files_of_another_kind_are_told_from_the_right_ones(tmp_path):
+  files = certificates.make_server_keys(tmp_path, [])
+  site = site_keys.make_site_key(tmp_path, "clinic")
+  for read, file, expected in [
+    (
+      site_keys.read_public_key,
+      site.private,
+      "a site's public key, SITE.pub; got another kind",
+    ),
+    (site_keys.read_public_key, files.ca, "expected a site's public key"),
+    (
+      site_keys.check_site_key,
+      site.public,
+      "a site's private key, SITE.key .*got another kind",
+    ),
+    (certificates.read_ca, site.public, r"expected a certificate \(PEM\); got another kind"),
+    (
+      certificates.read_ca,
+      files.certificate,
+      r"expected the certificate of a CA, the server's ca\.crt",
+    ),
+    (certificates.read_ca, tmp_path / "none", "expected a file that can be read; No such file"),
+    (site_keys.check_site_key, tmp_path, "expected a file that can be read; Is a directory"),
+  ]:
+    with pytest.raises(UserError, match=expected) as error:
+      read(file)
+    assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)
+
+
+def test_a_key_that_flower_would_not_take_is_refused(tmp_path):
+  key = ed25519.Ed25519PrivateKey.generate()
+  file = tmp_path / "site.key"
+  file.touch(0o600)
+  file.write_bytes(
+    key.private_bytes(
+      serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+  )
+  with pytest.raises(UserError, match="expected a site's private key"):
+    site_keys.check_site_key(file)
+
+
+def test_a_key_that_others_can_read_is_warned_of(tmp_path, caplog):
+  site = site_keys.make_site_key(tmp_path, "clinic")
+  site.private.chmod(0o644)
+  with caplog.at_level(logging.WARNING):
+    site_keys.check_site_key(site.private)
+  assert "can be read by others than its owner. Run: chmod 600" in caplog.text

@@ -1,0 +1,228 @@
+"""Generated texts, token for token against transformers in torch, and on any batch and devices."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+import afspl_jax
+from afspl_jax.config import experiment as settings
+from afspl_jax.errors import UserError
+from afspl_jax.models.captioner import Captioner, leaves, prefix
+from afspl_jax.models.decoding import Decoding, make_decoder, top
+from afspl_jax.models.huggingface import weights
+from afspl_jax.models.prompter.prompter import Prompter
+from afspl_jax.models.t5.t5 import T5
+from tests.conftest import CLIP, T5_CONFIG, Model, make_batch, make_model
+
+TINY = Path(afspl_jax.__file__).parent / "models" / "tiny" / "t5"
+INPUTS = 112  # for each of the two models
+LONGEST = 20
+
+PARITY = [
+  Decoding(LONGEST),
+  Decoding(LONGEST, min_tokens=4, no_repeat_ngram=2),
+  Decoding(LONGEST, beams=4),
+  Decoding(LONGEST, beams=4, length_penalty=0.6, no_repeat_ngram=3, min_tokens=5),
+  Decoding(LONGEST, beams=4, length_penalty=2.0, no_repeat_ngram=2),
+]
+# (model, settings): the others on the one that tells more about them.
+CASES = [
+  *((model, each) for model in ("tiny", "random") for each in PARITY),
+  ("tiny", Decoding(LONGEST, no_repeat_ngram=3)),
+  ("tiny", Decoding(LONGEST, beams=2, length_penalty=0.0)),
+  ("tiny", Decoding(LONGEST, beams=5, length_penalty=-0.5, min_tokens=LONGEST - 1)),
+  ("random", Decoding(LONGEST, beams=5, no_repeat_ngram=1)),
+  ("random", Decoding(2, beams=4, no_repeat_ngram=3)),
+  ("random", Decoding(1, beams=2, min_tokens=1)),
+]
+
+
+@dataclass
+class Pair:
+  """A captioner, and the T5 in it as transformers loads it."""
+
+  model: Model
+  t5: T5
+  reference: transformers.T5ForConditionalGeneration
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Iterator[dict[str, Pair]]:
+  """The shipped T5, whose texts end, and a random one, whose texts go on."""
+  threads = torch.get_num_threads()
+  torch.set_num_threads(1)  # models this small have no use for more
+  folder = tmp_path_factory.mktemp("random_t5")
+  weights.save(T5(T5_CONFIG, rngs=nnx.Rngs(1)), folder)
+  out = {}
+  for name, path in (("tiny", TINY), ("random", folder)):
+    t5 = weights.load_t5(path)
+    config = settings.Prompter(tokens=4, pool=6, k_max=3, key_dim=5, fusion_hidden=7)
+    no_words = jnp.zeros(0, jnp.int32)
+    prompter = Prompter(config, CLIP, t5.embedding[...], no_words, rngs=nnx.Rngs(2))
+    model = Model(Captioner(prompter, t5), leaves(prompter), leaves(t5))
+    reference = transformers.T5ForConditionalGeneration.from_pretrained(path).eval()
+    out[name] = Pair(model, t5, reference)
+  yield out
+  torch.set_num_threads(threads)
+
+
+def generate(pair: Pair, batch, config: Decoding) -> SimpleNamespace:
+  """The reference's texts for what our encoder reads, padded, and their scores."""
+  prompted = pair.model.captioner.prompt(pair.model.params, batch)
+  embeddings = jnp.concatenate([prefix(prompted), pair.t5.embed(batch.instruction)], axis=1)
+  mask = np.ones(embeddings.shape[:2], np.int64)
+  mask[:, -batch.instruction.shape[1] :] = batch.instruction_mask
+  options = {"length_penalty": config.length_penalty, "early_stopping": False}
+  with torch.no_grad():
+    out = pair.reference.generate(
+      inputs_embeds=torch.from_numpy(np.array(embeddings)),
+      attention_mask=torch.from_numpy(mask),
+      max_new_tokens=config.max_tokens,
+      min_new_tokens=config.min_tokens,
+      no_repeat_ngram_size=config.no_repeat_ngram,
+      num_beams=config.beams,
+      do_sample=False,
+      return_dict_in_generate=True,
+      output_scores=True,
+      **(options if config.beams > 1 else {}),
+    )
+  ids = out.sequences[:, 1:].numpy()
+  ids = np.pad(ids, ((0, 0), (0, config.max_tokens - ids.shape[1])))
+  # Its beam search fills up with the end token where, as here, the pad token is 0.
+  ids = np.where(ended_before(ids, pair.t5.config.eos_id), pair.t5.config.pad_id, ids)
+  return SimpleNamespace(ids=ids, scores=getattr(out, "sequences_scores", None))
+
+
+def ended_before(ids: np.ndarray, end: int) -> np.ndarray:
+  """Where a text has ended at an earlier position."""
+  return np.cumsum(ids == end, axis=1) - (ids == end) > 0
+
+
+@pytest.mark.parametrize(("name", "config"), CASES, ids=lambda case: str(case))
+def test_texts_and_scores_equal_transformers(pairs, one_device, name, config):
+  pair, batch = pairs[name], make_batch(5, INPUTS)
+  model = pair.model
+  ours = make_decoder(model.captioner, config, one_device)(model.params, model.frozen, batch)
+  theirs = generate(pair, batch, config)
+  np.testing.assert_array_equal(ours.ids, theirs.ids)
+  if config.beams > 1:
+    np.testing.assert_allclose(ours.scores, theirs.scores.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_shipped_model_ends_its_texts_at_many_lengths(pairs, one_device):
+  """Without which the comparison above would say little."""
+  model = pairs["tiny"].model
+  decoder = make_decoder(model.captioner, Decoding(LONGEST, beams=4), one_device)
+  ids = np.asarray(decoder(model.params, model.frozen, make_batch(5, INPUTS)).ids)
+  lengths = (~ended_before(ids, model.captioner.eos_id)).sum(axis=1)
+  assert len(set(lengths.tolist())) > 10
+  assert len(np.unique(ids, axis=0)) > 0.8 * INPUTS
+  assert 0.2 < np.mean(lengths < LONGEST) < 0.9
+
+
+@pytest.mark.parametrize(
+  "config", [Decoding(8), Decoding(8, beams=3, length_penalty=0.7)], ids=["greedy", "beams"]
+)
+def test_scores_are_the_teacher_forced_log_probabilities(model, one_device, config):
+  batch = make_batch(3, 8)
+  decoded = make_decoder(model.captioner, config, one_device)(model.params, model.frozen, batch)
+  encoded = model.captioner.encode(model.params, model.frozen, batch)
+  logits = model.captioner.logits(model.frozen, encoded, decoded.ids)
+  gains = jnp.take_along_axis(jax.nn.log_softmax(logits), decoded.ids[..., None], axis=-1)[..., 0]
+  counted = ~ended_before(np.asarray(decoded.ids), model.captioner.eos_id)
+  expected = np.sum(np.asarray(gains), axis=1, where=counted)
+  if config.beams > 1:
+    expected /= counted.sum(axis=1) ** config.length_penalty
+  np.testing.assert_allclose(decoded.scores, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "config",
+  [Decoding(10, no_repeat_ngram=2), Decoding(10, beams=4, no_repeat_ngram=2)],
+  ids=["greedy", "beams"],
+)
+def test_neither_batch_size_nor_devices_change_a_text(model, one_device, four_devices, config):
+  batch = make_batch(3, 16)
+  texts = {}
+  for mesh in (one_device, four_devices):
+    decoder = make_decoder(model.captioner, config, mesh)
+    for rows, size in ((1, mesh.size), (7, 8), (16, 16)):
+      filled = np.minimum(np.arange(size), rows - 1)
+      some = jax.tree.map(lambda x, filled=filled: x[filled], batch)
+      decoded = decoder(model.params, model.frozen, some)
+      texts[mesh.size, rows] = np.asarray(decoded.ids)[:rows]
+  for (_, rows), ids in texts.items():
+    np.testing.assert_array_equal(ids, texts[1, 16][:rows])
+  assert len(np.unique(texts[1, 16], axis=0)) > 8
+
+
+def test_texts_that_part_keep_their_own_past(pairs):
+  t5, rng = pairs["random"].t5, np.random.default_rng(0)
+  rows, beams, length, before = 3, 4, 7, 2
+  mask = np.arange(6) < np.array([[6], [4], [1]])
+  words = jnp.asarray(rng.integers(2, 40, (rows, 6)), jnp.int32)
+  encoded = t5.encode(t5.embed(words), jnp.asarray(mask))
+  step = nnx.jit(lambda t5, ids, cache: t5.decode_step(ids, cache))
+  teach = nnx.jit(lambda t5, ids: t5.logits(t5.decode(ids, encoded, jnp.asarray(mask))))
+  cache = t5.start_cache(encoded, jnp.asarray(mask), length)
+  pasts = np.zeros((rows, 1, 0), np.int32)
+  for i in range(length):
+    if i == before:
+      whole, cache = cache, cache.fork(beams)
+      assert cache.cross_keys is whole.cross_keys, "a row's texts share what they attend to"
+      pasts = np.repeat(pasts, beams, axis=1)
+    tokens = rng.integers(2, 40, pasts.shape[:2]).astype(np.int32)
+    logits, cache = step(t5, jnp.asarray(tokens.ravel()), cache)
+    pasts = np.concatenate([pasts, tokens[..., None]], axis=2)
+    room = np.pad(pasts, ((0, 0), (0, 0), (0, length - i - 1)))
+    taught = [teach(t5, jnp.asarray(room[:, j]))[:, i] for j in range(room.shape[1])]
+    expected = np.stack(taught, axis=1)
+    np.testing.assert_allclose(logits, expected.reshape(logits.shape), rtol=1e-4, atol=1e-4)
+    parents = rng.integers(0, pasts.shape[1], pasts.shape[:2]).astype(np.int32)
+    cache = cache.follow(jnp.asarray(parents))
+    pasts = np.take_along_axis(pasts, parents[..., None], axis=1)
+
+
+@pytest.mark.parametrize(
+  ("wrong", "message"),
+  [
+    ({"max_tokens": 0}, "max_tokens: expected at least 1; got 0. Give"),
+    ({"beams": 0}, "eval.beams: expected at least 1; got 0. Take 1"),
+    ({"min_tokens": 9}, "min_tokens: expected 0 to max_tokens, 8; got 9. Lower it"),
+    ({"min_tokens": -1}, "min_tokens: expected 0 to max_tokens, 8; got -1. Lower it"),
+    ({"no_repeat_ngram": -2}, "no_repeat_ngram: expected a number of tokens; got -2. Take 0"),
+    ({"length_penalty": float("nan")}, "length_penalty: expected a finite number; got nan. Take"),
+  ],
+)
+def test_a_wrong_setting_is_the_users_mistake(wrong, message):
+  with pytest.raises(UserError, match=message):
+    Decoding(**{"max_tokens": 8} | wrong)
+
+
+def test_more_beams_than_the_vocabulary_has_room_for_are_the_users_mistake(one_device):
+  model = make_model()
+  decoder = make_decoder(model.captioner, Decoding(4, beams=21), one_device)
+  with pytest.raises(UserError, match="beams: expected at most 20, half of"):
+    decoder(model.params, model.frozen, make_batch(0, 2))
+
+
+@pytest.mark.parametrize("vocabulary", [40, 1100, 1280])
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_the_top_of_blocks_is_the_top_of_all_and_the_first_of_equals_comes_first(vocabulary, k):
+  rng = np.random.default_rng(0)
+  logits = rng.integers(0, 30, size=(50, vocabulary)).astype(np.float32)  # many are equal
+  logits[rng.random(logits.shape) < 0.2] = -np.inf
+  logits[0] = -np.inf
+  values, tokens = top(jnp.asarray(logits), k)
+  order = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+  np.testing.assert_array_equal(tokens, order)
+  np.testing.assert_array_equal(values, np.take_along_axis(logits, order, axis=-1))

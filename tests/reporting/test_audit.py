@@ -1,0 +1,247 @@
+"""What `afspl audit` says of a run that kept to the closed list, and of clients that do not."""
+
+import json
+import shutil
+import socket
+
+import jax
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from safetensors.numpy import load_file
+
+from afspl_jax import cli
+from afspl_jax.federation.protocol import disclosure_list, wire
+from afspl_jax.federation.protocol.disclosure_log import WireRecord
+from afspl_jax.storage.run_folder import WIRE, read_lines
+
+
+def audit(folder, capsys, *more):
+  status = cli.main(["audit", str(folder), *more])
+  return status, capsys.readouterr().out
+
+
+def test_a_run_is_audited_to_the_last_byte(rich, capsys):
+  status, out = audit(rich.path, capsys, "--json")
+  found = json.loads(out)
+  assert status == 0 and found["closed"] and not found["outside"]
+  sums = {tuple(line["where"]): line for line in found["names"]}
+  assert sum(line["bytes"] for line in found["clients"]) == sum(rich.bytes_up)
+  counted = sum(line["bytes_up"] for line in rich.lines("clients.jsonl"))
+  assert sums["train",]["bytes"] == counted
+  for parent in (("train",), ("query.hello",)):
+    parts = [line["bytes"] for where, line in sums.items() if where[:-1] == parent]
+    assert sum(parts) == sums[parent]["bytes"]
+  leaves = [line for where, line in sums.items() if where[:-1] == ("train", "arrays", "flat")]
+  assert sum(line["numbers"] for line in leaves) == sums["train", "arrays", "flat"]["numbers"]
+  groups = {line["where"][-1].split("/")[0] for line in leaves}
+  assert groups == set(rich.setup.shared) == set(disclosure_list.LEAVES)
+
+
+def test_it_is_told_in_80_columns(rich, capsys):
+  status, out = audit(rich.path, capsys)
+  lines = out.splitlines()
+  assert status == 0 and max(map(len, lines[1:])) <= 80
+  assert f"{len(rich.replies)} messages, 159.0 kB, left 8 clients" in lines[0]
+  assert "pool/prompts 12 4.6 kB 1,152 floats, 50% of rows" in [" ".join(x.split()) for x in lines]
+  ends = " ".join(out.split()).partition("all of it is on the closed list for ")[2]
+  assert ends.startswith("fed.strategy=fedavg,") and ends.endswith("secure.aggregation=False")
+
+
+def test_one_client_can_be_asked_for(rich, capsys):
+  name = sorted(rich.setup.clients["train"])[0]
+  status, out = audit(rich.path, capsys, f"--client={name}")
+  assert status == 0 and f"\n{name} " in out and "left 1 clients" in out
+  assert cli.main(["audit", str(rich.path), "--client=nobody"]) == 2
+  assert f"expected one of {name}, " in capsys.readouterr().err
+
+
+def test_a_folder_without_a_record_says_whose_to_take(rich, tmp_path, capsys):
+  shutil.copy(rich.path / "config.json", tmp_path)
+  for folder, said in ((tmp_path, "a site's own"), (tmp_path / "no", "with config.json")):
+    assert cli.main(["audit", str(folder)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_reply_that_the_server_had_and_nobody_noted_is_missed(rich, tmp_path, capsys):
+  for name in ("config.json", "clients.jsonl"):
+    shutil.copy(rich.path / name, tmp_path)
+  lines = (rich.path / WIRE).read_text().splitlines(keepends=True)
+  (tmp_path / WIRE).write_text("".join(lines[:-1]))
+  status, out = audit(tmp_path, capsys)
+  assert status == 1 and "that wire.jsonl does not have" in " ".join(out.split())
+
+
+def test_a_reply_of_an_attempt_that_failed_counts_too(rich, tmp_path, capsys):
+  for name in ("config.json", WIRE):
+    shutil.copy(rich.path / name, tmp_path)
+  line = rich.lines("clients.jsonl")[-1]
+  again = line | {"status": "unused: this attempt at the round failed"}
+  lines = [*rich.lines("clients.jsonl"), again]
+  (tmp_path / "clients.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+  status, out = audit(tmp_path, capsys)
+  said = f"replies of {line['bytes_up']:,} bytes that wire.jsonl does not have"
+  assert status == 1 and said in " ".join(out.split())
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", '{"round": 1}', "no"])
+def test_a_damaged_record_is_said_with_its_line(rich, tmp_path, capsys, line):
+  shutil.copy(rich.path / "config.json", tmp_path)
+  (tmp_path / WIRE).write_text(f"{line}\n")
+  assert cli.main(["audit", str(tmp_path)]) == 2
+  assert f"{WIRE}:1: expected" in capsys.readouterr().err
+
+
+def test_rounds_that_were_repeated_are_told_of(rich, tmp_path, capsys):
+  shutil.copy(rich.path / "config.json", tmp_path)
+  lines = (rich.path / WIRE).read_text().splitlines(keepends=True)
+  (tmp_path / WIRE).write_text("".join([*lines, lines[0], lines[-1]]))
+  status, out = audit(tmp_path, capsys)
+  assert status == 0 and "\n1 messages are of rounds that were repeated" in out
+
+
+# Clients that give something away.
+
+
+def with_metrics(run, **more):
+  return {"metrics": MetricRecord({**run.replies[-1].content["metrics"], **more})}
+
+
+def with_config(run, **more):
+  return {"config": ConfigRecord({**run.replies[-1].content["config"], **more})}
+
+
+def own_prompt(run):
+  file = next((run.path / "clients").rglob("round_*.safetensors"))
+  return load_file(file)["own/local/prompt"]
+
+
+LOSSES = [0.1 * i for i in range(4)]
+
+# What is planted, and what the audit says of it.
+LEAKS = {
+  "an own prompt": (
+    lambda run: {"own": ArrayRecord({"flat": Array(own_prompt(run).ravel())})},
+    "train own flat: not on the list: 384 bytes of float32, shape (64,)",
+  ),
+  "an own prompt behind the shared rows": (
+    lambda run: {"arrays": longer(run, own_prompt(run).ravel())},
+    "train arrays flat: expected float32 numbers that are all rows of the shared leaves;",
+  ),
+  "a text behind an array's numbers": (
+    lambda run: {"arrays": longer(run, np.zeros(0, np.float32), b"a red square")},
+    "train arrays flat: expected float32 numbers that are all rows of the shared leaves;",
+  ),
+  "losses of examples": (
+    lambda run: with_metrics(run, losses=LOSSES),
+    "train metrics losses: not on the list: a list of 4 float",
+  ),
+  "losses of examples under a name on the list": (
+    lambda run: with_metrics(run, loss=LOSSES),
+    "train metrics loss: expected one number; got a list of 4 float",
+  ),
+  "an id": (
+    lambda run: with_metrics(run, **{example(run).id: 1.0}),
+    lambda run: f"train metrics {example(run).id}: not on the list: 1.0",
+  ),
+  "a caption": (
+    lambda run: with_config(run, note=example(run).references[0]),
+    lambda run: f"train config note: not on the list: {example(run).references[0]!r}",
+  ),
+  "a caption under a name on the list": (
+    lambda run: with_config(run, structure=example(run).references[0]),
+    lambda run: f"got {example(run).references[0]!r}",
+  ),
+  "a path": (
+    lambda run: with_config(run, data=str(run.path)),
+    "train config data: not on the list",
+  ),
+  "a host": (
+    lambda run: with_config(run, **{socket.gethostname(): 1}),
+    f"train config {socket.gethostname()}: not on the list",
+  ),
+  "bytes": (lambda run: with_config(run, image=b"PNG"), "not on the list: bytes 3"),
+  "a path in an error": (
+    lambda run: Error(2, f"WireError: {run.path}/features: no such file"),
+    "train error: a path or host: WireError",
+  ),
+  "a host in an error": (
+    lambda run: Error(2, f"WireError: {socket.gethostname()} is down"),
+    "train error: a path or host: WireError",
+  ),
+  "a caption in an error": (
+    lambda run: Error(2, f"KeyError: {example(run).references[0]}"),
+    "train error: a text of another kind than WireError",
+  ),
+}
+
+
+def example(run):
+  return run.setup.splits["train"].examples[0]
+
+
+def longer(run, values, behind=b""):
+  arrays = run.replies[-1].content["arrays"]
+  flat = Array(np.concatenate([arrays["flat"].numpy(), values]))
+  flat.data += behind
+  return ArrayRecord({"flat": flat, "rows": arrays["rows"]})
+
+
+def noted(run, folder, planted, template=None, **privacy):
+  """A folder in which a client's reply with something planted is on record."""
+  found = json.loads((run.path / "config.json").read_text())
+  found["config"]["privacy"] |= privacy
+  (folder / "config.json").write_text(json.dumps(found))
+  content = planted
+  if not isinstance(planted, Error):
+    content = RecordDict({**run.replies[-1].content, **planted})
+  client = read_lines(run.path / WIRE)[-1]["client"]
+  record = WireRecord(folder, run.setup.shared if template is None else template, sync=False)
+  record.add(run.sent[-1], Message(content, reply_to=run.sent[-1]), client)
+
+
+@pytest.mark.parametrize("what", LEAKS)
+def test_a_leak_is_named(rich, tmp_path, capsys, what):
+  plant, said = LEAKS[what]
+  noted(rich, tmp_path, plant(rich))
+  status, out = audit(tmp_path, capsys)
+  assert status == 1 and "NOT CLOSED: 1 of what left is not on the list" in out
+  told = " ".join(out.partition("NOT CLOSED")[2].split())
+  wanted = said(rich) if callable(said) else said
+  assert " ".join(wanted.split()) in told
+
+
+def test_the_same_reply_with_nothing_planted_is_closed(rich, tmp_path, capsys):
+  noted(rich, tmp_path, {})
+  assert audit(tmp_path, capsys)[0] == 0
+
+
+def test_with_privacy_what_else_leaves_would_be_a_leak(rich, tmp_path, capsys):
+  noted(rich, tmp_path, {}, dp="central", clipping="adaptive")
+  status, out = audit(tmp_path, capsys, "--json")
+  told = {line["what"]: line["why"] for line in json.loads(out)["outside"]}
+  metrics = {f"train  metrics  {name}" for name in rich.replies[-1].content["metrics"]}
+  assert status == 1 and told.keys() == metrics
+  assert "expected the number 1; got " in told["train  metrics  num-examples"]
+
+
+def test_with_dp_sgd_all_metrics_but_the_weight_would_be_leaks(rich, tmp_path, capsys):
+  noted(rich, tmp_path, {}, example_clip=0.5)
+  status, out = audit(tmp_path, capsys, "--json")
+  told = {line["what"] for line in json.loads(out)["outside"]}
+  metrics = {f"train  metrics  {name}" for name in rich.replies[-1].content["metrics"]}
+  assert status == 1 and told == metrics - {"train  metrics  num-examples"}
+
+
+def test_with_privacy_an_update_and_whether_it_was_within_bounds_leave(rich, tmp_path, capsys):
+  all_alike = MetricRecord({"num-examples": 1, "within_clip": 1.0})
+  noted(rich, tmp_path, {"metrics": all_alike}, dp="central", clipping="adaptive")
+  assert audit(tmp_path, capsys)[0] == 0
+
+
+def test_an_own_leaf_among_those_that_are_shared_is_named(rich, tmp_path, capsys):
+  """As if the split into what travels and what stays were wrong."""
+  whole = jax.tree.map(np.asarray, rich.setup.whole(rich.setup.shared))
+  noted(rich, tmp_path, {"arrays": wire.pack(whole)}, whole)
+  status, out = audit(tmp_path, capsys)
+  assert status == 1 and "arrays  local/prompt: a leaf that is not on the list" in out

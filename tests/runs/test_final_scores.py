@@ -1,0 +1,270 @@
+"""What a finished run is worth: looked at on a run that was, and on prompters made for the test."""
+
+import functools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tqdm import tqdm
+
+from afspl_jax.config.experiment import to_dict
+from afspl_jax.federation.protocol import wire
+from afspl_jax.runs.final_scores import Final, score_finished
+from afspl_jax.evaluation.score_file import Scored, score_predictions
+from afspl_jax.reporting.html.files import read
+from afspl_jax.reporting.html.page import render
+from afspl_jax.storage.run_folder import RunFolder, read_lines
+from tests.recorded_run import recorded_run, rich_run
+from tests.reporting.test_tensorboard import scalars
+
+SILENT = functools.partial(tqdm, disable=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_checkpoints, shapes_dir):
+  return rich_run(tmp_path_factory.getbasetemp(), tiny_checkpoints, shapes_dir)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiny_checkpoints, shapes_dir):
+  """Every client trains for itself."""
+  fields = {"fed.share": "none", "fed.rounds": 2, "fed.clients_per_round": 3}
+  fields |= {"data.partition": "task", "data.num_clients": 3, "prompter.fusion": "static"}
+  folder = tmp_path_factory.getbasetemp() / "alone"
+  return recorded_run(folder, tiny_checkpoints, shapes_dir, **fields)
+
+
+@pytest.fixture
+def looked(run, tmp_path, monkeypatch):
+  """Makes a Final of the run with other fusion scores, and keeps all that it predicts."""
+  predict, predicted = run.setup.evaluator.predict, []
+
+  def remember(params, split, rows, *args, **kwargs):
+    predicted.append((list(rows), predict(params, split, rows, *args, **kwargs)))
+    return predicted[-1][1]
+
+  monkeypatch.setattr(run.setup.evaluator, "predict", remember)
+
+  def make(spread=0.0, bias=(0.0, 0.0, 0.0, 0.0)):
+    score = run.setup.shared["fusion"]["score"]
+    kernel = np.random.default_rng(0).normal(size=score["kernel"].shape, scale=spread)
+    score = {"kernel": kernel.astype(np.float32), "bias": np.asarray(bias, np.float32)}
+    shared = run.setup.shared | {"fusion": run.setup.shared["fusion"] | {"score": score}}
+    return Final(run.setup, tmp_path / "predictions", shared), predicted
+
+  return make
+
+
+def said(predictions):
+  return [p.prediction for p in predictions]
+
+
+def by_row(predicted):
+  return {
+    row: text for rows, found in predicted for row, text in zip(rows, said(found), strict=True)
+  }
+
+
+def shares(predictions):
+  return np.array([list(p.fusion.values()) for p in predictions])
+
+
+def test_mean_fusion_gives_every_sample_the_mean_weights_and_counts_changed_texts(looked):
+  final, predicted = looked(spread=1.0)
+  final.test()
+  scores = np.log(shares(predicted.pop()[1])[:, :3]).mean(axis=0)
+  final, _ = looked(spread=50.0, bias=(*(-50 * scores), 0.0))  # apart, and around equal weights
+  final.test()
+  scores = final.mean_fusion()
+  (_, usual), (_, constant) = predicted
+  assert np.ptp(shares(usual), axis=0)[:3].min() > 0.1  # or there is nothing to replace
+  assert np.ptp(shares(constant), axis=0).max() == 0
+  np.testing.assert_allclose(shares(constant)[0], shares(usual).mean(axis=0), atol=2e-4)
+  changes = [a != b for a, b in zip(said(usual), said(constant), strict=True)]
+  assert scores["changed"] == np.mean(changes) > 0
+
+
+def test_mean_fusion_changes_nothing_where_all_samples_have_the_same_weights(looked):
+  final, predicted = looked(bias=(1.0, 0.5, 0.0, 2.0))
+  test = final.test()
+  scores = final.mean_fusion()
+  assert np.ptp(shares(predicted[0][1]), axis=0).max() == 0
+  assert scores.pop("changed") == 0
+  assert scores == {name: test[name] for name in scores}
+
+
+def test_without_weight_on_its_own_prompt_a_client_answers_as_the_global_prompter(looked):
+  final, predicted = looked(spread=5.0, bias=(0.0, 0.0, 0.0, -1e9))
+  test = final.test()
+  personal = final.personal()
+  usual = by_row(predicted[:1])
+  taking_part = by_row(predicted[1:])
+  assert taking_part == {row: usual[row] for row in taking_part}
+  assert 0 < len(taking_part) < len(usual) and personal.keys() <= test.keys()
+
+
+def test_with_weight_on_its_own_prompt_a_client_answers_in_its_own_way(looked, run):
+  final, predicted = looked(bias=(0.0, 0.0, 0.0, 9.0))
+  final.test()
+  final.personal()
+  assert shares(predicted[0][1])[:, 3].max() == 0
+  assert all(shares(found)[:, 3].min() > 0.9 for _, found in predicted[1:] if found)
+  assert by_row(predicted[1:]) != by_row(predicted[:1])
+  split, rows = run.setup.splits["test"], range(8)
+  personal = [run.setup.trainer.personal(run.setup.shared, client, 3) for client in range(10)]
+  prompts = [params["local"]["prompt"] for params in personal]
+  assert len({prompt.tobytes() for prompt in prompts}) == 10
+  answers = [said(run.setup.evaluator.predict(p, split, rows, True)) for p in personal]
+  assert len({tuple(texts) for texts in answers}) > 1
+
+
+def test_all_answer_the_same_examples_and_newcomers_do_not(looked, run):
+  final, predicted = looked(spread=5.0)
+  scores = final.personal_common()
+  assert len(predicted) == 8 and len({tuple(rows) for rows, _ in predicted}) == 1
+  assert len(predicted[0][0]) == run.config.eval.common_examples
+  owners = {run.setup.splits["test"].examples[row].site for row in predicted[0][0]}
+  assert len(owners) > 5
+  assert 0 <= scores["rouge_l"] <= 1
+
+
+def test_shown_no_image_a_prompter_says_one_caption(run):
+  texts = {
+    name: {p["prediction"] for p in read_lines(run.path / "predictions" / name) if not asked(p)}
+    for name in ("test.jsonl", "test_blind.jsonl")
+  }
+  assert len(texts["test_blind.jsonl"]) == 1 < len(texts["test.jsonl"])
+
+
+def asked(prediction):
+  return "question" in prediction
+
+
+def test_clients_means_weighted_by_their_captions_are_the_mean_of_all(run):
+  sites = run.lines("sites.jsonl")
+  assert [line["client"] for line in sites] == sorted(run.setup.clients["test"])[:-2]
+  predictions = read_lines(run.path / "predictions" / "test_personal.jsonl")
+  assert sum(line["examples"] for line in sites) == len(predictions)
+  theirs = {p["id"] for p in predictions}
+  usual = [p for p in read_lines(run.path / "predictions" / "test.jsonl") if p["id"] in theirs]
+  scores = {
+    "personal": run.line("test_personal"),
+    "global": score_predictions(
+      Scored(p["prediction"], p["references"], p.get("question", "")) for p in usual
+    ),
+  }
+  for kind, key in ((False, "cider"), (True, "vqa_accuracy")):
+    mine = [p["id"].split("-")[0] for p in predictions if asked(p) == kind]
+    for prompter, expected in scores.items():
+      means = {line["client"]: line[f"{prompter}_{key}"] for line in sites}
+      assert {client for client, mean in means.items() if mean is not None} == set(mine)
+      assert np.mean([means[client] for client in mine]) == pytest.approx(expected[key])
+  assert {line["global_cider"] for line in sites} != {line["personal_cider"] for line in sites}
+
+
+def test_fusion_weights_are_told_for_captions_and_for_questions(run):
+  line = run.line("test")
+  for kind in ("captions", "questions"):
+    weights = [line[f"fusion_{source}_{kind}"] for source in ("global", "visual", "textual")]
+    assert sum(weights) == pytest.approx(1, abs=1e-3) and line[f"fusion_local_{kind}"] == 0
+  assert line["fusion_sd"] > 0
+
+
+def test_newcomers_take_no_part_and_have_lines_of_their_own(run):
+  names = sorted(run.setup.clients["train"])
+  old, new = set(names[:-2]), set(names[-2:])
+  assert {line["client"] for line in run.lines("clients.jsonl")} <= old
+  kept = {path.parent.name: path.stem for path in (run.path / "clients").rglob("*.safetensors")}
+  assert {kept[name] for name in new} == {"round_000004"}  # trained for the last line alone
+  assert {stem for name, stem in kept.items() if name in old} <= {
+    f"round_00000{r}" for r in (1, 2, 3)
+  }
+  before, after, without = (run.line(f"newcomer_{x}") for x in ("before", "after", "global"))
+  assert before.keys() == after.keys() == without.keys() > {"cider"}
+  assert not {line["client"] for line in run.lines("sites.jsonl")} & new
+
+
+def test_the_moving_average_is_what_is_scored(run):
+  older, newer = run.checkpoint(2), run.checkpoint(3)
+  decay = min(run.config.eval.ema, 1 - 1 / 3)
+  for a, p, found in zip(
+    *(jax.tree.leaves(tree) for tree in (older["ema"], newer["params"], newer["ema"])), strict=True
+  ):
+    np.testing.assert_allclose(found, decay * a + (1 - decay) * p, rtol=1e-5, atol=1e-6)
+  evaluator, split = run.setup.evaluator, run.setup.splits["test"]
+  rows = range(len(split))
+  assert evaluator.loss(run.setup.whole(newer["ema"]), split, rows) == run.line("test")["loss"]
+  assert evaluator.loss(run.setup.whole(newer["params"]), split, rows) != run.line("test")["loss"]
+
+
+def test_its_report_and_its_events_show_what_it_measured(run):
+  found = read(run.path)
+  html = render([found])
+  assert found.state == "finished" and f"{run.line('test')['cider']:.3f}" in html
+  assert html.count('src="data:image/jpeg;base64,') > 8  # images of the data that it ran on
+  assert "Fusion weights, captions" in html and "Use of the pool" in html
+  assert found.places == [{"devices": "4 x cpu"}]
+  last = [(line["round"], line["split"]) for line in run.lines("metrics.jsonl")]
+  shown = [(step, tag.split("/")[0]) for step, tag, _ in scalars(run.path)]
+  assert list(dict.fromkeys(shown)) == last
+
+
+def without_seconds(lines):
+  return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def test_lines_that_are_there_are_not_added_again_and_those_missing_are(run, tmp_path):
+  copy = tmp_path / "copy"
+  shutil.copytree(run.path, copy)
+  text = (copy / "metrics.jsonl").read_text()
+  shared = run.checkpoint(3)["ema"]
+  with RunFolder.open(copy, to_dict(run.config)) as folder:
+    first = score_finished(run.setup, folder, shared, SILENT)
+  assert first["test"] == run.line("test") and list(first)[-1] == "newcomer_after"
+  assert (copy / "metrics.jsonl").read_text() == text
+  kept = text.splitlines(keepends=True)[:-3]  # as if killed before the newcomers were looked at
+  (copy / "metrics.jsonl").write_text("".join(kept))
+  with RunFolder.open(copy, to_dict(run.config)) as folder:
+    score_finished(run.setup, folder, shared, SILENT)
+  ours, whole = (
+    [json.loads(x) for x in t.splitlines()] for t in ((copy / "metrics.jsonl").read_text(), text)
+  )
+  assert without_seconds(ours) == without_seconds(whole)
+
+
+def test_clients_that_share_nothing_send_no_number_and_have_no_global_prompter(alone):
+  trained = [r for r in alone.replies if r.metadata.message_type == "train"]
+  assert len(trained) == 2 * 3
+  for reply in trained:
+    assert set(reply.content["arrays"]) == {"flat"}
+    assert reply.content["arrays"]["flat"].numpy().size == 0
+    assert reply.content["config"]["structure"] == wire.structure_digest({})
+  assert max(line["bytes_up"] for line in alone.lines("clients.jsonl")) < 2000
+  assert alone.setup.shared == {} and alone.checkpoint(2)["params"] in ({}, None)
+  untrained = alone.setup.whole({})
+  states = sorted((alone.path / "clients").rglob("round_000002.safetensors"))
+  assert len(states) == 3
+  for file in states:
+    own = load_file(file)
+    for name in ("pool/prompts", "mapper/place", "visual_prompt", "local/prompt"):
+      leaf = functools.reduce(lambda tree, key: tree[key], name.split("/"), untrained)
+      assert (own[f"own/{name}"] != leaf).any(), (file, name)
+  splits = [line["split"] for line in alone.lines("metrics.jsonl")]
+  assert [s for s in splits if s not in ("train", "val")] == [
+    "test_personal",
+    "test_personal_common",
+  ]
+
+
+def test_clients_with_a_task_of_their_own_each_are_scored_on_it(alone):
+  sites = {line["client"]: line for line in alone.lines("sites.jsonl")}
+  for name, rows in alone.setup.clients["train"].items():
+    kinds = {bool(alone.setup.splits["train"].examples[row].question) for row in rows}
+    assert len(kinds) == 1
+    (questions,) = kinds
+    assert (sites[name]["personal_cider"] is None) == questions
+    assert (sites[name]["personal_vqa_accuracy"] is None) != questions
+  assert "test_mean_fusion" not in {line["split"] for line in alone.lines("metrics.jsonl")}

@@ -1,0 +1,188 @@
+"""A trained prompter in use: on a run that was, whose texts are known."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from afspl_jax.runs.trained import finished_run, model, rescore, trained_model
+from afspl_jax.runs import frozen
+from afspl_jax.models.huggingface import weights
+from afspl_jax.config.experiment import Data
+from afspl_jax.data.sources import open_source
+from afspl_jax.errors import UserError
+from afspl_jax.runs.trained.model import Asked, Model
+from afspl_jax.training.train_step import make_mesh
+
+SITE = "elm"
+
+
+@pytest.fixture(scope="module")
+def run(rich):
+  return rich
+
+
+@pytest.fixture(scope="module")
+def opened(run):
+  return trained_model.open_trained(run.path)
+
+
+@pytest.fixture(scope="module")
+def loaded(opened):
+  return Model(opened, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def asked(run, shapes_dir):
+  """The test split, as if someone came with its images."""
+  source = open_source(Data(dir=str(shapes_dir)), "test")
+  return [
+    Asked(source.load_image(example.image), example.question)
+    for example in run.setup.splits["test"].examples
+  ]
+
+
+def said_in(file):
+  return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_model_says_what_the_run_said_when_it_was_scored(run, loaded, asked):
+  lines = said_in(run.path / "predictions" / "test.jsonl")
+  found = loaded.predict(asked)
+  assert [said.text for said in found] == [line["prediction"] for line in lines]
+  for said, line in zip(found, lines, strict=True):
+    assert said.fusion == pytest.approx(line["fusion"], abs=2e-4)
+    assert said.prompts == pytest.approx({int(k): w for k, w in line["prompts"].items()}, abs=2e-4)
+  assert loaded.round == 3 and loaded.site == ""
+
+
+def test_an_image_is_told_the_same_alone_among_others_and_on_one_device(
+  loaded, opened, asked, monkeypatch
+):
+  some = asked[:6]
+  together = loaded.predict(some)
+  assert [loaded.predict([one])[0] for one in some] == together
+  assert loaded.predict(some[::-1]) == together[::-1]
+  monkeypatch.setattr(model, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+  alone = Model(opened, batch_size=1)
+  assert (alone.batch_size, loaded.batch_size) == (1, 4)
+  assert [said.text for said in alone.predict(some)] == [said.text for said in together]
+
+
+def test_captions_and_answers_are_texts(loaded, asked, tmp_path):
+  image, question = next(one for one in asked if one.question)
+  image.save(tmp_path / "a.png")
+  (text,) = loaded.caption([str(tmp_path / "a.png")])
+  assert [text] == loaded.caption([image]) and loaded.caption([]) == []
+  assert loaded.answer(tmp_path / "a.png", question) == loaded.answer(image, question)
+  with pytest.raises(UserError, match="expected some words"):
+    loaded.answer(image, " ")
+  (tmp_path / "b.png").write_text("no image")
+  with pytest.raises(UserError, match=r"b\.png: expected an image"):
+    loaded.caption([tmp_path / "b.png"])
+  with pytest.warns(UserWarning, match="cut after 16 tokens"):
+    loaded.answer(image, "how many " * 9 + "?")
+
+
+def test_what_every_batch_asks_is_encoded_once(loaded, asked, monkeypatch):
+  encoder, encoded = loaded._pair.encoder, []
+  directions = encoder.directions
+
+  def count(texts, **options):
+    encoded.append(list(texts))
+    return directions(texts, **options)
+
+  monkeypatch.setattr(encoder, "directions", count)
+  images = [one.image for one in asked[:9]]
+  fresh = [loaded.predict([Asked(image, "what is it ?")])[0] for image in images]
+  assert encoded == [["what is it ?"]]
+  described = loaded.caption(images)  # three batches
+  assert encoded[1:] == [[loaded.config.data.caption_instruction]]
+  assert loaded.predict([Asked(image, "what is it ?") for image in images]) == fresh
+  assert loaded.caption(images) == described and len(encoded) == 4
+
+
+def test_a_site_is_answered_with_its_own_prompt(run, asked):
+  rows = run.setup.clients["test"][SITE].tolist()
+  personal = said_in(run.path / "predictions" / "test_personal.jsonl")
+  ids = {line["id"]: line for line in personal}
+  wanted = [ids[run.setup.splits["test"].examples[row].id] for row in rows]
+  mine = trained_model.open_trained(run.path, site=SITE)
+  found = Model(mine, batch_size=4).predict([asked[row] for row in rows])
+  assert [said.text for said in found] == [line["prediction"] for line in wanted]
+  assert all(said.fusion["local"] > 0 for said in found)
+
+
+def test_how_texts_are_generated_may_be_chosen(run, asked):
+  short = model.load(run.path, batch_size=4, max_tokens=2, beams=2)
+  assert all(len(text.split()) <= 2 for text in short.caption([one.image for one in asked[:4]]))
+  with pytest.raises(UserError, match=r"eval\.beam: no such field"):
+    model.load(run.path, beam=2)
+  with pytest.raises(UserError, match=r"eval\.beams: expected at least 1"):
+    model.load(run.path, beams=0)
+  with pytest.raises(UserError, match="batch_size"):
+    model.load(run.path, batch_size=0)
+
+
+def test_what_a_run_has_not_got_is_one_clear_message(run, tmp_path):
+  for options, wanted in (
+    ({"round": 1}, "expected a checkpoint of round 1; got rounds 2, 3"),
+    ({"site": "zoe"}, "what 'zoe' kept of its own up to round 3; got that of alder"),
+  ):
+    with pytest.raises(UserError, match=wanted):
+      trained_model.open_trained(run.path, **options)
+  with pytest.raises(UserError, match="expected the folder of a run that began"):
+    trained_model.open_trained(tmp_path)
+  site = tmp_path / "site"
+  shutil.copytree(run.path, site, ignore=shutil.ignore_patterns("checkpoints"))
+  with pytest.raises(UserError, match="ask for a file of `afspl export`"):
+    trained_model.open_trained(site)
+  text = (site / "config.json").read_text()
+  (site / "config.json").write_text(text.replace('"beams"', '"beens"'))
+  with pytest.raises(UserError, match=r"eval.beens: no such field.*version that made the run"):
+    trained_model.open_trained(site)
+
+
+def test_a_missing_round_is_said_before_models_are_loaded(run, monkeypatch):
+  monkeypatch.setattr(trained_model, "find_pair", lambda *args: pytest.fail("looks for models"))
+  with pytest.raises(UserError, match="expected a checkpoint of round 1"):
+    trained_model.open_trained(run.path, round=1)
+
+
+def test_backbones_are_hashed_once(run, monkeypatch):
+  hashed = []
+
+  def count(folder):
+    hashed.append(folder.name)
+    return weights.fingerprint(folder)
+
+  monkeypatch.setattr(finished_run, "fingerprint", count)
+  monkeypatch.setattr(frozen, "fingerprint", count)
+  found = trained_model.open_trained(run.path)
+  assert sorted(hashed) == ["clip", "t5"] and found.pair.prints == run.setup.facts["backbones"]
+  rescore.evaluate(run.path, rescore.Request(examples=1))
+  assert sorted(hashed) == ["clip", "clip", "t5", "t5"]
+
+
+def test_other_backbones_than_the_runs_are_named_with_both_hashes(run, tmp_path):
+  other = tmp_path / "clip"
+  shutil.copytree(run.config.backbone.clip, other)
+  config = json.loads((other / "preprocessor_config.json").read_text())
+  (other / "preprocessor_config.json").write_text(json.dumps(config | {"do_resize": False}))
+  wanted = run.setup.facts["backbones"]["clip"]
+  with pytest.raises(UserError, match=f"expected the clip of the run, with hash {wanted}; got "):
+    trained_model.open_trained(run.path, folders={"clip": str(other)})
+  nowhere = {"clip": str(tmp_path / "no"), "t5": str(tmp_path / "neither")}
+  with pytest.raises(UserError) as error:  # both are named at once
+    trained_model.open_trained(run.path, folders=nowhere)
+  assert f"--clip=FOLDER\n  It is the one with hash {wanted}" in str(error.value)
+  assert "--t5=FOLDER" in str(error.value)
+
+
+def test_importing_the_package_is_light():
+  code = "import sys, afspl_jax; assert callable(afspl_jax.load); print('jax' in sys.modules)"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stdout == "False\n"

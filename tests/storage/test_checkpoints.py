@@ -1,0 +1,162 @@
+import shutil
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from afspl_jax.storage.checkpoints import CheckpointError, Checkpoints
+
+
+def state(seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    "params": {
+      "pool": {"prompts": rng.normal(size=(2, 3, 999)).astype(np.float32), "scale": np.float32(2)},
+      "half": rng.normal(size=5).astype(np.float16),
+      "brain": rng.normal(size=5).astype(ml_dtypes.bfloat16),
+    },
+    "strategy_state": {"momentum": rng.normal(size=3), "step": np.int32(seed)},
+  }
+
+
+def assert_same_bits(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert isinstance(y, np.ndarray) and (np.shape(x), x.dtype) == (y.shape, y.dtype)
+    assert np.asarray(x).tobytes() == y.tobytes()
+
+
+def written(folder, rounds=range(3)):
+  checkpoints = Checkpoints(folder)
+  for round in rounds:
+    checkpoints.save(round, state(round))
+  checkpoints.close()
+
+
+def test_round_trip_in_a_new_process_is_bit_identical(tmp_path):
+  written(tmp_path / "c")
+  round, restored = Checkpoints(tmp_path / "c").restore(state())
+  assert round == 2
+  assert_same_bits(state(2), restored)
+
+
+def test_jax_arrays_and_an_empty_strategy_state(tmp_path):
+  tree = {"params": {"a": jax.numpy.arange(3.0)}, "strategy_state": {}}
+  Checkpoints(tmp_path).save(0, tree)
+  round, restored = Checkpoints(tmp_path).restore(tree)
+  assert round == 0 and restored["strategy_state"] == {}
+  np.testing.assert_array_equal(restored["params"]["a"], [0, 1, 2])
+
+
+def test_nothing_to_restore_at_first(tmp_path):
+  assert Checkpoints(tmp_path / "deep" / "er").restore(state()) is None
+
+
+def test_the_last_two_are_kept(tmp_path):
+  written(tmp_path, range(6))
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "5"]
+
+
+def test_a_half_written_checkpoint_is_never_picked_up(tmp_path):
+  written(tmp_path)
+  shutil.move(tmp_path / "2", tmp_path / "2.orbax-checkpoint-tmp")  # killed before the rename
+  checkpoints = Checkpoints(tmp_path)
+  round, restored = checkpoints.restore(state())
+  assert round == 1
+  assert_same_bits(state(1), restored)
+  checkpoints.save(2, state(2))
+  assert_same_bits(state(2), checkpoints.restore(state())[1])
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[:10])
+
+
+def largest(folder):
+  return max((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=["changed byte", "cut", "gone"])
+def test_a_damaged_newest_checkpoint_is_an_error_that_names_its_folder(tmp_path, damage):
+  written(tmp_path)
+  damage(largest(tmp_path / "2" / "state"))
+  with pytest.raises(CheckpointError, match=f"{tmp_path}/2: expected .* Delete that folder"):
+    Checkpoints(tmp_path).restore(state())
+  shutil.rmtree(tmp_path / "2")
+  assert_same_bits(state(1), Checkpoints(tmp_path).restore(state())[1])
+
+
+def test_who_only_looks_is_not_told_to_delete_a_checkpoint(tmp_path):
+  written(tmp_path)
+  flip(largest(tmp_path / "2" / "state"))
+  with pytest.raises(
+    CheckpointError, match=f"{tmp_path}/2: expected .* Leave that folder"
+  ) as error:
+    Checkpoints(tmp_path, read_only=True).restore(state())
+  assert "elete" not in str(error.value)
+
+
+def test_an_empty_folder_in_place_of_the_newest_is_an_error(tmp_path):
+  written(tmp_path)
+  (tmp_path / "9").mkdir()
+  with pytest.raises(CheckpointError, match=f"{tmp_path}/9: expected"):
+    Checkpoints(tmp_path).restore(state())
+
+
+def other_shape(tree):
+  tree["params"]["pool"]["prompts"] = np.zeros((2, 3, 41), np.float32)
+  return r"params/pool/prompts: 'float32\(2, 3, 999\)' -> 'float32\(2, 3, 41\)'"
+
+
+def other_dtype(tree):
+  tree["params"]["half"] = np.zeros(5, np.float32)
+  return r"params/half: 'float16\(5,\)' -> 'float32\(5,\)'"
+
+
+def more_leaves(tree):
+  tree["params"]["pool"]["keys"] = np.zeros(2, np.float32)
+  return r"params/pool/keys: '\(absent\)' -> 'float32\(2,\)'"
+
+
+def fewer_leaves(tree):
+  del tree["params"]["half"]
+  return r"params/half: 'float16\(5,\)' -> '\(absent\)'"
+
+
+@pytest.mark.parametrize("change", [other_shape, other_dtype, more_leaves, fewer_leaves])
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, change):
+  written(tmp_path)
+  template = state()
+  why = change(template)
+  with pytest.raises(CheckpointError, match=why):
+    Checkpoints(tmp_path).restore(template)
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(CheckpointError, match=f"{tmp_path}/file/c: expected a folder to write"):
+    Checkpoints(tmp_path / "file" / "c")
+
+
+def test_reading_a_run_that_is_running_changes_nothing_in_its_folder(tmp_path):
+  folder = tmp_path / "c"
+  written(folder)
+  half = folder / "3.orbax-checkpoint-tmp"  # what another process is writing
+  half.mkdir()
+  (half / "x").write_text("x")
+  before = sorted(folder.rglob("*"))
+  checkpoints = Checkpoints(folder, read_only=True)
+  assert checkpoints.rounds() == [1, 2]
+  for round in (1, 2):
+    assert_same_bits(state(round), checkpoints.restore(state(), round)[1])
+  checkpoints.close()
+  assert sorted(folder.rglob("*")) == before
