@@ -24,7 +24,7 @@ from afspl_jax.config.experiment import to_dict
 from afspl_jax.config.files import CONFIGS
 from afspl_jax.config.flags import Launch, parse
 from afspl_jax.errors import UserError
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.contracts import SiteFault
 from afspl_jax.federation.privacy.client_guard import guard_of
@@ -77,7 +77,7 @@ class _Site(ClientApp):
       opened.agree_on(setup.facts)
       assert setup.trainer is not None, "there is data to train on"
       guard = guard_of(config, opened.path / "clients")
-      app = make_client_app(setup.trainer, setup.shared, setup.terms, guard)
+      app = SiteApp(setup.trainer, setup.shared, setup.terms, guard)
       record = WireRecord(opened.path, setup.shared, sync=True)
       return Recorded(app, record, setup.trainer.site)(message, context)
 

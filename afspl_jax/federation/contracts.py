@@ -1,12 +1,14 @@
 """Results, errors and protocols that the parts of the federation share."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from afspl_jax.types import Params
+
+T = TypeVar("T")
 
 POISSON = "poisson"  # of `fed.selection`: every client by a draw of its own, with a secret key
 WITHIN = "within_clip"  # a reply's metric: whether its update was within the bound; adaptive only
@@ -32,14 +34,17 @@ class LocalResult(NamedTuple):
 
 @runtime_checkable
 class Trainer(Protocol):
-  """Local training. Clients of one process share a trainer and are told apart by index."""
+  """Local training of the clients of one process; each is named by its index."""
 
-  def train(
-    self, params: Params, client: int, round: int, *, control: Params | None = None
-  ) -> LocalResult:
-    """Trains on the client's data, starting from the global params (NumPy leaves).
+  def train_cohort(
+    self, params: Params, clients: Sequence[int], round: int, *, control: Params | None = None
+  ) -> Mapping[int, LocalResult | Exception]:
+    """Trains clients on their own data, each starting from the global params (NumPy leaves).
 
-    `control` is the server's (strategies.Controlled), and given only where it sent one.
+    `control` is the server's (strategies.Controlled), and given only if the server sent one.
+
+    Returns:
+      Each client's result, or the error of a client that failed: the others are not affected.
     """
     ...
 
@@ -53,12 +58,22 @@ class Trainer(Protocol):
 
 
 @runtime_checkable
-class CohortTrainer(Trainer, Protocol):
-  """Trains clients of one process together, if it is told who will ask."""
+class CohortApp(Protocol):
+  """A ClientApp that can answer the training messages of several clients together."""
 
-  def expect(self, clients: Sequence[int]) -> None:
-    """Tells which clients' `train` will be called next, from equal params."""
+  def answer_together(
+    self, requests: Sequence[tuple[Message, Context]]
+  ) -> Iterator[Message | Exception]:
+    """Yields a reply to each message, in order, or the error that its client failed with."""
     ...
+
+
+def attempt(call: Callable[..., T], *args: Any, **kwargs: Any) -> T | Exception:
+  """What a call returns or raises, so that one client's failure does not end another's work."""
+  try:
+    return call(*args, **kwargs)
+  except Exception as error:  # noqa: BLE001 - the caller decides what becomes of it
+    return error
 
 
 @runtime_checkable

@@ -185,14 +185,11 @@ class Final:
     trainer, optim = self._trainer, self._config.optim
     after = self._config.fed.rounds + 1
     warm = warmup_steps(optim, self._config.fed.rounds)
-
-    trainer.expect(self._newcomers())
-
-    def trained(client: int) -> Params:
-      trainer.train(self._shared, client, after, warm)
-      return trainer.personal(self._shared, client, after)
-
-    return self._of_newcomers(trained, personal=True)
+    for result in trainer.train_cohort(self._shared, self._newcomers(), after, warm).values():
+      if isinstance(result, Exception):
+        raise result
+    own = trainer.personal
+    return self._of_newcomers(lambda client: own(self._shared, client, after), personal=True)
 
   def _of_newcomers(self, params: Callable[[int], Params], personal: bool) -> Scores:
     owner, predictions = self._owner(), []

@@ -24,7 +24,7 @@ from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.data.partition import partition
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.client_guard import guard_of
 from afspl_jax.federation.transport import certificates, site_keys
@@ -149,7 +149,7 @@ def _take_part(
     )
   guard = guard_of(config, folder.path / "clients")
   app = Recorded(
-    make_client_app(setup.trainer, setup.shared, setup.terms, guard, masks_of(config)),
+    SiteApp(setup.trainer, setup.shared, setup.terms, guard, masks_of(config)),
     WireRecord(folder.path, setup.shared, sync=True),
     setup.trainer.site,
   )

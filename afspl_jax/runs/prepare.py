@@ -193,7 +193,10 @@ def prepare(
       theirs = [clients["train"][name] for name in bad]
       train = train.with_targets_of(malicious.wrong_targets(train.examples, theirs))
     taught = train, clients["train"]
-    trainer = LocalTrainer(captioner, frozen, untrained, *taught, config, strategy, mesh, store)
+    here = set(SPLITS) <= set(sources)  # else clients of a round train in several processes
+    trainer = LocalTrainer(
+      captioner, frozen, untrained, *taught, config, strategy, mesh, store, in_process=here
+    )
   shared, own = split(untrained, config.fed.share)
   return Setup(
     config=config,

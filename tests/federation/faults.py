@@ -5,7 +5,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import Fed
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from tests.federation.least_squares import LeastSquares, init_params
 
 
@@ -14,7 +14,7 @@ class Faulty(ClientApp):
 
   def __init__(self, spoil, clients=(2,), rounds=range(99)):
     super().__init__()
-    self.honest = make_client_app(LeastSquares(), init_params())
+    self.honest = SiteApp(LeastSquares(), init_params())
     self.spoil, self.clients, self.rounds = spoil, clients, rounds
 
   def __call__(self, message, context):

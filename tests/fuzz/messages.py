@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import Fed
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import LocalResult, Refused, SiteFault
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.protocol.disclosure_log import WireRecord
@@ -52,8 +52,10 @@ class _Trainer:
   def num_examples(self, client: int) -> int:
     return 7
 
-  def train(self, params: Any, client: int, round: int, *, control: Any = None) -> LocalResult:
-    return LocalResult(params, 7, {"loss": 0.5}, control=control)
+  def train_cohort(
+    self, params: Any, clients: Sequence[int], round: int, *, control: Any = None
+  ) -> dict[int, LocalResult]:
+    return {k: LocalResult(params, 7, {"loss": 0.5}, control=control) for k in clients}
 
 
 def _written(content: RecordDict, **more: Any) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def asked(kind: str, content: Callable[[], RecordDict], secure: bool = False) ->
     masks = SecureSite(_TERMS) if secure else None
     if masks and (kind == "train" or kind.endswith(("shares", "unmask"))):
       masks._parties[0] = _party(kind)
-    app = make_client_app(_Trainer(), _PARAMS, {"lr": 1, "deep": {"a": [1, 2]}}, masks=masks)
+    app = SiteApp(_Trainer(), _PARAMS, {"lr": 1, "deep": {"a": [1, 2]}}, masks=masks)
     context = Context(1, 2, {"partition-id": 0}, RecordDict(), {})
     group = str(found[1].get("group")).encode(errors="replace").decode()
     message = _message(found[0], kind, group)

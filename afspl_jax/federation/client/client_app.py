@@ -1,14 +1,24 @@
-"""A site's half of the federation: the ClientApp, and what it asks of a trainer."""
+"""A site's half of the federation: its ClientApp."""
 
 import logging
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import differences
-from afspl_jax.federation.contracts import Guard, Masks, SiteFault, Trainer
+from afspl_jax.federation.contracts import (
+  Guard,
+  LocalResult,
+  Masks,
+  SiteFault,
+  Trainer,
+  attempt,
+)
 from afspl_jax.federation.protocol import wire
 from afspl_jax.storage.json_text import parse
 from afspl_jax.types import Params
@@ -16,36 +26,105 @@ from afspl_jax.types import Params
 _LOG = logging.getLogger(__name__)
 
 
-def make_client_app(
-  trainer: Trainer,
-  template: Params,
-  terms: dict[str, Any] | None = None,
-  guard: Guard | None = None,
-  masks: Masks | None = None,
-) -> ClientApp:
+class _Task(NamedTuple):
+  """What a message asks of its client; equal for all messages of a round."""
+
+  params: Params  # the global ones
+  round: int
+  control: Params | None  # the server's, if it sent one
+
+  def equals(self, other: "_Task") -> bool:
+    if self.round != other.round or (self.control is None) != (other.control is None):
+      return False
+    return jax.tree.all(jax.tree.map(np.array_equal, self, other))
+
+
+class _Request(NamedTuple):
+  """A message that asks to train, as far as it is needed for the reply."""
+
+  message: Message
+  client: int
+  task: _Task
+  bound: float | None  # of the update's norm, where it has one
+
+
+class SiteApp(ClientApp):
   """The ClientApp of every site; the same for local and networked runs.
 
-  The client index is the node's `partition-id`. What a client raises becomes an error reply.
+  It answers `train` and `query.hello`. The client index is the node's `partition-id`. What a client
+  raises becomes an error reply.
 
   Args:
     trainer: does the work.
     template: pytree with the shapes and dtypes that are exchanged.
-    terms: what the server must have in common with this site besides them, by name; what the
-      server names besides is none of this site's business.
+    terms: what the server must have in common with this site besides them, by name; other names
+      of the server's are not compared.
     guard: bounds what leaves; by default all that the trainer found is sent.
     masks: hide it from the server in the sum of all.
-
-  Returns:
-    An app that answers `train` and `query.hello`.
   """
-  app = ClientApp()
-  ours = wire.terms(template, terms or {})
-  structure = ours[wire.STRUCTURE]
 
-  @app.train()
-  def train(message: Message, context: Context) -> Message:
+  def __init__(
+    self,
+    trainer: Trainer,
+    template: Params,
+    terms: dict[str, Any] | None = None,
+    guard: Guard | None = None,
+    masks: Masks | None = None,
+  ):
+    super().__init__()
+    self._trainer, self._template, self._guard, self._masks = trainer, template, guard, masks
+    self._terms = wire.terms(template, terms or {})
+    self.train()(self._train_one)
+    self.query("hello")(self._hello)
+    if masks:
+      masks.register(self, _client)
+
+  def answer_together(
+    self, requests: Sequence[tuple[Message, Context]]
+  ) -> Iterator[Message | Exception]:
+    """Answers messages that ask to train: those that ask for the same are trained in one call.
+
+    Args:
+      requests: messages, each with the context of its client.
+
+    Yields:
+      A reply to each message, in order, or the error that its client failed with.
+    """
+    cohorts: list[tuple[_Task, list[int]]] = []  # equal tasks are kept in memory once
+    parsed: list[tuple[int, _Request] | Exception] = []  # requests with the place of their cohort
+    for request in requests:
+      asked = attempt(self._parse, *request)
+      parsed.append(asked if isinstance(asked, Exception) else _join_cohort(cohorts, asked))
+    results = [self._train(task, clients) for task, clients in cohorts]
+    for each in parsed:
+      if isinstance(each, Exception):
+        yield each
+      else:
+        place, asked = each
+        yield attempt(self._reply, asked, results[place].pop(asked.client))
+
+  def _train_one(self, message: Message, context: Context) -> Message:
+    """Answers one message that asks to train: over the network, each client is a cohort."""
+    (answer,) = self.answer_together([(message, context)])
+    if isinstance(answer, Exception):
+      raise answer
+    return answer
+
+  def _train(self, task: _Task, clients: Sequence[int]) -> dict[int, LocalResult | Exception]:
+    given = {} if task.control is None else {"control": task.control}
+    train = self._trainer.train_cohort
+    results = attempt(train, task.params, clients, task.round, **given)
+    return dict.fromkeys(clients, results) if isinstance(results, Exception) else dict(results)
+
+  def _parse(self, message: Message, context: Context) -> _Request:
+    """What a message asks for.
+
+    Raises:
+      WireError: it is not what was agreed on.
+    """
     records = message.content
     config = records.config_records.get(wire.CONFIG, {})
+    structure = self._terms[wire.STRUCTURE]
     if config.get(wire.STRUCTURE) != structure:
       raise wire.WireError(
         f"structure of the params: this site has {structure}; the server has "
@@ -56,27 +135,37 @@ def make_client_app(
       raise wire.WireError(f"round: expected a positive int; got {round!r}")
     if wire.ARRAYS not in records.array_records:
       raise wire.WireError(f"expected the record {wire.ARRAYS!r}; got {sorted(records)}")
-    params = wire.unpack(records.array_records[wire.ARRAYS], template)
-    given = {}
+    params = wire.unpack(records.array_records[wire.ARRAYS], self._template)
+    control = None
     if wire.CONTROL in records.array_records:
-      given["control"] = wire.unpack(records.array_records[wire.CONTROL], template)
+      control = wire.unpack(records.array_records[wire.CONTROL], self._template)
     client = _client(context)
-    bound = guard.bound(config.get(wire.CLIP)) if guard else None
-    if masks:
-      masks.expect(client, round, records)
-    try:
-      result = trainer.train(params, client, round, **given)
-    except FloatingPointError:
-      raise
-    except Exception as error:  # noqa: BLE001 - it is logged, and its kind is the reply
+    bound = self._guard.bound(config.get(wire.CLIP)) if self._guard else None
+    if self._masks:
+      self._masks.expect(client, round, records)
+    return _Request(message, client, _Task(params, round, control), bound)
+
+  def _reply(self, request: _Request, result: LocalResult | Exception) -> Message:
+    """The reply to a request.
+
+    Raises:
+      FloatingPointError: local training failed with it.
+      SiteFault: it failed otherwise, or has a metric that is not finite.
+    """
+    task, site = request.task, self._trainer.site(request.client)
+    if isinstance(result, FloatingPointError):
+      raise result
+    if isinstance(result, Exception):
       # Its text may quote a caption, an id or a path, and what is raised here travels.
-      _LOG.exception("%s: round %d failed", trainer.site(client), round)
-      kind = type(error).__name__
-      raise SiteFault(f"{kind} in local training; the site's own log has the rest") from None
-    if guard and bound is not None:
-      result = guard.leave(trainer.site(client), result, params, bound)
-    if masks:
-      return Message(masks.hide(client, records, result, params, bound), reply_to=message)
+      _LOG.error("%s: round %d failed", site, task.round, exc_info=result)
+      kind = type(result).__name__
+      raise SiteFault(f"{kind} in local training; the site's own log has the rest")
+    if self._guard and request.bound is not None:
+      result = self._guard.leave(site, result, task.params, request.bound)
+    if self._masks:
+      content = request.message.content
+      hidden = self._masks.hide(request.client, content, result, task.params, request.bound)
+      return Message(hidden, reply_to=request.message)
     metrics: dict[str, int | float] = {wire.NUM_EXAMPLES: int(result.num_examples)}
     for name, value in result.metrics.items():
       metrics[name] = float(value)
@@ -91,10 +180,10 @@ def make_client_app(
     )
     if result.control is not None:
       reply[wire.CONTROL] = wire.pack(result.control)
-    return Message(reply, reply_to=message)
+    return Message(reply, reply_to=request.message)
 
-  @app.query("hello")
-  def hello(message: Message, context: Context) -> Message:
+  def _hello(self, message: Message, context: Context) -> Message:
+    """Says which site this is to a server with the same terms."""
     asked = message.content.config_records.get(wire.CONFIG, {}).get(wire.TERMS)
     try:
       theirs = parse(asked) if isinstance(asked, str) else None
@@ -102,21 +191,27 @@ def make_client_app(
       theirs = None
     if not isinstance(theirs, dict):
       raise wire.WireError(f"terms: expected a JSON object; got {str(asked)[:40]!r}")
-    differ = differences(ours, _those_of(ours, theirs))
+    differ = differences(self._terms, _values_of_names(self._terms, theirs))
     if differ:
       raise wire.WireError(
         f"this site and the server differ (site -> server): {'; '.join(differ)}."
         " Run the same version, config and backbones on both"
       )
     client = _client(context)
-    # A guard has clients weigh alike, and masks hide the weight in the sum.
-    examples = 1 if guard or masks else trainer.num_examples(client)
-    answer = ConfigRecord({wire.SITE: trainer.site(client), wire.NUM_EXAMPLES: examples})
+    # With clipping all clients weigh the same, and under masks the weight is hidden in the sum.
+    examples = 1 if self._guard or self._masks else self._trainer.num_examples(client)
+    answer = ConfigRecord({wire.SITE: self._trainer.site(client), wire.NUM_EXAMPLES: examples})
     return Message(RecordDict({wire.CONFIG: answer}), reply_to=message)
 
-  if masks:
-    masks.register(app, _client)
-  return app
+
+def _join_cohort(cohorts: list[tuple[_Task, list[int]]], request: _Request) -> tuple[int, _Request]:
+  """Adds a request's client to the first cohort with the same task, or to a new one."""
+  for place, (task, clients) in enumerate(cohorts):
+    if request.client not in clients and task.equals(request.task):
+      clients.append(request.client)
+      return place, request._replace(task=task)
+  cohorts.append((request.task, [request.client]))
+  return len(cohorts) - 1, request
 
 
 def _client(context: Context) -> int:
@@ -125,10 +220,10 @@ def _client(context: Context) -> int:
   return int(context.node_config["partition-id"])
 
 
-def _those_of(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-  """Their values of the names that we have."""
+def _values_of_names(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+  """Their values under the names that we have."""
   return {
-    name: _those_of(value, theirs[name])
+    name: _values_of_names(value, theirs[name])
     if isinstance(value, dict) and isinstance(theirs[name], dict)
     else theirs[name]
     for name, value in ours.items()

@@ -1,6 +1,5 @@
 """Local training of simulated clients: cohorts in one compiled program, one frozen copy for all."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,9 +11,8 @@ from jaxtyping import Int
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.data.batches import Split
-from afspl_jax.errors import UserError
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.federation.contracts import POISSON, LocalResult
+from afspl_jax.federation.contracts import POISSON, LocalResult, attempt
 from afspl_jax.federation.privacy.dp_sgd_batches import SecretBatches, stacked
 from afspl_jax.federation.privacy.dp_sgd_step import make_private_training
 from afspl_jax.federation.protocol import uplink
@@ -25,10 +23,25 @@ from afspl_jax.training.train_step import StepMetrics, make_local_training, make
 from afspl_jax.types import Batch, Params
 
 
-class _Trained(NamedTuple):
-  """What local training made of a client, until it asks for it."""
+class _Task(NamedTuple):
+  """What a cohort's clients are asked to do."""
 
-  before: Params  # its state
+  shared: Params  # the global params
+  round: int
+  first_step: int  # where the schedule stands
+  control: Params  # the server's; zeros without controls
+
+
+class _Start(NamedTuple):
+  """What a client brings to its cohort."""
+
+  state: Params  # from its earlier rounds
+  batches: Batch | None  # of its local steps; None with DP-SGD, which draws those of a cohort
+
+
+class _Trained(NamedTuple):
+  """What local training made of a client."""
+
   params: Params  # all leaves
   metrics: StepMetrics  # [k ...]
   gradient: Params | None = None  # of the shared leaves, mean over the finite steps; for controls
@@ -36,11 +49,6 @@ class _Trained(NamedTuple):
 
 class LocalTrainer:
   """Trains any client of this process on its own part of the training split.
-
-  Clients ask one at a time, each with the params that it received. Those that `expect` announced
-  train together when the first of them asks; each gets its own result when it asks itself, and
-  only then is its state written, or its failure raised. What was trained for another round or
-  from other params is thrown away. A client that was not announced trains alone.
 
   Args:
     captioner: the forward passes.
@@ -52,6 +60,9 @@ class LocalTrainer:
     strategy: its client half adds to the local loss, and may correct gradients.
     mesh: devices that share a batch.
     store: keeps what never leaves the clients.
+    in_process: whether all clients of a round train in this process, in one call. Where their
+      number is left to chance, cohorts are then filled up to one size: one compiled program serves
+      every round.
   """
 
   def __init__(
@@ -65,7 +76,9 @@ class LocalTrainer:
     strategy: Strategy,
     mesh: Mesh,
     store: ClientStore,
+    in_process: bool = True,
   ):
+    self._in_process = in_process
     self._frozen, self._data, self._mesh, self._store = frozen, data, mesh, store
     self._names = sorted(clients)
     self._clients, self._config = clients, config
@@ -90,25 +103,6 @@ class LocalTrainer:
       self.program = make_local_training(
         captioner, config.optim, rounds, penalty, mesh, self._controlled
       )
-    self._cohorts: dict[int, Sequence[int]] = {}  # that have yet to train, by each of their clients
-    self._cohort_size = 1
-    self._asked: tuple[Params, int, int, Params] = ({}, 0, 0, {})
-    self._trained: dict[int, _Trained] = {}  # for `_asked`, and not yet fetched
-
-  def expect(self, clients: Sequence[int]) -> None:
-    """Tells which clients will be asked to train next, from equal params.
-
-    They are cut into as few cohorts as `fed.cohort` allows, and these as even as can be, since a
-    smaller one is filled up with copies. Where coins say how many clients a round has, all cohorts
-    are of one size, or each number would be compiled anew.
-    """
-    fed = self._config.fed
-    number = max(1, -(-len(clients) // fed.cohort))
-    cohorts = [part.tolist() for part in np.array_split(clients, number)]
-    coins = fed.selection == POISSON
-    self._cohort_size = min(fed.cohort, len(self._names)) if coins else len(cohorts[0])
-    self._cohorts = {client: cohort for cohort in cohorts for client in cohort}
-    self._trained = {}
 
   def site(self, client: int) -> str:
     """The client's name."""
@@ -126,114 +120,130 @@ class LocalTrainer:
     """
     return join(shared, self._state(shared, client, round + 1)["own"])
 
-  def train(
+  def train_cohort(
     self,
     shared: Params,
-    client: int,
+    clients: Sequence[int],
     round: int,
     first_step: int | None = None,
     *,
     control: Params | None = None,
-  ) -> LocalResult:
-    """Runs the client's local steps of one round.
+  ) -> dict[int, LocalResult | Exception]:
+    """Runs the local steps of one round of some clients, in cohorts of up to `fed.cohort`.
+
+    The state of a client is on disk when its result is returned; nothing is kept of one that fails.
 
     Args:
       shared: the global params (NumPy leaves).
-      client: its index.
+      clients: their indices.
       round: from 1.
       first_step: where the schedule stands; by default where the round does.
       control: the server's, if the strategy has controls; by default zeros.
 
-    Raises:
-      FloatingPointError: no step had a finite loss and gradient.
+    Returns:
+      Each client's result, or its error: FloatingPointError if no step had a finite loss and
+      gradient.
     """
-    site, steps = self._names[client], self._config.optim.local_steps
+    steps = self._config.optim.local_steps
     first_step = (round - 1) * steps if first_step is None else first_step
-    asked = (shared, round, first_step, self._zeros if control is None else control)
-    if not (self._trained and jax.tree.all(jax.tree.map(np.array_equal, self._asked, asked))):
-      self._asked, self._trained = asked, {}
-    if client not in self._trained:
-      self._trained |= self._train_cohort(client, *asked)
-    before, params, metrics, gradient = self._trained.pop(client)
-    finite = np.asarray(metrics.finite)
-    if not finite.any():
-      raise FloatingPointError(
-        f"none of {steps} local steps had a finite loss and gradient; lower optim.prompt_lr and"
-        " optim.mapper_lr, or look for bad examples"
-      )
-    trained_shared, own = split(params, self._config.fed.share)
-    residual = before.get("residual", self._zeros)
-    lot = self._config.seed, round
-    sent = uplink.compress(trained_shared, shared, residual, self._config.uplink, lot)
-    keep = {"own": own, "residual": sent.residual, "control": gradient}
-    if self.secret:
-      self.secret.charge(site)
-    self._store.save(site, round, {name: keep[name] for name in self._template})
-    if self.secret:  # metrics are of the examples, without noise
-      return LocalResult(sent.params, len(self._clients[site]), {}, sent.masks)
-    usage = np.mean(metrics.usage[finite], axis=0)
-    # Before any step was taken: what q-FedAvg weighs a site by, estimated on one batch.
-    first_loss = {"first_loss": float(metrics.loss[0])} if finite[0] else {}
-    return LocalResult(
-      sent.params,
-      len(self._clients[site]),
-      {
-        "loss": float(np.mean(metrics.loss[finite])),
-        "balance": float(np.mean(metrics.balance[finite])),
-        "contrast": float(np.mean(metrics.contrast[finite])),
-        "grad_norm": float(np.mean(metrics.grad_norm[finite])),
-        "prompts_chosen": float(usage.sum()),
-        "nonfinite_steps": float(steps - finite.sum()),
-      }
-      | first_loss
-      | {f"pool_usage_{i}": float(share) for i, share in enumerate(usage)},
-      sent.masks,
-      jax.tree.map(np.subtract, gradient, before["control"]) if self._controlled else None,
-    )
+    task = _Task(shared, round, first_step, self._zeros if control is None else control)
+    cohorts, size = self._cut(clients)
+    results: dict[int, LocalResult | Exception] = {}
+    for cohort in cohorts:
+      results |= self._train_together(cohort, size, task)
+    return results
 
-  def _train_cohort(
-    self, client: int, shared: Params, round: int, first_step: int, control: Params
-  ) -> dict[int, _Trained]:
-    """Trains the client and those of its cohort that can start; one that cannot fails alone."""
-    cohort = self._cohorts.pop(client, None)
-    size = 1 if cohort is None else self._cohort_size
-    states = {client: self._state(shared, client, round)}
-    for other in cohort or ():
-      if other in self._cohorts:  # else it failed before
-        with contextlib.suppress(UserError):  # which it will meet again when it asks itself
-          states[other] = self._state(shared, other, round)
-          del self._cohorts[other]  # a second time, it trains alone
-    # What fills a cohort up are copies of a real client: one compile serves every number.
-    names = [*states, *[client] * (size - len(states))]
-    own = [states[name]["own"] for name in names]
-    residuals = [states[name].get("residual", self._zeros) for name in names]
-    starts = [uplink.begin(shared, residual, self._config.uplink) for residual in residuals]
+  def _cut(self, clients: Sequence[int]) -> tuple[list[list[int]], int]:
+    """Cuts clients into as few and as even cohorts as can be; also the size to fill each up to."""
+    fed = self._config.fed
+    number = max(1, -(-len(clients) // fed.cohort))
+    cohorts = [part.tolist() for part in np.array_split(clients, number)]
+    by_chance = self._in_process and fed.selection == POISSON
+    return cohorts, min(fed.cohort, len(self._names)) if by_chance else len(cohorts[0])
+
+  def _train_together(
+    self, clients: Sequence[int], size: int, task: _Task
+  ) -> dict[int, LocalResult | Exception]:
+    """Trains one cohort in one run of the compiled program."""
+    found = {client: attempt(self._start, client, task) for client in clients}
+    starts = {client: each for client, each in found.items() if isinstance(each, _Start)}
+    results: dict[int, LocalResult | Exception] = {
+      client: each for client, each in found.items() if isinstance(each, Exception)
+    }
+    if starts:
+      trained = attempt(self._run, starts, size, task)
+      for client in starts:
+        if isinstance(trained, Exception):
+          results[client] = trained
+        else:
+          each = trained.pop(client)
+          results[client] = attempt(self._finish, client, starts[client].state, each, task)
+    return results
+
+  def _start(self, client: int, task: _Task) -> _Start:
+    state = self._state(task.shared, client, task.round)
+    return _Start(state, None if self.secret else self._batches(client, task.round))
+
+  def _run(self, starts: Mapping[int, _Start], size: int, task: _Task) -> dict[int, _Trained]:
+    """Runs the compiled program; a cohort below `size` is filled up with copies of a client."""
+    names = [*starts, *[next(iter(starts))] * (size - len(starts))]
+    states = [starts[name].state for name in names]
+    shared, own = task.shared, [state["own"] for state in states]
+    residuals = [state.get("residual", self._zeros) for state in states]
+    begun = [uplink.begin(shared, residual, self._config.uplink) for residual in residuals]
     if self.secret:
       sites = [self._names[name] for name in names]
       batches, *more = self.secret.draw(sites, join(shared, self._own))
     else:
-      batches, more = stacked([self._batches(name, round) for name in names], axis=1), []
+      batches, more = stacked([starts[name].batches for name in names], axis=1), []
     if self._controlled:
-      away = [jax.tree.map(np.subtract, control, states[name]["control"]) for name in names]
+      away = [jax.tree.map(np.subtract, task.control, state["control"]) for state in states]
       more = [stacked(away)]
     trained = self.program(
-      replicate(stacked([join(*each) for each in zip(starts, own, strict=True)]), self._mesh),
+      replicate(stacked([join(*each) for each in zip(begun, own, strict=True)]), self._mesh),
       self._frozen,
       stacked([join(shared, each) for each in own]),
       batches,
-      jnp.asarray(first_step, jnp.int32),
+      jnp.asarray(task.first_step, jnp.int32),
       *more,
     )
     params, metrics, *gradients = jax.device_get(trained)
     return {
       name: _Trained(
-        states[name],
         jax.tree.map(lambda leaf, i=i: leaf[i], params),
         jax.tree.map(lambda leaf, i=i: leaf[:, i], metrics),
         *jax.tree.map(lambda leaf, i=i: leaf[i], gradients),
       )
-      for i, name in enumerate(states)
+      for i, name in enumerate(starts)
     }
+
+  def _finish(self, client: int, before: Params, trained: _Trained, task: _Task) -> LocalResult:
+    """Keeps what stays with the client, and gives what it sends.
+
+    Raises:
+      FloatingPointError: no step had a finite loss and gradient.
+    """
+    site, metrics, gradient = self._names[client], trained.metrics, trained.gradient
+    if not np.asarray(metrics.finite).any():
+      raise FloatingPointError(
+        f"none of {len(metrics.finite)} local steps had a finite loss and gradient; lower"
+        " optim.prompt_lr and optim.mapper_lr, or look for bad examples"
+      )
+    shared, own = split(trained.params, self._config.fed.share)
+    residual = before.get("residual", self._zeros)
+    lot = self._config.seed, task.round
+    sent = uplink.compress(shared, task.shared, residual, self._config.uplink, lot)
+    keep = {"own": own, "residual": sent.residual, "control": gradient}
+    if self.secret:
+      self.secret.charge(site)
+    self._store.save(site, task.round, {name: keep[name] for name in self._template})
+    return LocalResult(
+      sent.params,
+      self.num_examples(client),
+      {} if self.secret else _means(metrics),  # they are of the examples, without noise
+      sent.masks,
+      jax.tree.map(np.subtract, gradient, before["control"]) if self._controlled else None,
+    )
 
   def _batches(self, client: int, round: int) -> Batch:
     """The client's batches of a round, which depend on nothing but its data and the seed."""
@@ -255,3 +265,23 @@ class LocalTrainer:
     prompt = np.asarray(self._matching(join(shared, self._own), batch))
     own = self._own | {LOCAL: self._own[LOCAL] | {"prompt": prompt}}
     return self._template | {"own": own}
+
+
+def _means(metrics: StepMetrics) -> dict[str, float]:
+  """What a client reports of its local steps: means over those that were finite."""
+  finite = np.asarray(metrics.finite)
+  usage = np.mean(metrics.usage[finite], axis=0)
+  # Before any step was taken: what q-FedAvg weighs a site by, estimated on one batch.
+  first_loss = {"first_loss": float(metrics.loss[0])} if finite[0] else {}
+  return (
+    {
+      "loss": float(np.mean(metrics.loss[finite])),
+      "balance": float(np.mean(metrics.balance[finite])),
+      "contrast": float(np.mean(metrics.contrast[finite])),
+      "grad_norm": float(np.mean(metrics.grad_norm[finite])),
+      "prompts_chosen": float(usage.sum()),
+      "nonfinite_steps": float(len(finite) - finite.sum()),
+    }
+    | first_loss
+    | {f"pool_usage_{i}": float(share) for i, share in enumerate(usage)}
+  )

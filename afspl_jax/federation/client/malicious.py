@@ -22,7 +22,7 @@ from jaxtyping import Int
 
 from afspl_jax.config.experiment import Attack, choice
 from afspl_jax.errors import UserError
-from afspl_jax.federation.contracts import CohortTrainer, LocalResult, Trainer
+from afspl_jax.federation.contracts import LocalResult, Trainer
 from afspl_jax.types import Example, Params
 
 KINDS = ("none", "sign_flip", "scale", "label_flip")
@@ -87,25 +87,25 @@ class HostileTrainer:
     self._trainer, self._hostile, self._factor = trainer, frozenset(hostile), factor
     self.site, self.num_examples = trainer.site, trainer.num_examples
 
-  def expect(self, clients: Sequence[int]) -> None:
-    """Tells the trainer which clients' `train` will be called next, if it wants to know."""
-    if isinstance(self._trainer, CohortTrainer):
-      self._trainer.expect(clients)
-
-  def train(
-    self, params: Params, client: int, round: int, *, control: Params | None = None
-  ) -> LocalResult:
-    """Trains on the client's data; of a hostile one, the update is not what training found."""
+  def train_cohort(
+    self, params: Params, clients: Sequence[int], round: int, *, control: Params | None = None
+  ) -> dict[int, LocalResult | Exception]:
+    """Trains the clients; the update of a hostile one is not what training found."""
     given = {} if control is None else {"control": control}
-    result = self._trainer.train(params, client, round, **given)
-    if self.site(client) not in self._hostile:
-      return result
+    results = self._trainer.train_cohort(params, clients, round, **given)
+    return {
+      client: self._changed(result, params)
+      if self.site(client) in self._hostile and not isinstance(result, Exception)
+      else result
+      for client, result in results.items()
+    }
 
+  def _changed(self, result: LocalResult, start: Params) -> LocalResult:
     def sent(found, start):
       update = np.subtract(found, start, dtype=np.float64)
       return (start + self._factor * update).astype(start.dtype)
 
-    return result._replace(params=jax.tree.map(sent, result.params, params))
+    return result._replace(params=jax.tree.map(sent, result.params, start))
 
 
 def sending(trainer: Trainer, hostile: Collection[str], attack: Attack) -> Trainer:

@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from afspl_jax.errors import UserError
+from afspl_jax.federation.contracts import CohortApp, attempt
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.protocol.disclosure_list import FAULTS
 from afspl_jax.storage.run_folder import WIRE
@@ -61,10 +62,23 @@ class Recorded(ClientApp):
     Raises:
       UserError: it cannot be noted, and so must not leave.
     """
-    try:
-      reply = self._app(message, context)
-    except Exception as error:  # noqa: BLE001 - it is logged, and becomes the reply
-      reply = Message(_fault(error), reply_to=message)
+    return self._note(message, context, attempt(self._app, message, context))
+
+  def answer_together(self, requests: Sequence[tuple[Message, Context]]) -> Iterator[Message]:
+    """The answers to messages that ask to train; each is noted before the next one is made.
+
+    Raises:
+      UserError: one cannot be noted, and so must not leave.
+    """
+    if isinstance(self._app, CohortApp):
+      answers = self._app.answer_together(requests)
+    else:
+      answers = (attempt(self._app, *request) for request in requests)
+    for request, answer in zip(requests, answers, strict=True):
+      yield self._note(*request, answer)
+
+  def _note(self, message: Message, context: Context, answer: Message | Exception) -> Message:
+    reply = Message(_fault(answer), reply_to=message) if isinstance(answer, Exception) else answer
     self._record.add(message, reply, self._name(context))
     return reply
 

@@ -5,8 +5,8 @@ import dataclasses
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from afspl_jax.federation.client.client_app import make_client_app
-from afspl_jax.federation.contracts import CohortTrainer, Guard, Masks, Trainer
+from afspl_jax.federation.client.client_app import SiteApp
+from afspl_jax.federation.contracts import Guard, Masks, Trainer
 from afspl_jax.federation.protocol.disclosure_log import Recorded, WireRecord
 from afspl_jax.federation.server.rounds import Plan, newest_state, run_rounds, scored_params
 from afspl_jax.federation.transport.local_grid import LocalGrid
@@ -51,10 +51,9 @@ def run_local(
   Raises:
     RoundFailed: too few valid replies in a round.
   """
-  announce = trainer.expect if isinstance(trainer, CohortTrainer) else lambda clients: None
   record = WireRecord(plan.folder.path, plan.params, sync=False)  # nothing leaves this process
-  app = make_client_app(trainer, plan.params, plan.terms, guard, masks)
-  grid = LocalGrid(Recorded(app, record, trainer.site), num_clients, announce)
+  app = SiteApp(trainer, plan.params, plan.terms, guard, masks)
+  grid = LocalGrid(Recorded(app, record, trainer.site), num_clients)
   context = Context(grid.run.run_id, 1, node_config={}, state=RecordDict(), run_config={})
   # All are here at once or never.
   at_once = dataclasses.replace(plan, fed=dataclasses.replace(plan.fed, wait=0.0))

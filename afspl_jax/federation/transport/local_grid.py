@@ -4,18 +4,20 @@ Imports private names of Flower (series 1.41), as net/ does and no other file.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Array, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import InflatableObject
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from afspl_jax.errors import UserError
+from afspl_jax.federation.contracts import CohortApp
 from afspl_jax.federation.protocol.wire import TRAIN, serialized
 
 _RUN_ID = 1
@@ -33,11 +35,14 @@ class Transfer(NamedTuple):
 
 
 class LocalGrid(Grid):
-  """Runs a ClientApp in this process, one message after the other.
+  """Runs a ClientApp in this process.
+
+  An app that can answer several clients together (CohortApp) gets the training messages of a push
+  in one call, any other app one message after the other.
 
   Every message and reply is serialized and deserialized by Flower's own wire objects, so nothing
-  is shared by reference and bytes are those of a network. A client's exception becomes the error
-  reply that a SuperNode would send; UserError, KeyboardInterrupt and SystemExit pass through.
+  that can be changed is shared and bytes are those of a network. A client's exception becomes the
+  error reply that a SuperNode would send; UserError, KeyboardInterrupt and SystemExit pass through.
 
   A client that hangs hangs the caller: `timeout` cannot be enforced in one process and is
   ignored. Deadlines are for the networked roles.
@@ -45,19 +50,13 @@ class LocalGrid(Grid):
   Args:
     app: of every client.
     num_clients: nodes of this grid.
-    announce: is told which clients a push asks to train, before the first of them is asked.
   """
 
-  def __init__(
-    self,
-    app: ClientApp,
-    num_clients: int,
-    announce: Callable[[Sequence[int]], None] = lambda clients: None,
-  ):
+  def __init__(self, app: ClientApp, num_clients: int):
     # A Message takes its run and sender from the process.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, _SERVER_NODE
     self.transfers: dict[str, Transfer] = {}  # of the latest push, by message id
-    self._app, self._announce = app, announce
+    self._app = app
     self._run = Run.create_empty(_RUN_ID)
     self._contexts = {
       _FIRST_CLIENT_NODE + client: Context(
@@ -96,7 +95,7 @@ class LocalGrid(Grid):
     return list(self._contexts)
 
   def push_messages(self, messages: Iterable[Message]) -> list[str]:
-    """Delivers every message, runs its client, and keeps the reply.
+    """Delivers the messages, runs their clients, and keeps the replies.
 
     Args:
       messages: messages to nodes of this grid.
@@ -113,10 +112,7 @@ class LocalGrid(Grid):
       if message.metadata.dst_node_id not in self._contexts:
         node, known = message.metadata.dst_node_id, list(self._contexts)
         raise ValueError(f"message to node {node}: expected one of {known}")
-    training = [m.metadata.dst_node_id for m in messages if m.metadata.message_type == TRAIN]
-    if training:
-      self._announce([node - _FIRST_CLIENT_NODE for node in training])
-    return [self._deliver(message) for message in messages]
+    return self._deliver(messages)
 
   def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
     """Replies to the given messages, each once."""
@@ -128,29 +124,61 @@ class LocalGrid(Grid):
     """Delivers the messages and returns their replies; `timeout` is ignored, see the class."""
     return self.pull_messages(self.push_messages(messages))
 
-  def _deliver(self, message: Message) -> str:
-    node = message.metadata.dst_node_id
-    received, down = _travel(message)
-    message_id = received.metadata.message_id
-    message.metadata.__dict__["_message_id"] = message_id  # the sender learns it, as on the network
+  def _deliver(self, messages: list[Message]) -> list[str]:
+    """Answers the messages; returns their ids."""
+    requests, sizes = [], []
+    arrays: dict[str, InflatableObject] = {}
+    for message in messages:
+      received, size = _travel(message, arrays)
+      # The sender learns the id, as on the network.
+      message.metadata.__dict__["_message_id"] = received.metadata.message_id
+      requests.append((received, self._contexts[message.metadata.dst_node_id]))
+      sizes.append(size)
+    ids = []
+    for (received, _), down, answer in zip(requests, sizes, self._answers(requests), strict=True):
+      if isinstance(answer, Exception):
+        _LOG.info("node %d raised", received.metadata.dst_node_id, exc_info=answer)
+        why = f"{type(answer).__name__}: {answer}"
+        answer = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, why), reply_to=received)
+      reply, up = _travel(answer)
+      ids.append(received.metadata.message_id)
+      self._replies[ids[-1]], self.transfers[ids[-1]] = reply, Transfer(down, up)
+    return ids
+
+  def _answers(self, requests: list[tuple[Message, Context]]) -> Iterator[Message | Exception]:
+    training = all(message.metadata.message_type == TRAIN for message, _ in requests)
+    if training and isinstance(self._app, CohortApp):
+      return self._app.answer_together(requests)
+    return (self._answer(*request) for request in requests)
+
+  def _answer(self, message: Message, context: Context) -> Message | Exception:
     try:
-      reply, up = _travel(self._app(received, self._contexts[node]))
+      reply = self._app(message, context)
+      if not isinstance(reply, Message):
+        raise TypeError(f"expected the app to return a Message; got {type(reply).__name__}")
     except UserError:
-      raise  # of this process, which is to end: what a client must not hear of is in it
-    except Exception as error:  # noqa: BLE001 - whatever a client raises is its reply
-      _LOG.info("node %d raised", node, exc_info=error)
-      why = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}")
-      reply, up = _travel(Message(why, reply_to=received))
-    self._replies[message_id] = reply
-    self.transfers[message_id] = Transfer(down, up)
-    return message_id
+      raise  # of this process, which is to end: its text is not for the server
+    except Exception as error:  # noqa: BLE001 - the error becomes the client's reply
+      return error
+    return reply
 
 
-def _travel(message: Message) -> tuple[Message, int]:
-  """The message as its receiver sees it, and the bytes it took."""
+def _travel(
+  message: Message, arrays: dict[str, InflatableObject] | None = None
+) -> tuple[Message, int]:
+  """The message as its receiver gets it, and the bytes it took.
+
+  Args:
+    message: what is sent.
+    arrays: those that were received already, by id: equal ones are kept in memory once. Adds those
+      of this message.
+  """
   objects = serialized(message)
   size = sum(map(len, objects.values()))
   message_id = next(reversed(objects))  # parents come last
-  received = inflate_object_from_contents(message_id, objects)
+  known = {} if arrays is None else dict(arrays)
+  received = inflate_object_from_contents(message_id, objects, objects=known)
   received.metadata.__dict__["_message_id"] = message_id
+  if arrays is not None:
+    arrays |= {key: value for key, value in known.items() if isinstance(value, Array)}
   return received, size

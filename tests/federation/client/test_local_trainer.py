@@ -10,9 +10,9 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import changed
 from afspl_jax.errors import UserError
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.federation.contracts import CohortTrainer
+from afspl_jax.federation.contracts import CohortApp
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.runs.prepare import find, prepare
@@ -42,7 +42,6 @@ def setup(made):
   """With clients that know nothing yet."""
   setup, states = made
   shutil.rmtree(states, ignore_errors=True)
-  setup.trainer.expect([])
   return setup
 
 
@@ -74,13 +73,17 @@ def files(states):
   return sorted(path.parent.name for path in states.glob("*/*.safetensors"))
 
 
-def test_announced_clients_get_what_they_would_get_alone(setup, runs):
+def train_alone(setup, client, round=1):
+  return setup.trainer.train_cohort(setup.shared, [client], round)[client]
+
+
+def test_clients_of_a_cohort_get_what_they_would_get_alone(setup, runs):
   trainer, clients = setup.trainer, [2, 0, 3]
-  alone = {client: trainer.train(setup.shared, client, 1) for client in clients}
+  alone = {client: train_alone(setup, client) for client in clients}
   own = {client: trainer.personal(setup.shared, client, 1) for client in clients}
-  trainer.expect(clients)
-  for client in clients:
-    result = trainer.train(setup.shared, client, 1)
+  results = trainer.train_cohort(setup.shared, clients, 1)
+  assert sorted(results) == sorted(clients)
+  for client, result in results.items():
     assert_close(result.params, alone[client].params)
     assert result.num_examples == alone[client].num_examples
     assert result.metrics == pytest.approx(alone[client].metrics, rel=1e-4)
@@ -92,57 +95,48 @@ def test_announced_clients_get_what_they_would_get_alone(setup, runs):
 
 def test_cohorts_are_as_even_as_can_be(setup, runs, monkeypatch):
   monkeypatch.setattr(setup.config.fed, "cohort", 3)
-  setup.trainer.expect([0, 1, 2, 3])
-  for client in range(4):
-    setup.trainer.train(setup.shared, client, 1)
+  setup.trainer.train_cohort(setup.shared, range(4), 1)
   assert runs == [2, 2]  # and not 3 and 3, two of them copies
 
 
-def test_however_many_coins_draw_is_trained_by_one_program(setup, runs, monkeypatch):
+def test_any_number_of_clients_that_poisson_sampling_picks_is_trained_by_one_program(
+  setup, runs, monkeypatch
+):
   monkeypatch.setattr(setup.config.fed, "selection", "poisson")
-  for drawn in ([1], [0, 2, 3], []):
-    setup.trainer.expect(drawn)
-    for client in drawn:
-      setup.trainer.train(setup.shared, client, 1)
+  for picked in ([1], [0, 2, 3], []):
+    assert set(setup.trainer.train_cohort(setup.shared, picked, 1)) == set(picked)
   assert runs == [2, 2, 2]
 
 
-def test_clients_may_ask_in_another_order_than_announced(setup, runs):
-  setup.trainer.expect([0, 1, 2, 3])
-  for client in (3, 0, 2, 1):
-    setup.trainer.train(setup.shared, client, 1)
-  assert runs == [2, 2]
+def test_a_client_on_a_host_of_its_own_is_never_filled_up_with_copies(setup, runs, monkeypatch):
+  monkeypatch.setattr(setup.config.fed, "selection", "poisson")
+  monkeypatch.setattr(setup.trainer, "_in_process", False)
+  train_alone(setup, 1)
+  assert runs == [1]
 
 
-def test_a_clients_state_is_written_when_it_asks_and_not_before(setup, states):
-  setup.trainer.expect([0, 1])
-  setup.trainer.train(setup.shared, 1, 1)
-  assert files(states) == [setup.trainer.site(1)]
-  setup.trainer.train(setup.shared, 0, 1)
+def test_the_state_of_every_client_is_on_disk_when_its_result_is_there(setup, states):
+  setup.trainer.train_cohort(setup.shared, [1, 0], 1)
   assert files(states) == [setup.trainer.site(0), setup.trainer.site(1)]
 
 
-def test_who_asks_twice_trains_again(setup, runs):
-  setup.trainer.expect([0, 1])
-  first = setup.trainer.train(setup.shared, 0, 1)
-  assert_close(setup.trainer.train(setup.shared, 0, 1).params, first.params)
-  setup.trainer.train(setup.shared, 1, 1)
-  assert runs == [2, 1]
+def test_who_trains_twice_in_a_round_gets_the_same(setup, runs):
+  first = train_alone(setup, 0)
+  assert_close(train_alone(setup, 0).params, first.params)
+  assert runs == [1, 1]
 
 
 @pytest.mark.parametrize("other", ["round", "params", "first_step"])
-def test_what_was_trained_from_something_else_is_thrown_away(setup, runs, other):
+def test_a_result_depends_on_nothing_that_was_trained_before(setup, other):
   moved = jax.tree.map(lambda leaf: leaf + np.float32(0.1), setup.shared)
   asked = {
-    "round": (setup.shared, 3, 2, 0),
-    "params": (moved, 3, 1, 0),
-    "first_step": (setup.shared, 3, 1, 4),
+    "round": (setup.shared, [3], 2, 0),
+    "params": (moved, [3], 1, 0),
+    "first_step": (setup.shared, [3], 1, 4),
   }[other]
-  alone = setup.trainer.train(*asked)
-  setup.trainer.expect([2, 3])
-  setup.trainer.train(setup.shared, 2, 1, 0)
-  assert_close(setup.trainer.train(*asked).params, alone.params)
-  assert runs == [1, 2, 1]
+  alone = setup.trainer.train_cohort(*asked)[3]
+  setup.trainer.train_cohort(setup.shared, [2, 3], 3, 0)
+  assert_close(setup.trainer.train_cohort(*asked)[3].params, alone.params)
 
 
 def spoil(setup, states, client):
@@ -168,18 +162,26 @@ def damage(setup, states, client):
 )
 @pytest.mark.parametrize("bad", [0, 1])
 def test_a_client_that_fails_fails_alone(setup, states, harm, error, says, bad):
-  trainer, good = setup.trainer, 1 - bad
-  alone = trainer.train(setup.shared, good, 1)
+  good = 1 - bad
+  alone = train_alone(setup, good)
   harm(setup, states, bad)
   before = sorted(states.rglob("*"))
-  trainer.expect([0, 1])
-  for client in (0, 1):
-    if client == bad:
-      with pytest.raises(error, match=says):
-        trainer.train(setup.shared, client, 1)
-    else:
-      assert_close(trainer.train(setup.shared, client, 1).params, alone.params)
+  results = setup.trainer.train_cohort(setup.shared, [0, 1], 1)
+  assert isinstance(results[bad], error) and says in str(results[bad])
+  assert_close(results[good].params, alone.params)
   assert sorted(states.rglob("*")) == before  # nothing was kept of the failure
+
+
+def test_a_program_that_fails_is_the_error_of_all_in_its_cohort_and_of_no_other(
+  setup, states, monkeypatch
+):
+  program = setup.trainer.program
+  programs = iter([program, lambda *args: 1 / 0])
+  monkeypatch.setattr(setup.trainer, "program", lambda *args: next(programs)(*args))
+  results = setup.trainer.train_cohort(setup.shared, range(4), 1)
+  kinds = [isinstance(results[client], ZeroDivisionError) for client in range(4)]
+  assert kinds == [False, False, True, True]
+  assert files(states) == [setup.trainer.site(0), setup.trainer.site(1)]
 
 
 def ask(grid, setup, clients, round=1):
@@ -191,11 +193,11 @@ def ask(grid, setup, clients, round=1):
 
 
 def test_a_push_trains_its_clients_together_and_each_answers_for_itself(setup, states, runs):
-  assert isinstance(setup.trainer, CohortTrainer)
-  app = make_client_app(setup.trainer, setup.shared)
-  apart = ask(LocalGrid(app, 4), setup, [0, 1, 3])
+  app = SiteApp(setup.trainer, setup.shared)
+  assert isinstance(app, CohortApp)
+  apart = [ask(LocalGrid(app, 4), setup, [client])[0] for client in (0, 1, 3)]
   spoil(setup, states, 1)
-  together = ask(LocalGrid(app, 4, setup.trainer.expect), setup, [0, 1, 3])
+  together = ask(LocalGrid(app, 4), setup, [0, 1, 3])
   assert runs == [1, 1, 1, 2, 2]
   assert [reply.has_error() for reply in together] == [False, True, False]
   assert "FloatingPointError: none of 2 local steps" in together[1].error.reason

@@ -13,7 +13,6 @@ from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies
 from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.federation.contracts import CohortTrainer
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.runs.prepare import find, prepare
 from afspl_jax.runs.trained import rescore
@@ -64,7 +63,8 @@ def test_a_hostile_site_sends_its_update_times_a_factor_and_others_what_they_fou
   bad = one_of(NAMES, kind)
   trainer = malicious.sending(honest, bad, Attack(kind, 0.2, scale=7.0))
   for client, name in enumerate(NAMES):
-    found, sent = (jax.device_get(t.train(start, client, 1)) for t in (honest, trainer))
+    results = (t.train_cohort(start, [client], 1)[client] for t in (honest, trainer))
+    found, sent = map(jax.device_get, results)
     assert sent[1:] == found[1:]
     if name not in bad:
       assert_same_bits(sent.params, found.params)
@@ -74,16 +74,16 @@ def test_a_hostile_site_sends_its_update_times_a_factor_and_others_what_they_fou
       np.testing.assert_allclose(a - x, factor * (b - x), rtol=1e-4, atol=1e-6)
 
 
-def test_a_cohort_is_announced_as_before():
-  class Cohorts(LeastSquares):
-    def expect(self, clients):
-      self.expected = clients
+def test_a_malicious_client_that_fails_has_its_error():
+  class Failing(LeastSquares):
+    def train(self, params, client, round):
+      raise OSError("disk full")
 
-  trainer = Cohorts()
-  sending = malicious.sending(trainer, NAMES[:2], Attack("sign_flip", 0.2))
-  assert isinstance(sending, CohortTrainer)
-  sending.expect([3, 1])
-  assert trainer.expected == [3, 1]
+  sending = malicious.sending(Failing(), NAMES[:2], Attack("sign_flip", 0.2))
+  results = sending.train_cohort(init_params(), [3, 1], 1)
+  assert {client: str(error) for client, error in results.items()} == dict.fromkeys(
+    (3, 1), "disk full"
+  )
 
 
 @pytest.mark.parametrize("kind", ["none", "label_flip"])
@@ -173,14 +173,17 @@ def steps_of(setup, client):
   class Given(Exception):
     """Ends it there."""
 
+  given = []
+
   def program(params, frozen, shared, batches, *rest):
-    raise Given(batches)
+    given.append(batches)
+    raise Given
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(setup.trainer, "program", program)
-    with pytest.raises(Given) as given:
-      setup.trainer.train(setup.shared, client, 1)
-  return given.value.args[0]
+    results = setup.trainer.train_cohort(setup.shared, [client], 1)
+  assert isinstance(results[client], Given)
+  return given[0]
 
 
 def test_honest_sites_train_on_what_they_would_and_hostile_ones_on_other_targets(run, clean):

@@ -23,7 +23,6 @@ def trainer(run, tmp_path, monkeypatch):
   """The run's, whose clients know nothing yet."""
   trainer = run.setup.trainer
   monkeypatch.setattr(trainer, "_store", ClientStore(tmp_path))
-  trainer.expect([])
   return trainer
 
 
@@ -56,6 +55,10 @@ def named(tree):
     f"control/{jax.tree_util.keystr(path, simple=True, separator='/')}": np.asarray(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
+
+
+def train(trainer, shared, client, round, control=None):
+  return trainer.train_cohort(shared, [client], round, control=control)[client]
 
 
 def draw(shared, seed):
@@ -94,8 +97,8 @@ def test_gradients_are_corrected_by_the_servers_control_minus_the_clients_own(
   run, trainer, corrections
 ):
   shared, c = run.setup.shared, [draw(run.setup.shared, seed) for seed in range(2)]
-  own = trainer.train(shared, 0, 1, control=c[0]).control
-  trainer.train(shared, 0, 2, control=c[1])
+  own = train(trainer, shared, 0, 1, control=c[0]).control
+  train(trainer, shared, 0, 2, control=c[1])
   first, second = (jax.tree.map(lambda x: x[0], given) for given in corrections)
   assert_same_bits(first, c[0])  # its own was zeros
   assert_same_bits(second, jax.tree.map(np.subtract, c[1], own))
@@ -103,10 +106,10 @@ def test_gradients_are_corrected_by_the_servers_control_minus_the_clients_own(
 
 def test_a_repeated_round_starts_from_the_control_before_it(run, trainer, tmp_path):
   shared, c = run.setup.shared, draw(run.setup.shared, 0)
-  trainer.train(shared, 0, 1, control=c)
+  train(trainer, shared, 0, 1, control=c)
   results, files = [], []
   for round in (2, 3, 2):  # the second and third are after a crash of the server in round 3
-    results.append(trainer.train(shared, 0, round, control=c))
+    results.append(train(trainer, shared, 0, round, control=c))
     file = tmp_path / trainer.site(0) / f"round_{round:06d}.safetensors"
     files.append(file.read_bytes())
   assert_same_bits(*((r.params, r.control) for r in (results[0], results[2])))
@@ -114,14 +117,12 @@ def test_a_repeated_round_starts_from_the_control_before_it(run, trainer, tmp_pa
   assert not np.array_equal(*(r.control["pool"]["prompts"] for r in results[:2]))
 
 
-def test_announced_clients_get_the_controls_they_would_get_alone(run, trainer):
+def test_clients_of_a_cohort_get_the_controls_they_would_get_alone(run, trainer):
   shared, clients = run.setup.shared, [3, 0, 2, 1]
   for round in (1, 2):
     c = draw(shared, round)
-    alone = {client: trainer.train(shared, client, round, control=c) for client in clients}
-    trainer.expect(clients)
-    for client in clients:
-      result = trainer.train(shared, client, round, control=c)
+    alone = {client: train(trainer, shared, client, round, control=c) for client in clients}
+    for client, result in trainer.train_cohort(shared, clients, round, control=c).items():
       for one, other in zip(
         jax.tree.leaves((result.params, result.control)),
         jax.tree.leaves((alone[client].params, alone[client].control)),
@@ -130,14 +131,13 @@ def test_announced_clients_get_the_controls_they_would_get_alone(run, trainer):
         assert np.linalg.norm(one - other) <= 1e-5 * max(1.0, float(np.linalg.norm(other)))
 
 
-def test_what_was_trained_with_another_control_is_thrown_away(run, trainer):
+def test_a_result_does_not_depend_on_a_control_of_before(run, trainer):
   shared, (one, other) = run.setup.shared, (draw(run.setup.shared, seed) for seed in range(2))
-  alone = trainer.train(shared, 3, 1, control=other)
-  trainer.expect([0, 1, 2, 3])
-  trainer.train(shared, 0, 1, control=one)
-  assert_same_bits(trainer.train(shared, 3, 1, control=other).control, alone.control)
+  alone = train(trainer, shared, 3, 1, control=other)
+  trainer.train_cohort(shared, range(4), 1, control=one)
+  assert_same_bits(train(trainer, shared, 3, 1, control=other).control, alone.control)
 
 
 def test_a_newcomer_after_the_last_round_is_not_corrected(run, trainer, corrections):
-  trainer.train(run.setup.shared, 9, 4)
+  train(trainer, run.setup.shared, 9, 4)
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(corrections))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import LocalResult, SiteFault
 from afspl_jax.federation.privacy.accounting import Mechanism, epsilon
 from afspl_jax.federation.privacy.budget import LEDGER
@@ -74,7 +74,7 @@ def test_a_site_says_nothing_of_its_size(ledger):
       replies.extend(pulled)
       return pulled
 
-  app = make_client_app(LeastSquares(), START, None, Guard(settings_of(), ledger))
+  app = SiteApp(LeastSquares(), START, None, Guard(settings_of(), ledger))
   grid = Listening(app, CLIENTS)
   assert {s.num_examples for s in Sites(grid, wire.terms(START, {}), 99).look().values()} == {1}
   assert len(replies) == CLIENTS

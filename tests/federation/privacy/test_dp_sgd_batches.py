@@ -99,8 +99,7 @@ def test_nothing_leaves_a_client_but_what_noise_was_in(setup):
   trainer = setup.trainer
   results = []
   for _ in range(2):  # the second as after a crash
-    trainer.expect([0, 1])
-    results.append([trainer.train(setup.shared, client, 1) for client in (0, 1)])
+    results.append(list(trainer.train_cohort(setup.shared, [0, 1], 1).values()))
   for result in (*results[0], *results[1]):
     assert result.metrics == {}
     assert result.control is None
@@ -117,8 +116,7 @@ def test_every_training_of_a_round_is_paid_for_also_if_it_is_the_same_round(setu
   assert before == 0
   spent = []
   for round in (1, 1, 2):
-    trainer.expect([3, 1])  # as many as elsewhere: one compiled program
-    trainer.train(setup.shared, 3, round)
+    trainer.train_cohort(setup.shared, [3, 1], round)  # as many as elsewhere: one program
     spent.append(trainer.secret.epsilon(site))
   assert 0 < spent[0] < spent[1] < spent[2]
   folder = trainer._store.folder
@@ -131,14 +129,13 @@ def test_every_training_of_a_round_is_paid_for_also_if_it_is_the_same_round(setu
 def test_a_round_is_paid_for_before_anything_of_it_is_kept_or_sent(setup, monkeypatch):
   trainer, site = setup.trainer, setup.trainer.site(2)
 
-  def refuse(*args):
-    assert trainer.secret.epsilon(site) > 0
+  def refuse(name, *args):
+    assert trainer.secret.epsilon(name) > 0
     raise UserError("disk full")
 
   monkeypatch.setattr(trainer._store, "save", refuse)
-  trainer.expect([2, 1])
-  with pytest.raises(UserError, match="disk full"):
-    trainer.train(setup.shared, 2, 1)
+  results = trainer.train_cohort(setup.shared, [2, 1], 1)
+  assert all(isinstance(result, UserError) for result in results.values())
   assert trainer.secret.epsilon(site) > 0
 
 

@@ -11,7 +11,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from afspl_jax.config.experiment import Fed
 from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import SiteFault
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.protocol.disclosure_log import Recorded, WireRecord
@@ -30,7 +30,7 @@ CAPTION = "a patient with a broken arm"
 def ask(folder, trainer=None, kind=wire.TRAIN, app=None):
   """The answer to one message, through the record of a folder."""
   params, trainer = init_params(), trainer or LeastSquares()
-  app = app or make_client_app(trainer, params)
+  app = app or SiteApp(trainer, params)
   record = WireRecord(folder, params, sync=True)
   grid = LocalGrid(Recorded(app, record, trainer.site), 1)
   config = ConfigRecord({wire.STRUCTURE: wire.structure_digest(params), wire.ROUND: 7})
@@ -71,7 +71,7 @@ def test_of_an_error_only_the_kind_leaves(tmp_path, error, caplog):
 
 
 def test_an_error_about_what_the_server_sent_tells_it_what(tmp_path):
-  app = make_client_app(LeastSquares(), {"other": init_params()["scale"]})
+  app = SiteApp(LeastSquares(), {"other": init_params()["scale"]})
   reply = ask(tmp_path, app=app)
   assert reply.error.reason.startswith("WireError: structure of the params: this site has")
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_noted_does_not_leave(tmp_path):
   params, trainer = init_params(), LeastSquares()
   record = WireRecord(tmp_path, params, sync=True)
   (tmp_path / WIRE).symlink_to("/dev/full")
-  grid = LocalGrid(Recorded(make_client_app(trainer, params), record, trainer.site), 1)
+  grid = LocalGrid(Recorded(SiteApp(trainer, params), record, trainer.site), 1)
   terms = ConfigRecord({wire.TERMS: json.dumps({})})
   message = Message(RecordDict({wire.CONFIG: terms}), grid.get_node_ids()[0], wire.HELLO)
   with pytest.raises(UserError, match=r"wire.jsonl: expected to write to it; .* No space left"):

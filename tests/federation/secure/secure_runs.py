@@ -7,7 +7,7 @@ import numpy as np
 from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import Uplink
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import WITHIN
 from afspl_jax.federation.secure.party import Rules
 from afspl_jax.federation.secure.site import SecureSite
@@ -64,13 +64,13 @@ def secured(run, terms=TERMS):
 
 
 def run_with(run, app=None, terms=TERMS):
-  app = app or make_client_app(LeastSquares(), run.params, masks=SecureSite(terms))
+  app = app or SiteApp(LeastSquares(), run.params, masks=SecureSite(terms))
   grid = Recording(app, CLIENTS)
   return grid, run_rounds(grid, secured(run, terms), CLIENTS)
 
 
 def spoilt(run, kind, spoil, clients=(2,)):
-  app = make_client_app(LeastSquares(), run.params, masks=SecureSite(TERMS))
+  app = SiteApp(LeastSquares(), run.params, masks=SecureSite(TERMS))
   return Spoilt(app, kind, spoil, clients)
 
 

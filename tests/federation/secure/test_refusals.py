@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Message
 
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.server.roll_call import RoundFailed
@@ -143,7 +143,7 @@ def later_round(content):
 )
 def test_a_site_refuses_what_its_own_settings_do_not_provide_for(plan, stage, change, why):
   run = plan("secure", rounds=1, retries=0)
-  app = make_client_app(LeastSquares(), run.params, masks=SecureSite(TERMS))
+  app = SiteApp(LeastSquares(), run.params, masks=SecureSite(TERMS))
   grid = Tampering(app, CLIENTS)
   grid.kind, grid.change = KINDS[stage], change
   run_rounds(grid, secured(run), CLIENTS)

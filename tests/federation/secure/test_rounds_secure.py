@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from afspl_jax.config.experiment import Experiment, Privacy, Secure, Uplink
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import WITHIN
 from afspl_jax.federation.privacy import server_release
 from afspl_jax.federation.privacy.client_guard import Guard
@@ -66,7 +66,7 @@ def test_a_shared_mask_is_summed_over_its_rows_alone(plan):
       return result._replace(params=sent, masks=rows)
 
   run, plain = plan("secure", rounds=1), plan("plain", rounds=1)
-  app = make_client_app(Shared(), run.params, masks=SecureSite(TERMS))
+  app = SiteApp(Shared(), run.params, masks=SecureSite(TERMS))
   grid = Recording(app, CLIENTS)
   found = run_rounds(grid, dataclasses.replace(run, secure=TERMS, uplink=SHARED), CLIENTS)
   rows = uplink.drawn(run.params, SHARED, (0, 1))
@@ -133,7 +133,7 @@ def test_a_site_that_is_late_for_a_stage_is_left_out_and_not_asked_until_it_answ
       return super().pull_messages([i for i in message_ids if i not in held])
 
   run = plan("secure", rounds=2, deadline=1.0)
-  grid = Slow(make_client_app(LeastSquares(), run.params, masks=SecureSite(TERMS)), CLIENTS)
+  grid = Slow(SiteApp(LeastSquares(), run.params, masks=SecureSite(TERMS)), CLIENTS)
   params = run_rounds(grid, secured(run), CLIENTS)
   status = [line["status"] for line in run.folder.clients() if line["client"] == "site_02"]
   assert status == [
@@ -180,7 +180,7 @@ def test_with_privacy_the_sum_alone_is_released(plan, tmp_path, monkeypatch):
     guard = Guard(config, Ledger(tmp_path / f"{name}_sites.json"))
     run = dataclasses.replace(plan(name, rounds=2), private=half, secure=terms, uplink=DENSE)
     masks = None if terms is None else SecureSite(terms)
-    app = make_client_app(LeastSquares(), run.params, guard=guard, masks=masks)
+    app = SiteApp(LeastSquares(), run.params, guard=guard, masks=masks)
     params = run_rounds(LocalGrid(app, CLIENTS), run, CLIENTS)
     lines = [line for line in run.folder.metrics() if line["split"] == "train"]
     found[name] = params, [(line["clip"], round(line["within_clip"], 3)) for line in lines]

@@ -6,6 +6,7 @@ import numpy as np
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.contracts import LocalResult
 from afspl_jax.federation.server.selection import Candidate, select
+from tests.federation.least_squares import OneByOne
 
 CLIENTS, EXAMPLES, STEPS, LR = 5, 30, 20, 0.1
 START = {"w": np.zeros(3, np.float32), "b": np.float32(1).reshape(())}
@@ -39,7 +40,7 @@ def optimum():
   return np.linalg.lstsq(x, y, rcond=None)[0]
 
 
-class Lines:
+class Lines(OneByOne):
   """Full-batch SGD; a client's next control is by the paper's option II."""
 
   def __init__(self, folder):

@@ -141,28 +141,36 @@ def test_a_clients_state_stays_with_it_between_rounds():
   assert [len(values(r)) for r in replies] == [3, 1]
 
 
-def test_the_clients_of_a_push_are_announced_before_the_first_is_asked():
+def test_an_app_that_can_gets_the_training_messages_of_a_push_in_one_call():
+  class Together(ClientApp):
+    def answer_together(self, requests):
+      seen.append([context.node_config["partition-id"] for _, context in requests])
+      for message, context in requests:
+        client = context.node_config["partition-id"]
+        yield OSError("disk full") if client == 1 else doubler(message, context)
+
+  seen, app = [], Together()
+  app.query("hello")(doubler)
+  grid = LocalGrid(app, 4)
+  replies = grid.send_and_receive(send(grid, [3, 1, 0], content([1])))
+  assert seen == [[3, 1, 0]]
+  assert [reply.has_error() for reply in replies] == [False, True, False]
+  assert [values(replies[0]), values(replies[2])] == [[5], [2]]
+  assert replies[1].error.reason == "OSError: disk full"
+  hello = Message(content([1]), grid.get_node_ids()[0], "query.hello", group_id="1")
+  (reply,) = grid.send_and_receive([hello])
+  assert values(reply) == [2]
+  assert len(seen) == 1  # only training
+
+
+def test_nobody_is_asked_when_one_of_the_nodes_is_unknown():
   seen = []
 
   def train(message, context):
     seen.append(context.node_config["partition-id"])
     return doubler(message, context)
 
-  app = app_of(train)
-  app.query("hello")(doubler)
-  grid = LocalGrid(app, 4, announce=lambda clients: seen.append(list(clients)))
-  nodes = grid.get_node_ids()
-  grid.send_and_receive(send(grid, [3, 1], content([1])))
-  assert seen == [[3, 1], 3, 1]
-  hello = Message(content([1]), nodes[0], "query.hello", group_id="1")
-  (reply,) = grid.send_and_receive([hello])
-  assert values(reply) == [2]
-  assert len(seen) == 3  # only training is announced
-
-
-def test_nobody_is_asked_when_one_of_the_nodes_is_unknown():
-  seen = []
-  grid = LocalGrid(app_of(doubler), 2, announce=seen.append)
+  grid = LocalGrid(app_of(train), 2)
   messages = [*send(grid, [0], content([1])), Message(content([1]), 77, "train")]
   with pytest.raises(ValueError, match="node 77"):
     grid.push_messages(messages)

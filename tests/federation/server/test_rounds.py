@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import LocalResult
 from afspl_jax.federation.server import aggregation, screening
 from afspl_jax.federation.server.rounds import newest_state, run_rounds
@@ -75,7 +75,7 @@ def test_bytes_are_those_that_travelled(plan):
       return ids
 
   run = plan(rounds=2)
-  grid = Counting(make_client_app(LeastSquares(), run.params), CLIENTS)
+  grid = Counting(SiteApp(LeastSquares(), run.params), CLIENTS)
   run_rounds(grid, run, CLIENTS)
   train = [line for line in run.folder.metrics() if line["split"] == "train"]
   assert [[line["bytes_down"], line["bytes_up"]] for line in train] == travelled[1:]
@@ -102,7 +102,7 @@ def test_the_order_of_replies_does_not_matter_to_the_last_bit(plan):
 
   runs, results = [plan("one"), plan("other")], []
   for run, grid_type in zip(runs, (LocalGrid, Reversed), strict=True):
-    grid = grid_type(make_client_app(LeastSquares(), run.params), CLIENTS)
+    grid = grid_type(SiteApp(LeastSquares(), run.params), CLIENTS)
     results.append(run_rounds(grid, run, CLIENTS))
   assert_same_bits(*results)
   one, other = (without_seconds(run.folder.metrics()) for run in runs)

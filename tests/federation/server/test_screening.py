@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import MetricRecord
 
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import LocalResult
 from afspl_jax.federation.server.roll_call import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
@@ -57,7 +57,7 @@ def test_a_client_that_does_not_answer_is_left_out(plan, without_client_2):
       return reply.metadata.message_type != "train" or reply.metadata.src_node_id != 4
 
   run = plan(rounds=1, deadline=0.3)
-  grid = Lossy(make_client_app(LeastSquares(), run.params), CLIENTS)
+  grid = Lossy(SiteApp(LeastSquares(), run.params), CLIENTS)
   assert_same_bits(run_rounds(grid, run, CLIENTS), without_client_2)
   assert run.folder.clients()[2]["status"] == "timeout: no reply within 0.3 s"
 
@@ -156,7 +156,7 @@ class Slow(LocalGrid):
 
 
 def test_a_late_reply_is_discarded_and_recorded_and_its_site_is_not_asked_meanwhile(plan):
-  grid = Slow(make_client_app(LeastSquares(), init_params()), CLIENTS)
+  grid = Slow(SiteApp(LeastSquares(), init_params()), CLIENTS)
 
   def on_round(report):
     grid.holds = report.round < 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.server.roll_call import RollCall, RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
@@ -19,7 +19,7 @@ MOST = 10**6
 
 
 def sites_of(trainer, number=CLIENTS, params=None, terms=None):
-  grid = LocalGrid(make_client_app(trainer, init_params(), terms), number)
+  grid = LocalGrid(SiteApp(trainer, init_params(), terms), number)
   return Sites(grid, wire.terms(params or init_params(), terms or {}), MOST), grid
 
 
@@ -29,7 +29,7 @@ def sites_on(grid, on_site=lambda text: None):
 
 def test_a_server_with_another_model_is_refused_by_the_client(plan):
   run = plan(wait=0.0)
-  app = make_client_app(LeastSquares(), {"other": np.zeros(3, np.float32)})
+  app = SiteApp(LeastSquares(), {"other": np.zeros(3, np.float32)})
   with pytest.raises(RoundFailed, match=r"refused: .*structure: '\w+' -> '\w+'.* Run the same"):
     context = Context(1, 1, {}, RecordDict(), {})
     make_server_app(run, CLIENTS)(LocalGrid(app, CLIENTS), context)
@@ -42,7 +42,7 @@ def test_a_server_with_another_model_is_refused_by_the_client(plan):
 def test_the_item_in_which_site_and_server_differ_is_named():
   ours = {"version": "1.0", "t5": "abc", "config": {"optim": {"batch_size": 16}}}
   theirs = {"version": "1.0", "t5": "abd", "config": {"optim": {"batch_size": 8}}}
-  grid = LocalGrid(make_client_app(LeastSquares(), init_params(), theirs), 1)
+  grid = LocalGrid(SiteApp(LeastSquares(), init_params(), theirs), 1)
   sites = Sites(grid, wire.terms(init_params(), ours), MOST)
   assert sites.look() == {}
   (why,) = sites.refused.values()
@@ -52,14 +52,14 @@ def test_the_item_in_which_site_and_server_differ_is_named():
 def test_what_only_the_server_names_is_none_of_a_sites_business():
   ours = {"config": {"optim": {"batch_size": 8}}}
   theirs = {"config": {"optim": {"batch_size": 8, "new": 1}, "more": 2}, "split": {"a": 1}}
-  grid = LocalGrid(make_client_app(LeastSquares(), init_params(), ours), 1)
+  grid = LocalGrid(SiteApp(LeastSquares(), init_params(), ours), 1)
   assert list(Sites(grid, wire.terms(init_params(), theirs), MOST).look()) == ["site_00"]
   sites = Sites(grid, wire.terms(init_params(), {"config": {"optim": 3}}), MOST)
   assert sites.look() == {} and "config.optim" in next(iter(sites.refused.values()))
 
 
 def test_terms_that_are_no_json_are_refused():
-  grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 1)
+  grid = LocalGrid(SiteApp(LeastSquares(), init_params()), 1)
   for asked in ({}, {wire.TERMS: "{"}, {wire.TERMS: "[]"}, {wire.TERMS: 3}):
     hello = RecordDict({wire.CONFIG: ConfigRecord(asked)})
     (reply,) = grid.send_and_receive([Message(hello, grid.get_node_ids()[0], wire.HELLO)])
@@ -102,7 +102,7 @@ def test_a_name_that_is_none_is_refused(name):
 
 def test_missing_sites_are_an_error_not_a_smaller_federation(plan):
   run = plan(wait=0.05)
-  grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 3)
+  grid = LocalGrid(SiteApp(LeastSquares(), init_params()), 3)
   call = RollCall(grid, sites_on(grid), run.fed, 0, 5)
   with pytest.raises(RoundFailed, match=r"expected 5 sites within 0.05 s \(fed.wait\); got 3"):
     call.choose(1)
@@ -113,7 +113,7 @@ def test_a_site_has_the_name_that_its_key_was_registered_for():
     def owner(self, node):
       return {2: "site_00", 3: "site_00", 4: None}[node]
 
-  grid = Keyed(make_client_app(LeastSquares(), init_params()), 3)
+  grid = Keyed(SiteApp(LeastSquares(), init_params()), 3)
   sites = Sites(grid, wire.terms(init_params(), {}), MOST)
   assert list(sites.look()) == ["site_00", "site_02"]
   (why,) = sites.refused.values()
@@ -123,7 +123,7 @@ def test_a_site_has_the_name_that_its_key_was_registered_for():
 def test_sites_that_do_not_come_are_waited_for_once(plan):
   said = []
   run = dataclasses.replace(plan(wait=0.05, retries=3), say=said.append)
-  grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 3)
+  grid = LocalGrid(SiteApp(LeastSquares(), init_params()), 3)
   with pytest.raises(RoundFailed, match=r"expected 5 sites .* start the same command again"):
     run_rounds(grid, run, 5)
   assert said == []
@@ -142,7 +142,7 @@ class Coming(LocalGrid):
 
 def test_a_site_that_is_gone_is_recorded_and_one_that_is_back_takes_part(plan):
   run, said = plan(wait=0.0), []
-  grid = Coming(make_client_app(LeastSquares(), init_params()), CLIENTS)
+  grid = Coming(SiteApp(LeastSquares(), init_params()), CLIENTS)
   call = RollCall(grid, sites_on(grid, said.append), run.fed, 0, CLIENTS)
   assert list(call.choose(1).nodes) == [f"site_{i:02d}" for i in range(CLIENTS)]
   everyone = grid.here
@@ -156,7 +156,7 @@ def test_a_site_that_is_gone_is_recorded_and_one_that_is_back_takes_part(plan):
 
 
 def test_coins_are_not_tossed_again_for_another_attempt_at_a_round(plan):
-  grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 20)
+  grid = LocalGrid(SiteApp(LeastSquares(), init_params()), 20)
   run = plan(selection="poisson", clients_per_round=10)
   calls = [RollCall(grid, sites_on(grid), run.fed, 0, 20) for _ in range(2)]
   drawn = [[tuple(call.choose(round).nodes) for round in (1, 1, 2)] for call in calls]
@@ -166,7 +166,7 @@ def test_coins_are_not_tossed_again_for_another_attempt_at_a_round(plan):
 
 def test_a_federation_that_goes_on_may_be_smaller_and_says_so(plan):
   run, said = plan(wait=0.05), []
-  grid = LocalGrid(make_client_app(LeastSquares(), init_params()), 3)
+  grid = LocalGrid(SiteApp(LeastSquares(), init_params()), 3)
   lines = [{"client": "site_00", "num_examples": 10, "loss": 1.0, "status": "ok"}]
   call = RollCall(grid, sites_on(grid), run.fed, 0, 5, lines, said.append)
   assert len(call.choose(7).nodes) == 3
@@ -175,7 +175,7 @@ def test_a_federation_that_goes_on_may_be_smaller_and_says_so(plan):
 
 def test_what_a_site_reported_for_a_failed_attempt_is_known_after_a_restart(plan):
   run = plan(selection="power_of_choice", clients_per_round=2)
-  grid = LocalGrid(make_client_app(LeastSquares(), init_params()), CLIENTS)
+  grid = LocalGrid(SiteApp(LeastSquares(), init_params()), CLIENTS)
   status = "unused: this attempt at the round failed"
   lines = [
     {"client": f"site_{i:02d}", "num_examples": 10, "loss": float(i), "status": status}

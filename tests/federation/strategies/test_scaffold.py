@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 
 from afspl_jax.federation import strategies
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.server.rounds import newest_state, run_rounds
 from afspl_jax.federation.server.selection import select
@@ -210,7 +210,7 @@ def test_a_control_that_is_not_what_was_agreed_on_is_left_out_by_name(lines, fau
   results = {}
   for name, change in (("run", spoil), ("without", absent)):
     run, trainer = lines(name, **fed)
-    app = Spoilt(make_client_app(trainer, START), change)
+    app = Spoilt(SiteApp(trainer, START), change)
     run_rounds(LocalGrid(app, CLIENTS), run, CLIENTS)
     results[name] = newest_state(run)[1], {x["client"]: x["status"] for x in run.folder.clients()}
   assert_same_bits(results["run"][0], results["without"][0])
@@ -223,7 +223,7 @@ def test_a_control_that_is_not_what_was_agreed_on_is_left_out_by_name(lines, fau
 def test_a_control_that_nobody_asked_for_is_left_out_by_name(lines):
   run, trainer = lines(spec="fedavg", rounds=1, clients_per_round=CLIENTS)
   plant = lambda content: content.update(control=wire.pack(START))  # noqa: E731
-  app = Spoilt(make_client_app(trainer, START), plant)
+  app = Spoilt(SiteApp(trainer, START), plant)
   run_rounds(LocalGrid(app, CLIENTS), run, CLIENTS)
   status = {x["client"]: x["status"] for x in run.folder.clients()}
   assert status.pop("site_02").startswith("rejected: expected the records ")
@@ -234,7 +234,7 @@ def test_a_site_refuses_a_control_that_is_not_finite(lines):
   _, trainer = lines()
   config = ConfigRecord({wire.STRUCTURE: wire.structure_digest(START), wire.ROUND: 1})
   records = {wire.ARRAYS: wire.pack(START), wire.CONFIG: config}
-  grid, answers = LocalGrid(make_client_app(trainer, START), 1), []
+  grid, answers = LocalGrid(SiteApp(trainer, START), 1), []
   for value in (0, np.nan):
     sent = {
       wire.CONTROL: wire.pack(jax.tree.map(lambda leaf, v=value: leaf + np.float32(v), START))

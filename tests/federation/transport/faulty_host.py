@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flwr.clientapp import ClientApp
 
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from tests.federation.faults import FAULTS, far, flat
 from tests.federation.least_squares import LeastSquares, init_params
 from tests.federation.transport.site_host import host
@@ -37,7 +37,7 @@ class Scheduled(ClientApp):
 
   def __init__(self, wake: Path):
     super().__init__()
-    self.honest, self.wake = make_client_app(LeastSquares(), init_params()), wake
+    self.honest, self.wake = SiteApp(LeastSquares(), init_params()), wake
     self.failed_once: set[int] = set()
 
   def __call__(self, message, context):

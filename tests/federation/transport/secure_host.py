@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.secure.party import Rules
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import Terms
@@ -13,5 +13,5 @@ from tests.federation.transport.site_host import host
 TERMS = Terms(Rules(0.6), bits=24, clip=4.0, max_weight=100)
 
 if __name__ == "__main__":
-  app = make_client_app(LeastSquares(), init_params(), masks=SecureSite(TERMS))
+  app = SiteApp(LeastSquares(), init_params(), masks=SecureSite(TERMS))
   host(app, sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -6,7 +6,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.transport.executors import serve
 from afspl_jax.federation.transport.supernode import Credentials, SuperNode
 from tests.federation.least_squares import LeastSquares, init_params
@@ -39,5 +39,5 @@ def host(app, superlink, base, sites):
 
 
 if __name__ == "__main__":
-  honest = make_client_app(LeastSquares(), init_params())
+  honest = SiteApp(LeastSquares(), init_params())
   host(honest, sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.proto.control_pb2 import StopRunRequest
 from flwr.serverapp import Grid
 
-from afspl_jax.federation.client.client_app import make_client_app
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.transport.executors import RunLost, open_grid
 from afspl_jax.federation.transport.local_grid import LocalGrid
@@ -62,7 +62,7 @@ def by_site(replies):
 
 @pytest.fixture(scope="module")
 def deployment(base, superlink):
-  local = LocalGrid(make_client_app(LeastSquares(), init_params()), len(SITES))
+  local = LocalGrid(SiteApp(LeastSquares(), init_params()), len(SITES))
   nodes = local.get_node_ids()
   in_process = {
     "train": local.send_and_receive(train_messages(nodes)),
