@@ -22,14 +22,16 @@ class SiteFault(RuntimeError):
   """What the server may know of a fault in a site's local training: its kind."""
 
 
-class LocalResult(NamedTuple):
-  """What a site found in one round."""
+class Update(NamedTuple):
+  """What a site gives in one round: from its local training to the server's strategy."""
 
-  params: Params  # what it offers of the shared leaves
-  num_examples: int  # that the site holds; its weight in the average
-  metrics: dict[str, float]  # "loss" and whatever else the server should see averaged
-  masks: Params | None = None  # which rows of the params are sent; None: all
-  control: Params | None = None  # what the site added to its control, where the server sent one
+  site: str
+  params: Params  # finite, of the global params' shapes and dtypes; NumPy leaves on the server
+  masks: Params  # bool, broadcastable to the leaves: which rows count as the site's own; its params
+  # elsewhere are the global ones
+  num_examples: int  # positive; its weight in the average
+  metrics: dict[str, float]  # "loss" and whatever else the server should see averaged; finite
+  control: Params | None = None  # what the site added to its control, if the strategy has controls
 
 
 @runtime_checkable
@@ -38,7 +40,7 @@ class Trainer(Protocol):
 
   def train_cohort(
     self, params: Params, clients: Sequence[int], round: int, *, control: Params | None = None
-  ) -> Mapping[int, LocalResult | Exception]:
+  ) -> Mapping[int, Update | Exception]:
     """Trains clients on their own data, each starting from the global params (NumPy leaves).
 
     `control` is the server's (strategies.Controlled), and given only if the server sent one.
@@ -84,7 +86,7 @@ class Guard(Protocol):
     """The bound of a round's update, from what the server said of it; ValueError if it may not."""
     ...
 
-  def leave(self, site: str, result: LocalResult, start: Params, bound: float) -> LocalResult:
+  def leave(self, site: str, result: Update, start: Params, bound: float) -> Update:
     """What may leave of a result that was trained from the global params `start`."""
     ...
 
@@ -102,7 +104,7 @@ class Masks(Protocol):
     ...
 
   def hide(
-    self, client: int, content: RecordDict, result: LocalResult, start: Params, bound: float | None
+    self, client: int, content: RecordDict, result: Update, start: Params, bound: float | None
   ) -> RecordDict:
     """The reply to that message."""
     ...

@@ -6,12 +6,12 @@ from scipy import stats
 
 from afspl_jax.config.experiment import Experiment, Privacy
 from afspl_jax.config.fields import changed
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.accounting import Mechanism
 from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.federation.privacy.server_release import Release, total_of
 from afspl_jax.federation.protocol import uplink
-from afspl_jax.federation.strategies import Reply
 from benchmarks.attacks import least_epsilon, success
 
 CLIENTS, DELTA, TRIALS, NOISE = 4, 1e-3, 1000, 0.7
@@ -75,7 +75,8 @@ def canary_seen(noise: float, present: bool, trials: int):
   honest = [rng.normal(size=(8, 8)).astype(np.float32) for _ in range(CLIENTS - 1)]
   updates = [each * (direction == 0) for each in honest] + [1e6 * direction] * present
   replies = [
-    Reply(f"site_{i}", {"w": start["w"] + update}, masks, 1, {}) for i, update in enumerate(updates)
+    Update(f"site_{i}", {"w": start["w"] + update}, masks, 1, {})
+    for i, update in enumerate(updates)
   ]
   moved = []
   for _ in range(trials):

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afspl_jax.federation.contracts import LocalResult, attempt
+from afspl_jax.federation.contracts import Update, attempt
+from afspl_jax.federation.protocol.uplink import everywhere
 
 CLIENTS = 4  # of the federations in one process
 
@@ -61,7 +62,7 @@ class LeastSquares(OneByOne):
   def train(self, params, client, round):
     x, y = self.data(client, round)
     params, loss = sgd(params, x, y)
-    return LocalResult(params, len(x), {"loss": float(loss)})
+    return Update(self.site(client), params, everywhere(params), len(x), {"loss": float(loss)})
 
 
 def evaluate(round, params):

@@ -23,8 +23,8 @@ from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import Fed
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.contracts import LocalResult, Refused, SiteFault
-from afspl_jax.federation.protocol import wire
+from afspl_jax.federation.contracts import Refused, SiteFault, Update
+from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.protocol.disclosure_log import WireRecord
 from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.coordinator import Aborted, Coordinator, Introduction, Question
@@ -54,8 +54,11 @@ class _Trainer:
 
   def train_cohort(
     self, params: Any, clients: Sequence[int], round: int, *, control: Any = None
-  ) -> dict[int, LocalResult]:
-    return {k: LocalResult(params, 7, {"loss": 0.5}, control=control) for k in clients}
+  ) -> dict[int, Update]:
+    return {
+      k: Update("elm", params, uplink.everywhere(params), 7, {"loss": 0.5}, control)
+      for k in clients
+    }
 
 
 def _written(content: RecordDict, **more: Any) -> dict[str, Any]:

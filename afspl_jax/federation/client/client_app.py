@@ -7,18 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import differences
-from afspl_jax.federation.contracts import (
-  Guard,
-  LocalResult,
-  Masks,
-  SiteFault,
-  Trainer,
-  attempt,
-)
+from afspl_jax.federation.contracts import Guard, Masks, SiteFault, Trainer, Update, attempt
 from afspl_jax.federation.protocol import wire
 from afspl_jax.storage.json_text import parse
 from afspl_jax.types import Params
@@ -110,7 +103,7 @@ class SiteApp(ClientApp):
       raise answer
     return answer
 
-  def _train(self, task: _Task, clients: Sequence[int]) -> dict[int, LocalResult | Exception]:
+  def _train(self, task: _Task, clients: Sequence[int]) -> dict[int, Update | Exception]:
     given = {} if task.control is None else {"control": task.control}
     train = self._trainer.train_cohort
     results = attempt(train, task.params, clients, task.round, **given)
@@ -145,7 +138,7 @@ class SiteApp(ClientApp):
       self._masks.expect(client, round, records)
     return _Request(message, client, _Task(params, round, control), bound)
 
-  def _reply(self, request: _Request, result: LocalResult | Exception) -> Message:
+  def _reply(self, request: _Request, result: Update | Exception) -> Message:
     """The reply to a request.
 
     Raises:
@@ -166,21 +159,10 @@ class SiteApp(ClientApp):
       content = request.message.content
       hidden = self._masks.hide(request.client, content, result, task.params, request.bound)
       return Message(hidden, reply_to=request.message)
-    metrics: dict[str, int | float] = {wire.NUM_EXAMPLES: int(result.num_examples)}
     for name, value in result.metrics.items():
-      metrics[name] = float(value)
-      if not math.isfinite(metrics[name]):
-        raise SiteFault(f"{name}: expected a finite number; got {metrics[name]}")
-    reply = RecordDict(
-      {
-        wire.ARRAYS: wire.pack(result.params, result.masks),
-        wire.METRICS: MetricRecord(metrics),
-        wire.CONFIG: ConfigRecord({wire.STRUCTURE: wire.structure_digest(result.params)}),
-      }
-    )
-    if result.control is not None:
-      reply[wire.CONTROL] = wire.pack(result.control)
-    return Message(reply, reply_to=request.message)
+      if not math.isfinite(value):
+        raise SiteFault(f"{name}: expected a finite number; got {float(value)}")
+    return Message(wire.update_content(result), reply_to=request.message)
 
   def _hello(self, message: Message, context: Context) -> Message:
     """Says which site this is to a server with the same terms."""

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.data.batches import Split
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.federation.contracts import POISSON, LocalResult, attempt
+from afspl_jax.federation.contracts import POISSON, Update, attempt
 from afspl_jax.federation.privacy.dp_sgd_batches import SecretBatches, stacked
 from afspl_jax.federation.privacy.dp_sgd_step import make_private_training
 from afspl_jax.federation.protocol import uplink
@@ -128,7 +128,7 @@ class LocalTrainer:
     first_step: int | None = None,
     *,
     control: Params | None = None,
-  ) -> dict[int, LocalResult | Exception]:
+  ) -> dict[int, Update | Exception]:
     """Runs the local steps of one round of some clients, in cohorts of up to `fed.cohort`.
 
     The state of a client is on disk when its result is returned; nothing is kept of one that fails.
@@ -148,7 +148,7 @@ class LocalTrainer:
     first_step = (round - 1) * steps if first_step is None else first_step
     task = _Task(shared, round, first_step, self._zeros if control is None else control)
     cohorts, size = self._cut(clients)
-    results: dict[int, LocalResult | Exception] = {}
+    results: dict[int, Update | Exception] = {}
     for cohort in cohorts:
       results |= self._train_together(cohort, size, task)
     return results
@@ -163,11 +163,11 @@ class LocalTrainer:
 
   def _train_together(
     self, clients: Sequence[int], size: int, task: _Task
-  ) -> dict[int, LocalResult | Exception]:
+  ) -> dict[int, Update | Exception]:
     """Trains one cohort in one run of the compiled program."""
     found = {client: attempt(self._start, client, task) for client in clients}
     starts = {client: each for client, each in found.items() if isinstance(each, _Start)}
-    results: dict[int, LocalResult | Exception] = {
+    results: dict[int, Update | Exception] = {
       client: each for client, each in found.items() if isinstance(each, Exception)
     }
     if starts:
@@ -217,7 +217,7 @@ class LocalTrainer:
       for i, name in enumerate(starts)
     }
 
-  def _finish(self, client: int, before: Params, trained: _Trained, task: _Task) -> LocalResult:
+  def _finish(self, client: int, before: Params, trained: _Trained, task: _Task) -> Update:
     """Keeps what stays with the client, and gives what it sends.
 
     Raises:
@@ -237,11 +237,12 @@ class LocalTrainer:
     if self.secret:
       self.secret.charge(site)
     self._store.save(site, task.round, {name: keep[name] for name in self._template})
-    return LocalResult(
+    return Update(
+      site,
       sent.params,
+      sent.masks,
       self.num_examples(client),
       {} if self.secret else _means(metrics),  # they are of the examples, without noise
-      sent.masks,
       jax.tree.map(np.subtract, gradient, before["control"]) if self._controlled else None,
     )
 

@@ -22,7 +22,7 @@ from jaxtyping import Int
 
 from afspl_jax.config.experiment import Attack, choice
 from afspl_jax.errors import UserError
-from afspl_jax.federation.contracts import LocalResult, Trainer
+from afspl_jax.federation.contracts import Trainer, Update
 from afspl_jax.types import Example, Params
 
 KINDS = ("none", "sign_flip", "scale", "label_flip")
@@ -89,7 +89,7 @@ class HostileTrainer:
 
   def train_cohort(
     self, params: Params, clients: Sequence[int], round: int, *, control: Params | None = None
-  ) -> dict[int, LocalResult | Exception]:
+  ) -> dict[int, Update | Exception]:
     """Trains the clients; the update of a hostile one is not what training found."""
     given = {} if control is None else {"control": control}
     results = self._trainer.train_cohort(params, clients, round, **given)
@@ -100,7 +100,7 @@ class HostileTrainer:
       for client, result in results.items()
     }
 
-  def _changed(self, result: LocalResult, start: Params) -> LocalResult:
+  def _changed(self, result: Update, start: Params) -> Update:
     def sent(found, start):
       update = np.subtract(found, start, dtype=np.float64)
       return (start + self._factor * update).astype(start.dtype)

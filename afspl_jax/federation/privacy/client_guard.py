@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from afspl_jax.config.experiment import Experiment
-from afspl_jax.federation.contracts import WITHIN, LocalResult, SiteFault
+from afspl_jax.federation.contracts import WITHIN, SiteFault, Update
 from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.accounting import Mechanism
 from afspl_jax.federation.privacy.budget import LEDGER, is_private, most_moved, noise_multiplier
@@ -47,7 +47,7 @@ class Guard:
       raise WireError(f"clip: expected {'above 0' if self._reports else fixed}; got {given!r}")
     return given
 
-  def leave(self, site: str, result: LocalResult, start: Params, bound: float) -> LocalResult:
+  def leave(self, site: str, result: Update, start: Params, bound: float) -> Update:
     """What may leave of a result.
 
     Args:
@@ -56,14 +56,13 @@ class Guard:
       start: the global params that the site was sent.
       bound: of the update's norm.
     """
-    masks = result.masks or uplink.everywhere(start)
     update, was_larger = clip(uplink.added(result.params, start), bound)
     if self._noise:
       self._pay(site)
       update = noisy(update, self._noise * bound)
-    params = uplink.moved(start, update, masks)
+    params = uplink.moved(start, update, result.masks)
     metrics = {WITHIN: 0.0 if was_larger else 1.0} if self._reports else {}
-    return LocalResult(params, 1, metrics, result.masks)
+    return Update(site, params, result.masks, 1, metrics)
 
   def _pay(self, site: str) -> None:
     """Counts one more release of the site's; it does not leave to the server what that costs."""

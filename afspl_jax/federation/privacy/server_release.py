@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from afspl_jax.config.experiment import Experiment
-from afspl_jax.federation.contracts import WITHIN, Refused
+from afspl_jax.federation.contracts import WITHIN, Refused, Update
 from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.accounting import Mechanism
 from afspl_jax.federation.privacy.budget import (
@@ -32,7 +32,6 @@ from afspl_jax.federation.privacy.clipping import clip
 from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.federation.privacy.noise import noisy
 from afspl_jax.federation.protocol import uplink
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.types import Params
 
 
@@ -88,7 +87,7 @@ class Release:
     if not self._at_server:  # what sites send is out, whatever becomes of the round
       self._ledger.charge(sites)
 
-  def screen(self, reply: Reply, round: int) -> Reply:
+  def screen(self, reply: Update, round: int) -> Update:
     """The reply, if it tells no more than was agreed on.
 
     Raises:
@@ -115,7 +114,7 @@ class Release:
     state: dict[str, Any],
     round: int,
     sites: Collection[str],
-  ) -> tuple[list[Reply], dict[str, float], dict[str, Any]]:
+  ) -> tuple[list[Update], dict[str, float], dict[str, Any]]:
     """The round's one reply, the numbers to log, and what is kept for the next round.
 
     Args:
@@ -141,7 +140,7 @@ class Release:
     rows = uplink.drawn(params, self._config.uplink, (self._config.seed, round))
     mean = uplink.moved(params, total.update, rows, self._clients)
     told["epsilon"] = self._epsilon((), 0)
-    return [Reply("all", mean, rows, 1, {})], told, kept
+    return [Update("all", mean, rows, 1, {})], told, kept
 
   def _epsilon(self, sites: Collection[str], more: int) -> float:
     if self._mechanism.probability < 1:
@@ -156,7 +155,7 @@ def release_of(config: Experiment, folder: Path) -> "Release | None":
   return Release(config, Ledger(folder / LEDGER)) if is_private(config) else None
 
 
-def total_of(params: Params, replies: Sequence[Reply], bound: float) -> Total:
+def total_of(params: Params, replies: Sequence[Update], bound: float) -> Total:
   """The sum of the updates, each bounded here whatever its client did."""
   total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
   for reply in replies:

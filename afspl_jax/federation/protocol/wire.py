@@ -7,14 +7,15 @@ before it is used.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from jaxtyping import Bool, Float64, Num
 
 from afspl_jax.config import experiment
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol import uplink
 from afspl_jax.types import Params
 
@@ -35,13 +36,6 @@ _NPY = b"\x93NUMPY\x01\x00"  # how the data of an array begin: .npy format, vers
 
 class WireError(ValueError):
   """A payload that is not what was agreed on."""
-
-
-class Update(NamedTuple):
-  """What a client's record says, with NumPy leaves."""
-
-  params: Params  # the base's values where a row was not sent
-  masks: Params  # the rows that were sent
 
 
 def spec(params: Params) -> list[tuple[str, tuple[int, ...], str]]:
@@ -109,10 +103,10 @@ def unpack(record: ArrayRecord, template: Params) -> Params:
   if set(record) != {FLAT}:
     raise WireError(f"expected the one array {FLAT!r}; got {sorted(record)}")
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-  return unpack_update(record, zeros).params
+  return unpack_update(record, zeros)[0]
 
 
-def unpack_update(record: ArrayRecord, base: Params) -> Update:
+def unpack_update(record: ArrayRecord, base: Params) -> tuple[Params, Params]:
   """A client's record of all rows or some, laid over the params that it started from.
 
   Args:
@@ -120,7 +114,8 @@ def unpack_update(record: ArrayRecord, base: Params) -> Update:
     base: the global params, with NumPy leaves.
 
   Returns:
-    Params of the base's dtypes, which share no memory with record or base, and their masks.
+    Params of the base's dtypes, which share no memory with record or base, with the base's values
+    where a row was not sent; and the masks of the rows that were sent.
 
   Raises:
     WireError: other keys, dtypes or sizes than agreed on, or a value that is not finite.
@@ -142,7 +137,7 @@ def unpack_update(record: ArrayRecord, base: Params) -> Update:
     if bad:
       raise WireError(f"{path}: expected finite values; {bad} of {part.size} are not")
     params.append(_laid_over(old, chosen, values) if sparse else values.reshape(old.shape))
-  return Update(jax.tree.unflatten(treedef, params), masks)
+  return jax.tree.unflatten(treedef, params), masks
 
 
 def _laid_over(
@@ -155,21 +150,42 @@ def _laid_over(
   return leaf
 
 
+def update_content(update: Update) -> RecordDict:
+  """A client's reply with its update, as Flower's records.
+
+  Raises:
+    WireError: a leaf's dtype does not embed exactly in float32.
+  """
+  metrics = {NUM_EXAMPLES: int(update.num_examples)} | {
+    name: float(value) for name, value in update.metrics.items()
+  }
+  content = RecordDict(
+    {
+      ARRAYS: pack(update.params, update.masks),
+      METRICS: MetricRecord(metrics),
+      CONFIG: ConfigRecord({STRUCTURE: structure_digest(update.params)}),
+    }
+  )
+  if update.control is not None:
+    content[CONTROL] = pack(update.control)
+  return content
+
+
 def values_sent(base: Params, masks: Params) -> list[int]:
   """How many values of each leaf travel."""
   leaves = zip(jax.tree.leaves(base), jax.tree.leaves(masks), strict=True)
   return [int(np.count_nonzero(mask)) * (leaf.shape or (1,))[-1] for leaf, mask in leaves]
 
 
-def sent_values(params: Params, base: Params, masks: Params | None) -> Float64[np.ndarray, " n"]:
+def sent_values(params: Params, base: Params, masks: Params) -> Float64[np.ndarray, " n"]:
   """What a client's sent rows add to the base, in the order in which values travel.
 
   Args:
     params: what a client offers.
     base: the global params.
-    masks: which rows are sent; None: all.
+    masks: which rows are sent.
   """
-  rows = jax.tree.leaves(uplink.everywhere(base) if masks is None else masks)
+  rows = jax.tree.leaves(masks)
   params, base = jax.device_get((params, base))
   trees = jax.tree.leaves(params), jax.tree.leaves(base), rows
   sent = [

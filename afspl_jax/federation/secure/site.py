@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import Experiment
-from afspl_jax.federation.contracts import WITHIN, LocalResult
+from afspl_jax.federation.contracts import WITHIN, Update
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.party import Party, PartyError
@@ -75,7 +75,7 @@ class SecureSite:
     messages.read_forwarded(content)
 
   def hide(
-    self, client: int, content: RecordDict, result: LocalResult, start: Params, bound: float | None
+    self, client: int, content: RecordDict, result: Update, start: Params, bound: float | None
   ) -> RecordDict:
     """The reply to a message that asked to train: the update under masks, and nothing beside it.
 

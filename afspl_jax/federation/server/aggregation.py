@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from flwr.app import Message
 
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.privacy.server_release import Release, Total, total_of
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.secure.terms import Terms
@@ -12,14 +13,13 @@ from afspl_jax.federation.server.collect_replies import Asked, Line, gather
 from afspl_jax.federation.server.roll_call import RoundFailed
 from afspl_jax.federation.server.screening import screen
 from afspl_jax.federation.server.secure_round import Summed, gather_sum
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.types import Params
 
 
 class Heard(NamedTuple):
   """What a round brought."""
 
-  replies: list[Reply]  # for the strategy
+  replies: list[Update]  # for the strategy
   total: Total | None  # instead of them, where it has yet to be released
   means: dict[str, float]  # of the sites' metrics
   clients: int  # sites whose updates are in it
@@ -40,7 +40,7 @@ def hear_each(asked: Asked, private: Release | None, clients: list[Line]) -> Hea
   params, fed = asked.params, asked.fed
   structure, controlled = wire.structure_digest(params), wire.CONTROL in asked.content
 
-  def judge(site: str, answer: Message) -> Reply:
+  def judge(site: str, answer: Message) -> Update:
     reply = screen(site, answer, params, structure, fed, controlled)
     return reply if private is None else private.screen(reply, asked.round)
 
@@ -77,7 +77,7 @@ def hear_sum(
   if private:
     total = Total(found.update, float(sum(found.counts)), found.clients)
     return Heard([], total, {}, found.clients, bytes_down)
-  mean = Reply("all", uplink.moved(asked.params, found.update, rows, found.weight), rows, 1, {})
+  mean = Update("all", uplink.moved(asked.params, found.update, rows, found.weight), rows, 1, {})
   shares = {name: n / found.clients for name, n in zip(terms.counts, found.counts, strict=True)}
   return Heard([mean], None, shares, found.clients, bytes_down)
 
@@ -86,7 +86,7 @@ def _refusals(lines: Sequence[Line]) -> str:
   return "; ".join(f"{c['client']}: {c['status']}" for c in lines if c["status"] != "ok")
 
 
-def _weighted_means(replies: Sequence[Reply]) -> dict[str, float]:
+def _weighted_means(replies: Sequence[Update]) -> dict[str, float]:
   """Means over examples of the metrics that every site reports."""
   if not replies:
     return {}

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 from flwr.app import Message, RecordDict
 
 from afspl_jax.config.experiment import Fed
-from afspl_jax.federation.contracts import Refused
+from afspl_jax.federation.contracts import Refused, Update
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.server.exchange import Answer
 from afspl_jax.federation.server.roll_call import Chosen, RollCall
 from afspl_jax.federation.server.screening import sentence
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.types import Params
 
 Line = dict[str, Any]  # of clients.jsonl
@@ -32,12 +31,12 @@ class Asked(NamedTuple):
 class Gathered(NamedTuple):
   """What a round's question brought."""
 
-  replies: list[Reply]  # the valid ones, by site
+  replies: list[Update]  # the valid ones, by site
   lines: list[Line]  # about every site that was chosen, absent or late, by name
   bytes_down: int
 
 
-def gather(asked: Asked, judge: Callable[[str, Message], Reply]) -> Gathered:
+def gather(asked: Asked, judge: Callable[[str, Message], Update]) -> Gathered:
   """Sends every chosen site the same, and keeps the replies that `judge` lets pass.
 
   Args:
@@ -50,7 +49,7 @@ def gather(asked: Asked, judge: Callable[[str, Message], Reply]) -> Gathered:
     for site, node in chosen.nodes.items()
   }
   answers, late = call.exchange.ask(messages, round, deadline)
-  replies: list[Reply] = []
+  replies: list[Update] = []
   lines = [
     line_of(of, site, f"late: discarded in round {round}", answer)
     for site, of, answer in (*chosen.late, *late)

@@ -9,11 +9,10 @@ from flwr.serverapp import Grid
 
 from afspl_jax.config.experiment import Fed
 from afspl_jax.errors import Stopped
-from afspl_jax.federation.contracts import POISSON
+from afspl_jax.federation.contracts import POISSON, Update
 from afspl_jax.federation.server.exchange import POLL, Answer, Exchange
 from afspl_jax.federation.server.selection import Candidate, coins, select
 from afspl_jax.federation.server.sites import Site, Sites
-from afspl_jax.federation.strategies import Reply
 
 _PATIENCE, _REMIND = 3.0, 30.0  # seconds before the first line about a wait, and between others
 
@@ -92,7 +91,7 @@ class RollCall:
         absent[name] = f"timeout: still owes its reply of round {due[name]}"
     return Chosen({name: free[name].node for name in picked}, absent, late)
 
-  def learn(self, reply: Reply) -> None:
+  def learn(self, reply: Update) -> None:
     """Remembers what a site reported, for selections to come."""
     self._reported[reply.site] = Candidate(reply.num_examples, reply.metrics.get("loss"))
 

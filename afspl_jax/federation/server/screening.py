@@ -7,10 +7,9 @@ from typing import Any
 from flwr.app import Message
 
 from afspl_jax.config.experiment import Fed
-from afspl_jax.federation.contracts import Refused
+from afspl_jax.federation.contracts import Refused, Update
 from afspl_jax.federation.privacy.clipping import norm
 from afspl_jax.federation.protocol import uplink, wire
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.types import Params
 
 _LONGEST_REASON = 300  # characters of what a peer says that go into our files
@@ -29,7 +28,7 @@ def sentence(said: str) -> str:
 
 def screen(
   site: str, answer: Message, params: Params, structure: str, fed: Fed, controlled: bool
-) -> Reply:
+) -> Update:
   """The site's reply, if all of it is what was agreed on.
 
   Args:
@@ -63,11 +62,11 @@ def screen(
     if not isinstance(value, int | float) or not math.isfinite(value):
       raise Refused(f"rejected: {name}: expected a finite number; got {value!r}")
   try:
-    update = wire.unpack_update(answer.content[wire.ARRAYS], params)
+    sent, masks = wire.unpack_update(answer.content[wire.ARRAYS], params)
   except wire.WireError as error:
     raise Refused(f"rejected: {error}") from error
   most = fed.max_update_norm
-  if most and (size := norm(uplink.added(update.params, params))) > most:
+  if most and (size := norm(uplink.added(sent, params))) > most:
     raise Refused(
       f"rejected: expected an update of L2 norm up to {most:g} (fed.max_update_norm); got {size:g}"
     )
@@ -78,7 +77,7 @@ def screen(
     except wire.WireError as error:
       raise Refused(f"rejected: {wire.CONTROL}: {error}") from error
   means = {name: float(value) for name, value in metrics.items()}
-  return Reply(site, update.params, update.masks, num_examples, means, control)
+  return Update(site, sent, masks, num_examples, means, control)
 
 
 def screen_examples(claimed: Any, most: int) -> int:

@@ -10,28 +10,17 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, get_type_hints, runtime_checkable
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from jaxtyping import Array, Float
 
 from afspl_jax.config.experiment import choice
 from afspl_jax.errors import UserError
+from afspl_jax.federation.contracts import Update
 from afspl_jax.types import Params
 
 _KINDS = {int: "a whole number", float: "a number"}
 _NUM_SITES = "num_sites"
-
-
-class Reply(NamedTuple):
-  """A site's valid reply in one round."""
-
-  site: str
-  params: Params  # NumPy leaves, finite, of the global params' shapes and dtypes
-  masks: Params  # bool, broadcastable to the leaves: which rows count as the site's own; its params
-  # elsewhere are the global ones
-  num_examples: int  # positive
-  metrics: dict[str, float]  # finite
-  control: Params | None = None  # what the site added to its control, if the strategy has controls
 
 
 @runtime_checkable
@@ -49,7 +38,7 @@ class Strategy(Protocol):
     """
     ...
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
     """Server half: new params and state from the round's replies, at least one.
 
     A row that no reply's mask has keeps its value, in the params and in the state, and the result

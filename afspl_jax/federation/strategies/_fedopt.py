@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from jaxtyping import Float64
 
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import mean_update
 from afspl_jax.types import Params
@@ -56,7 +56,7 @@ class FedOpt(ServerSide, abc.ABC):
       "v": jax.tree.map(lambda leaf: np.full(leaf.shape, self.tau * self.tau), params),
     }
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
     """One step in the rows that were sent; m and v of the others wait."""
     mean = mean_update(params, replies)
     m = jax.tree.map(lambda m, d: self.beta1 * m + (1 - self.beta1) * d, state["m"], mean.values)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import added
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.types import Params
 
 
@@ -22,18 +22,18 @@ class Mean(NamedTuple):
   sent: Params  # bool, broadcastable to the leaves: rows that at least one site sent
 
 
-def in_order(replies: Sequence[Reply]) -> list[Reply]:
+def in_order(replies: Sequence[Update]) -> list[Update]:
   """The replies by the names of their sites."""
   return sorted(replies, key=lambda reply: reply.site)
 
 
-def updates(params: Params, replies: Sequence[Reply]) -> Iterator[Params]:
+def updates(params: Params, replies: Sequence[Update]) -> Iterator[Params]:
   """What each site added to the global params, in float64; one at a time, as they are large."""
   return (added(reply.params, params) for reply in replies)
 
 
 def weighted_mean(
-  values: Iterable[Params], replies: Sequence[Reply], weights: Sequence[float | int]
+  values: Iterable[Params], replies: Sequence[Update], weights: Sequence[float | int]
 ) -> Mean:
   """The weighted mean of every row over the sites that sent it.
 
@@ -60,14 +60,14 @@ def weighted_mean(
   return Mean(means, _sent(replies))
 
 
-def mean_update(params: Params, replies: Sequence[Reply]) -> Mean:
+def mean_update(params: Params, replies: Sequence[Update]) -> Mean:
   """What the sites added to the global params on average, weighted by their examples."""
   replies = in_order(replies)
   weights = [reply.num_examples for reply in replies]
   return weighted_mean(updates(params, replies), replies, weights)
 
 
-def middle_mean(replies: Sequence[Reply], cut: Callable[[int], int]) -> Mean:
+def middle_mean(replies: Sequence[Update], cut: Callable[[int], int]) -> Mean:
   """The plain mean, entry by entry, of what is left of a row's senders without the extremes.
 
   Args:
@@ -89,5 +89,5 @@ def middle_mean(replies: Sequence[Reply], cut: Callable[[int], int]) -> Mean:
   return Mean(jax.tree.map(of_leaf, *trees), _sent(replies))
 
 
-def _sent(replies: Sequence[Reply]) -> Params:
+def _sent(replies: Sequence[Update]) -> Params:
   return jax.tree.map(lambda *masks: sum(masks) > 0, *(reply.masks for reply in replies))

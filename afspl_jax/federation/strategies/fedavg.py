@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide
 from afspl_jax.federation.strategies._mean import in_order, weighted_mean
 from afspl_jax.types import Params
@@ -21,7 +21,7 @@ class FedAvg(ServerSide):
 
   of_mean: ClassVar[bool] = True
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
     """Weighted means, summed in float64 in the order of site names, in the leaves' dtypes."""
     replies = in_order(replies)
     weights = [reply.num_examples for reply in replies]

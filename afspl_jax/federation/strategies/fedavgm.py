@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import mean_update
 from afspl_jax.types import Params
@@ -37,7 +37,7 @@ class FedAvgM(ServerSide):
     """The momentum, float64, in the params' direction: zeros."""
     return {"momentum": jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)}
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
     """One step of momentum in the rows that were sent; the momentum of the others waits."""
     mean = mean_update(params, replies)
     summed = jax.tree.map(lambda v, d: self.momentum * v + d, state["momentum"], mean.values)

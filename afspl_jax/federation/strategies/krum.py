@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Float64
 
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import in_order, weighted_mean
 from afspl_jax.types import Params
@@ -32,7 +32,7 @@ class Krum(ServerSide):
     require(self, "faulty", self.faulty >= 0, "a whole number from 0 on")
     require(self, "multi", self.multi >= 1, "a whole number from 1 on")
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
     """The mean of the picked replies; of equal scores the earlier site's name wins.
 
     Raises:
@@ -52,7 +52,7 @@ class Krum(ServerSide):
     return where_sent(mean.values, params, mean.sent), state
 
 
-def _square_distances(replies: Sequence[Reply]) -> Float64[np.ndarray, "n n"]:
+def _square_distances(replies: Sequence[Update]) -> Float64[np.ndarray, "n n"]:
   """Between all pairs, infinite from a reply to itself.
 
   Differences are squared, not products subtracted: those lose all digits where replies differ by

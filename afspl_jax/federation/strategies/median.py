@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide
 from afspl_jax.federation.strategies._mean import in_order, middle_mean
 from afspl_jax.types import Params
@@ -21,7 +21,7 @@ from afspl_jax.types import Params
 class Median(ServerSide):
   """Takes of every entry the median over the sites that sent its row."""
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
     """Medians, those of an even number the mean of the middle two."""
     mean = middle_mean(in_order(replies), lambda senders: max(senders - 1, 0) // 2)
     return where_sent(mean.values, params, mean.sent), state

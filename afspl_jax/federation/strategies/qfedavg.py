@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import in_order, updates, weighted_mean
 from afspl_jax.types import Params
@@ -41,7 +41,7 @@ class QFedAvg(ServerSide):
     require(self, "q", 0 <= self.q < math.inf, "a finite number from 0 on")
     require(self, "client_lr", 0 < self.client_lr < math.inf, "a finite number above 0")
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
     """The algorithm's step, its sums row by row over the sites that sent the row.
 
     Raises:
@@ -67,7 +67,7 @@ class QFedAvg(ServerSide):
     return where_sent(new, params, mean.sent), state
 
 
-def _first_loss(reply: Reply) -> float:
+def _first_loss(reply: Update) -> float:
   loss = reply.metrics.get(FIRST_LOSS)
   if loss is None or loss < 0:
     raise ValueError(

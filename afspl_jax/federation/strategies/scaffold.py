@@ -28,8 +28,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import in_order, updates, weighted_mean
 from afspl_jax.types import Params
@@ -54,7 +54,7 @@ class Scaffold(ServerSide):
     """c, as it is sent."""
     return jax.tree.map(lambda x, c: c.astype(x.dtype), params, state["control"])
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
     """The algorithm's step, its means row by row over the sites that sent the row.
 
     Raises:
@@ -70,7 +70,7 @@ class Scaffold(ServerSide):
     return where_sent(new, params, step.sent), {"control": kept}
 
 
-def _control(reply: Reply) -> Params:
+def _control(reply: Update) -> Params:
   if reply.control is None:
     raise ValueError(f"scaffold: expected a control of every site; got none from {reply.site}")
   return reply.control

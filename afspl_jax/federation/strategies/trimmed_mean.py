@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import in_order, middle_mean
 from afspl_jax.types import Params
@@ -27,7 +27,7 @@ class TrimmedMean(ServerSide):
   def __post_init__(self):
     require(self, "trim", 0 <= self.trim < 0.5, "a share from 0 to below 0.5")
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Reply]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
     """Trimmed means, of at least one value."""
     share = Fraction(str(self.trim))  # in floats 29 % of 100 are 28.999999999999996
     mean = middle_mean(in_order(replies), lambda senders: math.floor(share * senders))

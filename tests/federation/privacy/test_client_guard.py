@@ -6,13 +6,14 @@ import pytest
 from scipy import stats
 
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.contracts import LocalResult, SiteFault
+from afspl_jax.federation.contracts import SiteFault, Update
 from afspl_jax.federation.privacy.accounting import Mechanism, epsilon
 from afspl_jax.federation.privacy.budget import LEDGER
 from afspl_jax.federation.privacy.client_guard import Guard
 from afspl_jax.federation.privacy.clipping import norm
 from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.federation.protocol import wire
+from afspl_jax.federation.protocol.uplink import everywhere
 from afspl_jax.federation.server.sites import Sites
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from tests.federation.least_squares import CLIENTS, LeastSquares
@@ -29,9 +30,10 @@ from tests.federation.privacy.private_settings import (
 def test_a_client_sends_its_update_within_the_bound_and_neither_metrics_nor_numbers(value, ledger):
   config = settings_of(clip=0.7)
   guard = Guard(config, ledger)
-  result = LocalResult(jax.tree.map(np.add, START, constant(value)), 123, {"loss": 1.5})
+  params = jax.tree.map(np.add, START, constant(value))
+  result = Update("a", params, everywhere(START), 123, {"loss": 1.5})
   left = guard.leave("a", result, START, 0.7)
-  assert (left.num_examples, left.metrics, left.masks) == (1, {}, None)
+  assert (left.num_examples, left.metrics, left.masks) == (1, {}, result.masks)
   assert norm(update_of(left.params)) == pytest.approx(min(0.7, norm(constant(value))), rel=1e-3)
 
 
@@ -47,7 +49,7 @@ def test_every_client_adds_noise_of_its_own_where_nobody_is_trusted(ledger):
   config = settings_of(dp="local", noise=3.0, clip=0.5)
   guard, draws = Guard(config, ledger), []
   for _ in range(200):
-    left = guard.leave("a", LocalResult(START, 9, {}), START, 0.5)
+    left = guard.leave("a", Update("a", START, everywhere(START), 9, {}), START, 0.5)
     draws += [leaf.ravel() for leaf in jax.tree.leaves(update_of(left.params))]
   draws = np.concatenate(draws) / (3.0 * 0.5)
   assert CHANCE < stats.chi2(draws.size).cdf(np.sum(draws**2)) < 1 - CHANCE
@@ -56,7 +58,7 @@ def test_every_client_adds_noise_of_its_own_where_nobody_is_trusted(ledger):
 def test_a_site_pays_out_of_its_own_budget_whatever_the_server_asks(tmp_path):
   budget = epsilon(Mechanism(1.5), 2, 1e-3) + 1e-6
   config, file = settings_of(dp="local", noise=3.0, epsilon=budget), tmp_path / LEDGER
-  guard, result = Guard(config, Ledger(file)), LocalResult(START, 9, {})
+  guard, result = Guard(config, Ledger(file)), Update("a", START, everywhere(START), 9, {})
   for _ in range(2):
     guard.leave("a", result, START, 1.0)
   for again in (guard, Guard(config, Ledger(file))):

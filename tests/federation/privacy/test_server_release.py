@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from afspl_jax.config.experiment import Uplink
-from afspl_jax.federation.contracts import WITHIN, Refused
+from afspl_jax.federation.contracts import WITHIN, Refused, Update
 from afspl_jax.federation.privacy.budget import LEDGER
 from afspl_jax.federation.privacy.clipping import norm
 from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.federation.privacy.noise import grid
 from afspl_jax.federation.privacy.server_release import Release, total_of
 from afspl_jax.federation.protocol import uplink
-from afspl_jax.federation.strategies import Reply
 from tests.federation.least_squares import CLIENTS
 from tests.federation.privacy.private_settings import (
   CHANCE,
@@ -32,7 +31,7 @@ def replies_of(updates):
   add = lambda old, u: (old + u).astype(np.float32)  # noqa: E731
   rows = uplink.everywhere(START)
   return [
-    Reply(f"site_{i}", jax.tree.map(add, START, u), rows, 1, {}) for i, u in enumerate(updates)
+    Update(f"site_{i}", jax.tree.map(add, START, u), rows, 1, {}) for i, u in enumerate(updates)
   ]
 
 
@@ -78,7 +77,7 @@ def test_rows_that_are_not_sent_have_no_noise(ledger):
   config = settings_of()
   config = dataclasses.replace(config, uplink=Uplink("shared", ratio=0.5))
   rows = uplink.drawn(START, config.uplink, (config.seed, 3))
-  reply = Reply("a", START, rows, 1, {})
+  reply = Update("a", START, rows, 1, {})
   release = Release(config, ledger)
   assert release.screen(reply, 3) == reply
   (mean,), _, _ = release.combine(START, total_of(START, [reply], 1.0), {}, 3, ["a"])
@@ -115,4 +114,4 @@ def test_of_the_noisy_count_too_low_digits_tell_nothing(ledger):
 def test_replies_that_say_more_or_weigh_more_are_refused(given_, metrics, examples, ledger):
   release = Release(settings_of(clipping=given_), ledger)
   with pytest.raises(Refused):
-    release.screen(Reply("a", START, uplink.everywhere(START), examples, metrics), 1)
+    release.screen(Update("a", START, uplink.everywhere(START), examples, metrics), 1)

@@ -21,7 +21,6 @@ import numpy as np
 from afspl_jax.config.experiment import Fed, Uplink
 from afspl_jax.federation import strategies
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.federation.contracts import LocalResult
 from afspl_jax.federation.protocol import uplink
 from afspl_jax.federation.server.rounds import Plan
 from afspl_jax.federation.server.server_app import run_local
@@ -87,7 +86,7 @@ class Trainer(LeastSquares):
     sent = uplink.compress(result.params, params, state["residual"], config)
     own = {"bias": np.asarray(result.params["mapper"]["bias"]) / 2}
     self.store.save(site, round, {"own": own, "residual": sent.residual})
-    return LocalResult(sent.params, result.num_examples, result.metrics, sent.masks)
+    return result._replace(params=sent.params, masks=sent.masks)
 
 
 class Folder(RunFolder):

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.federation.contracts import LocalResult
+from afspl_jax.federation.contracts import Update
+from afspl_jax.federation.protocol.uplink import everywhere
 from afspl_jax.federation.server.selection import Candidate, select
 from tests.federation.least_squares import OneByOne
 
@@ -58,7 +59,13 @@ class Lines(OneByOne):
     y = x
     for _ in range(STEPS):
       y = y - LR * (gradient(client, y) - c_i + c)
-    result = LocalResult(tree_of(y), EXAMPLES, {"loss": float(np.sum(gradient(client, y) ** 2))})
+    result = Update(
+      self.site(client),
+      tree_of(y),
+      everywhere(START),
+      EXAMPLES,
+      {"loss": float(np.sum(gradient(client, y) ** 2))},
+    )
     if control is None:
       return result
     new = tree_of(c_i - c + (x - y) / (STEPS * LR))

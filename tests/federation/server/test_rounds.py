@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.contracts import LocalResult
 from afspl_jax.federation.server import aggregation, screening
 from afspl_jax.federation.server.rounds import newest_state, run_rounds
 from afspl_jax.federation.server.selection import Candidate, select
@@ -156,7 +155,7 @@ class HalfSilent(LeastSquares):
       "mapper": {"kernel": np.zeros((self.width, 1), bool), "bias": np.ones(1, bool)},
       "scale": np.zeros((), bool),
     }
-    return LocalResult(result.params, result.num_examples, result.metrics, masks)
+    return result._replace(masks=masks)
 
 
 @pytest.mark.parametrize("weighing, clients", [("coverage", [0, 1]), ("cohort", range(CLIENTS))])

@@ -8,7 +8,6 @@ import pytest
 from flwr.app import MetricRecord
 
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.contracts import LocalResult
 from afspl_jax.federation.server.roll_call import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.federation.server.server_app import run_local
@@ -72,7 +71,7 @@ class Diverging(LeastSquares):
     if client != 2:
       return result
     bad = jax.tree.map(lambda x: x * self.params, result.params)
-    return LocalResult(bad, result.num_examples, {"loss": self.loss})
+    return result._replace(params=bad, metrics={"loss": self.loss})
 
 
 def test_a_trainer_that_diverges_is_left_out(plan, without_client_2):

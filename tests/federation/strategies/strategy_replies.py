@@ -4,8 +4,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol import uplink
-from afspl_jax.federation.strategies import Reply
 
 SITES = 12  # in the federation; fewer reply
 SHAPES = {"pool": (2, 4, 3), "mapper": {"kernel": (5, 2), "bias": (3,)}, "scale": ()}
@@ -22,7 +22,7 @@ def draw(rng, half=True):
 def reply(site, params, num_examples=1, masks=None, control=None, **metrics):
   masks = uplink.everywhere(params) if masks is None else masks
   control = jax.tree.map(np.zeros_like, params) if control is None else control
-  return Reply(site, params, masks, num_examples, metrics, control)
+  return Update(site, params, masks, num_examples, metrics, control)
 
 
 def replies_near(params, rng, number=7, spread=0.1):

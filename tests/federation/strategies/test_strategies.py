@@ -11,14 +11,14 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies
+from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol import uplink, wire
-from afspl_jax.federation.strategies import Reply
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from tests.federation.least_squares import LeastSquares, init_params
 
 
 def reply(site, params, num_examples, masks=None):
-  return Reply(
+  return Update(
     site, params, uplink.everywhere(params) if masks is None else masks, num_examples, {}
   )
 
