@@ -47,7 +47,7 @@ def _main(grid: Grid, context: Context) -> None:
   run.federate(
     launch.config,
     launch.workdir,
-    carry=lambda setup, plan: run_rounds(grid, plan, sites),
+    carry=lambda setup, plan, progress: run_rounds(grid, plan, sites, progress),
     splits=SCORED,
   )
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from afspl_jax.storage.client_status import Outcome
 from afspl_jax.types import Params
 
 T = TypeVar("T")
@@ -14,8 +15,12 @@ POISSON = "poisson"  # of `fed.selection`: every client by a draw of its own, wi
 WITHIN = "within_clip"  # a reply's metric: whether its update was within the bound; adaptive only
 
 
-class Refused(ValueError):
-  """A reply that is left out; the message is its status in clients.jsonl."""
+class Rejected(ValueError):
+  """A site's part in a round that is left out: the reason, and with which outcome."""
+
+  def __init__(self, reason: str, outcome: Outcome = Outcome.REJECTED):
+    super().__init__(reason)
+    self.outcome = outcome
 
 
 class SiteFault(RuntimeError):

@@ -13,6 +13,7 @@ from afspl_jax.config.fields import from_dict
 from afspl_jax.errors import UserError
 from afspl_jax.federation.protocol import disclosure_list
 from afspl_jax.federation.protocol.logged_values import Line, is_array, said
+from afspl_jax.storage.client_status import Outcome, parse_status
 from afspl_jax.storage.json_forms import Form, misfit
 from afspl_jax.storage.json_text import parse
 from afspl_jax.storage.run_folder import WIRE, read_clients, read_lines
@@ -44,7 +45,8 @@ _LINE: Form = {
   "error?": {"reason": str},
   "records?": {"*": {"bytes": int, "entries": {"*": _ENTRY}, "rows?": ([int], None)}},
 }
-_ANSWERED = ("ok", "rejected", "unused")  # by the site itself; of a failure Flower may tell
+# Statuses of replies that the site itself made; a failure may be Flower's.
+_ANSWERED = (Outcome.OK, Outcome.REJECTED, Outcome.UNUSED)
 _ABSOLUTE = r"(?<![\w/])(~?/|[A-Za-z]:\\)[\w.-]+"  # a path
 
 Found = dict[str, Any]
@@ -233,7 +235,8 @@ def _missing(run: Path, by_client: Mapping[str, Sequence[Line]], client: str) ->
       noted[each["round"], name] += each["bytes"]
   had: Counter[tuple[int, str]] = Counter()
   for line in read_clients(run):
-    if line["status"].startswith(_ANSWERED) and client in ("", line["client"]):
+    answered = parse_status(line["status"]).outcome in _ANSWERED
+    if answered and client in ("", line["client"]):
       had[line["round"], line["client"]] += line["bytes_up"]
   for (round, name), size in had.items():
     if size > (found := noted[round, name]):

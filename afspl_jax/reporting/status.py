@@ -8,6 +8,7 @@ from typing import Any
 
 from afspl_jax.errors import UserError
 from afspl_jax.reporting.text_table import columns
+from afspl_jax.storage.client_status import Outcome, parse_status
 from afspl_jax.storage.json_text import parse
 from afspl_jax.storage.run_folder import read_clients, read_metrics
 
@@ -80,14 +81,14 @@ def _table(lines: Sequence[Line]) -> list[str]:
   rows = [_HEAD]
   for name in sorted({line["client"] for line in lines}):
     mine = [line for line in lines if line["client"] == name]
-    ok = [line for line in mine if line["status"] == "ok"]
-    late = [line for line in mine if line["status"].startswith("late")]
+    outcomes = [parse_status(line["status"]).outcome for line in mine]
+    ok = [line for line, each in zip(mine, outcomes, strict=True) if each is Outcome.OK]
     seconds = [line["seconds"] for line in ok if "seconds" in line]
     rows.append(
       (
         name,
         str(len(ok)),
-        str(len(mine) - len(ok) - len(late)),
+        str(len(mine) - len(ok) - outcomes.count(Outcome.LATE)),
         f"{fmean(seconds):.1f}" if seconds else "-",
         f"{sum(line['bytes_up'] for line in mine) / 1e6:.2f}",
         f"{ok[-1]['loss']:.3f}" if ok and ok[-1]["loss"] is not None else "-",

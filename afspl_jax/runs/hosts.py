@@ -32,7 +32,7 @@ from afspl_jax.federation.transport.connection import free_port
 from afspl_jax.federation.transport.executors import RunLost, open_grid, serve
 from afspl_jax.federation.transport.superlink import SuperLink
 from afspl_jax.federation.transport.supernode import Credentials, SuperNode
-from afspl_jax.federation.server.rounds import Plan, run_rounds
+from afspl_jax.federation.server.rounds import Plan, Progress, run_rounds
 from afspl_jax.federation.secure.site import masks_of
 from afspl_jax.federation.protocol.disclosure_log import Recorded, WireRecord
 from afspl_jax.config.flags import Launch
@@ -80,13 +80,13 @@ def _served(launch: Launch, say: Say) -> run.Carrier:
         " A site makes its own with: afspl keys site NAME"
       )
 
-  def carry(setup: Setup, plan: Plan) -> Params:
+  def carry(setup: Setup, plan: Plan, progress: Progress) -> Params:
     folder = plan.folder.path / "superlink"
     with SuperLink(folder, host.strip("[]"), int(port), server_keys, say) as superlink:
       for file in public:
         superlink.register(file)
       say(f"listening on {launch.superlink}; {len(public) or 'any'} sites may take part")
-      return _carry(superlink, plan, setup.config.data.num_clients, say)
+      return _carry(superlink, plan, setup.config.data.num_clients, progress)
 
   return carry
 
@@ -94,18 +94,18 @@ def _served(launch: Launch, say: Say) -> run.Carrier:
 _LOSSES = 3  # in a row, without a round in between
 
 
-def _carry(superlink: SuperLink, plan: Plan, num_sites: int, say: Say) -> Params:
+def _carry(superlink: SuperLink, plan: Plan, num_sites: int, progress: Progress) -> Params:
   lost, last = 0, -1
   while True:
     try:
       with open_grid(superlink) as grid:
-        return run_rounds(grid, plan, num_sites)
+        return run_rounds(grid, plan, num_sites, progress)
     except RunLost as error:
       done = max((line["round"] for line in plan.folder.metrics()), default=-1)
       lost, last = (lost + 1 if done == last else 1), done
       if lost == _LOSSES:
         raise
-      say(f"going on from the last checkpoint: {error}")
+      progress.waiting(f"going on from the last checkpoint: {error}")
 
 
 def join(launch: Launch, say: Say = tqdm.write) -> None:
@@ -169,7 +169,7 @@ def _take_part(
 def _rehearsed(launch: Launch, say: Say) -> run.Carrier:
   """Brings a plan's rounds to sites on this host."""
 
-  def carry(setup: Setup, plan: Plan) -> Params:
+  def carry(setup: Setup, plan: Plan, progress: Progress) -> Params:
     config, folder = setup.config, plan.folder.path
     where = folder / "keys"
     if not (where / "server.pem").exists():
@@ -189,7 +189,7 @@ def _rehearsed(launch: Launch, say: Say) -> run.Carrier:
       )
       sites.start()
       try:
-        return _carry(superlink, plan, len(names), say)
+        return _carry(superlink, plan, len(names), progress)
       finally:
         sites.terminate()
         sites.join()

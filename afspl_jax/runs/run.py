@@ -1,6 +1,5 @@
 """An experiment from its config to its scores."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,34 @@ from afspl_jax.evaluation.generate import spread
 from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.client_guard import guard_of
-from afspl_jax.federation.privacy.server_release import release_of
-from afspl_jax.federation.server.rounds import Plan, RoundReport
+from afspl_jax.federation.server.rounds import Plan, Progress, SILENT
 from afspl_jax.federation.secure.site import masks_of
-from afspl_jax.federation.secure.terms import terms_of
+from afspl_jax.federation.server.aggregation import aggregation_of
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.runs.final_scores import score_finished
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.runs.prepare import SPLITS, Setup, find, keep_compiled, prepare
-from afspl_jax.reporting.status import client_text
+from afspl_jax.runs.progress_bar import ProgressBar
 from afspl_jax.reporting.tensorboard import TensorBoard
 from afspl_jax.types import Params
 
 # Runs a plan's rounds on some Grid, and returns the params to score.
-Carrier = Callable[[Setup, Plan], Params]
+Carrier = Callable[[Setup, Plan, Progress], Params]
+
+# Scores of the params after a round; None: the round is not scored.
+Evaluate = Callable[[int, Params], dict[str, float] | None]
 
 HEADLINE = ("cider", "bleu4", "rouge_l", "vqa_accuracy", "loss")
 
 
-def plan_of(setup: Setup, folder: RunFolder, checkpoints: Checkpoints) -> Plan:
-  """The rounds of an experiment as its config says; no round is scored."""
+def never(round: int, params: Params) -> None:
+  """Scores no round."""
+
+
+def plan_of(
+  setup: Setup, folder: RunFolder, checkpoints: Checkpoints, evaluate: Evaluate = never
+) -> Plan:
+  """The rounds of an experiment as its config says."""
   config = setup.config
   return Plan(
     params=setup.shared,
@@ -44,23 +51,21 @@ def plan_of(setup: Setup, folder: RunFolder, checkpoints: Checkpoints) -> Plan:
     seed=config.seed,
     folder=folder,
     checkpoints=checkpoints,
-    evaluate=lambda round, params: None,
+    evaluate=evaluate,
     terms=setup.terms,
     weighing=config.uplink.weighing,
     ema=config.eval.ema,
-    private=release_of(config, folder.path),
-    secure=terms_of(config),
-    uplink=config.uplink,
+    aggregation=aggregation_of(config, folder.path),
   )
 
 
-def in_process(setup: Setup, plan: Plan) -> Params:
+def in_process(setup: Setup, plan: Plan, progress: Progress = SILENT) -> Params:
   """Every client in this process, over one copy of the frozen models."""
   assert setup.trainer is not None, "there are clients here"
   taking_part = len(setup.clients["train"]) - setup.config.fed.newcomers
   trainer = malicious.sending(setup.trainer, setup.hostile, setup.config.attack)
   guard = guard_of(setup.config, plan.folder.path / "clients")
-  return run_local(plan, trainer, taking_part, guard, masks_of(setup.config))
+  return run_local(plan, trainer, taking_part, guard, masks_of(setup.config), progress)
 
 
 def federate(
@@ -91,7 +96,6 @@ def federate(
   check(config)
   keep_compiled()
   inputs = find(config, splits)
-  bar: tqdm | None = None
   with RunFolder.open(workdir, to_dict(config)) as folder, TensorBoard(folder.path) as board:
     setup = prepare(config, inputs, ClientStore(folder.path / "clients"))
     folder.agree_on(setup.facts)
@@ -104,8 +108,9 @@ def federate(
     checkpoints = Checkpoints(folder.path / "checkpoints")
     validation = setup.splits["validation"]
     scored = spread(len(validation), config.eval.val_examples)
-    last = {"loss": "-", "CIDEr": "-"}
     pictures = inputs.sources["validation"]
+    networked = setup.trainer is None
+    bar = ProgressBar(config.fed.rounds, board, pictures, networked, progress, say)
 
     def evaluate(round: int, shared: Params) -> dict[str, float] | None:
       if round % config.eval.every and round != config.fed.rounds:
@@ -113,37 +118,11 @@ def federate(
       file = folder.predictions(round)
       return setup.evaluator.scores(setup.whole(shared), validation, scored, file)
 
-    def on_round(report: RoundReport) -> None:
-      nonlocal bar
-      board.update(pictures)
-      if bar is None:
-        bar = progress(total=config.fed.rounds, initial=report.round, unit="round", desc="rounds")
-      else:
-        bar.update(1)
-      if report.train:
-        for name, shown in (("loss", "loss"), ("epsilon", "ε")):
-          if name in report.train:
-            last[shown] = f"{report.train[name]:.3f}"
-      if report.val and "cider" in report.val:
-        last["CIDEr"] = f"{report.val['cider']:.3f}"
-      bar.set_postfix(last)
-      for line in report.clients:
-        if line["status"] != "ok" or setup.trainer is None:
-          bar.write(client_text(line))
-
-    plan = dataclasses.replace(
-      plan_of(setup, folder, checkpoints),
-      evaluate=evaluate,
-      on_round=on_round,
-      say=say,
-      on_site=say if setup.trainer is None else lambda text: None,
-    )
     try:
-      shared = carry(setup, plan)
+      shared = carry(setup, plan_of(setup, folder, checkpoints, evaluate), bar)
     finally:
       checkpoints.close()
-      if bar is not None:
-        bar.close()
+      bar.close()
     if setup.trainer and setup.trainer.secret:
       say(setup.trainer.secret.told())
     scores = score_finished(setup, folder, shared, progress)

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from afspl_jax.config.experiment import differences
 from afspl_jax.errors import UserError
+from afspl_jax.storage.pytrees import named_leaves
 
 _KEEP = 2  # the newest, and one to fall back on by hand if the disk spoils it
 
@@ -146,10 +147,7 @@ def _quiet() -> Iterator[None]:
 
 def _leaves(state: Any) -> dict[str, str]:
   """Dtype and shape of every leaf, by path."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{leaf.shape}"
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-  }
+  return {name: f"{leaf.dtype}{leaf.shape}" for name, leaf in named_leaves(state).items()}
 
 
 def _sha256(state: Any) -> str:

@@ -16,6 +16,7 @@ from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.server.screening import screen
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.models.prompter.local import split
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 from benchmarks.bench import Bench
 from benchmarks.case import Case, write_backbones
@@ -69,7 +70,7 @@ class Server:
     rng = np.random.default_rng(0)
     moved = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(x.dtype) ** 3, params)
     config = Uplink(select=select)
-    sent = uplink.compress(moved, params, uplink.no_residual(params), config)
+    sent = uplink.compress(moved, params, zeros_like(params), config)
     ask = Message(RecordDict({wire.ARRAYS: wire.pack(params)}), 2, wire.TRAIN)
     self._bytes = tuple(
       wire.record_bytes(Message(RecordDict({wire.ARRAYS: record}), 2, wire.TRAIN))

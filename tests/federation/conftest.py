@@ -16,7 +16,7 @@ from tests.federation.least_squares import CLIENTS, evaluate, init_params
 def plan(tmp_path):
   opened = []
 
-  def make(name="run", on_round=lambda report: None, **fed):
+  def make(name="run", **fed):
     folder = RunFolder.open(tmp_path / name, {})
     opened.append(folder)
     return Plan(
@@ -27,7 +27,6 @@ def plan(tmp_path):
       folder=folder,
       checkpoints=Checkpoints(folder.path / "checkpoints"),
       evaluate=evaluate,
-      on_round=on_round,
     )
 
   yield make

@@ -23,7 +23,7 @@ from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import Fed
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.contracts import Refused, SiteFault, Update
+from afspl_jax.federation.contracts import Rejected, SiteFault, Update
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.protocol.disclosure_log import WireRecord
 from afspl_jax.federation.secure import messages
@@ -32,7 +32,8 @@ from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.party import Party, PartyError, Rules
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import Terms
-from afspl_jax.federation.server.screening import screen, sentence
+from afspl_jax.federation.server.client_lines import one_line
+from afspl_jax.federation.server.screening import screen
 from afspl_jax.federation.server.sites import Sites
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from tests.fuzz.target import Target
@@ -214,11 +215,11 @@ def answered(content: Callable[[], RecordDict], read: Callable[[Message], object
       return
     try:
       read(reply)
-    except Refused as why:
-      assert len(sentence(str(why))) <= 300
+    except Rejected as why:
+      assert len(one_line(str(why))) <= 300
       raise
 
-  return Target(make, "message", look, (Refused, wire.WireError, Aborted), cost=0.001)
+  return Target(make, "message", look, (Rejected, wire.WireError, Aborted), cost=0.001)
 
 
 def _reply(sparse: bool = False, control: bool = False) -> RecordDict:
@@ -262,7 +263,7 @@ def _introduce(answer: Message) -> None:
 
 def _said(answer: Message) -> RecordDict:
   if answer.has_error():
-    raise Refused("an error")
+    raise Rejected("an error")
   return answer.content
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from afspl_jax.errors import UserError
+from afspl_jax.storage.pytrees import named_leaves
 from afspl_jax.types import Params
 
 _KEEP = 3  # rounds: those of the server's two checkpoints, and the one before them
@@ -46,7 +47,7 @@ class ClientStore:
     try:
       self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the sites' own eyes only
       file.parent.mkdir(exist_ok=True)
-      save_file(_flat(state), scratch)
+      save_file(_contiguous(state), scratch)
       with open(scratch, "rb+") as written:
         os.fsync(written.fileno())
       os.replace(scratch, file)
@@ -81,7 +82,7 @@ class ClientStore:
     files = [file for file in self._rounds(site) if int(file.stem.split("_")[1]) < before]
     if not files:
       return None
-    expected = _flat(template)
+    expected = _contiguous(template)
     try:
       found = load_file(files[-1])
       if part:
@@ -106,12 +107,9 @@ class ClientStore:
     return sorted(self._site(site).glob("round_*.safetensors"))
 
 
-def _flat(state: Params) -> dict[str, Shaped[np.ndarray, "..."]]:
-  """Leaves by path, in the order of the tree."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, order="C")
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-  }
+def _contiguous(state: Params) -> dict[str, Shaped[np.ndarray, "..."]]:
+  """Leaves by name, as safetensors takes them."""
+  return {name: np.asarray(leaf, order="C") for name, leaf in named_leaves(state).items()}
 
 
 def _form(leaves: Mapping[str, np.ndarray]) -> dict[str, str]:

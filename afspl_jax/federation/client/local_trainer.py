@@ -19,6 +19,7 @@ from afspl_jax.federation.protocol import uplink
 from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.models.captioner import Captioner
 from afspl_jax.models.prompter.local import LOCAL, join, split
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.training.train_step import StepMetrics, make_local_training, make_matching, replicate
 from afspl_jax.types import Batch, Params
 
@@ -83,7 +84,7 @@ class LocalTrainer:
     self._names = sorted(clients)
     self._clients, self._config = clients, config
     shared, self._own = split(untrained, config.fed.share)
-    self._zeros = uplink.no_residual(shared)
+    self._zeros = zeros_like(shared)
     self._feedback = config.uplink.select != "dense" and config.uplink.error_feedback != "none"
     self._template = {"own": self._own}
     if self._feedback:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from afspl_jax.config.experiment import Experiment
-from afspl_jax.federation.contracts import WITHIN, Refused, Update
+from afspl_jax.federation.contracts import WITHIN, Rejected, Update
 from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.accounting import Mechanism
 from afspl_jax.federation.privacy.budget import (
@@ -32,6 +32,7 @@ from afspl_jax.federation.privacy.clipping import clip
 from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.federation.privacy.noise import noisy
 from afspl_jax.federation.protocol import uplink
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
 
@@ -88,44 +89,43 @@ class Release:
       self._ledger.charge(sites)
 
   def screen(self, reply: Update, round: int) -> Update:
-    """The reply, if it tells no more than was agreed on.
+    """The reply, if it has no more than was agreed on.
 
     Raises:
-      Refused: otherwise.
+      Rejected: otherwise.
     """
     lot = self._config.seed, round
     rows = uplink.drawn(reply.params, self._config.uplink, lot)
     if not jax.tree.all(jax.tree.map(np.array_equal, reply.masks, rows)):
-      raise Refused("rejected: expected the rows that all send in this round; got others")
+      raise Rejected("expected the rows that all send in this round; got others")
     expected = {WITHIN} if self._adaptive else set()
     if set(reply.metrics) != expected or reply.num_examples != 1:
-      raise Refused(
-        f"rejected: expected the metrics {sorted(expected)} and the weight 1; got"
+      raise Rejected(
+        f"expected the metrics {sorted(expected)} and the weight 1; got"
         f" {sorted(reply.metrics)} and {reply.num_examples}"
       )
     if self._adaptive and reply.metrics[WITHIN] not in (0.0, 1.0):
-      raise Refused(f"rejected: {WITHIN}: expected 0 or 1; got {reply.metrics[WITHIN]}")
+      raise Rejected(f"{WITHIN}: expected 0 or 1; got {reply.metrics[WITHIN]}")
     return reply
 
   def combine(
     self,
     params: Params,
     total: Total,
-    state: dict[str, Any],
+    bound: float,
     round: int,
     sites: Collection[str],
-  ) -> tuple[list[Update], dict[str, float], dict[str, Any]]:
-    """The round's one reply, the numbers to log, and what is kept for the next round.
+  ) -> tuple[Update, dict[str, float], dict[str, Any]]:
+    """The round's one update, the numbers to log, and what is kept for the next round.
 
     Args:
       params: the global params that the sites started from.
       total: of the round.
-      state: the server's before the round.
+      bound: of each client's update in this round.
       round: the round.
       sites: who was asked.
     """
-    bound = self.bound(state)
-    told, kept = {"clip": bound}, {}
+    metrics, kept = {"clip": bound}, {}
     if self._at_server:
       self._ledger.charge(sites if self._mechanism.probability == 1 else ())
       noise = self.noise
@@ -134,13 +134,13 @@ class Release:
         released = float(noisy(counted, self._adaptive.count_noise(noise)))
         noise = self._adaptive.update_noise(noise)
         share = released / self._clients + 0.5
-        told[WITHIN] = share
+        metrics[WITHIN] = share
         kept["clip"] = np.float64(self._adaptive.next(bound, share))
       total = total._replace(update=noisy(total.update, noise * bound))
     rows = uplink.drawn(params, self._config.uplink, (self._config.seed, round))
     mean = uplink.moved(params, total.update, rows, self._clients)
-    told["epsilon"] = self._epsilon((), 0)
-    return [Update("all", mean, rows, 1, {})], told, kept
+    metrics["epsilon"] = self._epsilon((), 0)
+    return Update("all", mean, rows, 1, {}), metrics, kept
 
   def _epsilon(self, sites: Collection[str], more: int) -> float:
     if self._mechanism.probability < 1:
@@ -157,7 +157,7 @@ def release_of(config: Experiment, folder: Path) -> "Release | None":
 
 def total_of(params: Params, replies: Sequence[Update], bound: float) -> Total:
   """The sum of the updates, each bounded here whatever its client did."""
-  total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
+  total = zeros_like(params, np.float64)
   for reply in replies:
     update, _ = clip(uplink.added(reply.params, params), bound)
     total = jax.tree.map(np.add, total, update)

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from afspl_jax.config import experiment as settings
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
 Lot = tuple[int, int]  # the experiment's seed, and the round
@@ -59,11 +60,6 @@ def mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def everywhere(params: Params) -> Params:
   """The masks of all rows."""
   return jax.tree.map(lambda leaf: np.ones(mask_shape(leaf.shape), np.bool_), params)
-
-
-def no_residual(params: Params) -> Params:
-  """The residual before a client's first round: zeros."""
-  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
 
 
 def added(new: Params, old: Params) -> Params:
@@ -155,7 +151,7 @@ def compress(
   Args:
     params: result of local training from `begin`; a pytree of float arrays, as the other two.
     global_params: what the server sent.
-    residual: what earlier rounds did not send; `no_residual` at first.
+    residual: what earlier rounds did not send; zeros at first.
     config: the rule.
     lot: of "shared".
 
@@ -171,7 +167,7 @@ def compress(
   update = jax.tree.map(np.subtract, offered, global_params)
   masks = choose(update, config, lot)
   sent = jax.tree.map(np.where, masks, offered, global_params)
-  kept = no_residual(params)
+  kept = zeros_like(params)
   if config.error_feedback != "none":
     kept = jax.tree.map(np.where, masks, kept, update)
   return Sent(sent, masks, kept)

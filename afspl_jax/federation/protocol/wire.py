@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float64, Num
 from afspl_jax.config import experiment
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol import uplink
+from afspl_jax.storage.pytrees import named_leaves, zeros_like
 from afspl_jax.types import Params
 
 # Names of the records in a message, and of what is in them. The first three and "num-examples"
@@ -45,8 +46,8 @@ def spec(params: Params) -> list[tuple[str, tuple[int, ...], str]]:
     WireError: a leaf's dtype does not embed exactly in float32.
   """
   leaves = []
-  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-    name, dtype = jax.tree_util.keystr(path, simple=True, separator="/"), np.dtype(leaf.dtype).name
+  for name, leaf in named_leaves(params).items():
+    dtype = np.dtype(leaf.dtype).name
     if dtype not in _EXACT_IN_FLOAT32:
       raise WireError(f"{name}: expected one of {', '.join(_EXACT_IN_FLOAT32)}; got {dtype}")
     leaves.append((name, tuple(leaf.shape), dtype))
@@ -102,8 +103,7 @@ def unpack(record: ArrayRecord, template: Params) -> Params:
   """
   if set(record) != {FLAT}:
     raise WireError(f"expected the one array {FLAT!r}; got {sorted(record)}")
-  zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-  return unpack_update(record, zeros)[0]
+  return unpack_update(record, zeros_like(template))[0]
 
 
 def unpack_update(record: ArrayRecord, base: Params) -> tuple[Params, Params]:
@@ -201,7 +201,7 @@ def values_as_tree(values: Float64[np.ndarray, " n"], base: Params, masks: Param
   if sum(sizes) != len(values):
     raise WireError(f"expected {sum(sizes)} values; got {len(values)}")
   *parts, _ = np.split(values, np.cumsum(sizes, dtype=int))
-  out = jax.tree.map(lambda leaf: np.zeros(leaf.shape), base)
+  out = zeros_like(base, np.float64)
   for leaf, mask, part in zip(*map(jax.tree.leaves, (out, masks)), parts, strict=True):
     rows = _rows(leaf)  # a view
     rows[mask.ravel()] = part.reshape(np.count_nonzero(mask), rows.shape[1])

@@ -17,6 +17,7 @@ from afspl_jax.federation.secure.party import (
   own_mask,
   pair_mask,
 )
+from afspl_jax.storage.client_status import Outcome, Status
 
 
 class Aborted(ValueError):
@@ -49,7 +50,7 @@ class Coordinator:
 
   def __init__(self, session: Session, rules: Rules, fewest: int = FEWEST):
     self.session = session
-    self.refused: dict[str, str] = {}  # clients that were left out for what they sent: why
+    self.left_out: dict[str, Status] = {}  # clients that the session goes on without: why
     self._rules, self._fewest = rules, max(FEWEST, fewest)
     self._names: list[str] = []  # by number
     self._keys: dict[int, Keys] = {}
@@ -67,10 +68,10 @@ class Coordinator:
     times = Counter(key for each in keys.values() for key in each)
     for name, each in keys.items():
       if any(times[key] > 1 for key in each):
-        self.refused[name] = "rejected: expected keys of its own; got another's"
+        self.left_out[name] = Status(Outcome.REJECTED, "expected keys of its own; got another's")
       elif not (crypto.is_public(each.mask) and crypto.is_public(each.seal)):
-        self.refused[name] = "rejected: expected public keys; got what is none"
-    self._names = sorted(keys.keys() - self.refused.keys())
+        self.left_out[name] = Status(Outcome.REJECTED, "expected public keys; got what is none")
+    self._names = sorted(keys.keys() - self.left_out.keys())
     count = len(self._names)
     self._expect(count, self._fewest, "clients with keys")
     self._keys = {number: keys[name] for number, name in enumerate(self._names)}
@@ -96,8 +97,8 @@ class Coordinator:
     while lonely := {i for i in self._shared if self._around(i, self._shared) < self._threshold}:
       self._shared -= lonely  # and so may others be then
     for number in sorted(given.keys() - self._shared):
-      self.refused[self._names[number]] = (
-        f"dropped: fewer than {self._threshold} of it and its neighbours shared"
+      self.left_out[self._names[number]] = Status(
+        Outcome.DROPPED, f"fewer than {self._threshold} of it and its neighbours shared"
       )
     self._expect(len(self._shared), self._fewest, "clients that share masks")
     return {
@@ -154,7 +155,9 @@ class Coordinator:
           total, *pair_mask(private, self._keys[peer].mask, self.session, number, peer)
         )
     for liar in liars:
-      self.refused[self._names[liar]] = "rejected: a share that it gave is not the one it was given"
+      self.left_out[self._names[liar]] = Status(
+        Outcome.REJECTED, "a share that it gave is not the one it was given"
+      )
 
   def _recover(
     self,

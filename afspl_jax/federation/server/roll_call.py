@@ -10,15 +10,26 @@ from flwr.serverapp import Grid
 from afspl_jax.config.experiment import Fed
 from afspl_jax.errors import Stopped
 from afspl_jax.federation.contracts import POISSON, Update
+from afspl_jax.federation.server.client_lines import ClientLine, late_lines
 from afspl_jax.federation.server.exchange import POLL, Answer, Exchange
-from afspl_jax.federation.server.selection import Candidate, coins, select
-from afspl_jax.federation.server.sites import Site, Sites
+from afspl_jax.federation.server.selection import Candidate, poisson_sample, select
+from afspl_jax.federation.server.sites import ConnectedSite, Sites
+from afspl_jax.storage.client_status import Outcome, Status
 
 _PATIENCE, _REMIND = 3.0, 30.0  # seconds before the first line about a wait, and between others
 
 
 class RoundFailed(Stopped):
-  """Too few sites or valid replies; nothing of the round was kept."""
+  """Too few sites or valid replies; nothing of the round was kept.
+
+  Args:
+    message: what was expected and found.
+    lines: about the sites, as far as they are known.
+  """
+
+  def __init__(self, message: str, lines: Sequence[ClientLine] = ()):
+    super().__init__(message)
+    self.lines = list(lines)
 
 
 class TooFewSites(RoundFailed):
@@ -29,8 +40,13 @@ class Chosen(NamedTuple):
   """Who trains in a round."""
 
   nodes: dict[str, int]  # where each is reached, by name, sorted
-  absent: dict[str, str]  # who would have been chosen, and the status of each
+  absent: dict[str, Status]  # who would have been chosen, and the status of each
   late: list[tuple[str, int, Answer]]  # answers to earlier rounds that have come since
+
+  def lines(self, round: int) -> list[ClientLine]:
+    """Lines about the sites that are not asked."""
+    absent = [ClientLine(round, site, status) for site, status in self.absent.items()]
+    return late_lines(round, self.late) + absent
 
 
 class RollCall:
@@ -59,9 +75,9 @@ class RollCall:
     self.exchange: Exchange[str] = Exchange(grid)
     self._sites, self._fed, self._seed, self._say = sites, fed, seed, say
     self._expected = num_sites  # until they were there once, or were waited for in vain
-    self._probability = fed.clients_per_round / num_sites  # of a site, where coins are tossed
-    # Of the coins. One for all attempts: a round that failed for what its draw was is not to be
-    # drawn again until it pleases, or the draw is another than the one that epsilon is of.
+    self._probability = fed.clients_per_round / num_sites  # of a site, with Poisson sampling
+    # Key of the Poisson samples. All attempts at a round have the same sample: to sample again
+    # after a failure would favour samples that do not fail, and epsilon is of unbiased ones.
     self._key = secrets.randbits(256)
     self._reported = {
       line["client"]: Candidate(line["num_examples"], line["loss"])
@@ -83,21 +99,22 @@ class RollCall:
     due = self.exchange.due()
     free = {name: site for name, site in present.items() if name not in due}
     picked = self._select(free, round)
-    absent = {}
+    absent: dict[str, Status] = {}
     for name in self._select(self._sites.known, round):
       if name not in present:
-        absent[name] = "failed: not connected"
+        absent[name] = Status(Outcome.FAILED, "not connected")
       elif name in due:
-        absent[name] = f"timeout: still owes its reply of round {due[name]}"
+        reason = f"still owes its reply of round {due[name]}"
+        absent[name] = Status(Outcome.TIMEOUT, reason)
     return Chosen({name: free[name].node for name in picked}, absent, late)
 
-  def learn(self, reply: Update) -> None:
-    """Remembers what a site reported, for selections to come."""
-    self._reported[reply.site] = Candidate(reply.num_examples, reply.metrics.get("loss"))
+  def learn(self, update: Update) -> None:
+    """Remembers what a site reported, for later selections."""
+    self._reported[update.site] = Candidate(update.num_examples, update.metrics.get("loss"))
 
-  def _select(self, sites: dict[str, Site], round: int) -> Sequence[str]:
+  def _select(self, sites: dict[str, ConnectedSite], round: int) -> Sequence[str]:
     if self._fed.selection == POISSON:
-      return coins(sites, self._probability, self._key, round)
+      return poisson_sample(sites, self._probability, self._key, round)
     candidates = {
       name: self._reported.get(name, Candidate(site.num_examples, None))
       for name, site in sites.items()
@@ -105,7 +122,7 @@ class RollCall:
     count = min(self._fed.clients_per_round, len(sites))
     return select(self._fed.selection, candidates, count, self._seed, round)
 
-  def _gather(self, late: list[tuple[str, int, Answer]]) -> dict[str, Site]:
+  def _gather(self, late: list[tuple[str, int, Answer]]) -> dict[str, ConnectedSite]:
     """The sites that are there, once they are enough; adds late answers to the list."""
     begin = time.monotonic()
     speak = begin + _PATIENCE
@@ -139,5 +156,5 @@ class RollCall:
     return present
 
   def _left_out(self) -> str:
-    refused = self._sites.refused
-    return "".join(f"; node {node} {why}" for node, why in sorted(refused.items()))
+    rejected = self._sites.rejected
+    return "".join(f"; node {node} {why}" for node, why in sorted(rejected.items()))

@@ -8,35 +8,70 @@ ends with the same lines and params as one that was never interrupted.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
-from afspl_jax.config.experiment import Fed, Uplink
-from afspl_jax.federation.privacy.server_release import BudgetSpent, Release
+from afspl_jax.config.experiment import Fed
+from afspl_jax.federation.privacy.server_release import BudgetSpent
 from afspl_jax.federation.protocol import uplink, wire
-from afspl_jax.federation.secure.terms import Terms
-from afspl_jax.federation.server.aggregation import hear_each, hear_sum
-from afspl_jax.federation.server.collect_replies import Asked, Line
-from afspl_jax.federation.server.roll_call import RollCall, RoundFailed, TooFewSites
+from afspl_jax.federation.server.aggregation import Aggregation, Collected, PlainAggregation
+from afspl_jax.federation.server.client_lines import ClientLine
+from afspl_jax.federation.server.collect_replies import TrainRequest
+from afspl_jax.federation.server.roll_call import Chosen, RollCall, RoundFailed, TooFewSites
 from afspl_jax.federation.server.sites import Sites
 from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.storage.checkpoints import Checkpoints
+from afspl_jax.storage.client_status import Outcome, Status
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
+
+MetricsLine = dict[str, Any]  # of metrics.jsonl
 
 
 class RoundReport(NamedTuple):
   """What a finished round wrote to the run's folder."""
 
   round: int
-  train: Line | None  # None for round 0
-  val: Line | None  # None if the round was not scored
-  clients: list[Line]
+  train: MetricsLine | None  # None for round 0
+  val: MetricsLine | None  # None if the round was not scored
+  clients: list[dict[str, Any]]  # of clients.jsonl
+
+
+class Progress(Protocol):
+  """Follows a run while it goes on."""
+
+  def waiting(self, text: str) -> None:
+    """The server waits for sites, tries a round again, or ends early."""
+    ...
+
+  def site_changed(self, text: str) -> None:
+    """A site has come, is gone or was rejected."""
+    ...
+
+  def round_done(self, report: RoundReport) -> None:
+    """A round is finished and on disk."""
+    ...
+
+
+class Silent:
+  """A Progress that shows nothing."""
+
+  def waiting(self, text: str) -> None:
+    """Shows nothing."""
+
+  def site_changed(self, text: str) -> None:
+    """Shows nothing."""
+
+  def round_done(self, report: RoundReport) -> None:
+    """Shows nothing."""
+
+
+SILENT = Silent()
 
 
 @dataclass(frozen=True)
@@ -53,15 +88,10 @@ class Plan:
   terms: dict[str, Any] = field(default_factory=dict)  # what sites must have in common with us
   weighing: str = "coverage"  # config's `uplink.weighing`
   ema: float = 0.0  # config's `eval.ema`
-  private: Release | None = None  # where less than every site's update may be learnt
-  secure: Terms | None = None  # where the server itself learns no more than their sum
-  uplink: Uplink = field(default_factory=Uplink)  # of which rows there are sums
-  on_round: Callable[[RoundReport], None] = lambda report: None
-  say: Callable[[str], None] = lambda text: None  # tells the user of waits and retries
-  on_site: Callable[[str], None] = lambda text: None  # and of sites that come, go, are refused
+  aggregation: Aggregation = PlainAggregation()  # noqa: RUF009 - it has no state
 
 
-def run_rounds(grid: Grid, plan: Plan, num_sites: int) -> Params:
+def run_rounds(grid: Grid, plan: Plan, num_sites: int, progress: Progress = SILENT) -> Params:
   """Runs the rounds that are still to do, from the newest checkpoint on.
 
   Round 0 only evaluates. Every later round adds a line with split "train" to metrics.jsonl, and
@@ -73,6 +103,7 @@ def run_rounds(grid: Grid, plan: Plan, num_sites: int) -> Params:
     grid: reaches the sites.
     plan: what to do.
     num_sites: sites that are waited for at the start.
+    progress: is told what happens.
 
   Returns:
     The params to score after the last round, with NumPy leaves.
@@ -84,28 +115,28 @@ def run_rounds(grid: Grid, plan: Plan, num_sites: int) -> Params:
   plan.folder.rewind(done)
   unscored = _train_lines_since_val(plan.folder.metrics())
   terms = wire.terms(plan.params, plan.terms)
-  sites = Sites(grid, terms, plan.fed.max_examples, plan.on_site)
-  lines = plan.folder.clients()
-  call = RollCall(grid, sites, plan.fed, plan.seed, num_sites, lines, plan.say)
+  sites = Sites(grid, terms, plan.fed.max_examples, progress.site_changed)
+  reported = plan.folder.clients()
+  call = RollCall(grid, sites, plan.fed, plan.seed, num_sites, reported, progress.waiting)
   for round in range(done + 1, plan.fed.rounds + 1):
-    train: Line | None = None
-    clients: list[Line] = []
+    trained = None
     if round > 0:
       try:
-        state, train, clients = _train_or_retry(call, plan, round, state)
+        trained = _train_or_retry(call, plan, round, state, progress)
       except BudgetSpent as spent:
-        plan.say(f"ending after round {round - 1} of {plan.fed.rounds}: {spent}")
+        progress.waiting(f"ending after round {round - 1} of {plan.fed.rounds}: {spent}")
         break
-      unscored.append(train)
+      state = trained.state
+      unscored.append(trained.line)
     val = _evaluate(plan, round, scored_params(state), unscored)
     if val is not None:
       unscored = []
-    plan.folder.append_clients(clients)
-    for line in (train, val):
-      if line is not None:
-        plan.folder.append_metrics(line)
+    report = RoundReport(
+      round, trained and trained.line, val, _as_json(trained.clients if trained else ())
+    )
+    _write(plan, report)
     plan.checkpoints.save(round, state)
-    plan.on_round(RoundReport(round, train, val, clients))
+    progress.round_done(report)
   return scored_params(state)
 
 
@@ -117,8 +148,7 @@ def scored_params(state: dict[str, Any]) -> Params:
 def newest_state(plan: Plan) -> tuple[int, dict[str, Any]]:
   """The last finished round with its params and strategy state; -1 and the untrained before it."""
   untrained = first_state(jax.device_get(plan.params), plan.strategy, plan.ema)
-  if plan.private is not None:
-    untrained |= plan.private.first_state()
+  untrained |= plan.aggregation.first_state()
   return plan.checkpoints.restore(untrained) or (-1, untrained)
 
 
@@ -128,76 +158,92 @@ def first_state(params: Params, strategy: Strategy, ema: float) -> dict[str, Any
   return state | {"ema": params} if ema else state
 
 
+class _TrainedRound(NamedTuple):
+  """A round that was trained, and is not yet written."""
+
+  state: dict[str, Any]  # the server's after it
+  line: MetricsLine
+  clients: list[ClientLine]  # those of failed attempts too
+
+
 def _train_or_retry(
-  call: RollCall, plan: Plan, round: int, state: dict[str, Any]
-) -> tuple[dict[str, Any], Line, list[Line]]:
-  """One round, tried again where it fails: the new state, its line, and all lines of sites."""
-  lines: list[Line] = []  # those of a failed attempt stay
+  call: RollCall, plan: Plan, round: int, state: dict[str, Any], progress: Progress
+) -> _TrainedRound:
+  """One round, tried again if it fails; the lines of a failed attempt stay."""
+  earlier: list[ClientLine] = []
   left = plan.fed.retries
   while True:
     try:
-      return *_train(call, plan, round, state, lines), lines
+      return _train(call, plan, round, state, earlier)
     except RoundFailed as error:
-      for line in lines:
-        if line["status"] == "ok":
-          line["status"] = "unused: this attempt at the round failed"
+      for line in error.lines:
+        if line.status.outcome is Outcome.OK:
+          line.status = Status(Outcome.UNUSED, "this attempt at the round failed")
+      earlier += error.lines
       if not left or isinstance(error, TooFewSites):
-        plan.folder.append_clients(lines)
+        plan.folder.append_clients(_as_json(earlier))
         raise RoundFailed(
           f"{error}. Nothing of this round was kept: put that right and start the same command"
-          f" again to go on after round {round - 1}"
+          f" again to go on after round {round - 1}",
+          earlier,
         ) from error
       left -= 1
-      plan.say(f"{error}. Trying round {round} again")
+      progress.waiting(f"{error}. Trying round {round} again")
 
 
 def _train(
-  call: RollCall, plan: Plan, round: int, state: dict[str, Any], clients: list[Line]
-) -> tuple[dict[str, Any], Line]:
-  """One attempt at a round: the new state and its line; adds the sites' lines to `clients`."""
-  params, private = state["params"], plan.private
+  call: RollCall, plan: Plan, round: int, state: dict[str, Any], earlier: Sequence[ClientLine]
+) -> _TrainedRound:
+  """One attempt at a round; `earlier` has the lines of those that failed."""
   chosen = call.choose(round)
-  if private is not None:
-    private.afford(chosen.nodes)
-  config = ConfigRecord({wire.STRUCTURE: wire.structure_digest(params), wire.ROUND: round})
-  content = RecordDict({wire.ARRAYS: wire.pack(params), wire.CONFIG: config})
-  bound = None if private is None else private.bound(state)
-  if bound is not None:
-    config[wire.CLIP] = bound
-  if isinstance(plan.strategy, Controlled):
-    control = plan.strategy.control(params, state["strategy_state"])
-    content[wire.CONTROL] = wire.pack(control)
+  plan.aggregation.prepare(chosen.nodes)
+  request = _request(plan, round, state, chosen)
   begin = time.perf_counter()
-  asked = Asked(call, chosen, content, round, plan.fed, params, bound)
-  if plan.secure is None:
-    heard = hear_each(asked, private, clients)
-  else:
-    rows = uplink.drawn(params, plan.uplink, (plan.seed, round))
-    heard = hear_sum(asked, plan.secure, rows, clients, private=private is not None)
-  replies, means = heard.replies, heard.means
-  kept: dict[str, Any] = {}
-  if private is not None and heard.total is not None:
-    replies, means, kept = private.combine(params, heard.total, state, round, chosen.nodes)
-  if plan.weighing == "cohort":  # what a site did not send counts as unchanged
-    replies = [reply._replace(masks=uplink.everywhere(params)) for reply in replies]
-  try:
-    aggregated = plan.strategy.aggregate(params, state["strategy_state"], replies)
-  except ValueError as error:
-    raise RoundFailed(f"round {round}: {error}") from error
-  train = {
-    **means,  # first: no site's metric may stand for what follows
+  collected = plan.aggregation.collect(call, request, plan.fed)
+  new_state = _aggregate(plan, round, state, collected)
+  clients = [*earlier, *collected.lines]
+  line = {
+    **collected.metrics,  # first: no site's metric may stand for what follows
     "round": round,
     "split": "train",
-    "bytes_up": sum(line["bytes_up"] for line in clients),
-    "bytes_down": heard.bytes_down,
+    "bytes_up": sum(line.bytes_up for line in clients),
+    "bytes_down": collected.bytes_down,
     "seconds": _seconds_since(begin),
-    "clients": heard.clients,
+    "clients": collected.clients,
   }
-  new_params, strategy_state = aggregated
-  new_state = jax.device_get({"params": new_params, "strategy_state": strategy_state, **kept})
   if plan.ema:
     new_state["ema"] = _moved(state["ema"], new_state["params"], plan.ema, round)
-  return new_state, train
+  return _TrainedRound(new_state, line, clients)
+
+
+def _request(plan: Plan, round: int, state: dict[str, Any], chosen: Chosen) -> TrainRequest:
+  """What is sent to the round's sites."""
+  params, bound = state["params"], plan.aggregation.bound(state)
+  config = ConfigRecord({wire.STRUCTURE: wire.structure_digest(params), wire.ROUND: round})
+  if bound is not None:
+    config[wire.CLIP] = bound
+  content = RecordDict({wire.ARRAYS: wire.pack(params), wire.CONFIG: config})
+  if isinstance(plan.strategy, Controlled):
+    content[wire.CONTROL] = wire.pack(plan.strategy.control(params, state["strategy_state"]))
+  return TrainRequest(round, params, chosen, content, bound)
+
+
+def _aggregate(
+  plan: Plan, round: int, state: dict[str, Any], collected: Collected
+) -> dict[str, Any]:
+  """The server's state after the strategy has used the round's updates.
+
+  Raises:
+    RoundFailed: the strategy needs more of them.
+  """
+  params, updates = state["params"], collected.updates
+  if plan.weighing == "cohort":  # what a site did not send counts as unchanged
+    updates = [update._replace(masks=uplink.everywhere(params)) for update in updates]
+  try:
+    new_params, new = plan.strategy.aggregate(params, state["strategy_state"], updates)
+  except ValueError as error:
+    raise RoundFailed(f"round {round}: {error}", collected.lines) from error
+  return jax.device_get({"params": new_params, "strategy_state": new, **collected.kept})
 
 
 def _moved(ema: Params, params: Params, decay: float, round: int) -> Params:
@@ -206,7 +252,9 @@ def _moved(ema: Params, params: Params, decay: float, round: int) -> Params:
   return jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(p.dtype), ema, params)
 
 
-def _evaluate(plan: Plan, round: int, params: Params, unscored: list[Line]) -> Line | None:
+def _evaluate(
+  plan: Plan, round: int, params: Params, unscored: list[MetricsLine]
+) -> MetricsLine | None:
   """The round's "val" line, or None if the round is not scored."""
   begin = time.perf_counter()
   scores = plan.evaluate(round, params)
@@ -223,11 +271,23 @@ def _evaluate(plan: Plan, round: int, params: Params, unscored: list[Line]) -> L
   }
 
 
-def _train_lines_since_val(lines: list[Line]) -> list[Line]:
+def _train_lines_since_val(lines: list[MetricsLine]) -> list[MetricsLine]:
   """What the next "val" line counts the bytes of, after a restart."""
   rounds = [line["round"] for line in lines if line["split"] == "val"]
   last = max(rounds, default=-1)
   return [line for line in lines if line["split"] == "train" and line["round"] > last]
+
+
+def _write(plan: Plan, report: RoundReport) -> None:
+  """Puts a round's lines on disk."""
+  plan.folder.append_clients(report.clients)
+  for line in (report.train, report.val):
+    if line is not None:
+      plan.folder.append_metrics(line)
+
+
+def _as_json(lines: Sequence[ClientLine]) -> list[dict[str, Any]]:
+  return [line.as_json() for line in lines]
 
 
 def _seconds_since(begin: float) -> float:

@@ -1,25 +1,27 @@
-"""One round's question to the chosen sites where the server may learn no more than their sum."""
+"""One round of secure aggregation: the server asks stage by stage, and learns the sum alone."""
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
-import jax
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from afspl_jax.federation.contracts import POISSON, Refused
+from afspl_jax.config.experiment import Fed
+from afspl_jax.federation.contracts import POISSON, Rejected
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.coordinator import Aborted, Coordinator
 from afspl_jax.federation.secure.crypto import SESSION, Session
 from afspl_jax.federation.secure.party import FEWEST
 from afspl_jax.federation.secure.terms import Terms
-from afspl_jax.federation.server.collect_replies import Asked, Line, line_of
+from afspl_jax.federation.server.client_lines import ClientLine, late_lines, status_of
+from afspl_jax.federation.server.collect_replies import TrainRequest
 from afspl_jax.federation.server.exchange import Answer
-from afspl_jax.federation.server.roll_call import RoundFailed
-from afspl_jax.federation.server.screening import sentence
+from afspl_jax.federation.server.roll_call import RollCall, RoundFailed
+from afspl_jax.storage.client_status import Outcome, Status
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
 T = TypeVar("T")
@@ -27,8 +29,8 @@ T = TypeVar("T")
 _QUICK = 0.1  # of the round's deadline: what each stage may take that does not train
 
 
-class Summed(NamedTuple):
-  """What a round's sites sent, in all."""
+class SecureSum(NamedTuple):
+  """The sum of what a round's sites sent."""
 
   update: Params  # float64: sum over sites of weight * update; 0 in rows that are not sent
   weight: int  # sum of the weights
@@ -37,16 +39,13 @@ class Summed(NamedTuple):
 
 
 class _Stages:
-  """The stages of one round: whom it goes on with, and a line about everyone."""
+  """The stages of one round: the sites that are still in it, and a line about every site."""
 
-  def __init__(self, asked: Asked):
-    chosen = asked.chosen
-    self._call, self._nodes, self._round = asked.call, chosen.nodes, asked.round
-    self._deadline, self._begin = asked.fed.deadline, time.monotonic()
-    self._of_chosen = {site: line_of(asked.round, site, "ok") for site in chosen.nodes}
-    self._others: list[Line] = []
-    self._add_late(chosen.late)
-    self._others += [line_of(asked.round, site, status) for site, status in chosen.absent.items()]
+  def __init__(self, call: RollCall, request: TrainRequest, fed: Fed):
+    self._call, self._nodes, self._round = call, request.chosen.nodes, request.round
+    self._deadline, self._begin = fed.deadline, time.monotonic()
+    self._chosen = {site: ClientLine(request.round, site) for site in request.chosen.nodes}
+    self._others = request.chosen.lines(request.round)
     self.bytes_down = 0
 
   def ask(
@@ -56,13 +55,13 @@ class _Stages:
     contents: Mapping[str, RecordDict],
     read: Callable[[str, RecordDict], T],
   ) -> dict[str, T]:
-    """What the sites answer that do so in time and as they should; the others are out.
+    """The valid answers that come in time; sites without one are out.
 
     Args:
-      stage: what people know it by.
+      stage: its name in messages to people.
       kind: the type of the messages.
       contents: what is sent, by site.
-      read: makes an answer of what a site sent, or raises WireError.
+      read: parses a site's answer, or raises WireError.
     """
     sent = {
       site: Message(content, self._nodes[site], kind, group_id=str(self._round))
@@ -71,40 +70,26 @@ class _Stages:
     seconds = self._seconds(training=kind == wire.TRAIN)
     answers, late = self._call.exchange.ask(sent, self._round, seconds)
     self.bytes_down += sum(map(wire.record_bytes, sent.values()))
-    self._add_late(late)
+    self._others += late_lines(self._round, late)
     out: dict[str, T] = {}
     for site in sorted(answers):
-      answer = answers.pop(site)  # let go of once it is read
-      line = self._of_chosen[site]
-      new = line_of(self._round, site, "ok", answer)
-      line["bytes_up"] += new["bytes_up"]
-      line["seconds"] = round(line.get("seconds", 0.0) + new["seconds"], 3)
+      answer = answers.pop(site)  # freed once it is read
+      line = self._chosen[site]
+      line.add(answer)
       try:
-        if answer.message is None:
-          why = f"dropped: no reply to {stage} within {seconds:.3g} s"
-          raise Refused(why if answer.sent else f"failed: not reached for {stage}")
-        if answer.message.has_error():
-          error = answer.message.error
-          raise Refused(f"failed: {stage}: {error.reason or f'Flower error {error.code}'}")
-        out[site] = read(site, answer.message.content)
-      except wire.WireError as why:
-        line["status"] = sentence(f"rejected: {stage}: {why}")
-      except Refused as why:
-        line["status"] = sentence(str(why))
+        out[site] = _parsed(stage, site, answer, seconds, read)
+      except Rejected as error:
+        line.status = status_of(error)
     return out
 
-  def leave_out(self, refused: Mapping[str, str]) -> None:
+  def leave_out(self, statuses: Mapping[str, Status]) -> None:
     """Says why sites are left out whose answers did not fit those of others."""
-    for site, why in refused.items():
-      self._of_chosen[site]["status"] = why
+    for site, status in statuses.items():
+      self._chosen[site].status = status
 
-  def lines(self) -> list[Line]:
+  def lines(self) -> list[ClientLine]:
     """About every site, by name."""
-    return sorted([*self._others, *self._of_chosen.values()], key=lambda line: line["client"])
-
-  def _add_late(self, late: Iterable[tuple[str, int, Answer]]) -> None:
-    status = f"late: discarded in round {self._round}"
-    self._others += [line_of(of, site, status, answer) for site, of, answer in late]
+    return sorted([*self._others, *self._chosen.values()], key=lambda line: line.client)
 
   def _seconds(self, training: bool) -> float:
     if not training:
@@ -114,44 +99,70 @@ class _Stages:
     return max((1 - _QUICK) * self._deadline - spent, _QUICK * self._deadline)
 
 
-def gather_sum(asked: Asked, terms: Terms, rows: Params) -> tuple[Summed | str, list[Line], int]:
+def _parsed(
+  stage: str, site: str, answer: Answer, seconds: float, read: Callable[[str, RecordDict], T]
+) -> T:
+  """What an answer says.
+
+  Raises:
+    Rejected: there is none, or it is not what was agreed on.
+  """
+  if answer.message is None and answer.sent:
+    raise Rejected(f"no reply to {stage} within {seconds:.3g} s", Outcome.DROPPED)
+  if answer.message is None:
+    raise Rejected(f"not reached for {stage}", Outcome.FAILED)
+  if answer.message.has_error():
+    error = answer.message.error
+    reason = error.reason or f"Flower error {error.code}"
+    raise Rejected(f"{stage}: {reason}", Outcome.FAILED)
+  try:
+    return read(site, answer.message.content)
+  except wire.WireError as error:
+    raise Rejected(f"{stage}: {error}") from error
+
+
+def secure_sum(
+  call: RollCall, request: TrainRequest, fed: Fed, terms: Terms, rows: Params
+) -> tuple[SecureSum | str, list[ClientLine], int]:
   """Takes the chosen sites through a session of secure aggregation.
 
   Args:
-    asked: the question; each stage but training has a tenth of its deadline.
+    call: reaches the sites.
+    request: what is sent to whom.
+    fed: sets the deadline, of which each stage but training has a tenth.
     terms: what all have agreed on.
     rows: masks of the rows that all send.
 
   Returns:
-    The sum, or why there is none; a line about everyone who was chosen, absent or late, by name;
+    The sum, or why there is none; a line about every site that was chosen, absent or late, by name;
     and the bytes that were sent.
 
   Raises:
     RoundFailed: updates of this size cannot be summed by these terms.
   """
-  fed, nodes = asked.fed, asked.chosen.nodes
-  stages = _Stages(asked)
-  session = Session(secrets.token_bytes(SESSION), asked.round)
+  stages = _Stages(call, request, fed)
+  if fed.selection == POISSON and len(request.chosen.nodes) < FEWEST:
+    # The sample is not repeated until it is large enough: this round is of noise alone.
+    status = Status(Outcome.DROPPED, f"fewer than {FEWEST} were drawn")
+    stages.leave_out(dict.fromkeys(request.chosen.nodes, status))
+    nothing = zeros_like(request.params, np.float64)
+    return SecureSum(nothing, 0, (0,) * len(terms.counts), 0), stages.lines(), 0
+  session = Session(secrets.token_bytes(SESSION), request.round)
   server = Coordinator(session, terms.rules, fed.min_replies)
-  found: Summed | str
-  if fed.selection == POISSON and len(nodes) < FEWEST:
-    # Coins are not tossed again until they please: this round is of noise alone.
-    stages.leave_out(dict.fromkeys(nodes, f"dropped: fewer than {FEWEST} were drawn"))
-    nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape), asked.params)
-    return Summed(nothing, 0, (0,) * len(terms.counts), 0), stages.lines(), 0
+  found: SecureSum | str
   try:
-    found = _session(stages, server, asked, terms, rows)
+    found = _session(stages, server, request, terms, rows)
   except Aborted as why:
     found = f"secure aggregation: {why}"
-  stages.leave_out(server.refused)
+  stages.leave_out(server.left_out)
   return found, stages.lines(), stages.bytes_down
 
 
 def _session(
-  stages: _Stages, server: Coordinator, asked: Asked, terms: Terms, rows: Params
-) -> Summed:
+  stages: _Stages, server: Coordinator, request: TrainRequest, terms: Terms, rows: Params
+) -> SecureSum:
   """The four stages (secure/__init__.py)."""
-  params = asked.params
+  params = request.params
   session = server.session
 
   def ask(
@@ -160,23 +171,27 @@ def _session(
     contents = {site: RecordDict({messages.SECURE: record}) for site, record in records.items()}
     return stages.ask(stage, f"query.secure_{stage}", contents, read)
 
-  begun = dict.fromkeys(asked.chosen.nodes, messages.session_record(session))
-  keys = ask("keys", begun, lambda site, reply: messages.read_keys(reply))
-  told = server.introduce(keys)
+  opening = dict.fromkeys(request.chosen.nodes, messages.session_record(session))
+  keys = ask("keys", opening, lambda site, reply: messages.read_keys(reply))
+  introductions = server.introduce(keys)
   sealed = ask(
     "shares",
-    {site: messages.introduction_record(session, each) for site, each in told.items()},
-    lambda site, reply: messages.read_sealed(reply, told[site].peers),
+    {site: messages.introduction_record(session, each) for site, each in introductions.items()},
+    lambda site, reply: messages.read_sealed(reply, introductions[site].peers),
   )
-  given = server.forward(sealed)
+  forwarded = server.forward(sealed)
   try:
-    quantiser = terms.quantiser(sum(wire.values_sent(params, rows)), len(told), asked.bound)
+    quantiser = terms.quantiser(
+      sum(wire.values_sent(params, rows)), len(introductions), request.bound
+    )
   except ValueError as error:
     raise RoundFailed(str(error)) from error
   structure = wire.structure_digest(params)
   training = {
-    site: RecordDict({**asked.content, messages.SECURE: messages.forwarded_record(session, texts)})
-    for site, texts in given.items()
+    site: RecordDict(
+      {**request.content, messages.SECURE: messages.forwarded_record(session, texts)}
+    )
+    for site, texts in forwarded.items()
   }
   size = quantiser.length * quantiser.width
   masked = stages.ask(
@@ -189,7 +204,7 @@ def _session(
   shares = ask(
     "unmask",
     {site: messages.question_record(session, each) for site, each in questions.items()},
-    lambda site, reply: messages.read_shares(reply, told[site].number, questions[site]),
+    lambda site, reply: messages.read_shares(reply, introductions[site].number, questions[site]),
   )
   total = np.zeros(quantiser.length, quantiser.word)
   for packed in masked.values():
@@ -200,4 +215,4 @@ def _session(
   except ValueError as error:
     raise Aborted(str(error)) from error
   update = wire.values_as_tree(found.values, params, rows)
-  return Summed(update, found.weight, found.counts, len(masked))
+  return SecureSum(update, found.weight, found.counts, len(masked))

@@ -1,8 +1,8 @@
 """Which sites train in a round.
 
 All that is random follows from a hash of (seed, round, site) alone: every role, host and library
-version draws the same, and no draw depends on the order in which sites connected. Only the coins of
-"poisson" are secret: who knows the seed must not know who took part.
+version draws the same, and no draw depends on the order in which sites connected. Only the
+sample of "poisson" is secret: who knows the seed must not know who took part.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ class Candidate(NamedTuple):
 _Sites = Mapping[str, Candidate]
 
 
-def coins(sites: Iterable[str], probability: float, key: int, round: int) -> list[str]:
-  """Every site by a coin of its own: the draw of `fed.selection=poisson`.
+def poisson_sample(sites: Iterable[str], probability: float, key: int, round: int) -> list[str]:
+  """Every site independently with the same probability: `fed.selection=poisson`.
 
   Args:
     sites: their names.
     probability: of each.
-    key: as secret as the draw is to be.
+    key: kept secret where the sample must be.
     round: the round.
 
   Returns:

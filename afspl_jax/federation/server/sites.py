@@ -10,16 +10,17 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from afspl_jax.federation.contracts import Refused
+from afspl_jax.federation.contracts import Rejected
 from afspl_jax.federation.protocol import wire
+from afspl_jax.federation.server.client_lines import one_line, status_of
 from afspl_jax.federation.server.exchange import Exchange
-from afspl_jax.federation.server.screening import screen_examples, sentence
+from afspl_jax.federation.server.screening import screen_examples
 
 _LONGEST_NAME = 80  # characters
 
 
-class Site(NamedTuple):
-  """A site that may take part."""
+class ConnectedSite(NamedTuple):
+  """A site that is connected and may take part."""
 
   node: int  # where it is reached
   num_examples: int  # that it says it holds
@@ -38,13 +39,13 @@ class Sites:
   """The sites that have said hello and are connected.
 
   Every node is greeted with the server's terms when it appears; one that answers with other terms,
-  no name or another site's name is left out, and `say` is told why.
+  no name or another site's name is left out, and `say` gets the reason.
 
   Args:
     grid: reaches the nodes.
     terms: what a site must have in common with the server, by name; plain nested values.
     max_examples: the most that a site may say it holds.
-    say: tells the user of sites that come, go and are refused.
+    say: tells the user of sites that come, go and are rejected.
   """
 
   def __init__(
@@ -58,11 +59,11 @@ class Sites:
     self._hello = RecordDict({wire.CONFIG: ConfigRecord({wire.TERMS: json.dumps(terms)})})
     self._exchange: Exchange[int] = Exchange(grid)
     self._greeted: set[int] = set()
-    self._present: dict[str, Site] = {}
-    self.known: dict[str, Site] = {}  # all that were ever there
-    self.refused: dict[int, str] = {}  # nodes that are connected and left out: why
+    self._present: dict[str, ConnectedSite] = {}
+    self.known: dict[str, ConnectedSite] = {}  # all that were ever there
+    self.rejected: dict[int, str] = {}  # nodes that are connected and left out: why
 
-  def look(self) -> dict[str, Site]:
+  def look(self) -> dict[str, ConnectedSite]:
     """Who is there now, by name, sorted; greets nodes that are new, without waiting for them."""
     here = set(self._grid.get_node_ids())
     for name, site in list(self._present.items()):
@@ -70,7 +71,7 @@ class Sites:
         del self._present[name]
         self._say(f"{name}: gone")
     self._greeted &= here
-    self.refused = {node: why for node, why in self.refused.items() if node in here}
+    self.rejected = {node: why for node, why in self.rejected.items() if node in here}
     new = {
       node: Message(self._hello, node, wire.HELLO, group_id="0")
       for node in sorted(here - self._greeted)
@@ -83,30 +84,27 @@ class Sites:
         continue
       try:
         name, num_examples = self._read(node, answer.message)
-      except Refused as why:
-        self.refused[node] = str(why)
-        self._say(f"node {node}: {why}")
+      except Rejected as error:
+        self.rejected[node] = str(status_of(error))
+        self._say(f"node {node}: {self.rejected[node]}")
       else:
-        self._present[name] = self.known[name] = Site(node, num_examples)
+        self._present[name] = self.known[name] = ConnectedSite(node, num_examples)
         self._say(f"{name}: here, {num_examples} examples")
     return dict(sorted(self._present.items()))
 
   def _read(self, node: int, reply: Message) -> tuple[str, int]:
     """The name and number of examples that a node answered with."""
     if reply.has_error():
-      raise Refused(f"refused: {sentence(reply.error.reason or str(reply.error.code))}")
+      raise Rejected(f"{one_line(reply.error.reason or str(reply.error.code))}")
     answer = reply.content.config_records.get(wire.CONFIG, {})
     name = answer.get(wire.SITE)
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
-      raise Refused(
-        f"refused: expected a site's name, of 1 to {_LONGEST_NAME} characters;"
-        f" got {sentence(repr(name))}"
+      raise Rejected(
+        f"expected a site's name, of 1 to {_LONGEST_NAME} characters; got {one_line(repr(name))}"
       )
     owner = self._grid.owner(node) if isinstance(self._grid, OwnedGrid) else None
     if owner not in (None, name):
-      raise Refused(
-        f"refused: expected the name that its key is registered for, {owner!r}; got {name!r}"
-      )
+      raise Rejected(f"expected the name that its key is registered for, {owner!r}; got {name!r}")
     if name in self._present:
-      raise Refused(f"refused: expected a site name of its own; got {name!r}, which is here")
+      raise Rejected(f"expected a site name of its own; got {name!r}, which is here")
     return name, screen_examples(answer.get(wire.NUM_EXAMPLES), self._max_examples)

@@ -25,6 +25,7 @@ from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import mean_update
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
 Leaf = Float64[np.ndarray, "..."] | np.float64  # arithmetic makes a scalar of a 0-d array
@@ -52,7 +53,7 @@ class FedOpt(ServerSide, abc.ABC):
   def init(self, params: Params) -> Any:
     """m and v, float64 so that the square of any float32 has room."""
     return {
-      "m": jax.tree.map(lambda leaf: np.zeros(leaf.shape), params),
+      "m": zeros_like(params, np.float64),
       "v": jax.tree.map(lambda leaf: np.full(leaf.shape, self.tau * self.tau), params),
     }
 

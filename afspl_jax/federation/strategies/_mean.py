@@ -12,6 +12,7 @@ import numpy as np
 
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import added
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
 
@@ -42,9 +43,8 @@ def weighted_mean(
     replies: in order; their masks say who sent what.
     weights: one for each reply, from 0 on.
   """
-  zeros = lambda leaf: np.zeros(leaf.shape)  # noqa: E731
-  sums, rooms = (jax.tree.map(zeros, replies[0].params) for _ in range(2))
-  totals = jax.tree.map(zeros, replies[0].masks)
+  sums, rooms = (zeros_like(replies[0].params, np.float64) for _ in range(2))
+  totals = zeros_like(replies[0].masks, np.float64)
 
   def add(total, share, sum_, value, room):
     total += share

@@ -17,6 +17,7 @@ from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import mean_update
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
 
@@ -35,7 +36,7 @@ class FedAvgM(ServerSide):
 
   def init(self, params: Params) -> Any:
     """The momentum, float64, in the params' direction: zeros."""
-    return {"momentum": jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)}
+    return {"momentum": zeros_like(params, np.float64)}
 
   def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
     """One step of momentum in the rows that were sent; the momentum of the others waits."""

@@ -32,6 +32,7 @@ from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies._base import ServerSide, require
 from afspl_jax.federation.strategies._mean import in_order, updates, weighted_mean
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
 
@@ -48,7 +49,7 @@ class Scaffold(ServerSide):
 
   def init(self, params: Params) -> Any:
     """The control, float64: zeros."""
-    return {"control": jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)}
+    return {"control": zeros_like(params, np.float64)}
 
   def control(self, params: Params, state: Any) -> Params:
     """c, as it is sent."""

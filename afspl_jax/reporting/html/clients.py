@@ -11,6 +11,7 @@ from afspl_jax.reporting.html.files import Run
 from afspl_jax.reporting.html.tables import Number, Table, number
 from afspl_jax.reporting.status import Line
 from afspl_jax.reporting.text_table import size
+from afspl_jax.storage.client_status import Outcome, parse_status
 
 NAMED = 30  # clients that a chart names; of more it shows how they are distributed
 _LABELS = 12  # that the picture of the partition tells apart
@@ -40,8 +41,8 @@ def outcome(line: Line) -> str:
 
   A late reply is no further loss: a line of the same round and client says MISSED already.
   """
-  kind = line["status"].split(":")[0]
-  return {"ok": USED, "late": LATE}.get(kind, MISSED)
+  shown = {Outcome.OK: USED, Outcome.LATE: LATE}
+  return shown.get(parse_status(line["status"]).outcome, MISSED)
 
 
 def clients(run: Run) -> list[Client]:

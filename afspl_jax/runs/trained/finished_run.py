@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
@@ -26,6 +25,7 @@ from afspl_jax.runs.frozen import FrozenPair, make_prompter
 from afspl_jax.storage.json_text import parse
 from afspl_jax.models.prompter.local import split
 from afspl_jax.models.prompter.prompter import Prompter
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.storage.run_folder import version
 from afspl_jax.types import Params
 
@@ -118,11 +118,6 @@ def outline(config: Experiment, pair: FrozenPair) -> Prompter:
   return nnx.eval_shape(lambda: make_prompter(config, pair, contrast=False))
 
 
-def zeros(template: Params) -> Params:
-  """A tree of NumPy zeros like a tree of shapes."""
-  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-
-
 def find_round(run: FinishedRun, round: int | None = None) -> int:
   """A round whose checkpoint is there; quick, to be asked before models are loaded.
 
@@ -160,7 +155,7 @@ def shared_leaves(
   """
   config, round = run.config, find_round(run, round)
   strategy = strategies.get(config.fed.strategy, config.data.num_clients - config.fed.newcomers)
-  state = first_state(zeros(template), strategy, config.eval.ema)
+  state = first_state(zeros_like(template), strategy, config.eval.ema)
   state |= first_bound(config.privacy)
   with _checkpoints(run) as checkpoints:
     restored = checkpoints.restore(state, round)
@@ -183,7 +178,7 @@ def own_leaves(clients: Path, site: str, round: int, template: Params) -> Params
   if not template:
     raise UserError("--site: expected a run whose sites have prompts of their own; got one without")
   store = ClientStore(clients, read_only=True)
-  state = store.load(site, round + 1, {"own": zeros(template)}, part=True)
+  state = store.load(site, round + 1, {"own": zeros_like(template)}, part=True)
   if state is None:
     known = ", ".join(store.sites()) or "nobody"
     raise UserError(

@@ -23,6 +23,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.config.fields import changed, from_dict, known_fields
 from afspl_jax.storage.json_text import parse
 from afspl_jax.models.prompter.local import join
+from afspl_jax.storage.pytrees import named_leaves, zeros_like
 from afspl_jax.storage.run_folder import version
 from afspl_jax.types import Params
 
@@ -79,7 +80,7 @@ def write(file: Path, described: Described, shared: Params, own: Params) -> Desc
   scratch = file.with_name(file.name + ".tmp")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(_flat(join(shared, own)), scratch, metadata={_KEY: json.dumps(said, sort_keys=True)})
+    save_file(named_leaves(join(shared, own)), scratch, metadata={_KEY: json.dumps(said, sort_keys=True)})
     if not described.site:
       scratch.chmod(0o644)  # safetensors makes it readable by its owner alone
     os.replace(scratch, file)
@@ -138,7 +139,7 @@ def read(file: Path, described: Described, shared: Params, own: Params) -> tuple
     UserError: names, shapes or types are not those of its settings, or a value is not finite.
   """
   wanted = join(shared, own if described.site else {})
-  expected = _flat(wanted)
+  expected = named_leaves(wanted)
   form = {name: f"F32{list(leaf.shape)}" for name, leaf in expected.items()}
   try:
     with safe_open(file, framework="np") as opened:
@@ -158,7 +159,7 @@ def read(file: Path, described: Described, shared: Params, own: Params) -> tuple
       f"{file}: expected the {len(form)} leaves of its own settings; got: {error}"
     ) from error
   tree = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-  rest = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), own)
+  rest = zeros_like(own)
   return {name: tree[name] for name in shared}, {name: tree.get(name, rest[name]) for name in own}
 
 
@@ -170,14 +171,6 @@ def _without_paths(config: Experiment) -> Experiment:
     if folder.is_absolute() or folder.is_dir():
       changes[f"backbone.{kind}"] = folder.resolve().name
   return changed(config, changes)
-
-
-def _flat(tree: Params) -> dict[str, Any]:
-  """Leaves by path, in the order of the tree."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-  }
 
 
 def _check(config: Experiment) -> None:

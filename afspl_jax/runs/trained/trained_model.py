@@ -9,10 +9,11 @@ from afspl_jax.config.experiment import Experiment, differences, to_dict
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import decoding
 from afspl_jax.config.fields import changed
-from afspl_jax.runs.trained.finished_run import FinishedRun, find_pair, find_round, open_run, outline, own_leaves, shared_leaves, used_leaves, zeros
+from afspl_jax.runs.trained.finished_run import FinishedRun, find_pair, find_round, open_run, outline, own_leaves, shared_leaves, used_leaves
 from afspl_jax.runs.frozen import FrozenPair, load_pair
 from afspl_jax.runs.trained.prompter_file import Described
 from afspl_jax.models.prompter.prompter import Prompter
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.storage.run_folder import METRICS, read_lines
 from afspl_jax.types import Params
 
@@ -77,7 +78,7 @@ def open_trained(
     shared, mine = prompter_file.read(path, said, shapes, own_shapes)
   else:
     round, shared = shared_leaves(run, shapes, round)
-    scores, mine = _scores(path, round), zeros(own_shapes)
+    scores, mine = _scores(path, round), zeros_like(own_shapes)
   if at:
     mine = own_leaves(at.clients, site, round, own_shapes)
   return Trained(config, pair, prompter, shared, mine, round, site or said.site, scores)

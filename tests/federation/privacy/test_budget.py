@@ -15,24 +15,27 @@ from afspl_jax.federation.privacy.budget import LEDGER
 from afspl_jax.federation.privacy.client_guard import Guard
 from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.federation.privacy.server_release import Release
+from afspl_jax.federation.server.aggregation import PrivateAggregation
+from afspl_jax.federation.server.rounds import SILENT
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.runs.validate import check
 from tests.federation.least_squares import CLIENTS, LeastSquares, assert_same_bits
 from tests.federation.privacy.private_settings import settings_of
+from tests.federation.watching import Watching
 
 
 @pytest.fixture
 def run(plan):
   """Runs a federation under privacy; again in the same folder, what is left of it."""
 
-  def start(config, name="run", **kwargs):
+  def start(config, name="run", progress=SILENT, **kwargs):
     check(config)
     run = plan(name, **dataclasses.asdict(config.fed))
     release = Release(config, Ledger(run.folder.path / LEDGER))
     guard = Guard(config, Ledger(run.folder.path / "clients" / LEDGER))
-    run = dataclasses.replace(run, private=release, **kwargs)
+    run = dataclasses.replace(run, aggregation=PrivateAggregation(release), **kwargs)
     try:
-      params = run_local(run, LeastSquares(), CLIENTS, guard)
+      params = run_local(run, LeastSquares(), CLIENTS, guard, progress=progress)
     finally:
       run.folder.close()
     return run.folder, params
@@ -51,11 +54,14 @@ def test_epsilon_is_in_every_rounds_line_and_is_the_accountants(run):
 
 
 def test_a_budget_stops_the_run_before_it_is_exceeded(run):
-  budget, said = epsilon(Mechanism(2.0), 2, 1e-3) + 1e-6, []
-  folder, params = run(settings_of(epsilon=budget), say=said.append)
+  budget, watching = epsilon(Mechanism(2.0), 2, 1e-3) + 1e-6, Watching()
+  folder, params = run(settings_of(epsilon=budget), progress=watching)
   train = [line for line in folder.metrics() if line["split"] == "train"]
   assert len(train) == 2 and train[-1]["epsilon"] <= budget
-  assert "ending after round 2 of 4" in said[0] and f"privacy.epsilon={budget:g}" in said[0]
+  assert (
+    "ending after round 2 of 4" in watching.said[0]
+    and f"privacy.epsilon={budget:g}" in watching.said[0]
+  )
   again, same = run(settings_of(epsilon=budget))
   assert_same_bits(params, same)
   assert again.metrics() == folder.metrics()

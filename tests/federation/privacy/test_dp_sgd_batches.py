@@ -115,8 +115,8 @@ def test_every_training_of_a_round_is_paid_for_also_if_it_is_the_same_round(setu
   before = trainer.secret.epsilon(site)
   assert before == 0
   spent = []
-  for round in (1, 1, 2):
-    trainer.train_cohort(setup.shared, [3, 1], round)  # as many as elsewhere: one program
+  for round, other in ((1, 0), (1, 1), (2, 2)):
+    trainer.train_cohort(setup.shared, [3, other], round)  # as many as elsewhere: one program
     spent.append(trainer.secret.epsilon(site))
   assert 0 < spent[0] < spent[1] < spent[2]
   folder = trainer._store.folder

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from afspl_jax.config.experiment import Uplink
-from afspl_jax.federation.contracts import WITHIN, Refused, Update
+from afspl_jax.federation.contracts import WITHIN, Rejected, Update
 from afspl_jax.federation.privacy.budget import LEDGER
 from afspl_jax.federation.privacy.clipping import norm
 from afspl_jax.federation.privacy.ledger import Ledger
@@ -53,8 +53,8 @@ def test_no_client_moves_the_mean_by_more_than_the_bound(tmp_path_factory, value
   def mean(values):
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr("afspl_jax.federation.privacy.server_release.noisy", lambda update, std: update)
-      reply, _, _ = release.combine(START, total(map(constant, values), bound), {}, 1, ["a"])
-    return reply[0].params
+      mean, _, _ = release.combine(START, total(map(constant, values), bound), bound, 1, ["a"])
+    return mean.params
 
   moved = jax.tree.map(np.subtract, mean(values), mean(values[:-1]))
   assert norm(moved) <= bound / CLIENTS * (1 + 1e-3) + 1e-6  # float32's rounding
@@ -64,8 +64,8 @@ def test_the_released_mean_has_the_promised_noise(ledger):
   config = settings_of(noise=3.0, clip=0.5)
   release, draws = Release(config, ledger), []
   for _ in range(60):
-    reply, told, _ = release.combine(START, total([constant(0.0)] * 2, 0.5), {}, 1, ["a", "b"])
-    draws += [leaf.ravel() for leaf in jax.tree.leaves(update_of(reply[0].params))]
+    mean, told, _ = release.combine(START, total([constant(0.0)] * 2, 0.5), 0.5, 1, ["a", "b"])
+    draws += [leaf.ravel() for leaf in jax.tree.leaves(update_of(mean.params))]
   draws = np.concatenate(draws) / (3.0 * 0.5 / CLIENTS)
   spread = stats.chi2(draws.size).cdf(np.sum(draws**2))
   assert CHANCE < spread < 1 - CHANCE
@@ -80,12 +80,12 @@ def test_rows_that_are_not_sent_have_no_noise(ledger):
   reply = Update("a", START, rows, 1, {})
   release = Release(config, ledger)
   assert release.screen(reply, 3) == reply
-  (mean,), _, _ = release.combine(START, total_of(START, [reply], 1.0), {}, 3, ["a"])
+  mean, _, _ = release.combine(START, total_of(START, [reply], 1.0), 1.0, 3, ["a"])
   moved = flat(jax.tree.map(np.not_equal, mean.params, START))
   sent = flat(jax.tree.map(np.broadcast_to, rows, jax.tree.map(np.shape, START)))
   assert not np.any(moved & ~sent)
   assert np.sum(moved) >= np.sum(sent) - 3  # on a grid, noise may be 0: each with a chance of 4e-4
-  with pytest.raises(Refused, match="rows that all send"):
+  with pytest.raises(Rejected, match="rows that all send"):
     release.screen(reply, 4)
 
 
@@ -95,7 +95,7 @@ def test_of_the_noisy_count_too_low_digits_tell_nothing(ledger):
   step = grid(1.4)  # the count's noise, too: of so few clients it is that of the updates
   noise = []
   for clients in (1, 3, 4):
-    _, told, _ = release.combine(START, total_of(START, [reply] * clients, 1.0), {}, 1, ["a"])
+    _, told, _ = release.combine(START, total_of(START, [reply] * clients, 1.0), 1.0, 1, ["a"])
     count = (told[WITHIN] - 0.5) * CLIENTS
     assert count % step == 0
     noise.append(count - clients / 2)
@@ -113,5 +113,5 @@ def test_of_the_noisy_count_too_low_digits_tell_nothing(ledger):
 )
 def test_replies_that_say_more_or_weigh_more_are_refused(given_, metrics, examples, ledger):
   release = Release(settings_of(clipping=given_), ledger)
-  with pytest.raises(Refused):
+  with pytest.raises(Rejected):
     release.screen(Update("a", START, uplink.everywhere(START), examples, metrics), 1)

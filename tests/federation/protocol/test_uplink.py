@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from afspl_jax.config.experiment import Uplink
 from afspl_jax.errors import UserError
 from afspl_jax.federation.protocol import uplink, wire
+from afspl_jax.storage.pytrees import zeros_like
 
 # Small integers and dyadic shares: sums and comparisons are exact, in floats as on paper.
 WHOLE = st.integers(-4, 4).map(float)
@@ -114,10 +115,10 @@ def tree(seed, dtype=np.float32):
 def test_dense_offers_the_params_to_the_last_bit(dtype):
   params, start = tree(0, dtype), tree(1, dtype)
   params["bias"][:] = -0.0, 1, -0.0
-  sent = uplink.compress(params, start, uplink.no_residual(params), Uplink("dense"))
+  sent = uplink.compress(params, start, zeros_like(params), Uplink("dense"))
   assert same_bits(sent.params, params)
   assert same_bits(sent.masks, uplink.everywhere(params))
-  assert same_bits(sent.residual, uplink.no_residual(params))
+  assert same_bits(sent.residual, zeros_like(params))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -166,7 +167,7 @@ def offer(start, update, residual, config, feedback):
 )
 def test_error_feedback_loses_nothing(feedback, updates, moves, config):
   """What was sent and the last residual sum to all updates, whatever the server does meanwhile."""
-  residual, total = uplink.no_residual(updates[0]), np.zeros((4, 2))
+  residual, total = zeros_like(updates[0]), np.zeros((4, 2))
   for update, start in zip(updates, moves, strict=False):
     sent, _, residual = offer(start, update, residual, config, feedback)
     total += sent - start
@@ -181,7 +182,7 @@ def test_averaged_over_all_the_global_params_and_the_residuals_hold_every_update
 ):
   """The theory of error feedback is about "cohort"; a power of two of clients averages exactly."""
   start = np.zeros((3, 2), np.float32)
-  residuals = [uplink.no_residual(start)] * 4
+  residuals = [zeros_like(start)] * 4
   for of_clients in updates:
     offers = [
       offer(start, update, residual, config, feedback)
@@ -204,14 +205,14 @@ def test_only_resume_starts_from_what_was_not_sent():
 
 def test_without_error_feedback_nothing_is_kept():
   config = Uplink("ratio", ratio=0.25, error_feedback="none")
-  sent = uplink.compress(tree(0), tree(1), uplink.no_residual(tree(0)), config)
-  assert same_bits(sent.residual, uplink.no_residual(tree(0)))
+  sent = uplink.compress(tree(0), tree(1), zeros_like(tree(0)), config)
+  assert same_bits(sent.residual, zeros_like(tree(0)))
   assert not all(mask.all() for mask in jax.tree.leaves(sent.masks))
 
 
 def test_a_row_that_waits_is_sent_once_its_residual_has_grown():
   config, start = Uplink("ratio", ratio=0.5), np.zeros((2, 1), np.float32)
-  residual, sent_rows = uplink.no_residual(start), []
+  residual, sent_rows = zeros_like(start), []
   for _ in range(4):
     _, mask, residual = offer(start, np.float32([[1.0], [0.4]]), residual, config, "resume")
     sent_rows.append(int(mask.ravel().argmax()))
@@ -228,7 +229,7 @@ def test_an_update_that_is_not_finite_is_not_kept_back_in_silence(select, value)
 
 def test_a_tree_without_leaves_sends_nothing():
   for select in ("energy", "ratio", "dense"):
-    assert uplink.compress({}, {}, uplink.no_residual({}), Uplink(select)) == ({}, {}, {})
+    assert uplink.compress({}, {}, zeros_like({}), Uplink(select)) == ({}, {}, {})
 
 
 BAD = [

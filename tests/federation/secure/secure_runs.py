@@ -12,6 +12,7 @@ from afspl_jax.federation.contracts import WITHIN
 from afspl_jax.federation.secure.party import Rules
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import Terms
+from afspl_jax.federation.server.aggregation import SecureAggregation
 from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from tests.federation.least_squares import CLIENTS, LeastSquares
@@ -60,7 +61,7 @@ class Spoilt(ClientApp):
 
 
 def secured(run, terms=TERMS):
-  return dataclasses.replace(run, secure=terms, uplink=DENSE)
+  return dataclasses.replace(run, aggregation=SecureAggregation(terms, DENSE, run.seed))
 
 
 def run_with(run, app=None, terms=TERMS):

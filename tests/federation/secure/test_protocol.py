@@ -117,8 +117,8 @@ def test_one_false_share_is_found_where_there_is_another_in_its_place():
   told.parties["site_01"].unmask = lying
   told.unmask()
   assert_sum(told)
-  assert list(told.server.refused) == ["site_01"]
-  assert "a share that it gave" in told.server.refused["site_01"]
+  assert list(told.server.left_out) == ["site_01"]
+  assert "a share that it gave" in told.server.left_out["site_01"].reason
 
 
 def test_false_shares_without_others_in_their_place_end_the_round():
@@ -139,9 +139,9 @@ def test_a_client_with_another_ones_keys_or_none_is_left_out():
   shown["site_02"] = shown["site_02"]._replace(seal=shown["site_05"].mask)
   shown["site_06"] = shown["site_06"]._replace(mask=bytes(32))
   told.told = told.server.introduce(shown)
-  assert "another's" in told.server.refused["site_02"]
-  assert "another's" in told.server.refused["site_05"]
-  assert "public keys" in told.server.refused["site_06"]
+  assert "another's" in told.server.left_out["site_02"].reason
+  assert "another's" in told.server.left_out["site_05"].reason
+  assert "public keys" in told.server.left_out["site_06"].reason
   told.shares()
   told.train()
   told.unmask()
@@ -155,7 +155,7 @@ def test_neighbours_without_enough_others_are_left_out_in_turn():
   alone = told.told["site_00"].peers
   gone = [told.names[i] for i in list(alone)[:3]]
   told.shares(lost=gone)
-  assert "fewer than 3 of it and its neighbours" in told.server.refused["site_00"]
+  assert "fewer than 3 of it and its neighbours" in told.server.left_out["site_00"].reason
   assert "site_00" not in told.given
   told.train()
   told.unmask()

@@ -17,6 +17,7 @@ from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import terms_of
 from afspl_jax.federation.server import roll_call
+from afspl_jax.federation.server.aggregation import PrivateAggregation, SecureAggregation
 from afspl_jax.federation.server.roll_call import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.federation.server.server_app import run_local
@@ -68,7 +69,8 @@ def test_a_shared_mask_is_summed_over_its_rows_alone(plan):
   run, plain = plan("secure", rounds=1), plan("plain", rounds=1)
   app = SiteApp(Shared(), run.params, masks=SecureSite(TERMS))
   grid = Recording(app, CLIENTS)
-  found = run_rounds(grid, dataclasses.replace(run, secure=TERMS, uplink=SHARED), CLIENTS)
+  shared = SecureAggregation(TERMS, SHARED, run.seed)
+  found = run_rounds(grid, dataclasses.replace(run, aggregation=shared), CLIENTS)
   rows = uplink.drawn(run.params, SHARED, (0, 1))
   moved = jax.tree.map(lambda new, old: new != old, found, run.params)
   for there, mask in zip(jax.tree.leaves(moved), jax.tree.leaves(rows), strict=True):
@@ -80,7 +82,7 @@ def test_an_update_is_clipped_to_the_bound(plan):
   terms = dataclasses.replace(TERMS, clip=0.01)
   run = plan("secure", rounds=1)
   _, params = run_with(run, terms=terms)
-  moved = wire.sent_values(params, run.params, None)
+  moved = wire.sent_values(params, run.params, uplink.everywhere(run.params))
   assert [line[WITHIN] for line in run.folder.metrics() if line["split"] == "train"] == [0.0]
   assert 0.002 < np.linalg.norm(moved) <= 0.01 + 1e-6
 
@@ -178,7 +180,8 @@ def test_with_privacy_the_sum_alone_is_released(plan, tmp_path, monkeypatch):
   for name, terms in (("plain", None), ("secure", terms_of(config))):
     half = Release(config, Ledger(tmp_path / f"{name}.json"))
     guard = Guard(config, Ledger(tmp_path / f"{name}_sites.json"))
-    run = dataclasses.replace(plan(name, rounds=2), private=half, secure=terms, uplink=DENSE)
+    secure = None if terms is None else SecureAggregation(terms, DENSE, config.seed)
+    run = dataclasses.replace(plan(name, rounds=2), aggregation=PrivateAggregation(half, secure))
     masks = None if terms is None else SecureSite(terms)
     app = SiteApp(LeastSquares(), run.params, guard=guard, masks=masks)
     params = run_rounds(LocalGrid(app, CLIENTS), run, CLIENTS)
@@ -191,17 +194,21 @@ def test_with_privacy_the_sum_alone_is_released(plan, tmp_path, monkeypatch):
 
 
 def test_a_round_of_too_few_for_a_sum_is_one_of_noise_alone(plan, tmp_path, monkeypatch):
-  """Where sites are drawn by coins: they are not tossed again until they please."""
+  """A Poisson sample that is too small is not drawn again."""
   monkeypatch.setattr(server_release, "noisy", lambda values, std: values)
-  monkeypatch.setattr(roll_call, "coins", lambda sites, *_: sorted(sites)[:2])
+  monkeypatch.setattr(roll_call, "poisson_sample", lambda sites, *_: sorted(sites)[:2])
   config = Experiment(privacy=Privacy(dp="central", noise=1.0, delta=0.01), uplink=DENSE)
   config.secure = Secure(aggregation=True)
   config.data.num_clients, config.fed.clients_per_round = CLIENTS, 2
   config.fed.selection = "poisson"
   half = Release(config, Ledger(tmp_path / "ledger.json"))
   run = plan("few", rounds=1, selection="poisson", clients_per_round=2)
-  run = dataclasses.replace(run, private=half)
-  grid, params = run_with(run, terms=terms_of(config))
+  terms = terms_of(config)
+  secure = SecureAggregation(terms, DENSE, config.seed)
+  run = dataclasses.replace(run, aggregation=PrivateAggregation(half, secure))
+  app = SiteApp(LeastSquares(), run.params, masks=SecureSite(terms))
+  grid = Recording(app, CLIENTS)
+  params = run_rounds(grid, run, CLIENTS)
   assert distance(params, run.params) == 0
   found = [(line["client"], line["status"]) for line in run.folder.clients()]
   assert found == [(f"site_0{i}", "dropped: fewer than 3 were drawn") for i in range(2)]

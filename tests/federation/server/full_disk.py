@@ -16,6 +16,7 @@ from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.run_folder import RunFolder
 from tests.federation.least_squares import CLIENTS, LeastSquares, init_params
+from tests.federation.watching import Watching
 
 WIDTH = 4000  # its checkpoint has a file of 80 kB
 ROUNDS = 4
@@ -33,10 +34,9 @@ def run(path: Path, on_round=lambda report: None):
       folder=folder,
       checkpoints=checkpoints,
       evaluate=lambda round, params: None,
-      on_round=on_round,
     )
     try:
-      params = run_local(plan, trainer, CLIENTS)
+      params = run_local(plan, trainer, CLIENTS, progress=Watching(on_round))
     finally:
       checkpoints.close()
   return {name: leaf.tobytes().hex() for name, leaf in params["mapper"].items()}

@@ -25,8 +25,10 @@ from afspl_jax.federation.protocol import uplink
 from afspl_jax.federation.server.rounds import Plan
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.storage.checkpoints import Checkpoints
+from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.storage.run_folder import RunFolder
 from tests.federation.least_squares import LeastSquares, init_params, predict
+from tests.federation.watching import Watching
 
 CLIENTS = 3
 ROUNDS = 24
@@ -77,7 +79,7 @@ class Trainer(LeastSquares):
   def train(self, params, client, round):
     self.moments.pass_or_die("train")
     site = self.site(client)
-    new = {"own": {"bias": np.zeros(2, np.float32)}, "residual": uplink.no_residual(params)}
+    new = {"own": {"bias": np.zeros(2, np.float32)}, "residual": zeros_like(params)}
     state = self.store.load(site, round, new) or new
     bias = params["mapper"]["bias"] + state["own"]["bias"]
     params = params | {"mapper": params["mapper"] | {"bias": bias}}
@@ -154,10 +156,10 @@ def run(path, rounds, fatal=None, nth=1):
     folder=folder,
     checkpoints=checkpoints,
     evaluate=evaluate,
-    on_round=lambda report: moments.pass_or_die("on_round"),
   )
+  watching = Watching(lambda report: moments.pass_or_die("on_round"))
   trainer = Trainer(Store(folder.path / "clients", moments), moments)
-  params = run_local(plan, trainer, CLIENTS)
+  params = run_local(plan, trainer, CLIENTS, progress=watching)
   result = [[k, v.tobytes().hex()] for k, v in sorted(flat(params).items())]
   (folder.path / "result.json").write_text(json.dumps(result))
   (folder.path / "kinds.json").write_text(json.dumps(moments.kinds))

@@ -21,6 +21,7 @@ from tests.federation.least_squares import (
   init_params,
   reference,
 )
+from tests.federation.watching import Watching
 
 
 def without_seconds(lines):
@@ -40,8 +41,8 @@ def test_the_model_learns(plan):
 
 def test_lines_of_a_run(plan):
   reports = []
-  run = plan(on_round=reports.append)
-  run_local(run, LeastSquares(), CLIENTS)
+  run = plan()
+  run_local(run, LeastSquares(), CLIENTS, progress=Watching(reports.append))
   lines = run.folder.metrics()
   assert [(line["round"], line["split"]) for line in lines] == [
     (0, "val"), (1, "train"), (2, "train"), (2, "val"), (3, "train"), (4, "train"), (4, "val")

@@ -1,7 +1,5 @@
 """What becomes of replies that are not what was agreed on."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from tests.federation.least_squares import (
   init_params,
   reference,
 )
+from tests.federation.watching import Watching
 
 
 def run_with(app, run):
@@ -110,18 +109,19 @@ def test_a_round_fails_when_all_fail_and_goes_on_when_put_right(plan):
 
 
 def test_a_failed_round_is_tried_again_and_both_attempts_are_recorded(plan):
-  left, said = [CLIENTS], []
+  left, watching = [CLIENTS], Watching()
 
   def once(reply):
     left[0] -= 1
     if left[0] >= 0:
       raise OSError("disk full")
 
-  run = dataclasses.replace(plan("run"), say=said.append)
-  assert_same_bits(run_with(Faulty(once, range(CLIENTS), rounds=[3]), run), reference(4))
+  run = plan("run")
+  app = Faulty(once, range(CLIENTS), rounds=[3])
+  assert_same_bits(run_rounds(LocalGrid(app, CLIENTS), run, CLIENTS, watching), reference(4))
   lines = [line for line in run.folder.clients() if line["round"] == 3]
   assert [line["status"] for line in lines] == ["failed: OSError: disk full"] * 4 + ["ok"] * 4
-  (told,) = said
+  (told,) = watching.said
   assert "got 0 of 4" in told and told.endswith("Trying round 3 again")
   train = next(x for x in run.folder.metrics() if (x["round"], x["split"]) == (3, "train"))
   assert train["bytes_up"] == sum(line["bytes_up"] for line in lines)
@@ -160,8 +160,8 @@ def test_a_late_reply_is_discarded_and_recorded_and_its_site_is_not_asked_meanwh
   def on_round(report):
     grid.holds = report.round < 2
 
-  run = plan(on_round=on_round, deadline=0.3)
-  params = run_rounds(grid, run, CLIENTS)
+  run = plan(deadline=0.3)
+  params = run_rounds(grid, run, CLIENTS, Watching(on_round))
   missing = lambda round: [0, 1, 3] if round < 3 else range(CLIENTS)  # noqa: E731
   assert_same_bits(params, reference(4, missing))
   lines = [line for line in run.folder.clients() if line["client"] == "site_02"]

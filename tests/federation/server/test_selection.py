@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from afspl_jax.errors import UserError
-from afspl_jax.federation.server.selection import METHODS, Candidate, coins, select
+from afspl_jax.federation.server.selection import METHODS, Candidate, poisson_sample, select
 
 SITES = {f"site_{i}": Candidate(10 * (i + 1), None if i % 3 == 0 else i / 10) for i in range(10)}
 
@@ -173,10 +173,12 @@ def test_power_of_choice_breaks_ties_at_random():
   assert all(150 < counts[site] < 250 for site in sites)
 
 
-def test_coins_are_fair_and_independent():
+def test_poisson_sample_are_fair_and_independent():
   sites = [f"site_{i}" for i in range(50)]
-  drawn = [coins(sites, 0.2, key, 1) for key in range(400)]
+  drawn = [poisson_sample(sites, 0.2, key, 1) for key in range(400)]
   sizes = np.array([len(names) for names in drawn])
   assert 1e-7 < stats.binom(50 * 400, 0.2).cdf(sizes.sum()) < 1 - 1e-7
   assert sizes.var() == pytest.approx(50 * 0.2 * 0.8, rel=0.3)  # of independent ones
-  assert coins(sites, 1.0, 7, 1) == sorted(sites) and coins(sites, 0.0, 7, 1) == []
+  assert (
+    poisson_sample(sites, 1.0, 7, 1) == sorted(sites) and poisson_sample(sites, 0.0, 7, 1) == []
+  )

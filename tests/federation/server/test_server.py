@@ -1,7 +1,5 @@
 """How the server meets its sites."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -14,6 +12,7 @@ from afspl_jax.federation.server.server_app import make_server_app
 from afspl_jax.federation.server.sites import Sites
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from tests.federation.least_squares import CLIENTS, LeastSquares, init_params
+from tests.federation.watching import Watching
 
 MOST = 10**6
 
@@ -30,7 +29,7 @@ def sites_on(grid, on_site=lambda text: None):
 def test_a_server_with_another_model_is_refused_by_the_client(plan):
   run = plan(wait=0.0)
   app = SiteApp(LeastSquares(), {"other": np.zeros(3, np.float32)})
-  with pytest.raises(RoundFailed, match=r"refused: .*structure: '\w+' -> '\w+'.* Run the same"):
+  with pytest.raises(RoundFailed, match=r"rejected: .*structure: '\w+' -> '\w+'.* Run the same"):
     context = Context(1, 1, {}, RecordDict(), {})
     make_server_app(run, CLIENTS)(LocalGrid(app, CLIENTS), context)
   grid = LocalGrid(app, 1)
@@ -45,7 +44,7 @@ def test_the_item_in_which_site_and_server_differ_is_named():
   grid = LocalGrid(SiteApp(LeastSquares(), init_params(), theirs), 1)
   sites = Sites(grid, wire.terms(init_params(), ours), MOST)
   assert sites.look() == {}
-  (why,) = sites.refused.values()
+  (why,) = sites.rejected.values()
   assert "(site -> server): config.optim.batch_size: 8 -> 16; t5: 'abd' -> 'abc'" in why
 
 
@@ -55,7 +54,7 @@ def test_what_only_the_server_names_is_none_of_a_sites_business():
   grid = LocalGrid(SiteApp(LeastSquares(), init_params(), ours), 1)
   assert list(Sites(grid, wire.terms(init_params(), theirs), MOST).look()) == ["site_00"]
   sites = Sites(grid, wire.terms(init_params(), {"config": {"optim": 3}}), MOST)
-  assert sites.look() == {} and "config.optim" in next(iter(sites.refused.values()))
+  assert sites.look() == {} and "config.optim" in next(iter(sites.rejected.values()))
 
 
 def test_terms_that_are_no_json_are_refused():
@@ -84,7 +83,7 @@ def test_two_sites_of_one_name_are_refused():
 
   sites, _ = sites_of(Same(), 2)
   assert list(sites.look()) == ["clinic"]
-  (why,) = sites.refused.values()
+  (why,) = sites.rejected.values()
   assert "expected a site name of its own; got 'clinic'" in why
 
 
@@ -96,7 +95,7 @@ def test_a_name_that_is_none_is_refused(name):
 
   sites, _ = sites_of(Odd(), 1)
   assert sites.look() == {}
-  (why,) = sites.refused.values()
+  (why,) = sites.rejected.values()
   assert "expected a site's name, of 1 to 80 characters" in why
 
 
@@ -116,17 +115,16 @@ def test_a_site_has_the_name_that_its_key_was_registered_for():
   grid = Keyed(SiteApp(LeastSquares(), init_params()), 3)
   sites = Sites(grid, wire.terms(init_params(), {}), MOST)
   assert list(sites.look()) == ["site_00", "site_02"]
-  (why,) = sites.refused.values()
+  (why,) = sites.rejected.values()
   assert why.endswith("the name that its key is registered for, 'site_00'; got 'site_01'")
 
 
 def test_sites_that_do_not_come_are_waited_for_once(plan):
-  said = []
-  run = dataclasses.replace(plan(wait=0.05, retries=3), say=said.append)
+  run, watching = plan(wait=0.05, retries=3), Watching()
   grid = LocalGrid(SiteApp(LeastSquares(), init_params()), 3)
   with pytest.raises(RoundFailed, match=r"expected 5 sites .* start the same command again"):
-    run_rounds(grid, run, 5)
-  assert said == []
+    run_rounds(grid, run, 5, watching)
+  assert watching.said == []
 
 
 class Coming(LocalGrid):

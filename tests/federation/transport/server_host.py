@@ -18,6 +18,7 @@ from afspl_jax.federation.transport.superlink import SuperLink
 from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.run_folder import RunFolder
 from tests.federation.least_squares import evaluate, init_params
+from tests.federation.watching import Watching
 
 ROUNDS, SITES = 8, 3
 # One in each phase of a round, in the order in which a round passes them.
@@ -54,8 +55,6 @@ def main(base, port, moment, fatal_round):
       folder=folder,
       checkpoints=checkpoints,
       evaluate=evaluate,
-      say=print,
-      on_site=print,
     )
     with open_grid(superlink) as grid:
 
@@ -70,8 +69,9 @@ def main(base, port, moment, fatal_round):
         folder.append_clients = before(folder.append_clients, moment, "write")
         checkpoints.save = before(checkpoints.save, moment, "checkpoint")
 
-      object.__setattr__(plan, "on_round", arm)
-      params = run_rounds(grid, plan, SITES)
+      watching = Watching(arm)
+      watching.waiting = watching.site_changed = print
+      params = run_rounds(grid, plan, SITES, watching)
   leaves = {name: leaf.tobytes().hex() for name, leaf in params["mapper"].items()}
   (base / "result.json").write_text(json.dumps(leaves))
 

@@ -15,13 +15,14 @@ from afspl_jax.storage.run_folder import RunFolder
 from tests.federation.least_squares import assert_same_bits, evaluate, init_params, reference
 from tests.federation.transport.faulty_host import ALL, HANGS, ONCE, SCHEDULE, WAKES, WHY
 from tests.federation.transport.hosts import start
+from tests.federation.watching import Watching
 
 SITES = [f"site_{i:02d}" for i in ALL]
 ROUNDS = 12
 DEADLINE = 15.0  # seconds: far more than a round needs, also on a busy machine
 
 
-def make_plan(folder, said, on_round, **fed):
+def make_plan(folder, **fed):
   return Plan(
     params=init_params(),
     strategy=strategies.get("fedavg"),
@@ -30,9 +31,6 @@ def make_plan(folder, said, on_round, **fed):
     folder=folder,
     checkpoints=Checkpoints(folder.path / "checkpoints"),
     evaluate=evaluate,
-    on_round=on_round,
-    say=said.append,
-    on_site=said.append,
   )
 
 
@@ -58,7 +56,6 @@ def hosts(base, superlink):
 @pytest.fixture(scope="module")
 def run(base, superlink, hosts):
   """A federation that meets every fault of the schedule, and a SuperLink that is killed."""
-  said, params = [], None
 
   def on_round(report):
     if report.round == WAKES:
@@ -66,8 +63,10 @@ def run(base, superlink, hosts):
     if report.round == 5:
       os.kill(superlink.child.pid, signal.SIGKILL)
 
+  watching = Watching(on_round)
+
   with RunFolder.open(base / "run", {}) as folder:
-    plan = make_plan(folder, said, on_round, max_update_norm=10.0)
+    plan = make_plan(folder, max_update_norm=10.0)
     with open_grid(superlink) as grid:
       look, last = grid.get_node_ids, []
 
@@ -78,8 +77,8 @@ def run(base, superlink, hosts):
         return found
 
       grid.get_node_ids = nodes
-      params = run_rounds(grid, plan, len(SITES))
-    yield folder, params, said
+      params = run_rounds(grid, plan, len(SITES), watching)
+    yield folder, params, watching.said
 
 
 def lines(run, round, client=None):

@@ -6,6 +6,7 @@ import pytest
 
 from afspl_jax.config.experiment import Fed, Uplink
 from afspl_jax.federation import strategies
+from afspl_jax.federation.server.aggregation import SecureAggregation
 from afspl_jax.federation.server.rounds import Plan, run_rounds
 from afspl_jax.federation.transport.executors import open_grid
 from afspl_jax.federation.transport.site_keys import make_site_key
@@ -14,6 +15,7 @@ from afspl_jax.storage.run_folder import RunFolder
 from tests.federation.least_squares import CLIENTS, evaluate, init_params, reference
 from tests.federation.transport.hosts import start
 from tests.federation.transport.secure_host import TERMS
+from tests.federation.watching import Watching
 
 SITES = [f"site_{i:02d}" for i in range(CLIENTS)]
 
@@ -42,11 +44,9 @@ def test_the_sum_is_that_of_who_is_there_and_a_killed_host_is_named(base, superl
         folder=folder,
         checkpoints=Checkpoints(folder.path / "checkpoints"),
         evaluate=evaluate,
-        secure=TERMS,
-        uplink=Uplink(select="dense"),
-        on_round=on_round,
+        aggregation=SecureAggregation(TERMS, Uplink(select="dense"), 0),
       )
-      params = run_rounds(grid, plan, CLIENTS)
+      params = run_rounds(grid, plan, CLIENTS, Watching(on_round))
       lines = folder.clients()
   finally:
     for host in hosts:
