@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from afspl_jax.errors import UserError
+from afspl_jax.federation.contracts import CLIENT_RAISED
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.protocol.disclosure_list import FAULTS
 from afspl_jax.storage.run_folder import WIRE
@@ -186,7 +186,7 @@ def _fault(error: Exception) -> Error:
     kind, text = "SiteFault", f"{kind}; the site's own log has the rest"
   else:
     _LOG.info("an error was answered", exc_info=error)
-  return Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{kind}: {text}")
+  return Error(CLIENT_RAISED, f"{kind}: {text}")
 
 
 def _noted(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Requests to a SuperLink or SuperNode of this host. Uses Flower's private names."""
+"""Requests to a SuperLink or SuperNode of this host."""
 
 import contextlib
 import hashlib
@@ -12,25 +12,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from flwr.common.constant import Status
-from flwr.proto.control_pb2 import (
+
+from afspl_jax.federation.transport.flower_private import (
+  ApiErrorCode,
+  ControlHttpClient,
+  Fab,
+  FlowerError,
   ListNodesRequest,
   ListRunsRequest,
+  ProtobufCall,
+  ProtobufRequestContext,
   RegisterNodeRequest,
-  StartRunRequest,
-  StopRunRequest,
-)
-from flwr.proto.fab_pb2 import Fab
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.error import ApiErrorCode, FlowerError
-from flwr.supercore.interceptors import (
+  RetryInvoker,
+  RuntimeHttpClient,
   RuntimeTokenHttpInterceptor,
   RuntimeVersionHttpInterceptor,
+  StartRunRequest,
+  Status,
+  StopRunRequest,
   SuperExecAuthHttpInterceptor,
+  exponential,
 )
-from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
-from flwr.supercore.retry import RetryInvoker, exponential
-from flwr.supercore.runtime import RuntimeHttpClient
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 BUSY = (502, 503, 504)  # HTTP status of a server that is about to come or go

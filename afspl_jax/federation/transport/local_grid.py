@@ -1,7 +1,4 @@
-"""Flower's Grid inside this process: no Ray, no sockets, one copy of the frozen weights.
-
-Imports private names of Flower (series 1.41), as net/ does and no other file.
-"""
+"""Flower's Grid inside this process: no Ray, no sockets, one copy of the frozen weights."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -9,14 +6,16 @@ from typing import NamedTuple
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from afspl_jax.errors import UserError
+from afspl_jax.federation.contracts import CLIENT_RAISED
 from afspl_jax.federation.protocol.wire import TRAIN, serialized
+from afspl_jax.federation.transport.flower_private import (
+  Run,
+  TaskIdentity,
+  inflate_object_from_contents,
+)
 
 _RUN_ID = 1
 _SERVER_NODE = 1
@@ -139,7 +138,7 @@ class LocalGrid(Grid):
       raise  # of this process, which is to end: what a client must not hear of is in it
     except Exception as error:  # noqa: BLE001 - whatever a client raises is its reply
       _LOG.info("node %d raised", node, exc_info=error)
-      why = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}")
+      why = Error(CLIENT_RAISED, f"{type(error).__name__}: {error}")
       reply, up = _travel(Message(why, reply_to=received))
     self._replies[message_id] = reply
     self.transfers[message_id] = Transfer(down, up)
