@@ -27,6 +27,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.federation.contracts import CLIENT_RAISED
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.protocol.disclosure_list import FAULTS
+from afspl_jax.storage.atomic_files import append_text
 from afspl_jax.storage.run_folder import WIRE
 from afspl_jax.types import Params
 
@@ -162,11 +163,7 @@ class WireRecord:
 
   def _append(self, line: dict[str, Any]) -> None:
     try:
-      with open(self._file, "ab") as file:
-        file.write(json.dumps(line).encode() + b"\n")
-        if self._sync:
-          file.flush()
-          os.fsync(file.fileno())
+      append_text(self._file, json.dumps(line) + "\n", sync=self._sync)
     except OSError as error:
       raise self._refused(error) from error
 

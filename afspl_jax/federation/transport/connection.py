@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import os
 import secrets
 import socket
 import zipfile
@@ -33,6 +32,7 @@ from afspl_jax.federation.transport.flower_private import (
   SuperExecAuthHttpInterceptor,
   exponential,
 )
+from afspl_jax.storage.atomic_files import create_file
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 BUSY = (502, 503, 504)  # HTTP status of a server that is about to come or go
@@ -149,8 +149,7 @@ def new_secret(folder: Path) -> str:
   file = folder / "secret"
   file.unlink(missing_ok=True)
   secret = secrets.token_hex(32)
-  with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-    out.write(secret)
+  create_file(file, secret.encode(), 0o600)
   return secret
 
 
