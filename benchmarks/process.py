@@ -6,7 +6,6 @@ While one side works the others wait for their next order, and take no time.
 import importlib
 import multiprocessing
 import os
-import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from afspl_jax.runs.study.workers import follow_parent
+from afspl_jax.federation.transport.parent_process import end_with_parent
 
 
 class Timed(NamedTuple):
@@ -85,7 +84,7 @@ class Child:
 
 
 def _serve(connection: Connection, name: str, args: Any) -> None:
-  threading.Thread(target=follow_parent, daemon=True).start()
+  end_with_parent()
   target: Any = None
 
   def build() -> Any:

@@ -9,8 +9,10 @@ from flwr.clientapp import ClientApp
 from afspl_jax.storage.client_status import Outcome
 from afspl_jax.types import Params
 
+
 T = TypeVar("T")
 
+CLIENT_RAISED = 2  # code of a Flower Error; its name for it (ErrorCode) is private
 POISSON = "poisson"  # of `fed.selection`: every client by a draw of its own, with a secret key
 WITHIN = "within_clip"  # a reply's metric: whether its update was within the bound; adaptive only
 

@@ -7,10 +7,8 @@ installed on them: nothing that arrives over the wire is executed.
 """
 
 import multiprocessing
-import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,26 +16,27 @@ from typing import Any
 
 from tqdm import tqdm
 
-from afspl_jax.runs import run
-from afspl_jax.runs.validate import check, check_networked
 from afspl_jax.config.experiment import Experiment, to_dict
+from afspl_jax.config.flags import Launch
 from afspl_jax.data.partition import partition
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.client_guard import guard_of
+from afspl_jax.federation.protocol.disclosure_log import Recorded, WireRecord
+from afspl_jax.federation.secure.site import masks_of
+from afspl_jax.federation.server.rounds import Plan, Progress, run_rounds
 from afspl_jax.federation.transport import certificates, site_keys
 from afspl_jax.federation.transport.connection import free_port
 from afspl_jax.federation.transport.executors import RunLost, open_grid, serve
+from afspl_jax.federation.transport.parent_process import end_with_parent
 from afspl_jax.federation.transport.superlink import SuperLink
 from afspl_jax.federation.transport.supernode import Credentials, SuperNode
-from afspl_jax.federation.server.rounds import Plan, Progress, run_rounds
-from afspl_jax.federation.secure.site import masks_of
-from afspl_jax.federation.protocol.disclosure_log import Recorded, WireRecord
-from afspl_jax.config.flags import Launch
-from afspl_jax.storage.run_folder import RunFolder
+from afspl_jax.runs import run
 from afspl_jax.runs.prepare import SCORED, TRAINED, Setup, find, keep_compiled, prepare
+from afspl_jax.runs.validate import check, check_networked
+from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
 
 SITES = "sites"  # in a server's folder of keys: the public keys of its sites
@@ -208,14 +207,7 @@ def _rehearse(
   config: Experiment, folder: Path, names: Sequence[str], where: Path, superlink: str
 ) -> None:
   """The process of the sites; ends with its parent."""
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-
-  def follow() -> None:
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=follow, daemon=True).start()
+  end_with_parent()
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this
   signal.signal(signal.SIGTERM, lambda *_: sys.exit())
   credentials = [Credentials(where / "ca.crt", where / f"{name}.key") for name in names]

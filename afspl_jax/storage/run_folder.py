@@ -19,7 +19,7 @@ from typing import Any
 
 from afspl_jax.config.experiment import differences
 from afspl_jax.errors import UserError
-from afspl_jax.storage.atomic_files import write_text
+from afspl_jax.storage.atomic_files import append_text, write_text
 from afspl_jax.storage.json_forms import Form, misfit
 from afspl_jax.storage.json_text import parse
 
@@ -165,10 +165,7 @@ class RunFolder:
 
   def _append(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
     try:
-      with open(self.path / name, "a", encoding="utf-8") as file:
-        file.write("".join(_to_json(line) for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
+      append_text(self.path / name, "".join(_to_json(line) for line in lines))
     except OSError as error:
       raise UserError(
         f"{self.path / name}: expected to write to it; got: {error}. Free the disk and start the"

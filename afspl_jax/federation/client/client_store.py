@@ -5,7 +5,6 @@ and round, so that a round that is repeated after a crash starts from what the c
 it, as if the crash had not been. Nothing here is ever sent; of a control, what was added to it is.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -18,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from afspl_jax.errors import UserError
 from afspl_jax.storage.pytrees import named_leaves
+from afspl_jax.storage.atomic_files import replaced_file
 from afspl_jax.types import Params
 
 _KEEP = 3  # rounds: those of the server's two checkpoints, and the one before them
@@ -43,14 +43,11 @@ class ClientStore:
     if self._read_only:
       raise ValueError(f"{self.folder}: this store is only read")
     file = self._site(site) / f"round_{round:06d}.safetensors"
-    scratch = file.with_suffix(".tmp")
     try:
       self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the sites' own eyes only
       file.parent.mkdir(exist_ok=True)
-      save_file(_contiguous(state), scratch)
-      with open(scratch, "rb+") as written:
-        os.fsync(written.fileno())
-      os.replace(scratch, file)
+      with replaced_file(file) as scratch:
+        save_file(_contiguous(state), scratch)
       rounds = self._rounds(site)
       here = rounds.index(file)
       # What is newer is of a run that began again further back, and knew what this one does not.

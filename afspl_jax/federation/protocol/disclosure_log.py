@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from afspl_jax.errors import UserError
-from afspl_jax.federation.contracts import CohortApp, attempt
+from afspl_jax.federation.contracts import CLIENT_RAISED, CohortApp, attempt
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.protocol.disclosure_list import FAULTS
+from afspl_jax.storage.atomic_files import append_text
 from afspl_jax.storage.run_folder import WIRE
 from afspl_jax.types import Params
 
@@ -176,11 +176,7 @@ class WireRecord:
 
   def _append(self, line: dict[str, Any]) -> None:
     try:
-      with open(self._file, "ab") as file:
-        file.write(json.dumps(line).encode() + b"\n")
-        if self._sync:
-          file.flush()
-          os.fsync(file.fileno())
+      append_text(self._file, json.dumps(line) + "\n", sync=self._sync)
     except OSError as error:
       raise self._refused(error) from error
 
@@ -200,7 +196,7 @@ def _fault(error: Exception) -> Error:
     kind, text = "SiteFault", f"{kind}; the site's own log has the rest"
   else:
     _LOG.info("an error was answered", exc_info=error)
-  return Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{kind}: {text}")
+  return Error(CLIENT_RAISED, f"{kind}: {text}")
 
 
 def _noted(value: Any) -> Any:

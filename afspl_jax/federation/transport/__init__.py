@@ -3,8 +3,6 @@
 The server's host runs a SuperLink as a child, and the round loop over `open_grid`. A site's host
 runs a SuperNode as a child, and `serve` with the site's ClientApp. The apps are the objects of this
 process: what Flower carries of code is never run, on either side.
-
-Private names of Flower (series 1.41) are in `connection.py`, `executors.py` and `gate.py` alone.
 """
 
 import os

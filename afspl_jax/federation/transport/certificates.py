@@ -23,8 +23,8 @@ from afspl_jax.federation.transport.site_keys import (
   read,
   read_private_key,
   refuse_to_overwrite,
-  write,
 )
+from afspl_jax.storage.atomic_files import create_file
 
 _THIS_HOST = ("localhost", "127.0.0.1", "::1")
 _SKEW = datetime.timedelta(hours=1)  # clocks of hosts differ
@@ -74,8 +74,8 @@ def make_server_keys(folder: Path, hosts: Sequence[str], days: int = 3650) -> Se
     .add_extension(_issuer_id(ca_key), critical=False)
     .sign(ca_key, hashes.SHA384())
   )
-  write(files.key, pem(key), 0o600)
-  write(files.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+  create_file(files.key, pem(key), 0o600)
+  create_file(files.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
   return files
 
 
@@ -135,8 +135,8 @@ def _ca(
     .add_extension(_issuer_id(key), critical=False)
     .sign(key, hashes.SHA384())
   )
-  write(key_file, pem(key), 0o600)
-  write(file, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+  create_file(key_file, pem(key), 0o600)
+  create_file(file, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
   return certificate, key
 
 

@@ -1,9 +1,8 @@
-"""Requests to a SuperLink or SuperNode of this host. Uses Flower's private names."""
+"""Requests to a SuperLink or SuperNode of this host."""
 
 import contextlib
 import hashlib
 import io
-import os
 import secrets
 import socket
 import zipfile
@@ -12,25 +11,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from flwr.common.constant import Status
-from flwr.proto.control_pb2 import (
+
+from afspl_jax.federation.transport.flower_private import (
+  ApiErrorCode,
+  ControlHttpClient,
+  Fab,
+  FlowerError,
   ListNodesRequest,
   ListRunsRequest,
+  ProtobufCall,
+  ProtobufRequestContext,
   RegisterNodeRequest,
-  StartRunRequest,
-  StopRunRequest,
-)
-from flwr.proto.fab_pb2 import Fab
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.error import ApiErrorCode, FlowerError
-from flwr.supercore.interceptors import (
+  RetryInvoker,
+  RuntimeHttpClient,
   RuntimeTokenHttpInterceptor,
   RuntimeVersionHttpInterceptor,
+  StartRunRequest,
+  Status,
+  StopRunRequest,
   SuperExecAuthHttpInterceptor,
+  exponential,
 )
-from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
-from flwr.supercore.retry import RetryInvoker, exponential
-from flwr.supercore.runtime import RuntimeHttpClient
+from afspl_jax.storage.atomic_files import create_file
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 BUSY = (502, 503, 504)  # HTTP status of a server that is about to come or go
@@ -147,8 +149,7 @@ def new_secret(folder: Path) -> str:
   file = folder / "secret"
   file.unlink(missing_ok=True)
   secret = secrets.token_hex(32)
-  with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-    out.write(secret)
+  create_file(file, secret.encode(), 0o600)
   return secret
 
 

@@ -1,8 +1,7 @@
 """Who does the work that Flower hands out: `open_grid` on the server's host, `serve` at a site.
 
 Flower's own executors install the code that a run carries and start a process for every message.
-These two run what this process already has: the caller's server loop, the caller's ClientApp. Uses
-Flower's private names.
+These two run what this process already has: the caller's server loop, the caller's ClientApp.
 
 A process does one or the other: Flower keeps a process's run and node in global variables.
 """
@@ -15,24 +14,27 @@ from contextlib import ExitStack, closing, contextmanager
 import httpx
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode, SubStatus
-from flwr.common.serde import run_from_proto
-from flwr.proto.runtime_pb2 import (
-  AcquireTaskRequest,
-  PullTaskInputRequest,
-  PushTaskOutputRequest,
-  SendTaskHeartbeatRequest,
-)
 from flwr.serverapp import Grid
-from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.run import Run
-from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid import HttpGrid
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from afspl_jax.errors import Stopped, UserError
+from afspl_jax.federation.contracts import CLIENT_RAISED
 from afspl_jax.federation.transport.connection import BUSY, Endpoint
+from afspl_jax.federation.transport.flower_private import (
+  AcquireTaskRequest,
+  HeartbeatSender,
+  HttpGrid,
+  PullTaskInputRequest,
+  PushTaskOutputRequest,
+  Run,
+  RuntimeHttpClient,
+  SendTaskHeartbeatRequest,
+  SubStatus,
+  TaskIdentity,
+  pull_task_input,
+  push_message,
+  push_task_output,
+  run_from_proto,
+)
 from afspl_jax.federation.transport.superlink import SuperLink
 from afspl_jax.federation.transport.supernode import SuperNode
 
@@ -191,7 +193,7 @@ def _answer(app: ClientApp, client: RuntimeHttpClient) -> None:
   except Exception as error:  # noqa: BLE001 - whatever a client raises is its reply
     _LOG.info("node %d raised", context.node_id, exc_info=error)
     status, why = SubStatus.FAILED, f"{type(error).__name__}: {error}"
-    reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, why), reply_to=message)
+    reply = Message(Error(CLIENT_RAISED, why), reply_to=message)
   push_message(client, reply, context)
   push_task_output(client, context, status, why)
 

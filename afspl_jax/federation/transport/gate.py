@@ -1,4 +1,4 @@
-"""The SuperLink's program: Flower's own, behind a gate. Uses Flower's private names.
+"""The SuperLink's program: Flower's own, behind a gate.
 
 Flower serves three interfaces on one port: Fleet for SuperNodes, which sign what they ask for;
 Runtime, for whom executes; and Control, for whom starts runs and registers nodes. Control asks
@@ -9,18 +9,18 @@ site, stop runs, and submit code. Here, all but Fleet is for those who know the 
 import hmac
 
 import uvicorn
-from flwr.supercore.http_logging import get_uvicorn_log_config
-from flwr.supercore.logger import console_handler
-from flwr.superlink.cli.flower_superlink import (
-  SuperLinkLifespan,
-  _parse_superlink_lifespan_config,
-)
-from flwr.superlink.main import create_app
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afspl_jax.federation.transport import redelivery
+from afspl_jax.federation.transport.flower_private import (
+  SuperLinkLifespan,
+  _parse_superlink_lifespan_config,
+  console_handler,
+  create_app,
+  get_uvicorn_log_config,
+)
 
 _FLEET = "/v1/fleet/"
 _BODY = 32 * 2**20  # bytes of a request: Flower cuts arrays into 5 MiB; it reads all, then asks who

@@ -1,7 +1,4 @@
-"""Flower's Grid inside this process: no Ray, no sockets, one copy of the frozen weights.
-
-Imports private names of Flower (series 1.41), as net/ does and no other file.
-"""
+"""Flower's Grid inside this process: no Ray, no sockets, one copy of the frozen weights."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -9,16 +6,17 @@ from typing import NamedTuple
 
 from flwr.app import Array, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import InflatableObject
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from afspl_jax.errors import UserError
-from afspl_jax.federation.contracts import CohortApp
+from afspl_jax.federation.contracts import CLIENT_RAISED, CohortApp
 from afspl_jax.federation.protocol.wire import TRAIN, serialized
+from afspl_jax.federation.transport.flower_private import (
+  InflatableObject,
+  Run,
+  TaskIdentity,
+  inflate_object_from_contents,
+)
 
 _RUN_ID = 1
 _SERVER_NODE = 1
@@ -139,7 +137,7 @@ class LocalGrid(Grid):
       if isinstance(answer, Exception):
         _LOG.info("node %d raised", received.metadata.dst_node_id, exc_info=answer)
         why = f"{type(answer).__name__}: {answer}"
-        answer = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, why), reply_to=received)
+        answer = Message(Error(CLIENT_RAISED, why), reply_to=received)
       reply, up = _travel(answer)
       ids.append(received.metadata.message_id)
       self._replies[ids[-1]], self.transfers[ids[-1]] = reply, Transfer(down, up)

@@ -1,4 +1,4 @@
-"""Messages that were handed out and never arrived, handed out again. Uses Flower's private names.
+"""Messages that were handed out and never arrived, handed out again.
 
 Flower takes a message for delivered before its answer to the SuperNode is on its way. If the
 SuperLink or the connection dies in between, nobody has the message, and a round waits for the site
@@ -9,10 +9,15 @@ has answered: what it was given before and did not answer, it does not have.
 from typing import Any
 
 from flwr.app import Message
-from flwr.server.superlink.linkstate import SqlLinkState, linkstate_factory
-from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
-from flwr.supercore.utils import uint64_to_int64
 from sqlalchemy import exists, update
+
+from afspl_jax.federation.transport.flower_private import (
+  MessageIns,
+  MessageRes,
+  SqlLinkState,
+  linkstate_factory,
+  uint64_to_int64,
+)
 
 
 class RedeliveringState(SqlLinkState):

@@ -5,7 +5,6 @@ server's host shows is in certificates.py.
 """
 
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from afspl_jax.errors import UserError
+from afspl_jax.storage.atomic_files import create_file
 
 # What cryptography raises for a file that is not what it should be.
 UNREADABLE = (
@@ -66,8 +66,8 @@ def make_site_key(folder: Path, site: str) -> SiteKey:
   public = key.public_key().public_bytes(
     serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
   )
-  write(files.private, pem(key, serialization.PrivateFormat.OpenSSH), 0o600)
-  write(files.public, public + f" {site}\n".encode(), 0o644)
+  create_file(files.private, pem(key, serialization.PrivateFormat.OpenSSH), 0o600)
+  create_file(files.public, public + f" {site}\n".encode(), 0o644)
   return files
 
 
@@ -147,9 +147,3 @@ def pem(
 ) -> bytes:
   """A private key as it is written, without a passphrase."""
   return key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())
-
-
-def write(file: Path, data: bytes, mode: int) -> None:
-  """Writes a new file that was never readable for more than its mode says."""
-  with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
-    out.write(data)

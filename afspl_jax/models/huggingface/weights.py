@@ -1,7 +1,6 @@
 """Loads and saves backbones as Hugging Face checkpoint folders, by their key tables."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from afspl_jax.models.huggingface.checkpoint_files import (
 )
 from afspl_jax.models.huggingface.key_table import KeyTable
 from afspl_jax.models.t5 import t5
+from afspl_jax.storage.atomic_files import replaced_file
 
 __all__ = ["CheckpointError", "fingerprint", "load", "load_clip", "load_t5", "outline", "save"]
 
@@ -163,11 +163,9 @@ def save(model: nnx.Module, folder: str | Path) -> None:
   }
   dtype = next(iter(tensors.values())).dtype.name
   folder.mkdir(parents=True, exist_ok=True)
-  # Under another name first, so that a run that is killed leaves no half a file behind.
-  partial = folder / f"{WEIGHTS}.partial"
-  save_file(tensors, partial, metadata={"format": "pt"})
-  partial.chmod(0o644)  # safetensors makes it readable by its owner alone
-  os.replace(partial, folder / WEIGHTS)
+  with replaced_file(folder / WEIGHTS) as scratch:
+    save_file(tensors, scratch, metadata={"format": "pt"})
+    scratch.chmod(0o644)  # safetensors makes it readable by its owner alone
   config = json.dumps(model.config.to_hf() | {"dtype": dtype}, indent=2, sort_keys=True)
   (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
 

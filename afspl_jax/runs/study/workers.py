@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.errors import UserError
+from afspl_jax.federation.transport.parent_process import end_with_parent
 
 # What a worker says of its run, with a reason or "".
 _PREPARED, _FINISHED, _REFUSED, _DEAD = "prepared", "finished", "refused", "dead"
@@ -125,7 +125,7 @@ def _death(exitcode: int | None) -> str:
 
 def _work(tasks: Connection, share: int, jobs: int, compiled: Path) -> None:
   """What a worker does, until its parent ends it or is no more."""
-  threading.Thread(target=follow_parent, daemon=True).start()
+  end_with_parent()  # a new start needs the run's folder
   _limit(share, jobs)
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -175,11 +175,3 @@ def _limit(share: int, jobs: int) -> None:
   if hasattr(os, "sched_setaffinity"):  # Linux
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[share % len(cores) :: jobs])
-
-
-def follow_parent() -> None:
-  """Ends this process when its parent ends, be it killed: a new start needs the run's folder."""
-  parent = multiprocessing.parent_process()
-  if parent is not None:
-    wait([parent.sentinel])
-  os._exit(1)

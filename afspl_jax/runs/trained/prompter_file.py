@@ -7,7 +7,6 @@ and nothing in it is executed.
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from afspl_jax.runs.validate import check
 from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.errors import UserError
 from afspl_jax.config.fields import changed, from_dict, known_fields
+from afspl_jax.storage.atomic_files import replaced_file
 from afspl_jax.storage.json_text import parse
 from afspl_jax.models.prompter.local import join
 from afspl_jax.storage.pytrees import named_leaves, zeros_like
@@ -77,13 +77,14 @@ def write(file: Path, described: Described, shared: Params, own: Params) -> Desc
     **dataclasses.asdict(described),
     "config": to_dict(described.config),
   }
-  scratch = file.with_name(file.name + ".tmp")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(named_leaves(join(shared, own)), scratch, metadata={_KEY: json.dumps(said, sort_keys=True)})
-    if not described.site:
-      scratch.chmod(0o644)  # safetensors makes it readable by its owner alone
-    os.replace(scratch, file)
+    leaves = named_leaves(join(shared, own))
+    metadata = {_KEY: json.dumps(said, sort_keys=True)}
+    with replaced_file(file) as scratch:
+      save_file(leaves, scratch, metadata=metadata)
+      if not described.site:
+        scratch.chmod(0o644)  # safetensors makes it readable by its owner alone
   except (OSError, SafetensorError) as error:
     raise UserError(f"{file}: expected to write a prompter; got: {error}") from error
   return described

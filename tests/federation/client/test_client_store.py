@@ -157,7 +157,7 @@ def test_whatever_sites_are_called_they_stay_apart_and_inside_the_folder(store, 
 
 def test_a_write_that_was_cut_short_is_not_seen(store, tmp_path):
   store.save("a", 1, state(1))
-  scratch = tmp_path / "clients" / "a" / "round_000002.tmp"
+  scratch = tmp_path / "clients" / "a" / "round_000002.safetensors.tmp"
   scratch.write_bytes(b"half of it")
   assert values(store.load("a", 3, state())) == 1
   store.save("a", 2, state(2))

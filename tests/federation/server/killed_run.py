@@ -63,7 +63,7 @@ class Store(ClientStore):
   def save(self, site, round, state):
     if self.moments.is_fatal("half of client state"):
       (self.folder / site).mkdir(parents=True, exist_ok=True)
-      (self.folder / site / f"round_{round:06d}.tmp").write_bytes(b"half")
+      (self.folder / site / f"round_{round:06d}.safetensors.tmp").write_bytes(b"half")
       die()
     super().save(site, round, state)
     self.moments.pass_or_die("after client state")
