@@ -9,7 +9,6 @@ from flwr.clientapp import ClientApp
 from afspl_jax.storage.client_status import Outcome
 from afspl_jax.types import Params
 
-
 T = TypeVar("T")
 
 CLIENT_RAISED = 2  # code of a Flower Error; its name for it (ErrorCode) is private

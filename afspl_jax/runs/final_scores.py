@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from afspl_jax.storage.atomic_files import write_text
 from afspl_jax.evaluation.generate import Prediction, score, spread, write
-from afspl_jax.federation.client.local_trainer import LocalTrainer
-from afspl_jax.evaluation.scores import client_means
 from afspl_jax.evaluation.metrics.captions import score_captions
 from afspl_jax.evaluation.metrics.vqa import vqa_accuracy
-from afspl_jax.storage.run_folder import RunFolder
+from afspl_jax.evaluation.scores import client_means
+from afspl_jax.federation.client.local_trainer import LocalTrainer
 from afspl_jax.runs.prepare import Setup
+from afspl_jax.storage.atomic_files import write_text
+from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.training.train_step import warmup_steps
 from afspl_jax.types import Params
 

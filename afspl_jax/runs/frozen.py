@@ -7,12 +7,12 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
-from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
-from afspl_jax.models.t5.t5 import T5
-from afspl_jax.models.huggingface.weights import fingerprint, load_clip, load_t5
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.data.features import FeatureEncoder, default_cache
+from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
+from afspl_jax.models.huggingface.weights import fingerprint, load_clip, load_t5
 from afspl_jax.models.prompter.prompter import Prompter
+from afspl_jax.models.t5.t5 import T5
 
 
 @dataclass(frozen=True)

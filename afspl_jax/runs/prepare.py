@@ -10,25 +10,25 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afspl_jax.models.huggingface.locate import MissingBackbone, locate
-from afspl_jax.models.captioner import Captioner, leaves
 from afspl_jax.config.experiment import Experiment, digest, to_dict
 from afspl_jax.data import manifest
-from afspl_jax.data.batches import Split
 from afspl_jax.data.bad_records import MissingData
+from afspl_jax.data.batches import Split
 from afspl_jax.data.features import default_cache
 from afspl_jax.data.partition import Clients, check_images, partition
 from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import Evaluator
-from afspl_jax.federation.client import malicious
 from afspl_jax.federation import strategies
+from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.federation.strategies import Strategy
 from afspl_jax.federation.client.local_trainer import LocalTrainer
-from afspl_jax.runs.frozen import load_pair, make_prompter
+from afspl_jax.federation.strategies import Strategy
+from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.prompter.local import join, split
+from afspl_jax.runs.frozen import load_pair, make_prompter
 from afspl_jax.storage.run_folder import version
 from afspl_jax.training.train_step import make_mesh, replicate
 from afspl_jax.types import Example, Params, Source

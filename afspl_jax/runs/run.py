@@ -7,23 +7,23 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from afspl_jax.storage.checkpoints import Checkpoints
-from afspl_jax.runs.validate import check
 from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.data.partition import record
 from afspl_jax.evaluation.generate import spread
 from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.client_guard import guard_of
-from afspl_jax.federation.server.rounds import Plan, Progress, SILENT
 from afspl_jax.federation.secure.site import masks_of
 from afspl_jax.federation.server.aggregation import aggregation_of
+from afspl_jax.federation.server.rounds import SILENT, Plan, Progress
 from afspl_jax.federation.server.server_app import run_local
+from afspl_jax.reporting.tensorboard import TensorBoard
 from afspl_jax.runs.final_scores import score_finished
-from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.runs.prepare import SPLITS, Setup, find, keep_compiled, prepare
 from afspl_jax.runs.progress_bar import ProgressBar
-from afspl_jax.reporting.tensorboard import TensorBoard
+from afspl_jax.runs.validate import check
+from afspl_jax.storage.checkpoints import Checkpoints
+from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
 
 # Runs a plan's rounds on some Grid, and returns the params to score.

@@ -114,8 +114,8 @@ def _decoding(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _use(args: argparse.Namespace) -> int:
-  from afspl_jax.runs.trained.model import load
   from afspl_jax.runs.prepare import keep_compiled
+  from afspl_jax.runs.trained.model import load
 
   if args.command == "answer" and not args.question.strip():
     raise UserError("the question: expected some words; got none")
@@ -198,9 +198,9 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-  from afspl_jax.runs.trained.rescore import Request, evaluate, save
   from afspl_jax.reporting.score_table import table
   from afspl_jax.runs.prepare import keep_compiled
+  from afspl_jax.runs.trained.rescore import Request, evaluate, save
 
   if args.personal and args.site:
     raise UserError("expected --personal, which is all sites, or --site=NAME; got both")

@@ -1,17 +1,17 @@
 """What an experiment's settings must fulfil, checked before anything is loaded."""
 
-from afspl_jax.federation.contracts import POISSON
 import math
 
 from afspl_jax.config.experiment import Experiment, choice, expect
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import decoding
-from afspl_jax.federation.client import malicious
-from afspl_jax.federation.privacy import budget, dp_sgd_batches
-from afspl_jax.federation.server import selection
 from afspl_jax.federation import strategies
+from afspl_jax.federation.client import malicious
+from afspl_jax.federation.contracts import POISSON
+from afspl_jax.federation.privacy import budget, dp_sgd_batches
 from afspl_jax.federation.protocol import uplink
 from afspl_jax.federation.secure import terms as secure
+from afspl_jax.federation.server import selection
 
 MAX_EXAMPLES = 2**29  # as a weight it leaves the mean of equal float32 params what they are
 

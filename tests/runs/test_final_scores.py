@@ -11,11 +11,11 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from afspl_jax.config.experiment import to_dict
-from afspl_jax.federation.protocol import wire
-from afspl_jax.runs.final_scores import Final, score_finished
 from afspl_jax.evaluation.score_file import Scored, score_predictions
+from afspl_jax.federation.protocol import wire
 from afspl_jax.reporting.html.files import read
 from afspl_jax.reporting.html.page import render
+from afspl_jax.runs.final_scores import Final, score_finished
 from afspl_jax.storage.run_folder import RunFolder, read_lines
 from tests.recorded_run import recorded_run, rich_run
 from tests.reporting.test_tensorboard import scalars

@@ -5,10 +5,10 @@ import json
 import pytest
 from PIL import Image
 
-from afspl_jax.runs.trained import model as model_module
 from afspl_jax.cli import main
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import Generated
+from afspl_jax.runs.trained import model as model_module
 from afspl_jax.runs.use_cli import _files
 
 

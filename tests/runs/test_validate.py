@@ -6,13 +6,13 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from afspl_jax import flower_app
-from afspl_jax.runs import hosts
-from afspl_jax.runs.validate import check
 from afspl_jax.config.experiment import Experiment, Privacy, Secure
-from afspl_jax.errors import UserError
-from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.config.fields import changed, known_fields
 from afspl_jax.config.flags import Launch
+from afspl_jax.errors import UserError
+from afspl_jax.federation.transport.local_grid import LocalGrid
+from afspl_jax.runs import hosts
+from afspl_jax.runs.validate import check
 
 AT_LEAST_1 = (
   "fed.clients_per_round",

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from afspl_jax.errors import UserError
-from afspl_jax.storage.pytrees import named_leaves
 from afspl_jax.storage.atomic_files import replaced_file
+from afspl_jax.storage.pytrees import named_leaves
 from afspl_jax.types import Params
 
 _KEEP = 3  # rounds: those of the server's two checkpoints, and the one before them

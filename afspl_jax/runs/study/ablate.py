@@ -20,11 +20,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from afspl_jax.storage.atomic_files import write_text
-from afspl_jax.errors import UserError
 from afspl_jax.config.study import Cell, Study, cells
+from afspl_jax.errors import UserError
 from afspl_jax.runs.study.tables import FINISHED, is_finished
 from afspl_jax.runs.study.workers import Task, run_all
+from afspl_jax.storage.atomic_files import write_text
 
 
 def ablate(

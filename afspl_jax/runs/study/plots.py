@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afspl_jax.storage.atomic_files import write_figure
-from afspl_jax.runs.study.columns import CIDER, MEGABYTES
 from afspl_jax.config.study import Study
+from afspl_jax.runs.study.columns import CIDER, MEGABYTES
 from afspl_jax.runs.study.tables import Estimate, Rows, Scored
+from afspl_jax.storage.atomic_files import write_figure
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

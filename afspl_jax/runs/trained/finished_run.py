@@ -6,25 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
 
-from afspl_jax.models.huggingface.locate import MissingBackbone, locate
-from afspl_jax.models.huggingface.weights import fingerprint
-from afspl_jax.models.captioner import leaves
-from afspl_jax.storage.checkpoints import Checkpoints
-from afspl_jax.runs.validate import check
 from afspl_jax.config.experiment import Experiment, differences
+from afspl_jax.config.fields import from_dict
 from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.budget import first_bound
 from afspl_jax.federation.server.rounds import first_state, scored_params
-from afspl_jax.config.fields import from_dict
-from afspl_jax.runs.frozen import FrozenPair, make_prompter
-from afspl_jax.storage.json_text import parse
+from afspl_jax.models.captioner import leaves
+from afspl_jax.models.huggingface.locate import MissingBackbone, locate
+from afspl_jax.models.huggingface.weights import fingerprint
 from afspl_jax.models.prompter.local import split
 from afspl_jax.models.prompter.prompter import Prompter
+from afspl_jax.runs.frozen import FrozenPair, make_prompter
+from afspl_jax.runs.validate import check
+from afspl_jax.storage.checkpoints import Checkpoints
+from afspl_jax.storage.json_text import parse
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.storage.run_folder import version
 from afspl_jax.types import Params

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from afspl_jax.models.captioner import Captioner, leaves
 from afspl_jax.data.images import decode
-from afspl_jax.models.decoding import make_decoder
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import Generated, decoding, generated
+from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.decoding import make_decoder
 from afspl_jax.models.prompter.local import join
-from afspl_jax.training.train_step import make_mesh, replicate
 from afspl_jax.runs.trained.trained_model import Trained, open_trained
+from afspl_jax.training.train_step import make_mesh, replicate
 from afspl_jax.types import Batch
 
 Photo = Image.Image | Path | str  # an image, or its file

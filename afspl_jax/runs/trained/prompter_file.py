@@ -16,13 +16,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from afspl_jax.runs.validate import check
 from afspl_jax.config.experiment import Experiment, to_dict
-from afspl_jax.errors import UserError
 from afspl_jax.config.fields import changed, from_dict, known_fields
+from afspl_jax.errors import UserError
+from afspl_jax.models.prompter.local import join
+from afspl_jax.runs.validate import check
 from afspl_jax.storage.atomic_files import replaced_file
 from afspl_jax.storage.json_text import parse
-from afspl_jax.models.prompter.local import join
 from afspl_jax.storage.pytrees import named_leaves, zeros_like
 from afspl_jax.storage.run_folder import version
 from afspl_jax.types import Params

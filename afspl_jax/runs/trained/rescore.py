@@ -7,19 +7,33 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from afspl_jax.evaluation import java_scores
-from afspl_jax.storage.atomic_files import write_text
 from afspl_jax.config.experiment import digest
+from afspl_jax.config.fields import changed
 from afspl_jax.data.partition import Clients, partition
 from afspl_jax.errors import UserError
+from afspl_jax.evaluation import java_scores
 from afspl_jax.evaluation.generate import Prediction, decoding, spread, write
+from afspl_jax.evaluation.scores import (
+  Measured,
+  by_client,
+  clip_measures,
+  java_measures,
+  measure,
+  retrieval,
+)
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.config.fields import changed
 from afspl_jax.runs.final_scores import answered_by_owners
-from afspl_jax.runs.trained.finished_run import FinishedRun, agree, find_pair, find_round, open_run, shared_leaves
 from afspl_jax.runs.frozen import load_encoder
-from afspl_jax.evaluation.scores import Measured, by_client, clip_measures, java_measures, measure, retrieval
 from afspl_jax.runs.prepare import SPLITS, Inputs, Setup, find, partition_digest, prepare
+from afspl_jax.runs.trained.finished_run import (
+  FinishedRun,
+  agree,
+  find_pair,
+  find_round,
+  open_run,
+  shared_leaves,
+)
+from afspl_jax.storage.atomic_files import write_text
 from afspl_jax.types import Params
 
 

@@ -4,15 +4,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from afspl_jax.runs.trained import prompter_file
 from afspl_jax.config.experiment import Experiment, differences, to_dict
+from afspl_jax.config.fields import changed
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import decoding
-from afspl_jax.config.fields import changed
-from afspl_jax.runs.trained.finished_run import FinishedRun, find_pair, find_round, open_run, outline, own_leaves, shared_leaves, used_leaves
-from afspl_jax.runs.frozen import FrozenPair, load_pair
-from afspl_jax.runs.trained.prompter_file import Described
 from afspl_jax.models.prompter.prompter import Prompter
+from afspl_jax.runs.frozen import FrozenPair, load_pair
+from afspl_jax.runs.trained import prompter_file
+from afspl_jax.runs.trained.finished_run import (
+  FinishedRun,
+  find_pair,
+  find_round,
+  open_run,
+  outline,
+  own_leaves,
+  shared_leaves,
+  used_leaves,
+)
+from afspl_jax.runs.trained.prompter_file import Described
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.storage.run_folder import METRICS, read_lines
 from afspl_jax.types import Params

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from afspl_jax.runs.study.ablate import ablate
 from afspl_jax.config.experiment import Experiment
-from afspl_jax.errors import UserError
 from afspl_jax.config.study import Study
+from afspl_jax.errors import UserError
+from afspl_jax.runs.study.ablate import ablate
 from afspl_jax.runs.study.workers import Result, Task, run_all
 
 STUDY = """

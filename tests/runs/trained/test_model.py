@@ -8,12 +8,12 @@ import sys
 import jax
 import pytest
 
-from afspl_jax.runs.trained import finished_run, model, rescore, trained_model
-from afspl_jax.runs import frozen
-from afspl_jax.models.huggingface import weights
 from afspl_jax.config.experiment import Data
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
+from afspl_jax.models.huggingface import weights
+from afspl_jax.runs import frozen
+from afspl_jax.runs.trained import finished_run, model, rescore, trained_model
 from afspl_jax.runs.trained.model import Asked, Model
 from afspl_jax.training.train_step import make_mesh
 

@@ -11,8 +11,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from afspl_jax.runs.trained import prompter_file
 from afspl_jax.errors import UserError
+from afspl_jax.runs.trained import prompter_file
 from afspl_jax.runs.trained.trained_model import export, open_trained
 from tests.recorded_run import rich_run
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from afspl_jax.evaluation import java_scores
-from afspl_jax.runs.trained import rescore
-from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
 from afspl_jax.config.experiment import Data
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
+from afspl_jax.evaluation import java_scores
 from afspl_jax.evaluation.generate import Prediction, spread
-from afspl_jax.evaluation.scores import BLEU, by_client, java_measures, measure
 from afspl_jax.evaluation.metrics.dispersion import Dispersion
 from afspl_jax.evaluation.metrics.retrieval import recall_at_k
-from afspl_jax.runs.trained.rescore import Request, evaluate, save
+from afspl_jax.evaluation.scores import BLEU, by_client, java_measures, measure
+from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
 from afspl_jax.reporting.score_table import table
+from afspl_jax.runs.trained import rescore
+from afspl_jax.runs.trained.rescore import Request, evaluate, save
 
 
 @pytest.fixture(scope="module")
