@@ -26,9 +26,9 @@ from afspl_jax.config.flags import Launch, parse
 from afspl_jax.errors import UserError
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.federation.contracts import SiteFault
-from afspl_jax.federation.privacy.client_guard import guard_of
-from afspl_jax.federation.protocol.disclosure_log import Recorded, WireRecord
+from afspl_jax.federation.contracts import SiteError
+from afspl_jax.federation.privacy.update_clipping import clipping_of
+from afspl_jax.federation.protocol.disclosure_log import DisclosureLog, LoggedApp
 from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.runs import run
 from afspl_jax.runs.prepare import SCORED, TRAINED, find, keep_compiled, prepare
@@ -61,7 +61,7 @@ class _Site(ClientApp):
     except Exception as error:  # noqa: BLE001 - it is logged; its text, with paths, would travel
       _LOG.exception("a message went unanswered")
       kind = type(error).__name__
-      raise SiteFault(f"{kind} before the site could answer; its own log has the rest") from None
+      raise SiteError(f"{kind} before the site could answer; its own log has the rest") from None
 
   def _answer(self, message: Message, context: Context) -> Message:
     node = context.node_config
@@ -76,10 +76,10 @@ class _Site(ClientApp):
       setup = prepare(config, find(config, TRAINED), store, site=owner)
       opened.agree_on(setup.facts)
       assert setup.trainer is not None, "there is data to train on"
-      guard = guard_of(config, opened.path / "clients")
-      app = SiteApp(setup.trainer, setup.shared, setup.terms, guard)
-      record = WireRecord(opened.path, setup.shared, sync=True)
-      return Recorded(app, record, setup.trainer.site)(message, context)
+      clipping = clipping_of(config, opened.path / "clients")
+      app = SiteApp(setup.trainer, setup.shared, setup.terms, clipping)
+      record = DisclosureLog(opened.path, setup.shared, sync=True)
+      return LoggedApp(app, record, setup.trainer.site)(message, context)
 
 
 client_app = _Site()

@@ -114,8 +114,10 @@ def train(config: Experiment, folder: Path, others: int) -> Trained:
     last = opened.metrics()[-1]
   assert setup.trainer is not None, "there are clients here"
   epsilon = last.get("epsilon", np.inf)
-  if setup.trainer.secret:
-    epsilon = max(setup.trainer.secret.epsilon(setup.trainer.site(i)) for i in range(CLIENTS))
+  if setup.trainer.private_batches:
+    epsilon = max(
+      setup.trainer.private_batches.epsilon(setup.trainer.site(i)) for i in range(CLIENTS)
+    )
   parts = [setup.clients["train"][name] for name in sorted(setup.clients["train"])]
   rng = np.random.default_rng(config.seed)
   return Trained(

@@ -12,7 +12,7 @@ from afspl_jax.types import Params
 T = TypeVar("T")
 
 CLIENT_RAISED = 2  # code of a Flower Error; its name for it (ErrorCode) is private
-POISSON = "poisson"  # of `fed.selection`: every client by a draw of its own, with a secret key
+POISSON = "poisson"  # a `fed.selection`: each client independently, with a secret key
 WITHIN = "within_clip"  # a reply's metric: whether its update was within the bound; adaptive only
 
 
@@ -24,8 +24,8 @@ class Rejected(ValueError):
     self.outcome = outcome
 
 
-class SiteFault(RuntimeError):
-  """What the server may know of a fault in a site's local training: its kind."""
+class SiteError(RuntimeError):
+  """What the server may know of a failure in a site's local training: the type of the error."""
 
 
 class Update(NamedTuple):
@@ -85,32 +85,32 @@ def attempt(call: Callable[..., T], *args: Any, **kwargs: Any) -> T | Exception:
 
 
 @runtime_checkable
-class Guard(Protocol):
-  """Bounds what leaves a client (guard.py)."""
+class Clipping(Protocol):
+  """Bounds the update that a client sends (privacy/update_clipping.py)."""
 
-  def bound(self, given: Any) -> float:
-    """The bound of a round's update, from what the server said of it; ValueError if it may not."""
+  def agreed_bound(self, sent: Any) -> float:
+    """The bound on a round's update that the server sent; ValueError if it may not be used."""
     ...
 
-  def leave(self, site: str, result: Update, start: Params, bound: float) -> Update:
-    """What may leave of a result that was trained from the global params `start`."""
+  def apply(self, update: Update, start: Params, bound: float) -> Update:
+    """The update as it may be sent; it was trained from the global params `start`."""
     ...
 
 
 @runtime_checkable
-class Masks(Protocol):
-  """Hides what leaves a client in a sum (secure/site.py)."""
+class Masking(Protocol):
+  """Hides the update that a client sends in a sum (secure/site.py)."""
 
   def register(self, app: ClientApp, client_of: Callable[[Context], int]) -> None:
-    """Has the app answer all that is asked besides training."""
+    """Lets the app answer all messages of secure aggregation besides training."""
     ...
 
-  def expect(self, client: int, round: int, content: RecordDict) -> None:
-    """Raises unless a message that asks to train says how to hide the update."""
+  def check_request(self, client: int, round: int, content: RecordDict) -> None:
+    """Raises unless a message that asks to train says how to mask the update."""
     ...
 
-  def hide(
-    self, client: int, content: RecordDict, result: Update, start: Params, bound: float | None
+  def masked_reply(
+    self, client: int, content: RecordDict, update: Update, start: Params, bound: float | None
   ) -> RecordDict:
     """The reply to that message."""
     ...

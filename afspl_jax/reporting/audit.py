@@ -211,10 +211,10 @@ def _down(lines: Sequence[Line]) -> Found:
 def _outside(lines: Sequence[Line], config: Experiment) -> list[Found]:
   """What is not on the list, each once, with how often and where first."""
   out: dict[tuple[str, str], Found] = {}
-  allowed = disclosure_list.allowed(config)
+  allowed = disclosure_list.allow_list(config)
   place = re.compile(rf"{_ABSOLUTE}|(?<!\w){re.escape(socket.gethostname())}(?!\w)")
   for line in lines:
-    found = list(disclosure_list.outside(line, allowed))
+    found = list(disclosure_list.not_allowed(line, allowed))
     if "error" in line and place.search(line["error"]["reason"]):
       found.append((f"{line['type']}  error", f"a path or host: {line['error']['reason']}"))
     for what, why in found:

@@ -208,7 +208,7 @@ class Final:
   def _participants(self) -> list[int]:
     """The clients of the federation that are honest: others' own scores are nobody's loss."""
     taking_part = self._names[: len(self._names) - self._config.fed.newcomers]
-    return [i for i, name in enumerate(taking_part) if name not in self._setup.hostile]
+    return [i for i, name in enumerate(taking_part) if name not in self._setup.malicious]
 
   def _newcomers(self) -> range:
     """Those that took no part: the last by name."""

@@ -23,9 +23,9 @@ from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.federation.privacy.client_guard import guard_of
-from afspl_jax.federation.protocol.disclosure_log import Recorded, WireRecord
-from afspl_jax.federation.secure.site import masks_of
+from afspl_jax.federation.privacy.update_clipping import clipping_of
+from afspl_jax.federation.protocol.disclosure_log import DisclosureLog, LoggedApp
+from afspl_jax.federation.secure.site import masking_of
 from afspl_jax.federation.server.rounds import Plan, Progress, run_rounds
 from afspl_jax.federation.transport import certificates, site_keys
 from afspl_jax.federation.transport.connection import free_port
@@ -146,10 +146,10 @@ def _take_part(
       f"--site: expected one of {', '.join(known)}, who share this experiment's data; got"
       f" {missing[0]!r}. For data of your own, say where it is: --data=FOLDER"
     )
-  guard = guard_of(config, folder.path / "clients")
-  app = Recorded(
-    SiteApp(setup.trainer, setup.shared, setup.terms, guard, masks_of(config)),
-    WireRecord(folder.path, setup.shared, sync=True),
+  clipping = clipping_of(config, folder.path / "clients")
+  app = LoggedApp(
+    SiteApp(setup.trainer, setup.shared, setup.terms, clipping, masking_of(config)),
+    DisclosureLog(folder.path, setup.shared, sync=True),
     setup.trainer.site,
   )
   with ExitStack() as stack:
@@ -160,8 +160,8 @@ def _take_part(
       nodes.append(stack.enter_context(node))
       examples = len(setup.clients["train"][name])
       say(f"{name}: ready with {examples} examples; its data and own prompt stay here")
-    if setup.trainer.secret:
-      say(setup.trainer.secret.told())
+    if setup.trainer.private_batches:
+      say(setup.trainer.private_batches.spent_text())
     serve(app, nodes)
 
 

@@ -56,7 +56,7 @@ class Setup:
   clients: dict[str, Clients]  # each client's own part of every split; {} where none is here
   strategy: Strategy
   trainer: LocalTrainer | None  # of the clients that are here
-  hostile: tuple[str, ...]  # those of them that are made so by config's `attack`
+  malicious: tuple[str, ...]  # those of them that are made so by config's `attack`
   evaluator: Evaluator
   own_data: bool  # all of it is that of one site
   facts: dict[str, Any]  # hashes that must not change when a run goes on
@@ -187,7 +187,9 @@ def prepare(
   trainer = None
   bad: tuple[str, ...] = ()
   if clients:
-    bad = malicious.draw(sorted(clients["train"])[:taking_part], config.attack, config.seed)
+    bad = malicious.malicious_sites(
+      sorted(clients["train"])[:taking_part], config.attack, config.seed
+    )
     train = splits["train"]
     if config.attack.kind == "label_flip":  # what is scored stays as it is
       theirs = [clients["train"][name] for name in bad]
@@ -206,7 +208,7 @@ def prepare(
     clients=clients,
     strategy=strategy,
     trainer=trainer,
-    hostile=bad,
+    malicious=bad,
     evaluator=Evaluator(captioner, frozen, pair.tokenizer, config.eval, mesh),
     own_data=bool(site),
     facts={

@@ -12,8 +12,8 @@ from afspl_jax.data.partition import record
 from afspl_jax.evaluation.generate import spread
 from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.federation.privacy.client_guard import guard_of
-from afspl_jax.federation.secure.site import masks_of
+from afspl_jax.federation.privacy.update_clipping import clipping_of
+from afspl_jax.federation.secure.site import masking_of
 from afspl_jax.federation.server.aggregation import aggregation_of
 from afspl_jax.federation.server.rounds import SILENT, Plan, Progress
 from afspl_jax.federation.server.server_app import run_local
@@ -63,9 +63,9 @@ def in_process(setup: Setup, plan: Plan, progress: Progress = SILENT) -> Params:
   """Every client in this process, over one copy of the frozen models."""
   assert setup.trainer is not None, "there are clients here"
   taking_part = len(setup.clients["train"]) - setup.config.fed.newcomers
-  trainer = malicious.sending(setup.trainer, setup.hostile, setup.config.attack)
-  guard = guard_of(setup.config, plan.folder.path / "clients")
-  return run_local(plan, trainer, taking_part, guard, masks_of(setup.config), progress)
+  trainer = malicious.with_attack(setup.trainer, setup.malicious, setup.config.attack)
+  clipping = clipping_of(setup.config, plan.folder.path / "clients")
+  return run_local(plan, trainer, taking_part, clipping, masking_of(setup.config), progress)
 
 
 def federate(
@@ -123,8 +123,8 @@ def federate(
     finally:
       checkpoints.close()
       bar.close()
-    if setup.trainer and setup.trainer.secret:
-      say(setup.trainer.secret.told())
+    if setup.trainer and setup.trainer.private_batches:
+      say(setup.trainer.private_batches.spent_text())
     scores = score_finished(setup, folder, shared, progress)
     board.update(pictures)
     return scores
@@ -141,8 +141,8 @@ def _summary(setup: Setup) -> str:
     sizes = [len(rows) for rows in setup.clients["train"].values()]
     who = f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples"
     who += f" ({config.data.partition})"
-    if setup.hostile:
-      who += f", {len(setup.hostile)} of them hostile ({config.attack.kind})"
+    if setup.malicious:
+      who += f", {len(setup.malicious)} of them hostile ({config.attack.kind})"
   else:
     who = f"{config.data.num_clients} sites on other hosts"
   travels, stays = (

@@ -146,7 +146,7 @@ def test_the_closed_list_is_this_one(run, controlled):
       for record, names in records.items()
       for name in names
     }
-    assert set(disclosure_list.allowed(config)) == listed
+    assert set(disclosure_list.allow_list(config)) == listed
 
 
 def test_what_is_on_record_is_what_left(run):

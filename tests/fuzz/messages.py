@@ -23,9 +23,9 @@ from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import Fed
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.contracts import Rejected, SiteFault, Update
+from afspl_jax.federation.contracts import Rejected, SiteError, Update
 from afspl_jax.federation.protocol import uplink, wire
-from afspl_jax.federation.protocol.disclosure_log import WireRecord
+from afspl_jax.federation.protocol.disclosure_log import DisclosureLog
 from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.coordinator import Aborted, Coordinator, Introduction, Question
 from afspl_jax.federation.secure.crypto import Session
@@ -129,17 +129,17 @@ def asked(kind: str, content: Callable[[], RecordDict], secure: bool = False) ->
     masks = SecureSite(_TERMS) if secure else None
     if masks and (kind == "train" or kind.endswith(("shares", "unmask"))):
       masks._parties[0] = _party(kind)
-    app = SiteApp(_Trainer(), _PARAMS, {"lr": 1, "deep": {"a": [1, 2]}}, masks=masks)
+    app = SiteApp(_Trainer(), _PARAMS, {"lr": 1, "deep": {"a": [1, 2]}}, masking=masks)
     context = Context(1, 2, {"partition-id": 0}, RecordDict(), {})
     group = str(found[1].get("group")).encode(errors="replace").decode()
     message = _message(found[0], kind, group)
-    record = WireRecord(folder, _PARAMS, sync=False)
+    record = DisclosureLog(folder, _PARAMS, sync=False)
     (folder / "wire.jsonl").unlink(missing_ok=True)
     record.add(message, Message(Error(1, "x"), reply_to=message), "elm")
     reply = app(message, context)
     record.add(message, reply, "elm")
 
-  return Target(make, "message", read, (wire.WireError, PartyError, SiteFault), cost=0.003)
+  return Target(make, "message", read, (wire.WireError, PartyError, SiteError), cost=0.003)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from afspl_jax import cli
 from afspl_jax.federation.protocol import disclosure_list, wire
-from afspl_jax.federation.protocol.disclosure_log import WireRecord
+from afspl_jax.federation.protocol.disclosure_log import DisclosureLog
 from afspl_jax.storage.run_folder import WIRE, read_lines
 
 
@@ -196,7 +196,7 @@ def noted(run, folder, planted, template=None, **privacy):
   if not isinstance(planted, Error):
     content = RecordDict({**run.replies[-1].content, **planted})
   client = read_lines(run.path / WIRE)[-1]["client"]
-  record = WireRecord(folder, run.setup.shared if template is None else template, sync=False)
+  record = DisclosureLog(folder, run.setup.shared if template is None else template, sync=False)
   record.add(run.sent[-1], Message(content, reply_to=run.sent[-1]), client)
 
 

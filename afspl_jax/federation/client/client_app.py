@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import differences
-from afspl_jax.federation.contracts import Guard, Masks, SiteFault, Trainer, Update, attempt
+from afspl_jax.federation.contracts import Clipping, Masking, SiteError, Trainer, Update, attempt
 from afspl_jax.federation.protocol import wire
 from afspl_jax.storage.json_text import parse
 from afspl_jax.types import Params
@@ -44,16 +44,16 @@ class _Request(NamedTuple):
 class SiteApp(ClientApp):
   """The ClientApp of every site; the same for local and networked runs.
 
-  It answers `train` and `query.hello`. The client index is the node's `partition-id`. What a client
-  raises becomes an error reply.
+  It answers `train` and `query.hello`. The client index is the node's `partition-id`. An error that
+  a client raises becomes an error reply.
 
   Args:
     trainer: does the work.
     template: pytree with the shapes and dtypes that are exchanged.
-    terms: what the server must have in common with this site besides them, by name; other names
-      of the server's are not compared.
-    guard: bounds what leaves; by default all that the trainer found is sent.
-    masks: hide it from the server in the sum of all.
+    terms: other settings that the server must share with this site, by name; names that only the
+      server has are not compared.
+    clipping: bounds updates; by default they are sent as the trainer made them.
+    masking: hides updates in their sum, so that the server sees none of them.
   """
 
   def __init__(
@@ -61,16 +61,17 @@ class SiteApp(ClientApp):
     trainer: Trainer,
     template: Params,
     terms: dict[str, Any] | None = None,
-    guard: Guard | None = None,
-    masks: Masks | None = None,
+    clipping: Clipping | None = None,
+    masking: Masking | None = None,
   ):
     super().__init__()
-    self._trainer, self._template, self._guard, self._masks = trainer, template, guard, masks
+    self._trainer, self._template = trainer, template
+    self._clipping, self._masking = clipping, masking
     self._terms = wire.terms(template, terms or {})
     self.train()(self._train_one)
     self.query("hello")(self._hello)
-    if masks:
-      masks.register(self, _client)
+    if masking:
+      masking.register(self, _client)
 
   def answer_together(
     self, requests: Sequence[tuple[Message, Context]]
@@ -133,9 +134,9 @@ class SiteApp(ClientApp):
     if wire.CONTROL in records.array_records:
       control = wire.unpack(records.array_records[wire.CONTROL], self._template)
     client = _client(context)
-    bound = self._guard.bound(config.get(wire.CLIP)) if self._guard else None
-    if self._masks:
-      self._masks.expect(client, round, records)
+    bound = self._clipping.agreed_bound(config.get(wire.CLIP)) if self._clipping else None
+    if self._masking:
+      self._masking.check_request(client, round, records)
     return _Request(message, client, _Task(params, round, control), bound)
 
   def _reply(self, request: _Request, result: Update | Exception) -> Message:
@@ -143,7 +144,7 @@ class SiteApp(ClientApp):
 
     Raises:
       FloatingPointError: local training failed with it.
-      SiteFault: it failed otherwise, or has a metric that is not finite.
+      SiteError: it failed otherwise, or has a metric that is not finite.
     """
     task, site = request.task, self._trainer.site(request.client)
     if isinstance(result, FloatingPointError):
@@ -152,16 +153,18 @@ class SiteApp(ClientApp):
       # Its text may quote a caption, an id or a path, and what is raised here travels.
       _LOG.error("%s: round %d failed", site, task.round, exc_info=result)
       kind = type(result).__name__
-      raise SiteFault(f"{kind} in local training; the site's own log has the rest")
-    if self._guard and request.bound is not None:
-      result = self._guard.leave(site, result, task.params, request.bound)
-    if self._masks:
+      raise SiteError(f"{kind} in local training; the site's own log has the rest")
+    if self._clipping and request.bound is not None:
+      result = self._clipping.apply(result, task.params, request.bound)
+    if self._masking:
       content = request.message.content
-      hidden = self._masks.hide(request.client, content, result, task.params, request.bound)
+      hidden = self._masking.masked_reply(
+        request.client, content, result, task.params, request.bound
+      )
       return Message(hidden, reply_to=request.message)
     for name, value in result.metrics.items():
       if not math.isfinite(value):
-        raise SiteFault(f"{name}: expected a finite number; got {float(value)}")
+        raise SiteError(f"{name}: expected a finite number; got {float(value)}")
     return Message(wire.update_content(result), reply_to=request.message)
 
   def _hello(self, message: Message, context: Context) -> Message:
@@ -181,7 +184,7 @@ class SiteApp(ClientApp):
       )
     client = _client(context)
     # With clipping all clients weigh the same, and under masks the weight is hidden in the sum.
-    examples = 1 if self._guard or self._masks else self._trainer.num_examples(client)
+    examples = 1 if self._clipping or self._masking else self._trainer.num_examples(client)
     answer = ConfigRecord({wire.SITE: self._trainer.site(client), wire.NUM_EXAMPLES: examples})
     return Message(RecordDict({wire.CONFIG: answer}), reply_to=message)
 

@@ -13,7 +13,7 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.data.batches import Split
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.contracts import POISSON, Update, attempt
-from afspl_jax.federation.privacy.dp_sgd_batches import SecretBatches, stacked
+from afspl_jax.federation.privacy.dp_sgd_batches import PoissonBatches, stacked
 from afspl_jax.federation.privacy.dp_sgd_step import make_private_training
 from afspl_jax.federation.protocol import uplink
 from afspl_jax.federation.strategies import Controlled, Strategy
@@ -93,10 +93,10 @@ class LocalTrainer:
     if self._controlled:
       self._template["control"] = self._zeros
     self._matching = make_matching(captioner, mesh)
-    self.secret: SecretBatches | None = None
+    self.private_batches: PoissonBatches | None = None
     rounds, penalty = config.fed.rounds, strategy.client_penalty
     if config.privacy.example_clip:
-      self.secret = SecretBatches(config, data, clients, store.folder)
+      self.private_batches = PoissonBatches(config, data, clients, store.folder)
       self.program = make_private_training(
         captioner, config.optim, config.privacy, rounds, penalty, mesh
       )
@@ -183,7 +183,7 @@ class LocalTrainer:
 
   def _start(self, client: int, task: _Task) -> _Start:
     state = self._state(task.shared, client, task.round)
-    return _Start(state, None if self.secret else self._batches(client, task.round))
+    return _Start(state, None if self.private_batches else self._batches(client, task.round))
 
   def _run(self, starts: Mapping[int, _Start], size: int, task: _Task) -> dict[int, _Trained]:
     """Runs the compiled program; a cohort below `size` is filled up with copies of a client."""
@@ -192,9 +192,9 @@ class LocalTrainer:
     shared, own = task.shared, [state["own"] for state in states]
     residuals = [state.get("residual", self._zeros) for state in states]
     begun = [uplink.begin(shared, residual, self._config.uplink) for residual in residuals]
-    if self.secret:
+    if self.private_batches:
       sites = [self._names[name] for name in names]
-      batches, *more = self.secret.draw(sites, join(shared, self._own))
+      batches, *more = self.private_batches.sample_batches(sites, join(shared, self._own))
     else:
       batches, more = stacked([starts[name].batches for name in names], axis=1), []
     if self._controlled:
@@ -232,18 +232,18 @@ class LocalTrainer:
       )
     shared, own = split(trained.params, self._config.fed.share)
     residual = before.get("residual", self._zeros)
-    lot = self._config.seed, task.round
-    sent = uplink.compress(shared, task.shared, residual, self._config.uplink, lot)
+    draw_key = self._config.seed, task.round
+    sent = uplink.compress(shared, task.shared, residual, self._config.uplink, draw_key)
     keep = {"own": own, "residual": sent.residual, "control": gradient}
-    if self.secret:
-      self.secret.charge(site)
+    if self.private_batches:
+      self.private_batches.charge(site)
     self._store.save(site, task.round, {name: keep[name] for name in self._template})
     return Update(
       site,
       sent.params,
       sent.masks,
       self.num_examples(client),
-      {} if self.secret else _means(metrics),  # they are of the examples, without noise
+      {} if self.private_batches else _means(metrics),  # they are of the examples, without noise
       jax.tree.map(np.subtract, gradient, before["control"]) if self._controlled else None,
     )
 
@@ -259,7 +259,7 @@ class LocalTrainer:
     """What the client knows, or what a new one starts from."""
     site = self._names[client]
     state = self._store.load(site, before, self._template)
-    if state is not None or self.secret or "prompt" not in self._own.get(LOCAL, {}):
+    if state is not None or self.private_batches or "prompt" not in self._own.get(LOCAL, {}):
       return state or self._template
     rows = self._clients[site]
     size = self._config.eval.batch_size

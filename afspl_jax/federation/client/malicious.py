@@ -38,7 +38,7 @@ def check(attack: Attack, num_sites: int) -> None:
     )
 
 
-def draw(sites: Collection[str], attack: Attack, seed: int) -> tuple[str, ...]:
+def malicious_sites(sites: Collection[str], attack: Attack, seed: int) -> tuple[str, ...]:
   """The hostile ones of the sites that take part, sorted; they depend on names and seed alone."""
 
   def lot(site: str) -> bytes:
@@ -74,7 +74,7 @@ def wrong_targets(
   return taught
 
 
-class HostileTrainer:
+class MaliciousTrainer:
   """A trainer some of whose clients send something else than what they found.
 
   Args:
@@ -108,7 +108,7 @@ class HostileTrainer:
     return result._replace(params=jax.tree.map(sent, result.params, start))
 
 
-def sending(trainer: Trainer, hostile: Collection[str], attack: Attack) -> Trainer:
+def with_attack(trainer: Trainer, hostile: Collection[str], attack: Attack) -> Trainer:
   """The trainer, with what hostile clients do to what they send."""
   factor = {"sign_flip": -1.0, "scale": attack.scale}.get(attack.kind)
-  return trainer if factor is None else HostileTrainer(trainer, hostile, factor)
+  return trainer if factor is None else MaliciousTrainer(trainer, hostile, factor)

@@ -22,7 +22,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies
 from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.accounting import Mechanism
-from afspl_jax.federation.privacy.dp_sgd_step import Secret
+from afspl_jax.federation.privacy.dp_sgd_step import StepNoise
 from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.federation.privacy.noise import gaussian
 from afspl_jax.types import Batch, Params
@@ -62,7 +62,7 @@ def check(config: Experiment, strategy: strategies.Strategy) -> None:
     expect(name, value, holds, expected)
 
 
-class SecretBatches:
+class PoissonBatches:
   """Draws the batches of DP-SGD and its noise, and keeps count.
 
   Args:
@@ -92,7 +92,7 @@ class SecretBatches:
       )
     accounting.epsilon(Mechanism(1.0), 1, config.privacy.delta)  # before the first round, if at all
 
-  def draw(self, sites: Sequence[str], params: Params) -> tuple[Batch, Secret]:
+  def sample_batches(self, sites: Sequence[str], params: Params) -> tuple[Batch, StepNoise]:
     """Batches of the clients' local steps, `[k c b ...]`, and what else the step needs.
 
     Every example is in every batch with a client's own probability, whatever else is. All that were
@@ -124,7 +124,7 @@ class SecretBatches:
       return gaussian((steps, len(sites), *leaf.shape), std).astype(np.float32)
 
     expected = [self._probability(site) * len(self._clients[site]) for site in sites]
-    secret = Secret(jax.tree.map(noise, params), jnp.asarray(expected, jnp.float32))
+    secret = StepNoise(jax.tree.map(noise, params), jnp.asarray(expected, jnp.float32))
     return stacked(batches, axis=1), secret
 
   def charge(self, site: str) -> None:
@@ -142,8 +142,8 @@ class SecretBatches:
     mechanism = Mechanism(privacy.example_noise, self._probability(site))
     return accounting.epsilon(mechanism, times, privacy.delta)
 
-  def told(self) -> str:
-    """What was spent by the client that spent most, for the user."""
+  def spent_text(self) -> str:
+    """What the client spent that spent most, for the user."""
     privacy = self._config.privacy
     spent = {site: self.epsilon(site) for site in self._clients}
     most = max(spent, key=lambda site: spent[site])

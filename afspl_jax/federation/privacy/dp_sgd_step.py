@@ -42,7 +42,7 @@ _FLOATS = 2**24  # of examples' gradients that are held at a time
 _MARGIN = 1e-5
 
 
-class Secret(NamedTuple):
+class StepNoise(NamedTuple):
   """What comes from the operating system's randomness, and what is public of a client's draws."""
 
   noise: Params  # [k c ...]: for the sum of each step's bounded gradients
@@ -59,7 +59,7 @@ def make_private_training(
 ) -> Callable[..., tuple[Params, StepMetrics]]:
   """Compiles a cohort's round of DP-SGD.
 
-  It takes what `step.make_local_training`'s program takes, and `Secret` last. Batches are of any
+  It takes what `step.make_local_training`'s program takes, and `StepNoise` last. Batches are of any
   number of rows that the devices divide, and hold the examples that were drawn and rows that do
   not count. Noise and the division by what is expected, which tells nothing of the draw, are in the
   gradient that Adam sees; so all that comes after a step follows from what is already private.
@@ -111,7 +111,7 @@ def make_private_training(
     global_params: Params,
     batches: Batch,
     first_step: Int[Array, ""],
-    secret: Secret,
+    secret: StepNoise,
   ) -> tuple[Params, StepMetrics]:
     def step(state: TrainState, drawn: tuple[Batch, Params]) -> tuple[TrainState, StepMetrics]:
       return train_step(state, frozen, global_params, *drawn, secret.expected)

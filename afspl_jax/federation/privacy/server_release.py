@@ -95,7 +95,7 @@ class Release:
       Rejected: otherwise.
     """
     lot = self._config.seed, round
-    rows = uplink.drawn(reply.params, self._config.uplink, lot)
+    rows = uplink.shared_rows(reply.params, self._config.uplink, lot)
     if not jax.tree.all(jax.tree.map(np.array_equal, reply.masks, rows)):
       raise Rejected("expected the rows that all send in this round; got others")
     expected = {WITHIN} if self._adaptive else set()
@@ -137,7 +137,7 @@ class Release:
         metrics[WITHIN] = share
         kept["clip"] = np.float64(self._adaptive.next(bound, share))
       total = total._replace(update=noisy(total.update, noise * bound))
-    rows = uplink.drawn(params, self._config.uplink, (self._config.seed, round))
+    rows = uplink.shared_rows(params, self._config.uplink, (self._config.seed, round))
     mean = uplink.moved(params, total.update, rows, self._clients)
     metrics["epsilon"] = self._epsilon((), 0)
     return Update("all", mean, rows, 1, {}), metrics, kept

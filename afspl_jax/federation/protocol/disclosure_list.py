@@ -16,7 +16,7 @@ FLAT = "flat"  # the array of a record in which leaves are packed
 
 # Errors whose text may leave: it is made of what the server sent and of agreed settings, or is
 # ours to the letter. Of all others the server learns the kind.
-FAULTS = ("WireError", "SiteFault", "PartyError", "FloatingPointError")
+FAULTS = ("WireError", "SiteError", "PartyError", "FloatingPointError")
 
 # Leaves of the prompter that travel, by the first part of their names; "local" is none of them.
 LEAVES = {
@@ -177,7 +177,7 @@ ENTRIES = (
 )
 
 
-def allowed(config: Experiment) -> dict[tuple[str, str, str], Entry]:
+def allow_list(config: Experiment) -> dict[tuple[str, str, str], Entry]:
   """What may leave a client of a run, by message type, record and name."""
   return {
     (entry.message, entry.record, entry.name.format(i=i)): entry
@@ -187,7 +187,9 @@ def allowed(config: Experiment) -> dict[tuple[str, str, str], Entry]:
   }
 
 
-def outside(line: Line, entries: Mapping[tuple[str, str, str], Entry]) -> Iterator[tuple[str, str]]:
+def not_allowed(
+  line: Line, entries: Mapping[tuple[str, str, str], Entry]
+) -> Iterator[tuple[str, str]]:
   """What of a departure is not on the list: where in the message, and what it is.
 
   Args:

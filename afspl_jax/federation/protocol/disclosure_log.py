@@ -37,7 +37,7 @@ _LONGEST_NUMBER = 20  # digits of one in a text; of 4300 Python makes no int
 _LOG = logging.getLogger(__name__)
 
 
-class Recorded(ClientApp):
+class LoggedApp(ClientApp):
   """Answers as an app does, notes every answer, and hides what an error's text might tell.
 
   Args:
@@ -50,7 +50,7 @@ class Recorded(ClientApp):
   def __init__(
     self,
     app: Callable[[Message, Context], Message],
-    record: "WireRecord",
+    record: "DisclosureLog",
     site: Callable[[int], str],
   ):
     super().__init__()
@@ -90,7 +90,7 @@ class Recorded(ClientApp):
       return f"partition {index}"  # which has been refused
 
 
-class WireRecord:
+class DisclosureLog:
   """The file wire.jsonl of a client's folder.
 
   Args:
@@ -193,7 +193,7 @@ def _fault(error: Exception) -> Error:
   if kind not in FAULTS:
     # Its text may quote a caption, an id or a path.
     _LOG.error("an error was answered with its kind alone", exc_info=error)
-    kind, text = "SiteFault", f"{kind}; the site's own log has the rest"
+    kind, text = "SiteError", f"{kind}; the site's own log has the rest"
   else:
     _LOG.info("an error was answered", exc_info=error)
   return Error(CLIENT_RAISED, f"{kind}: {text}")

@@ -85,7 +85,7 @@ def moved(params: Params, update: Params, masks: Params, by: int = 1) -> Params:
   return where_sent(jax.tree.map(lambda a, b: a + b / by, params, update), params, masks)
 
 
-def drawn(params: Params, config: settings.Uplink, lot: Lot) -> Params:
+def shared_rows(params: Params, config: settings.Uplink, lot: Lot) -> Params:
   """The masks of the rows that all clients send in a round, whatever they hold.
 
   With "dense" all; with "shared" the share `config.ratio` of each leaf's rows, rounded up, by lot.
@@ -114,7 +114,7 @@ def choose(update: Params, config: settings.Uplink, lot: Lot = (0, 0)) -> Params
   Energy is the sum of squares, in float64; of equal rows the one with the lower index goes first.
   "energy" sends of each leaf the fewest rows that reach the share `config.energy` of the leaf's
   energy, and never a row of zeros; "ratio" the share `config.ratio` of its rows, rounded up;
-  "shared" and "dense" those that are `drawn`.
+  "shared" and "dense" those of `shared_rows`.
 
   Args:
     update: pytree of float arrays: what local training added to the global params.
@@ -128,7 +128,7 @@ def choose(update: Params, config: settings.Uplink, lot: Lot = (0, 0)) -> Params
     FloatingPointError: "energy" or "ratio" of an update that is not finite.
   """
   if config.select in SAME_ROWS:
-    return drawn(update, config, lot)
+    return shared_rows(update, config, lot)
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: _choose_rows(path, leaf, config), update
   )

@@ -1,4 +1,4 @@
-"""A site's half over Flower's messages: its parties, and what it sends in place of its update."""
+"""A site's half of secure aggregation, as answers to Flower's messages."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from afspl_jax.types import Params
 
 
 class SecureSite:
-  """The sites of this process; their secrets are in its memory alone, and one session's at a time.
+  """The sites of this process. Secrets are only in its memory, and only of the current session.
 
   Args:
     terms: what all have agreed on.
@@ -29,7 +29,7 @@ class SecureSite:
     self._used: dict[int, set[bytes]] = {}  # names of sessions, by client
 
   def register(self, app: ClientApp, client_of: Callable[[Context], int]) -> None:
-    """Has the app answer the stages other than training."""
+    """Lets the app answer the stages other than training."""
 
     def answer(message: Message, record: ConfigRecord) -> Message:
       return Message(RecordDict({messages.SECURE: record}), reply_to=message)
@@ -42,14 +42,16 @@ class SecureSite:
       if session.name in used:
         raise PartyError("expected a new session; got one that was used before")
       used.add(session.name)
-      party = self._parties[client] = Party(session, self._terms.rules)  # the last one's are gone
+      party = self._parties[client] = Party(
+        session, self._terms.rules
+      )  # drops the last one's secrets
       return answer(message, messages.keys_record(party.advertise()))
 
     @app.query(messages.SHARES)
     def shares(message: Message, context: Context) -> Message:
       party = self._party(client_of(context), message.content)
-      told = messages.read_introduction(message.content)
-      return answer(message, messages.sealed_record(party.share(*told)))
+      introduction = messages.read_introduction(message.content)
+      return answer(message, messages.sealed_record(party.share(*introduction)))
 
     @app.query(messages.UNMASK)
     def unmask(message: Message, context: Context) -> Message:
@@ -57,16 +59,16 @@ class SecureSite:
       question = messages.read_question(message.content)
       return answer(message, messages.shares_record(party.unmask(*question)))
 
-  def expect(self, client: int, round: int, content: RecordDict) -> None:
-    """Looks at a message that asks to train, before any work is done.
+  def check_request(self, client: int, round: int, content: RecordDict) -> None:
+    """Checks a message that asks to train, before any work is done.
 
     Raises:
-      WireError: it does not say how to mask the update, of this round.
-      PartyError: it is of another session.
+      WireError: it does not say how to mask the update.
+      PartyError: it belongs to another session or round.
     """
     if messages.SECURE not in content:
       raise wire.WireError(
-        f"expected the record {messages.SECURE!r}: this site sends updates under masks alone"
+        f"expected the record {messages.SECURE!r}: this site sends only masked updates"
         " (secure.aggregation); the server asked for a plain one"
       )
     party = self._party(client, content)
@@ -74,26 +76,26 @@ class SecureSite:
       raise PartyError(f"expected round {party.session.round} of the session; got {round}")
     messages.read_forwarded(content)
 
-  def hide(
-    self, client: int, content: RecordDict, result: Update, start: Params, bound: float | None
+  def masked_reply(
+    self, client: int, content: RecordDict, update: Update, start: Params, bound: float | None
   ) -> RecordDict:
-    """The reply to a message that asked to train: the update under masks, and nothing beside it.
+    """The reply to a message that asked to train: the masked update and nothing else.
 
     Args:
       client: its index.
       content: the message's.
-      result: what may leave; of its metrics, those that are counted.
+      update: what the site may send; its metrics are used if they are counted.
       start: the global params that the site was sent.
-      bound: of the update's norm; None: what the config says.
+      bound: of the update's norm; None: the config's.
     """
     party = self._party(client, content)
-    update = wire.sent_values(result.params, start, result.masks)
-    quantiser = self._terms.quantiser(len(update), party.clients, bound)
-    size = math.sqrt(float(np.square(update).sum()))
-    told = {WITHIN: size <= quantiser.bound} | result.metrics
-    counts = tuple(int(told[name]) for name in self._terms.counts)
-    weight = result.num_examples if self._terms.weighted else 1
-    words = quantiser.encode(update, weight, counts)
+    values = wire.sent_values(update.params, start, update.masks)
+    quantiser = self._terms.quantiser(len(values), party.clients, bound)
+    size = math.sqrt(float(np.square(values).sum()))
+    metrics = {WITHIN: size <= quantiser.bound} | update.metrics
+    counts = tuple(int(metrics[name]) for name in self._terms.counts)
+    weight = update.num_examples if self._terms.weighted else 1
+    words = quantiser.encode(values, weight, counts)
     masked = party.mask(words, messages.read_forwarded(content))
     return messages.masked_content(quantiser.pack(masked), wire.structure_digest(start))
 
@@ -104,7 +106,7 @@ class SecureSite:
     return party
 
 
-def masks_of(config: Experiment) -> SecureSite | None:
-  """A site's half, where there is secure aggregation."""
+def masking_of(config: Experiment) -> SecureSite | None:
+  """A site's half, if the experiment has secure aggregation."""
   terms = terms_of(config)
   return None if terms is None else SecureSite(terms)

@@ -10,7 +10,7 @@ A run has one `Aggregation`, chosen at its start:
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flwr.app import Message
 
@@ -37,6 +37,7 @@ class Collected(NamedTuple):
   kept: dict[str, Any] = {}  # noqa: RUF012 - what the server's state keeps besides, by name
 
 
+@runtime_checkable
 class Aggregation(Protocol):
   """How a run's server collects and combines updates."""
 
@@ -130,7 +131,7 @@ class SecureAggregation(_Open):
     return found, lines, bytes_down
 
   def _rows(self, request: TrainRequest) -> Any:
-    return uplink.drawn(request.params, self._uplink, (self._seed, request.round))
+    return uplink.shared_rows(request.params, self._uplink, (self._seed, request.round))
 
 
 class PrivateAggregation:

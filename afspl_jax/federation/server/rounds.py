@@ -10,7 +10,7 @@ ends with the same lines and params as one that was never interrupted.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from flwr.app import ConfigRecord, RecordDict
@@ -42,6 +42,7 @@ class RoundReport(NamedTuple):
   clients: list[dict[str, Any]]  # of clients.jsonl
 
 
+@runtime_checkable
 class Progress(Protocol):
   """Follows a run while it goes on."""
 

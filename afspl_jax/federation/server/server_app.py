@@ -6,8 +6,8 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.contracts import Guard, Masks, Trainer
-from afspl_jax.federation.protocol.disclosure_log import Recorded, WireRecord
+from afspl_jax.federation.contracts import Clipping, Masking, Trainer
+from afspl_jax.federation.protocol.disclosure_log import DisclosureLog, LoggedApp
 from afspl_jax.federation.server.rounds import (
   SILENT,
   Plan,
@@ -41,8 +41,8 @@ def run_local(
   plan: Plan,
   trainer: Trainer,
   num_clients: int,
-  guard: Guard | None = None,
-  masks: Masks | None = None,
+  clipping: Clipping | None = None,
+  masking: Masking | None = None,
   progress: Progress = SILENT,
 ) -> Params:
   """Runs the whole federation in this process, from the newest checkpoint on.
@@ -51,8 +51,8 @@ def run_local(
     plan: what to do.
     trainer: trains every client.
     num_clients: sites in the federation.
-    guard: bounds what leaves each.
-    masks: hide it in the sum of all.
+    clipping: bounds the clients' updates.
+    masking: hides them in their sum.
     progress: is told what happens.
 
   Returns:
@@ -61,11 +61,11 @@ def run_local(
   Raises:
     RoundFailed: too few valid replies in a round.
   """
-  record = WireRecord(plan.folder.path, plan.params, sync=False)  # nothing leaves this process
-  app = SiteApp(trainer, plan.params, plan.terms, guard, masks)
-  grid = LocalGrid(Recorded(app, record, trainer.site), num_clients)
+  record = DisclosureLog(plan.folder.path, plan.params, sync=False)  # nothing leaves this process
+  app = SiteApp(trainer, plan.params, plan.terms, clipping, masking)
+  grid = LocalGrid(LoggedApp(app, record, trainer.site), num_clients)
   context = Context(grid.run.run_id, 1, node_config={}, state=RecordDict(), run_config={})
-  # All are here at once or never.
+  # All clients are here from the start.
   at_once = dataclasses.replace(plan, fed=dataclasses.replace(plan.fed, wait=0.0))
   make_server_app(at_once, num_clients, progress)(grid, context)
   return scored_params(newest_state(plan)[1])

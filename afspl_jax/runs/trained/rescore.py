@@ -190,7 +190,7 @@ def _predict(
     return rows, setup.evaluator.predict(setup.whole(shared), split, rows)
   names = sorted(clients)
   taking_part = names[: len(names) - setup.config.fed.newcomers]
-  honest = [name for name in taking_part if name not in setup.hostile]
+  honest = [name for name in taking_part if name not in setup.malicious]
   asked = [request.site] if request.site else honest
   by_row = answered_by_owners(setup, shared, round, request.split, rows, asked)
   rows = sorted(by_row)

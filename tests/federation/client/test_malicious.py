@@ -32,7 +32,7 @@ ATTACK = {"attack.kind": "label_flip", "attack.share": 0.25}
 
 
 def one_of(names, kind="scale", share=0.2, seed=0):
-  return malicious.draw(names, Attack(kind=kind, share=share), seed)
+  return malicious.malicious_sites(names, Attack(kind=kind, share=share), seed)
 
 
 # Who
@@ -61,7 +61,7 @@ def test_who_is_hostile_depends_on_the_seed_and_the_names_alone():
 def test_a_hostile_site_sends_its_update_times_a_factor_and_others_what_they_found(kind, factor):
   honest, start = LeastSquares(), init_params()
   bad = one_of(NAMES, kind)
-  trainer = malicious.sending(honest, bad, Attack(kind, 0.2, scale=7.0))
+  trainer = malicious.with_attack(honest, bad, Attack(kind, 0.2, scale=7.0))
   for client, name in enumerate(NAMES):
     results = (t.train_cohort(start, [client], 1)[client] for t in (honest, trainer))
     found, sent = map(jax.device_get, results)
@@ -79,7 +79,7 @@ def test_a_malicious_client_that_fails_has_its_error():
     def train(self, params, client, round):
       raise OSError("disk full")
 
-  sending = malicious.sending(Failing(), NAMES[:2], Attack("sign_flip", 0.2))
+  sending = malicious.with_attack(Failing(), NAMES[:2], Attack("sign_flip", 0.2))
   results = sending.train_cohort(init_params(), [3, 1], 1)
   assert {client: str(error) for client, error in results.items()} == dict.fromkeys(
     (3, 1), "disk full"
@@ -89,7 +89,7 @@ def test_a_malicious_client_that_fails_has_its_error():
 @pytest.mark.parametrize("kind", ["none", "label_flip"])
 def test_who_sends_what_it_found_is_asked_itself(kind):
   trainer = LeastSquares()
-  assert malicious.sending(trainer, NAMES[:2], Attack(kind, 0.2)) is trainer
+  assert malicious.with_attack(trainer, NAMES[:2], Attack(kind, 0.2)) is trainer
 
 
 # What it does to a federation
@@ -111,8 +111,8 @@ def test_scaled_updates_move_the_average_and_no_robust_method(plan, strategy, fe
     name = f"{attack.kind}-{strategy}"
     run = plan(name, rounds=1, clients_per_round=len(NAMES), **fed)
     run = dataclasses.replace(run, strategy=strategies.get(strategy))
-    bad = malicious.draw(NAMES, attack, run.seed)
-    after = run_local(run, malicious.sending(LeastSquares(), bad, attack), len(NAMES))
+    bad = malicious.malicious_sites(NAMES, attack, run.seed)
+    after = run_local(run, malicious.with_attack(LeastSquares(), bad, attack), len(NAMES))
     refused = {line["client"] for line in run.folder.clients() if line["status"] != "ok"}
     assert refused == (set(bad) if fed else set())
     pairs = zip(jax.tree.leaves(after), jax.tree.leaves(init_params()), strict=True)
@@ -187,7 +187,7 @@ def steps_of(setup, client):
 
 
 def test_honest_sites_train_on_what_they_would_and_hostile_ones_on_other_targets(run, clean):
-  (bad,) = run.setup.hostile
+  (bad,) = run.setup.malicious
   for client in range(4):
     one, other = steps_of(run.setup, client), steps_of(clean, client)
     if clean.trainer.site(client) == bad:
@@ -205,7 +205,7 @@ def test_a_flip_changes_nothing_but_the_targets_of_training(run, clean):
 
 
 def test_who_was_hostile_is_in_the_runs_facts_and_in_no_clients_scores(run):
-  (bad,) = run.setup.hostile
+  (bad,) = run.setup.malicious
   assert json.loads((run.path / "config.json").read_text())["facts"]["hostile"] == [bad]
   scored = {line["client"] for line in run.lines("sites.jsonl")}
   assert scored == set(run.setup.clients["test"]) - {bad} and len(scored) == 3

@@ -12,9 +12,9 @@ from afspl_jax.federation.contracts import WITHIN
 from afspl_jax.federation.privacy import budget
 from afspl_jax.federation.privacy.accounting import Mechanism, epsilon
 from afspl_jax.federation.privacy.budget import LEDGER
-from afspl_jax.federation.privacy.client_guard import Guard
 from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.federation.privacy.server_release import Release
+from afspl_jax.federation.privacy.update_clipping import UpdateClipping
 from afspl_jax.federation.server.aggregation import PrivateAggregation
 from afspl_jax.federation.server.rounds import SILENT
 from afspl_jax.federation.server.server_app import run_local
@@ -32,10 +32,10 @@ def run(plan):
     check(config)
     run = plan(name, **dataclasses.asdict(config.fed))
     release = Release(config, Ledger(run.folder.path / LEDGER))
-    guard = Guard(config, Ledger(run.folder.path / "clients" / LEDGER))
+    clipping = UpdateClipping(config, Ledger(run.folder.path / "clients" / LEDGER))
     run = dataclasses.replace(run, aggregation=PrivateAggregation(release), **kwargs)
     try:
-      params = run_local(run, LeastSquares(), CLIENTS, guard, progress=progress)
+      params = run_local(run, LeastSquares(), CLIENTS, clipping, progress=progress)
     finally:
       run.folder.close()
     return run.folder, params

@@ -9,7 +9,7 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import changed
 from afspl_jax.errors import UserError
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.federation.privacy.dp_sgd_batches import SecretBatches
+from afspl_jax.federation.privacy.dp_sgd_batches import PoissonBatches
 from afspl_jax.runs.prepare import find, prepare
 from afspl_jax.runs.validate import check
 from tests.recorded_run import FIELDS
@@ -38,7 +38,7 @@ def setup(tmp_path_factory, tiny_checkpoints, shapes_dir):
 @pytest.fixture
 def secret(setup, tmp_path):
   """As of a process that starts."""
-  return SecretBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)
+  return PoissonBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)
 
 
 def flat(tree):
@@ -56,7 +56,7 @@ def test_examples_are_drawn_one_by_one_with_the_stated_probability(setup, secret
     return draws(drawn, *args)
 
   monkeypatch.setattr(setup.splits["train"], "drawn_batches", watched)
-  batches, found = secret.draw([site], {"leaf": np.zeros(1)})
+  batches, found = secret.sample_batches([site], {"leaf": np.zeros(1)})
   (drawn,) = seen
   q = 4 / len(rows)
   # Of all, of each example, and together: nothing ties one to another.
@@ -72,7 +72,7 @@ def test_examples_are_drawn_one_by_one_with_the_stated_probability(setup, secret
 def test_a_client_with_less_than_a_batch_is_in_every_one_whole(setup, secret, monkeypatch):
   monkeypatch.setattr(setup.config.optim, "batch_size", 64)
   site, rows = next(iter(setup.clients["train"].items()))
-  batches, found = secret.draw([site], {"leaf": np.zeros(1)})
+  batches, found = secret.sample_batches([site], {"leaf": np.zeros(1)})
   assert batches.targets.shape[2] == 64
   assert (batches.targets_mask.any(axis=-1).sum(axis=-1) == len(rows)).all()
   assert found.expected.tolist() == [len(rows)]
@@ -80,7 +80,7 @@ def test_a_client_with_less_than_a_batch_is_in_every_one_whole(setup, secret, mo
 
 def test_noise_is_of_the_stated_size_everywhere_and_never_the_same(setup, secret):
   sites = list(setup.clients["train"])[:2]
-  noise = [flat(secret.draw(sites, setup.whole(setup.shared))[1].noise) for _ in range(2)]
+  noise = [flat(secret.sample_batches(sites, setup.whole(setup.shared))[1].noise) for _ in range(2)]
   for each in noise:
     assert stats.kstest(each / (0.5 * 2.0), "norm").pvalue > 1e-6
   both = np.concatenate(noise)
@@ -88,9 +88,9 @@ def test_noise_is_of_the_stated_size_everywhere_and_never_the_same(setup, secret
 
 
 def test_no_draw_is_ever_repeated_though_the_seed_is_the_same(setup, secret, tmp_path):
-  again = SecretBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)
+  again = PoissonBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)
   sites = list(setup.clients["train"])[:1]
-  one, other = (each.draw(sites, {"leaf": np.zeros(8)}) for each in (secret, again))
+  one, other = (each.sample_batches(sites, {"leaf": np.zeros(8)}) for each in (secret, again))
   assert not np.array_equal(one[1].noise["leaf"], other[1].noise["leaf"])
   assert not all(map(np.array_equal, one[0], other[0]))
 
@@ -112,31 +112,31 @@ def test_nothing_leaves_a_client_but_what_noise_was_in(setup):
 
 def test_every_training_of_a_round_is_paid_for_also_if_it_is_the_same_round(setup):
   trainer, site = setup.trainer, setup.trainer.site(3)
-  before = trainer.secret.epsilon(site)
+  before = trainer.private_batches.epsilon(site)
   assert before == 0
   spent = []
   for round, other in ((1, 0), (1, 1), (2, 2)):
     trainer.train_cohort(setup.shared, [3, other], round)  # as many as elsewhere: one program
-    spent.append(trainer.secret.epsilon(site))
+    spent.append(trainer.private_batches.epsilon(site))
   assert 0 < spent[0] < spent[1] < spent[2]
   folder = trainer._store.folder
-  fresh = SecretBatches(setup.config, setup.splits["train"], setup.clients["train"], folder)
+  fresh = PoissonBatches(setup.config, setup.splits["train"], setup.clients["train"], folder)
   assert fresh.epsilon(site) == spent[2]
   assert fresh.epsilon(site, 1) > spent[2]
-  assert site in fresh.told() and "3 rounds" in fresh.told()
+  assert site in fresh.spent_text() and "3 rounds" in fresh.spent_text()
 
 
 def test_a_round_is_paid_for_before_anything_of_it_is_kept_or_sent(setup, monkeypatch):
   trainer, site = setup.trainer, setup.trainer.site(2)
 
   def refuse(name, *args):
-    assert trainer.secret.epsilon(name) > 0
+    assert trainer.private_batches.epsilon(name) > 0
     raise UserError("disk full")
 
   monkeypatch.setattr(trainer._store, "save", refuse)
   results = trainer.train_cohort(setup.shared, [2, 1], 1)
   assert all(isinstance(result, UserError) for result in results.values())
-  assert trainer.secret.epsilon(site) > 0
+  assert trainer.private_batches.epsilon(site) > 0
 
 
 def test_a_new_clients_own_prompt_is_not_made_of_its_examples(setup):
@@ -165,4 +165,4 @@ def test_settings_that_would_tell_past_the_noise_are_refused(fields, says):
 def test_a_delta_that_says_nothing_is_refused(setup, tmp_path, monkeypatch):
   monkeypatch.setattr(setup.config.privacy, "delta", 0.2)
   with pytest.raises(UserError, match=r"privacy.delta: expected well below 1 / "):
-    SecretBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)
+    PoissonBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)

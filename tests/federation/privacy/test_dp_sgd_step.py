@@ -11,7 +11,7 @@ import pytest
 from afspl_jax.config.experiment import Optim, Privacy
 from afspl_jax.errors import UserError
 from afspl_jax.federation.privacy.dp_sgd_step import (
-  Secret,
+  StepNoise,
   _noisy,
   clipped_sums,
   make_private_training,
@@ -50,7 +50,7 @@ def noise_of(model, std=CLIP * NOISE):
 def train(model, mesh, batches, noise, expected=(8, 8, 8), params=None):
   params = starts(model) if params is None else params
   placed, frozen = replicate(jax.tree.map(jnp.array, params), mesh), replicate(model.frozen, mesh)
-  secret, first = Secret(noise, jnp.asarray(expected, jnp.float32)), jnp.asarray(2, jnp.int32)
+  secret, first = StepNoise(noise, jnp.asarray(expected, jnp.float32)), jnp.asarray(2, jnp.int32)
   program = program_of(model.captioner, mesh)
   return jax.device_get(program(placed, frozen, params, batches, first, secret))
 

@@ -76,7 +76,7 @@ def test_the_released_mean_has_the_promised_noise(ledger):
 def test_rows_that_are_not_sent_have_no_noise(ledger):
   config = settings_of()
   config = dataclasses.replace(config, uplink=Uplink("shared", ratio=0.5))
-  rows = uplink.drawn(START, config.uplink, (config.seed, 3))
+  rows = uplink.shared_rows(START, config.uplink, (config.seed, 3))
   reply = Update("a", START, rows, 1, {})
   release = Release(config, ledger)
   assert release.screen(reply, 3) == reply

@@ -6,7 +6,7 @@ import pytest
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import changed
-from afspl_jax.federation.contracts import WITHIN, SiteFault
+from afspl_jax.federation.contracts import WITHIN, SiteError
 from afspl_jax.federation.protocol import disclosure_list, logged_values, wire
 from afspl_jax.federation.secure import party
 
@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "audit.md"
 
 def names(**fields) -> set[str]:
   config = changed(Experiment(), {name.replace("__", "."): v for name, v in fields.items()})
-  return {" ".join(where) for where in disclosure_list.allowed(config)}
+  return {" ".join(where) for where in disclosure_list.allow_list(config)}
 
 
 def test_the_docs_show_the_list():
@@ -35,7 +35,7 @@ def test_names_are_those_of_the_code():
     wire.FLAT,
   )
   assert any(entry.name == WITHIN for entry in disclosure_list.ENTRIES)
-  kinds = (wire.WireError, SiteFault, party.PartyError, FloatingPointError)
+  kinds = (wire.WireError, SiteError, party.PartyError, FloatingPointError)
   assert set(disclosure_list.FAULTS) == {kind.__name__ for kind in kinds}
 
 

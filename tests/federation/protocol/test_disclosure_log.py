@@ -12,9 +12,9 @@ from afspl_jax.config.experiment import Fed
 from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.contracts import SiteFault
+from afspl_jax.federation.contracts import SiteError
 from afspl_jax.federation.protocol import wire
-from afspl_jax.federation.protocol.disclosure_log import Recorded, WireRecord
+from afspl_jax.federation.protocol.disclosure_log import DisclosureLog, LoggedApp
 from afspl_jax.federation.server.rounds import Plan
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.federation.transport import executors
@@ -31,8 +31,8 @@ def ask(folder, trainer=None, kind=wire.TRAIN, app=None):
   """The answer to one message, through the record of a folder."""
   params, trainer = init_params(), trainer or LeastSquares()
   app = app or SiteApp(trainer, params)
-  record = WireRecord(folder, params, sync=True)
-  grid = LocalGrid(Recorded(app, record, trainer.site), 1)
+  record = DisclosureLog(folder, params, sync=True)
+  grid = LocalGrid(LoggedApp(app, record, trainer.site), 1)
   config = ConfigRecord({wire.STRUCTURE: wire.structure_digest(params), wire.ROUND: 7})
   content = RecordDict({wire.ARRAYS: wire.pack(params), wire.CONFIG: config})
   (reply,) = grid.send_and_receive([Message(content, grid.get_node_ids()[0], kind)])
@@ -63,7 +63,7 @@ def test_of_an_error_only_the_kind_leaves(tmp_path, error, caplog):
     raise error(f"/data/{CAPTION}.png")
 
   reply = ask(tmp_path, app=app)
-  wanted = f"SiteFault: {error.__name__}; the site's own log has the rest"
+  wanted = f"SiteError: {error.__name__}; the site's own log has the rest"
   assert reply.error.reason == wanted and CAPTION in caplog.text
   (line,) = departed(tmp_path)
   assert line["error"]["reason"] == wanted and "records" not in line
@@ -115,9 +115,9 @@ def test_a_round_that_is_repeated_left_twice(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_what_cannot_be_noted_does_not_leave(tmp_path):
   params, trainer = init_params(), LeastSquares()
-  record = WireRecord(tmp_path, params, sync=True)
+  record = DisclosureLog(tmp_path, params, sync=True)
   (tmp_path / WIRE).symlink_to("/dev/full")
-  grid = LocalGrid(Recorded(SiteApp(trainer, params), record, trainer.site), 1)
+  grid = LocalGrid(LoggedApp(SiteApp(trainer, params), record, trainer.site), 1)
   terms = ConfigRecord({wire.TERMS: json.dumps({})})
   message = Message(RecordDict({wire.CONFIG: terms}), grid.get_node_ids()[0], wire.HELLO)
   with pytest.raises(UserError, match=r"wire.jsonl: expected to write to it; .* No space left"):
@@ -144,6 +144,6 @@ def test_flowers_own_way_in_hides_what_stops_a_site(tmp_path):
   given = {"config": missing, "overrides": "", "workdir": str(tmp_path)}
   context = Context(1, 2, {"partition-id": 0}, RecordDict(), given)
   message = Message(RecordDict(), 2, wire.HELLO)
-  with pytest.raises(SiteFault, match=r"^UserError before the site could answer") as error:
+  with pytest.raises(SiteError, match=r"^UserError before the site could answer") as error:
     client_app(message, context)
   assert error.value.__cause__ is None and missing not in str(error.value)

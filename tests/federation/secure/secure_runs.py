@@ -65,13 +65,13 @@ def secured(run, terms=TERMS):
 
 
 def run_with(run, app=None, terms=TERMS):
-  app = app or SiteApp(LeastSquares(), run.params, masks=SecureSite(terms))
+  app = app or SiteApp(LeastSquares(), run.params, masking=SecureSite(terms))
   grid = Recording(app, CLIENTS)
   return grid, run_rounds(grid, secured(run, terms), CLIENTS)
 
 
 def spoilt(run, kind, spoil, clients=(2,)):
-  app = SiteApp(LeastSquares(), run.params, masks=SecureSite(TERMS))
+  app = SiteApp(LeastSquares(), run.params, masking=SecureSite(TERMS))
   return Spoilt(app, kind, spoil, clients)
 
 

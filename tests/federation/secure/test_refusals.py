@@ -143,7 +143,7 @@ def later_round(content):
 )
 def test_a_site_refuses_what_its_own_settings_do_not_provide_for(plan, stage, change, why):
   run = plan("secure", rounds=1, retries=0)
-  app = SiteApp(LeastSquares(), run.params, masks=SecureSite(TERMS))
+  app = SiteApp(LeastSquares(), run.params, masking=SecureSite(TERMS))
   grid = Tampering(app, CLIENTS)
   grid.kind, grid.change = KINDS[stage], change
   run_rounds(grid, secured(run), CLIENTS)

@@ -10,9 +10,9 @@ from afspl_jax.config.experiment import Experiment, Privacy, Secure, Uplink
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import WITHIN
 from afspl_jax.federation.privacy import server_release
-from afspl_jax.federation.privacy.client_guard import Guard
 from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.federation.privacy.server_release import Release
+from afspl_jax.federation.privacy.update_clipping import UpdateClipping
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import terms_of
@@ -62,16 +62,16 @@ def test_a_shared_mask_is_summed_over_its_rows_alone(plan):
   class Shared(LeastSquares):
     def train(self, params, client, round):
       result = super().train(params, client, round)
-      rows = uplink.drawn(params, SHARED, (0, round))
+      rows = uplink.shared_rows(params, SHARED, (0, round))
       sent = jax.tree.map(np.where, rows, jax.device_get(result.params), params)
       return result._replace(params=sent, masks=rows)
 
   run, plain = plan("secure", rounds=1), plan("plain", rounds=1)
-  app = SiteApp(Shared(), run.params, masks=SecureSite(TERMS))
+  app = SiteApp(Shared(), run.params, masking=SecureSite(TERMS))
   grid = Recording(app, CLIENTS)
   shared = SecureAggregation(TERMS, SHARED, run.seed)
   found = run_rounds(grid, dataclasses.replace(run, aggregation=shared), CLIENTS)
-  rows = uplink.drawn(run.params, SHARED, (0, 1))
+  rows = uplink.shared_rows(run.params, SHARED, (0, 1))
   moved = jax.tree.map(lambda new, old: new != old, found, run.params)
   for there, mask in zip(jax.tree.leaves(moved), jax.tree.leaves(rows), strict=True):
     assert np.array_equal(there, np.broadcast_to(mask, there.shape))
@@ -135,7 +135,7 @@ def test_a_site_that_is_late_for_a_stage_is_left_out_and_not_asked_until_it_answ
       return super().pull_messages([i for i in message_ids if i not in held])
 
   run = plan("secure", rounds=2, deadline=1.0)
-  grid = Slow(SiteApp(LeastSquares(), run.params, masks=SecureSite(TERMS)), CLIENTS)
+  grid = Slow(SiteApp(LeastSquares(), run.params, masking=SecureSite(TERMS)), CLIENTS)
   params = run_rounds(grid, secured(run), CLIENTS)
   status = [line["status"] for line in run.folder.clients() if line["client"] == "site_02"]
   assert status == [
@@ -179,11 +179,11 @@ def test_with_privacy_the_sum_alone_is_released(plan, tmp_path, monkeypatch):
   found = {}
   for name, terms in (("plain", None), ("secure", terms_of(config))):
     half = Release(config, Ledger(tmp_path / f"{name}.json"))
-    guard = Guard(config, Ledger(tmp_path / f"{name}_sites.json"))
+    clipping = UpdateClipping(config, Ledger(tmp_path / f"{name}_sites.json"))
     secure = None if terms is None else SecureAggregation(terms, DENSE, config.seed)
     run = dataclasses.replace(plan(name, rounds=2), aggregation=PrivateAggregation(half, secure))
     masks = None if terms is None else SecureSite(terms)
-    app = SiteApp(LeastSquares(), run.params, guard=guard, masks=masks)
+    app = SiteApp(LeastSquares(), run.params, clipping=clipping, masking=masks)
     params = run_rounds(LocalGrid(app, CLIENTS), run, CLIENTS)
     lines = [line for line in run.folder.metrics() if line["split"] == "train"]
     found[name] = params, [(line["clip"], round(line["within_clip"], 3)) for line in lines]
@@ -206,7 +206,7 @@ def test_a_round_of_too_few_for_a_sum_is_one_of_noise_alone(plan, tmp_path, monk
   terms = terms_of(config)
   secure = SecureAggregation(terms, DENSE, config.seed)
   run = dataclasses.replace(run, aggregation=PrivateAggregation(half, secure))
-  app = SiteApp(LeastSquares(), run.params, masks=SecureSite(terms))
+  app = SiteApp(LeastSquares(), run.params, masking=SecureSite(terms))
   grid = Recording(app, CLIENTS)
   params = run_rounds(grid, run, CLIENTS)
   assert distance(params, run.params) == 0

@@ -203,7 +203,7 @@ def test_what_a_trainer_raises_does_not_leave_the_site(plan, caplog):
   run = plan(rounds=1)
   run_local(run, Careless(), CLIENTS)
   status = run.folder.clients()[2]["status"]
-  assert status.startswith("failed: SiteFault: KeyError in local training")
+  assert status.startswith("failed: SiteError: KeyError in local training")
   assert "64" not in (run.folder.path / "clients.jsonl").read_text()
   assert "0017.png" in caplog.text  # the site's own log has it
 

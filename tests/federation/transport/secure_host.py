@@ -13,5 +13,5 @@ from tests.federation.transport.site_host import host
 TERMS = Terms(Rules(0.6), bits=24, clip=4.0, max_weight=100)
 
 if __name__ == "__main__":
-  app = SiteApp(LeastSquares(), init_params(), masks=SecureSite(TERMS))
+  app = SiteApp(LeastSquares(), init_params(), masking=SecureSite(TERMS))
   host(app, sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
