@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from afspl_jax.errors import UserError
+from afspl_jax.storage import run_folder
 from afspl_jax.storage.run_folder import RunFolder
 
 CONFIG = {"seed": 0, "data": {"num_clients": 10, "source": "shapes"}, "fusion_weights": (0.5, 0.5)}
@@ -140,12 +140,19 @@ def test_where_a_run_is_at_work_is_kept_once_a_place_and_not_compared(tmp_path):
   assert [place["devices"] for place in stored["places"]] == ["1 x cpu", "4 x TPU v4", "1 x cpu"]
 
 
-def test_one_who_only_looks_whether_a_run_is_at_work_does_not_keep_it_from_starting(tmp_path):
+def test_a_short_lock_of_a_reader_does_not_keep_a_run_from_starting(tmp_path, monkeypatch):
   opened(tmp_path).close()
-  looking = open(tmp_path / "lock")  # noqa: SIM115
-  fcntl.flock(looking, fcntl.LOCK_SH)
-  threading.Timer(0.05, looking.close).start()
+  reader = open(tmp_path / "lock")  # noqa: SIM115
+  fcntl.flock(reader, fcntl.LOCK_SH)
+  pauses = []
+
+  def pause(seconds):
+    pauses.append(seconds)
+    reader.close()
+
+  monkeypatch.setattr(run_folder.time, "sleep", pause)
   opened(tmp_path).close()
+  assert len(pauses) == 1
 
 
 def test_the_lock_holds_within_one_process_too(tmp_path):

@@ -136,7 +136,7 @@ def test_a_site_that_cannot_note_what_leaves_ends(monkeypatch):
   monkeypatch.setattr(executors, "pull_task_input", lambda client: asked)
   monkeypatch.setattr(executors, "push_message", lambda *_: pytest.fail("it left"))
   with pytest.raises(UserError, match="expected to write"):
-    executors._answer(app, nobody)
+    executors.execute_task(app, nobody)
 
 
 def test_flowers_own_way_in_hides_what_stops_a_site(tmp_path):
