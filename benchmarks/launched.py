@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from afspl_jax.storage.run_folder import METRICS, read_lines
+from afspl_jax.storage.run_lines import METRICS, read_lines
 from benchmarks.process import ChildError
 
 ROOT = Path(__file__).parents[1]

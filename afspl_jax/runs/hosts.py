@@ -148,7 +148,7 @@ def _answer_for_sites(
   keep_compiled()
   inputs = find(config, TRAINED)
   setup = prepare(config, inputs, ClientStore(folder.path / "clients"), site=only_site)
-  folder.agree_on(setup.facts)
+  folder.require_same(setup.facts)
   assert setup.trainer is not None, "there is data to train on"
   known = sorted(setup.clients["train"])
   if missing := sorted(set(sites) - set(known)):

@@ -266,10 +266,10 @@ def _raising_run_lost() -> Iterator[None]:
     raise RunLost(
       f"the SuperLink has ended this run ({error.response.status_code}): it got no heartbeat of"
       " this process for a minute, or somebody stopped the run. Start the same command again to"
-      " continue"
+      " go on"
     ) from error
   except httpx.TransportError as error:
     raise RunLost(
       f"the SuperLink no longer answers ({type(error).__name__}: {error}). Start the same command"
-      " again to continue"
+      " again to go on"
     ) from error

@@ -21,7 +21,8 @@ from afspl_jax.federation.transport import executors
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.flower_app import client_app
 from afspl_jax.storage.checkpoints import Checkpoints
-from afspl_jax.storage.run_folder import WIRE, RunFolder, read_lines
+from afspl_jax.storage.run_folder import RunFolder
+from afspl_jax.storage.run_lines import WIRE, read_lines
 from tests.federation.least_squares import CLIENTS, LeastSquares, evaluate, init_params
 
 CAPTION = "a patient with a broken arm"

@@ -162,5 +162,5 @@ def test_an_ended_run_raises_run_lost(deployment):
   """Last in this module: it ends the run."""
   with deployment.superlink.service.control_client() as client:
     client.StopRun(StopRunRequest(run_id=deployment.grid.run.run_id))
-  with pytest.raises(RunLost, match=r"the SuperLink has ended this run .* to continue"):
+  with pytest.raises(RunLost, match=r"the SuperLink has ended this run .* to go on"):
     deployment.grid.get_node_ids()

@@ -13,7 +13,8 @@ from afspl_jax.federation.transport.certificates import make_tls_files
 from afspl_jax.federation.transport.connection import free_port
 from afspl_jax.federation.transport.site_keys import make_site_key
 from afspl_jax.storage.checkpoints import Checkpoints
-from afspl_jax.storage.run_folder import RunFolder, read_lines
+from afspl_jax.storage.run_folder import RunFolder
+from afspl_jax.storage.run_lines import read_lines
 from tests.federation.least_squares import LeastSquares, evaluate, init_params
 from tests.federation.transport.hosts import TIMEOUT, start, wait_for
 from tests.federation.transport.server_host import PHASES, ROUNDS, SITES
