@@ -96,7 +96,7 @@ class NetworkGrid(HttpGrid):
     self._sites = {node.node_id: self._site_names.get(node.public_key) for node in nodes}
     return list(self._sites)
 
-  def owner(self, node: int) -> str | None:
+  def site_of(self, node: int) -> str | None:
     """Returns the site whose key a connected node has; None if sites have no keys."""
     return self._sites.get(node)
 

@@ -135,7 +135,7 @@ def read_key_file(file: Path) -> bytes:
     return file.read_bytes()
   except OSError as error:
     raise UserError(
-      f"{file}: expected a readable file; got: {error.strerror}. {_ADVICE}"
+      f"{file}: expected a file that can be read; got: {error.strerror}. {_ADVICE}"
     ) from error
 
 

@@ -90,7 +90,9 @@ def test_a_ca_without_its_key_is_an_error(tmp_path):
   files = certificates.make_tls_files(tmp_path, [])
   for name in ("ca.key", "server.pem", "server.key"):
     (tmp_path / name).unlink()
-  with pytest.raises(UserError, match=r"ca\.key: expected a readable file; got: No such file"):
+  with pytest.raises(
+    UserError, match=r"ca\.key: expected a file that can be read; got: No such file"
+  ):
     certificates.make_tls_files(tmp_path, [])
   assert files.ca.exists() and not files.certificate.exists()
 

@@ -106,8 +106,8 @@ def test_an_exception_becomes_the_same_error_reply_as_in_one_process(deployment)
 
 
 def test_a_node_has_the_name_of_its_registered_key(deployment):
-  owners = [deployment.grid.owner(node) for node in deployment.grid.get_node_ids()]
-  assert sorted(owners) == SITES
+  sites = [deployment.grid.site_of(node) for node in deployment.grid.get_node_ids()]
+  assert sorted(sites) == SITES
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which Linux has")

@@ -65,8 +65,12 @@ def test_other_kinds_of_files_are_rejected(tmp_path):
       files.certificate,
       r"expected the certificate of a CA, the server's ca\.crt",
     ),
-    (certificates.read_ca, tmp_path / "none", "expected a readable file; got: No such file"),
-    (site_keys.check_site_key, tmp_path, "expected a readable file; got: Is a directory"),
+    (
+      certificates.read_ca,
+      tmp_path / "none",
+      "expected a file that can be read; got: No such file",
+    ),
+    (site_keys.check_site_key, tmp_path, "expected a file that can be read; got: Is a directory"),
   ]:
     with pytest.raises(UserError, match=expected) as error:
       read(file)
