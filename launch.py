@@ -55,7 +55,7 @@ def _launch(launch: "Launch") -> None:
     from afspl_jax.runs import hosts
 
     if launch.role == "client":
-      hosts.join(launch)
+      hosts.join_federation(launch)
       return
     scores = hosts.federate(launch)
   for split, title in (("test", "test split"), ("test_personal", "with each site's own prompt")):

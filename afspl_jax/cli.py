@@ -153,7 +153,7 @@ def _keys(args: argparse.Namespace) -> int:
   from afspl_jax.federation.transport import certificates, site_keys
 
   if args.kind == "server":
-    made = certificates.make_server_keys(args.folder, args.hosts, args.days)
+    made = certificates.make_tls_files(args.folder, args.hosts, args.days)
     print(f"give every site a copy of {made.ca}; put each site's NAME.pub into {args.folder}/sites")
     print(f"keep to this host: {made.key}; better still elsewhere: {args.folder / 'ca.key'}")
   else:

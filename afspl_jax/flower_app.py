@@ -74,7 +74,7 @@ class _Site(ClientApp):
     with RunFolder.open(folder, to_dict(config)) as opened:
       store = ClientStore(opened.path / "clients")
       setup = prepare(config, find(config, TRAINED), store, site=owner)
-      opened.agree_on(setup.facts)
+      opened.require_same(setup.facts)
       assert setup.trainer is not None, "there is data to train on"
       clipping = clipping_of(config, opened.path / "clients")
       app = SiteApp(setup.trainer, setup.shared, setup.terms, clipping)

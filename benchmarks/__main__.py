@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: afspl_jax beside PyTorch on this machine, in turns, as ratios."""
+"""`python -m benchmarks`: compares the speed of afspl_jax and PyTorch on this machine."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -27,53 +28,18 @@ WORK: dict[str, tuple[str, Callable[[Bench], Iterator[table.Line]]]] = {
   "server": ("Aggregation", server.aggregation),
   "devices": ("Devices", devices.forced_host_devices),
 }
-QUICK = ("step", "round", "generate", "server")  # what is beside PyTorch, and soon done
+QUICK = ("step", "round", "generate", "server")  # short, and compared with PyTorch
 
 
 def main() -> int:
-  """Runs what is asked for, prints a table as soon as it is known; 1 if something failed."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-  parser.add_argument("--quick", action="store_true", help="small sizes: five minutes")
-  parser.add_argument(
-    "--only",
-    nargs="+",
-    choices=WORK,
-    metavar="WORK",
-    help=f"of {', '.join(WORK)}; default all, with --quick {', '.join(QUICK)}",
-  )
-  others = [name for name in SIDES if name != OURS]
-  parser.add_argument(
-    "--beside",
-    nargs="*",
-    choices=others,
-    default=PLAIN[1:],
-    metavar="SIDE",
-    help=f"of {', '.join(others)}; default {', '.join(PLAIN[1:])}. P3 needs the extra `ray`",
-  )
-  dtypes = ("float32", "bfloat16")
-  parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of steps and texts")
-  parser.add_argument("--turns", type=int, help="times that every side works (3; --quick: 2)")
-  parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
-  cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-  parser.add_argument("--folder", type=Path, default=cache / "afspl_jax" / "benchmarks")
-  args = parser.parse_args()
+  """Runs the chosen benchmarks, and prints each table when it is complete.
 
+  Returns:
+    The exit status: 1 if a benchmark failed.
+  """
+  args = _arguments()
   rates = floor.measure(args.dtype)
-  cores = len(os.sched_getaffinity(0))
-  device = jax.local_devices()[0].device_kind
-  machine = {
-    "processor": platform.processor() or platform.machine(),
-    "cores": cores,
-    "device": device,
-    "dtype": args.dtype,
-    "multiply_flops": rates.multiply,
-    "read_bytes": rates.read,
-  }
-  print(
-    f"{cores} cores, {device}: {args.dtype} products at {rates.multiply / 1e9:,.0f} GFLOP/s,"
-    f" memory read at {rates.read / 1e9:,.1f} GB/s\n",
-    flush=True,
-  )
+  machine = _machine(args.dtype, rates)
   turns = args.turns or (2 if args.quick else 3)
   bench = Bench(args.folder, rates, args.quick, turns, (OURS, *args.beside), args.dtype)
   results: dict[str, list[table.Line]] = {}
@@ -93,6 +59,63 @@ def main() -> int:
     table.write(args.out, machine, results)
   bench.close()
   return int(failed)
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+  parser.add_argument("--quick", action="store_true", help="small sizes; takes five minutes")
+  parser.add_argument(
+    "--only",
+    nargs="+",
+    choices=WORK,
+    metavar="WORK",
+    help=f"benchmarks: {', '.join(WORK)}; default all, or with --quick {', '.join(QUICK)}",
+  )
+  others = [name for name in SIDES if name != OURS]
+  parser.add_argument(
+    "--beside",
+    nargs="*",
+    choices=others,
+    default=PLAIN[1:],
+    metavar="SIDE",
+    help=f"PyTorch programs: {', '.join(others)}; default {', '.join(PLAIN[1:])}. P3 needs the"
+    " extra `ray`",
+  )
+  dtypes = ("float32", "bfloat16")
+  parser.add_argument(
+    "--dtype",
+    choices=dtypes,
+    default=dtypes[0],
+    help="dtype of the backbones in step, round and generate",
+  )
+  parser.add_argument(
+    "--turns", type=int, help="repetitions of each measurement (3; with --quick 2)"
+  )
+  parser.add_argument("--out", type=Path, default=Path("benchmarks.json"), help="results as JSON")
+  cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+  parser.add_argument(
+    "--folder", type=Path, default=cache / "afspl_jax" / "benchmarks", help="for the models"
+  )
+  return parser.parse_args()
+
+
+def _machine(dtype: str, rates: floor.Rates) -> dict[str, Any]:
+  """Describes this machine, and prints its speed."""
+  cores = len(os.sched_getaffinity(0))
+  device = jax.local_devices()[0].device_kind
+  print(
+    f"{cores} cores, {device}: {dtype} products at {rates.multiply / 1e9:,.0f} GFLOP/s,"
+    f" memory read at {rates.read / 1e9:,.1f} GB/s\n",
+    flush=True,
+  )
+  return {
+    "processor": platform.processor() or platform.machine(),
+    "cores": cores,
+    "device": device,
+    "dtype": dtype,
+    "multiply_flops": rates.multiply,
+    "read_bytes": rates.read,
+  }
 
 
 if __name__ == "__main__":

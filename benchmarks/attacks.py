@@ -1,4 +1,4 @@
-"""How well an adversary tells who was in the training data: scores to rates, and their bounds."""
+"""Success rates of membership inference, and the epsilon that they imply at least."""
 
 import math
 from typing import NamedTuple
@@ -9,24 +9,24 @@ from scipy import stats
 
 
 class Success(NamedTuple):
-  """Of an attack that gives each example a number, the higher the likelier it was trained on."""
+  """The success of an attack that scores examples; a higher score means a likelier member."""
 
-  auc: float  # 0.5 is guessing
-  tpr: float  # members found while few others (1 %) are taken for members
-  accuracy: float  # balanced, of the half with the higher numbers taken for members
+  auc: float  # 0.5: no better than guessing
+  tpr: float  # true positive rate at a false positive rate of 1 %
+  accuracy: float  # balanced, with the higher half of the scores taken as members
 
 
 def success(members: Float[np.ndarray, " m"], others: Float[np.ndarray, " n"]) -> Success:
-  """How well the numbers of members stand above those of others.
+  """Measures how far the scores of members are above those of others.
 
-  AUC and the rate at a low false positive rate as in Carlini et al. 2022, "Membership Inference
-  Attacks From First Principles"; ties count half.
+  AUC and the rate at a low false positive rate are those of Carlini et al. 2022, "Membership
+  Inference Attacks From First Principles"; ties count half.
   """
   both = np.concatenate([members, others])
   ranks = stats.rankdata(both)[: len(members)]
   auc = (ranks.sum() - len(members) * (len(members) + 1) / 2) / (len(members) * len(others))
   bar = np.quantile(others, 0.99, method="higher")
-  # As many are above the middle as the adversary knows to be members, if it weighs both alike.
+  # The median of both, weighted equally: half of the weight is above it.
   weight = np.r_[np.full(len(members), 1 / len(members)), np.full(len(others), 1 / len(others))]
   order = np.argsort(both, kind="stable")
   middle = both[order][np.searchsorted(np.cumsum(weight[order]), 1.0 - 1e-9)]
@@ -40,19 +40,19 @@ def least_epsilon(
   delta: float,
   confidence: float = 0.95,
 ) -> float:
-  """What a mechanism's epsilon is at least, from guesses whether a record was in its input.
+  """Returns a lower bound of a mechanism's epsilon, from guesses whether a record was in its input.
 
-  An (epsilon, delta) mechanism has TPR <= e^epsilon FPR + delta, and the same of TNR and FNR
+  An (epsilon, delta) mechanism has TPR <= e^epsilon FPR + delta, and the same for TNR and FNR
   (Kairouz et al. 2015, theorem 2.1; Jagielski et al. 2020, "Auditing Differentially Private
   Machine Learning", with the bounds of Clopper and Pearson).
 
   Args:
-    with_it: the guess was "in", of trials in which it was.
-    without: the guess was "in", of trials in which it was not.
+    with_it: guesses "in", for trials with the record.
+    without: guesses "in", for trials without the record.
     delta: the mechanism's.
-    confidence: with which the true epsilon is not below what is returned.
+    confidence: probability that the true epsilon is not below the result.
   """
-  alpha = (1 - confidence) / 2  # shared by two rates
+  alpha = (1 - confidence) / 2  # two rates share the probability of an error
   bounds = []
   for hits, of, misses, others in (
     (with_it.sum(), len(with_it), without.sum(), len(without)),

@@ -1,4 +1,4 @@
-"""What every measurement is given: sides to compare, the machine's rates, how long it may take."""
+"""Settings of all benchmarks, and the programs that they compare."""
 
 import contextlib
 from dataclasses import dataclass
@@ -15,39 +15,39 @@ SIDES = {
   "P2": "benchmarks.sides.torch_best:TorchBest",
   "P3": "benchmarks.sides.torch_ray:TorchRay",
 }
-PLAIN = (OURS, "P1", "P2")  # what the test extra brings all packages of
-_OF_ROUNDS = ("P3",)  # sides that do nothing else
+PLAIN = (OURS, "P1", "P2")  # need no packages beyond the extra `test`
+_ROUNDS_ONLY = ("P3",)
 
-# What transformers says while it loads has no place between the tables.
+# Keeps the messages of transformers out of the printed tables.
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
 
 
 class Sides(dict[str, Child]):
-  """Sides at work on one case, by name."""
+  """Running sides of one case, by name."""
 
   case: Case
 
 
 @dataclass
 class Bench:
-  """How to measure."""
+  """Settings of a measurement, and its running sides."""
 
-  folder: Path  # keeps backbones of random weights between two runs
+  folder: Path  # backbones with random weights, kept between runs
   rates: Rates
   quick: bool  # a few minutes on two cores
-  turns: int  # times that every side does a piece of work
+  turns: int  # repetitions of each measurement
   names: tuple[str, ...] = PLAIN
   dtype: str = "float32"  # of the backbones
   _sides: Sides | None = None
 
   def sides(self, case: Case, rounds: bool = False) -> Sides:
-    """The sides at work on a case: those that were so last, or else new ones.
+    """Returns the running sides of a case; starts them unless the last case was the same.
 
     Args:
       case: models and settings.
-      rounds: with those that do nothing but rounds.
+      rounds: include sides that only train rounds.
     """
-    names = [name for name in self.names if rounds or name not in _OF_ROUNDS]
+    names = [name for name in self.names if rounds or name not in _ROUNDS_ONLY]
     if self._sides is None or self._sides.case != case or set(self._sides) != set(names):
       self.close()
       folders = write_backbones(case, self.folder)
@@ -61,7 +61,7 @@ class Bench:
     return self._sides
 
   def close(self) -> None:
-    """Ends the sides."""
+    """Ends all sides."""
     with contextlib.ExitStack() as stack:
       for child in (self._sides or {}).values():
         stack.callback(child.close)

@@ -1,7 +1,7 @@
-"""What every side is given: the sizes of real models with random weights, and the same rows.
+"""The inputs of every side: models of real sizes with random weights, and the same rows.
 
-Nothing is downloaded. Weights, pixels and token ids are drawn from fixed seeds; lengths of targets
-are those of real captions.
+Nothing is downloaded. Weights, pixels and token ids come from fixed seeds; target lengths are
+distributed as in real captions.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from afspl_jax.models.t5.config import T5Config
 from afspl_jax.models.t5.t5 import T5
 
 # Sizes of openai/clip-vit-base-patch32, google/flan-t5-small and google/flan-t5-base. "toy" is for
-# the tests of the sides, which compare numbers and no times.
+# tests, which compare numbers and not times.
 CLIPS = {
   "B/32": ClipConfig(
     vision=ClipVisionConfig(
@@ -74,7 +74,7 @@ T5S = {
 }
 
 # Per mille of the 25,014 captions of COCO's 2017 validation set that have 9, 10, ... 32 tokens of
-# Flan-T5, the end of the text included; the longer ones are cut there. Their mean is 14.6.
+# Flan-T5, with the end-of-text token; longer ones are cut to 32. Their mean is 14.6.
 _LENGTHS = (8, 41, 94, 130, 149, 141, 120, 96, 68, 48, 33, 21, 16, 10, 7, 5, 4, 2, 2, 2, 1, 1, 1, 2)
 _SHORTEST = 9
 INSTRUCTION = 6  # tokens of "Describe the image."
@@ -82,16 +82,16 @@ INSTRUCTION = 6  # tokens of "Describe the image."
 
 @dataclass(frozen=True)
 class Case:
-  """Models, prompter and optimizer, as in configs/coco.py unless told otherwise."""
+  """Models, prompter and optimizer; the defaults are those of configs/coco.py."""
 
   t5: str = "small"
   clip: str = "B/32"
-  images: int = 64  # distinct ones; rows share them, as rounds do
-  dtype: str = "float32"  # in which the backbones are kept and compute, on all sides
+  images: int = 64  # distinct images; several rows use one image
+  dtype: str = "float32"  # of the backbones' weights and computation, in all sides
 
   @property
   def config(self) -> Experiment:
-    """Of the experiment whose work is measured."""
+    """The config of the measured experiment."""
     config = _coco()
     backbone = dataclasses.replace(config.backbone, dtype=self.dtype)
     prompter = dataclasses.replace(config.prompter, init="random")
@@ -100,12 +100,12 @@ class Case:
 
   @property
   def visual_tokens(self) -> int:
-    """Vectors that T5 reads of an image."""
+    """Number of vectors that T5 reads for an image."""
     side = CLIPS[self.clip].vision.image_size // CLIPS[self.clip].vision.patch_size
     return (side // self.config.prompter.patch_pool) ** 2
 
   def pixels(self) -> Float[np.ndarray, "images h x 3"]:
-    """The images, as a checkpoint's processor would give them."""
+    """Returns the images, as a checkpoint's processor would."""
     size = CLIPS[self.clip].vision.image_size
     rng = np.random.default_rng(1)
     return rng.normal(size=(self.images, size, size, 3)).astype(np.float32)
@@ -114,17 +114,17 @@ class Case:
 class Rows(NamedTuple):
   """Examples of `k` local steps of `c` clients, in batches of `b`."""
 
-  image: Int[np.ndarray, "k c b"]  # which of the case's images
-  text: Float[np.ndarray, "k c b f"]  # CLIP's direction of the instruction
+  image: Int[np.ndarray, "k c b"]  # index into the case's images
+  text: Float[np.ndarray, "k c b f"]  # CLIP's feature of the instruction
   instruction: Int[np.ndarray, "k c b l"]
   instruction_mask: Bool[np.ndarray, "k c b l"]
   targets: Int[np.ndarray, "k c b t"]  # padded with 0 to 32
   targets_mask: Bool[np.ndarray, "k c b t"]
-  personal: Bool[np.ndarray, "k c b"]  # rows that may use the client's own prompt
+  personal: Bool[np.ndarray, "k c b"]  # rows that may use the local prompt
 
 
 def rows(case: Case, steps: int, clients: int, batch: int, seed: int = 0) -> Rows:
-  """Rows from a seed: the same on every side."""
+  """Makes rows from a seed: the same for every side."""
   rng = np.random.default_rng((seed, steps, clients, batch))
   shape = (steps, clients, batch)
   longest = case.config.data.target_length
@@ -148,7 +148,7 @@ def rows(case: Case, steps: int, clients: int, batch: int, seed: int = 0) -> Row
 
 
 def write_backbones(case: Case, folder: Path) -> dict[str, Path]:
-  """Checkpoint folders of "clip" and "t5", written once, as from Hugging Face."""
+  """Writes the checkpoints of "clip" and "t5" in Hugging Face format, unless they exist."""
   wanted = {
     "clip": (Clip, CLIPS[case.clip], f"clip-{case.clip.replace('/', '')}"),
     "t5": (T5, T5S[case.t5], f"t5-{case.t5}"),
@@ -156,13 +156,13 @@ def write_backbones(case: Case, folder: Path) -> dict[str, Path]:
   out = {}
   for kind, (model, config, name) in wanted.items():
     out[kind] = folder / name
-    if not (out[kind] / "config.json").is_file():  # written after the weights
+    if not (out[kind] / "config.json").is_file():  # save writes it after the weights
       save(_random(model, config), out[kind])
   return out
 
 
 def _random(model: type, config: Any) -> nnx.Module:
-  """A model whose activations and logits have the size that trained ones have."""
+  """Makes a model whose activations and logits are as large as in trained models."""
   rng = np.random.default_rng(0)
   graph, state = nnx.split(outline(model, config))
 

@@ -1,4 +1,4 @@
-"""Times of sides that take turns, and the ratios between them."""
+"""Measures sides in alternation, and computes ratios of their times."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ OURS = "afspl_jax"
 
 
 class Spread(NamedTuple):
-  """Of repeated measurements."""
+  """The spread of repeated measurements."""
 
   median: float
   low: float
@@ -18,38 +18,38 @@ class Spread(NamedTuple):
 
 
 class Measured(NamedTuple):
-  """One kind of work, done by several sides in turn."""
+  """Measurements of one kind of work by several sides."""
 
-  seconds: dict[str, list[float]]  # by side, one a turn
-  values: dict[str, Any]  # what each side gave the last time
+  seconds: dict[str, list[float]]  # by side, one per turn
+  values: dict[str, Any]  # by side: the result of the last turn
   peaks: dict[str, int]  # bytes
 
   def time(self, side: str) -> Spread:
-    """Seconds of a side."""
+    """Returns the seconds of a side."""
     return spread(self.seconds[side])
 
   def ratio(self, side: str) -> Spread:
-    """How many times as long as ours a side takes; each turn is compared with its neighbour."""
+    """Returns a side's time divided by ours, turn by turn."""
     pairs = zip(self.seconds[side], self.seconds[OURS], strict=True)
     return spread([theirs / ours for theirs, ours in pairs])
 
 
 def spread(values: Sequence[float]) -> Spread:
-  """Median and extremes."""
+  """Returns median and extremes."""
   return Spread(statistics.median(values), min(values), max(values))
 
 
 def in_turn(
   sides: Mapping[str, Child], turns: int, method: str, *args: Any, warm: bool = True
 ) -> Measured:
-  """Lets every side do the same `turns` times, one after the other: all meet the same noise.
+  """Measures every side `turns` times, in alternation, so that noise affects all alike.
 
   Args:
     sides: by name; ours is `OURS`.
-    turns: repetitions that count.
-    method: of the sides.
+    turns: measured repetitions.
+    method: the method of the sides to call.
     args: its arguments.
-    warm: does it once before, so that nothing is compiled or drawn from disk where it counts.
+    warm: call it once before, so that compiling and reading from disk are not measured.
   """
   seconds: dict[str, list[float]] = {name: [] for name in sides}
   values, peaks = {}, {}

@@ -1,7 +1,7 @@
-"""What the machine can do, and what the work needs: the floor below which no program gets.
+"""The shortest possible time of a computation on this machine, from its speed and the operations.
 
-Rates are measured, as what is printed on a processor says little of a shared machine; operations
-are counted from the models' sizes, two for a multiplication with its addition.
+The machine's speed is measured: on a shared machine the processor's specification says little.
+Operations are counted from the models' sizes; a multiplication with its addition counts as two.
 """
 
 import functools
@@ -15,18 +15,18 @@ import jax.numpy as jnp
 from afspl_jax.models.clip.config import ClipConfig
 from afspl_jax.models.t5.config import T5Config
 
-_SHAPES = ((2048, 512, 1024), (2048, 768, 3072), (512, 512, 32128))  # of the work's own products
+_SHAPES = ((2048, 512, 1024), (2048, 768, 3072), (512, 512, 32128))  # of products in the benchmarks
 
 
 class Rates(NamedTuple):
-  """Best of several tries, on all cores this process may use."""
+  """The machine's speed: the best of several tries on all cores of this process."""
 
   multiply: float  # floating-point operations a second in matrix products
   read: float  # bytes a second, of arrays larger than any cache
 
 
 def measure(dtype: str = "float32") -> Rates:
-  """Measures both, products in a dtype with sums in float32; takes a few seconds."""
+  """Measures the machine's speed in a few seconds; products are in `dtype`, sums in float32."""
   best = 0.0
   for m, k, n in _SHAPES:
     product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
@@ -47,7 +47,7 @@ def _least(work: Callable[[], object]) -> float:
 
 
 def clip_image(config: ClipConfig) -> float:
-  """Operations of one image through CLIP's vision tower."""
+  """Returns the operations of CLIP's vision tower for one image."""
   vision = config.vision
   tokens = 1 + vision.num_patches
   patch = 3 * vision.patch_size**2 * vision.width
@@ -58,26 +58,26 @@ def clip_image(config: ClipConfig) -> float:
 
 
 class T5Work(NamedTuple):
-  """Operations of one row's forward pass, apart by what they grow with."""
+  """Operations of the forward pass for one row."""
 
   encoder: float
-  cross: float  # the decoder's keys and values of the encoder's output
+  cross: float  # the decoder's keys and values, computed from the encoder's output
   decoder: float
   head: float
 
   @property
   def forward(self) -> float:
-    """All of them."""
+    """Operations of a forward pass."""
     return sum(self)
 
   @property
   def train(self) -> float:
-    """Forward, and back through the activations alone: each product is done once more."""
+    """Operations of a training step, whose backward pass has no gradients of weights."""
     return 2 * self.forward
 
 
 def t5_row(config: T5Config, read: int, written: float) -> T5Work:
-  """Operations of a row with `read` encoder positions and `written` target tokens."""
+  """Returns the operations for `read` encoder positions and `written` target tokens."""
   inner = config.heads * config.head_width
   attention = 4 * config.width * inner
   mlp = (3 if config.gated else 2) * config.width * config.mlp_width

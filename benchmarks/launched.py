@@ -1,4 +1,4 @@
-"""A run of `launch.py`, looked at from outside: when each of its lines was there."""
+"""Starts `launch.py` and measures when each line of its metrics appears."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from afspl_jax.storage.run_folder import METRICS, read_lines
+from afspl_jax.storage.run_lines import METRICS, read_lines
 from benchmarks.process import ChildError
 
 ROOT = Path(__file__).parents[1]
@@ -16,18 +16,18 @@ ROOT = Path(__file__).parents[1]
 def launched(
   run: Path, flags: Sequence[str], environment: Mapping[str, str]
 ) -> Generator[tuple[float, dict[str, Any]], None, None]:
-  """Starts a run; closing the generator ends it.
+  """Starts a run; closing the generator kills it.
 
   Args:
     run: its folder.
-    flags: of launch.py, besides --workdir.
-    environment: of its process.
+    flags: flags of launch.py besides --workdir.
+    environment: its environment variables.
 
   Yields:
-    Each line of metrics.jsonl as it appears, with the seconds since the command.
+    The seconds since the start, and a line of metrics.jsonl, for each line as it appears.
 
   Raises:
-    ChildError: the run failed; with the last line that it wrote to its terminal.
+    ChildError: the run failed; has the last line of its output.
   """
   log, seen = run.with_suffix(".log"), 0
   begin = time.perf_counter()
@@ -43,7 +43,7 @@ def launched(
     ended = False
     while not ended:
       time.sleep(0.05)
-      ended = process.poll() is not None  # before the look at its lines, which is then the last
+      ended = process.poll() is not None  # checked first, so that no line is missed
       lines = read_lines(run / METRICS)
       for line in lines[seen:]:
         yield time.perf_counter() - begin, line

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.membership`: can it be told which examples a federation was trained on?
+"""`python -m benchmarks.membership`: membership inference attacks on a trained federation.
 
-A few clients with few examples each train long enough to learn them by heart; others with examples
-of the same kind train nothing. An adversary has an example and asks whether it was trained on.
+A few clients with few examples train long enough to memorise them; other clients with examples of
+the same distribution do not train. The attacker has an example and guesses whether it was in the
+training data.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Batch, Params
 from benchmarks.attacks import Success, success
 
-CLIENTS = 8  # that take part
+CLIENTS = 8  # participating clients
 BASE: dict[str, Any] = {
   "data.partition": "iid",
   "data.num_clients": 200,
@@ -52,27 +53,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Scores(NamedTuple):
-  """What each attack gives to examples: higher where it takes them for members."""
+  """Scores of examples by attack; a higher score means a likelier member."""
 
-  loss: Float[np.ndarray, " n"]  # Yeom et al. 2018: how little the global prompter loses
-  shadow: Float[np.ndarray, " n"]  # Watson et al. 2022: how much less than where it had no part
-  update: Float[np.ndarray, " n"]  # how much less a client's update loses than what it started from
+  loss: Float[np.ndarray, " n"]  # Yeom et al. 2018: minus the loss by the global prompter
+  shadow: Float[np.ndarray, " n"]  # Watson et al. 2022: loss without the example minus loss
+  update: Float[np.ndarray, " n"]  # decrease of the loss by a client's update
 
 
-class Trained(NamedTuple):
-  """One run, and whom to attack."""
+class AttackedRun(NamedTuple):
+  """One run, and the examples to attack."""
 
   setup: Setup
-  params: Params  # what everyone sees: all leaves, the own ones untrained
-  members: Int[np.ndarray, " m"]  # examples of all who took part
-  others: Int[np.ndarray, " n"]  # of some of those who did not
-  sent: Params  # what one client would send in one more round, at the last one's rates
-  its: Int[np.ndarray, " k"]  # the examples of that client
-  epsilon: float  # of an example, or of a client; inf without privacy
+  params: Params  # public: all leaves, with untrained local ones
+  members: Int[np.ndarray, " m"]  # examples of the participating clients
+  others: Int[np.ndarray, " n"]  # some examples of the other clients
+  sent: Params  # one client's update in one more round, at the last learning rates
+  its: Int[np.ndarray, " k"]  # that client's examples
+  epsilon: float  # for an example or for a client; inf without privacy
 
 
-class Reader:
-  """Each example's loss under any prompter."""
+class LossReader:
+  """Computes the loss of examples under any prompter."""
 
   def __init__(self, config: Experiment):
     pair = load_pair(config, find(config, TRAINED).folders)
@@ -82,16 +83,16 @@ class Reader:
     @jax.jit
     def nats(params: Params, frozen: Params, batch: Batch) -> Float[Array, " b"]:
       encoded = captioner.encode(params, frozen, batch)
-      chances = jax.nn.log_softmax(captioner.logits(frozen, encoded, batch.targets))
-      said = jnp.take_along_axis(chances, batch.targets[..., None], axis=-1)[..., 0]
-      return -jnp.sum(said * batch.targets_mask, axis=1) / jnp.sum(batch.targets_mask, axis=1)
+      log_probs = jax.nn.log_softmax(captioner.logits(frozen, encoded, batch.targets))
+      chosen = jnp.take_along_axis(log_probs, batch.targets[..., None], axis=-1)[..., 0]
+      return -jnp.sum(chosen * batch.targets_mask, axis=1) / jnp.sum(batch.targets_mask, axis=1)
 
     self._nats = nats
 
   def losses(
     self, params: Params, split: Split, rows: Int[np.ndarray, " n"], size: int = 64
   ) -> Float[np.ndarray, " n"]:
-    """Nats a token, the mean over the example's references."""
+    """Returns the loss in nats per token, averaged over an example's references."""
     texts = [(row, i) for row in rows for i in range(len(split.examples[row].references))]
     out = np.zeros(len(split))
     for start in range(0, len(texts), size):
@@ -103,8 +104,8 @@ class Reader:
     return out[rows]
 
 
-def train(config: Experiment, folder: Path, others: int) -> Trained:
-  """A federation of the first clients; `others` examples of the rest stand for those not seen."""
+def train(config: Experiment, folder: Path, others: int) -> AttackedRun:
+  """Trains the first clients; `others` examples of the remaining ones are non-members."""
   check(config)
   with RunFolder.open(folder, to_dict(config)) as opened:
     setup = prepare(config, find(config, TRAINED), ClientStore(folder / "clients"))
@@ -120,7 +121,7 @@ def train(config: Experiment, folder: Path, others: int) -> Trained:
     )
   parts = [setup.clients["train"][name] for name in sorted(setup.clients["train"])]
   rng = np.random.default_rng(config.seed)
-  return Trained(
+  return AttackedRun(
     setup,
     setup.whole(shared),
     np.concatenate(parts[:CLIENTS]),
@@ -131,10 +132,12 @@ def train(config: Experiment, folder: Path, others: int) -> Trained:
   )
 
 
-def attack(runs: Sequence[Trained], reader: Reader) -> tuple[dict[str, Success], dict[str, float]]:
-  """Each attack's success over the examples of all runs, and what they lose on average."""
+def attack(
+  runs: Sequence[AttackedRun], reader: LossReader
+) -> tuple[dict[str, Success], dict[str, float]]:
+  """Returns the success of each attack over all runs, and the mean losses."""
   split = runs[0].setup.splits["train"]
-  told: dict[str, list[Scores]] = {"members": [], "others": []}
+  scores: dict[str, list[Scores]] = {"members": [], "others": []}
   for run in runs:
     for kind, rows in (("members", run.members), ("others", run.others)):
       now = reader.losses(run.params, split, rows)
@@ -145,21 +148,21 @@ def attack(runs: Sequence[Trained], reader: Reader) -> tuple[dict[str, Success],
       without = np.sum(there * out, axis=0)[some] / out.sum(axis=0)[some]
       its = run.its if kind == "members" else rows
       update = reader.losses(run.params, split, its) - reader.losses(run.sent, split, its)
-      told[kind].append(Scores(-now, without - now[some], update))
+      scores[kind].append(Scores(-now, without - now[some], update))
   found = {}
   for name in Scores._fields:
-    found[name] = success(*(np.concatenate([getattr(s, name) for s in told[k]]) for k in told))
-  losses = {k: -float(np.concatenate([s.loss for s in told[k]]).mean()) for k in told}
+    found[name] = success(*(np.concatenate([getattr(s, name) for s in scores[k]]) for k in scores))
+  losses = {k: -float(np.concatenate([s.loss for s in scores[k]]).mean()) for k in scores}
   return found, losses
 
 
 def main() -> None:
-  """Prints a table, a line a setting and attack."""
+  """Prints a table with a line for each setting and attack."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.membership", description=__doc__)
-  parser.add_argument("--seeds", type=int, default=3, help="runs a setting, 2 or more")
-  parser.add_argument("--others", type=int, default=400, help="examples not trained on, a run")
+  parser.add_argument("--seeds", type=int, default=3, help="runs per setting, at least 2")
+  parser.add_argument("--others", type=int, default=400, help="non-member examples per run")
   parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-  parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
+  parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="other settings")
   parser.add_argument("--out", type=Path, default=Path("membership.json"))
   args = parser.parse_args()
   keep_compiled()
@@ -173,7 +176,7 @@ def main() -> None:
       config = changed(Experiment(), BASE | SETTINGS[setting] | more | {"seed": seed})
       with tempfile.TemporaryDirectory() as folder:
         runs.append(train(config, Path(folder), args.others))
-      reader = reader or Reader(config)
+      reader = reader or LossReader(config)
     successes, losses = attack(runs, reader)
     epsilon = runs[0].epsilon
     found[setting] = {"epsilon": epsilon if np.isfinite(epsilon) else None, "losses": losses}

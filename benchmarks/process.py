@@ -1,6 +1,6 @@
-"""A side in a process of its own: its threads, memory and compiled programs are nobody else's.
+"""Runs a side in its own process, with its own threads, memory and compiled programs.
 
-While one side works the others wait for their next order, and take no time.
+While one side works, the others wait for their next call and use no CPU.
 """
 
 import importlib
@@ -17,24 +17,24 @@ from afspl_jax.federation.transport.parent_process import end_with_parent
 
 
 class Timed(NamedTuple):
-  """What a call gave, and what it took."""
+  """The result of a call, and its cost."""
 
   value: Any
-  seconds: float  # wall clock, inside the child
-  peak: int  # bytes of memory that the process has ever had resident
+  seconds: float  # wall clock, measured in the child
+  peak: int  # peak resident memory of the process so far, in bytes
 
 
 class ChildError(RuntimeError):
-  """A side raised; the text is its traceback."""
+  """A side raised an exception; the text is its traceback."""
 
 
 class Child:
-  """Runs `name(*args)` in a fresh process, and then what is asked of the object it gives.
+  """Calls `name(*args)` in a new process, and then methods of the object that it returned.
 
   Args:
     name: "module:callable".
-    args: of the callable; they are pickled.
-    environment: set before anything is imported.
+    args: arguments of the callable; pickled.
+    environment: environment variables, set before the first import.
   """
 
   def __init__(self, name: str, *args: Any, environment: Mapping[str, str] | None = None):
@@ -42,7 +42,7 @@ class Child:
     self._connection, theirs = context.Pipe()
     self._process = context.Process(target=_serve, args=(theirs, name, args), daemon=True)
     ours = dict(os.environ)
-    try:  # the child inherits it: it imports what this module does before any line of its own runs
+    try:  # the child inherits them, as it imports modules before it runs its own code
       os.environ.update(environment or {})
       self._process.start()
     finally:
@@ -55,7 +55,7 @@ class Child:
     """Calls a method.
 
     Raises:
-      ChildError: what it raised, or the process is gone.
+      ChildError: the method raised, or the process ended.
     """
     self._connection.send((method, args))
     return self._receive(method)
@@ -92,7 +92,7 @@ def _serve(connection: Connection, name: str, args: Any) -> None:
     module, _, attribute = name.partition(":")
     make = getattr(importlib.import_module(module), attribute)
     target = make(*args)
-    return None if isinstance(make, type) else target  # an object stays here
+    return None if isinstance(make, type) else target  # an instance stays in this process
 
   _answer(connection, build)
   while target is not None:
@@ -115,6 +115,6 @@ def _answer(connection: Connection, work: Any) -> None:
 
 
 def _peak() -> int:
-  """Bytes; not from getrusage, which counts what the parent held when it started this process."""
+  """Returns bytes. getrusage would include the parent's memory at the time of the start."""
   lines = Path("/proc/self/status").read_text().splitlines()
   return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

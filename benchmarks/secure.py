@@ -1,7 +1,8 @@
-"""What secure aggregation costs beside training: `python -m benchmarks.secure`.
+"""The cost of secure aggregation, without training: `python -m benchmarks.secure`.
 
-A whole round of the protocol in one process, on random updates, nobody or a tenth of the clients
-being lost before they send. A client's seconds are its own; in a run in one process they add up.
+Runs a whole round of the protocol in one process, with random updates. Either no client or a tenth
+of the clients drop out before they send. A client's seconds are the time of one client; in a
+simulation the clients run one after another.
 """
 
 import argparse
@@ -19,20 +20,20 @@ from afspl_jax.federation.secure.quantise import Quantiser
 
 
 class Clock:
-  """Seconds by who spent them."""
+  """Counts the seconds of the clients and of the server."""
 
   def __init__(self) -> None:
     self.client = self.server = 0.0
 
   def at_clients(self, work: Callable[[], Any]) -> Any:
-    """Runs some clients' work."""
+    """Runs work of clients."""
     begin = time.perf_counter()
     out = work()
     self.client += time.perf_counter() - begin
     return out
 
   def at_server(self, work: Callable[[], Any]) -> Any:
-    """Runs the server's work."""
+    """Runs work of the server."""
     begin = time.perf_counter()
     out = work()
     self.server += time.perf_counter() - begin
@@ -40,10 +41,10 @@ class Clock:
 
 
 def round_of(clients: int, size: int, lost: int) -> tuple[Clock, int]:
-  """One round: its seconds, and the bytes of a masked update.
+  """Runs one round; returns its seconds and the bytes of a masked update.
 
   Raises:
-    AssertionError: the sum is not that of the updates, up to rounding.
+    AssertionError: the sum differs from the sum of the updates by more than rounding.
   """
   rng = np.random.default_rng(0)
   updates = {f"site_{i:04d}": rng.normal(size=size) / size for i in range(clients)}
@@ -53,8 +54,8 @@ def round_of(clients: int, size: int, lost: int) -> tuple[Clock, int]:
   parties = {name: Party(session, rules) for name in updates}
   quantiser = Quantiser(size, 1.0, 20, clients, 1)
   keys = clock.at_clients(lambda: {name: party.advertise() for name, party in parties.items()})
-  told = clock.at_server(lambda: server.introduce(keys))
-  sealed = clock.at_clients(lambda: {n: parties[n].share(*each) for n, each in told.items()})
+  introduced = clock.at_server(lambda: server.introduce(keys))
+  sealed = clock.at_clients(lambda: {n: parties[n].share(*each) for n, each in introduced.items()})
   given = clock.at_server(lambda: server.forward(sealed))
   there = sorted(given)[lost:]
   masked = clock.at_clients(
@@ -84,7 +85,7 @@ def main() -> None:
   parser.add_argument("--sizes", type=int, nargs="+", default=[72_708, 900_000])
   parser.add_argument("--clients", type=int, nargs="+", default=[10, 100])
   args = parser.parse_args()
-  print("| clients | numbers | lost | a client, s | the server, s | bytes of an update |")
+  print("| clients | numbers | dropped | per client, s | server, s | bytes per update |")
   print("| --- | --- | --- | --- | --- | --- |")
   for size in args.sizes:
     for clients in args.clients:

@@ -1,4 +1,4 @@
-"""Lines of results, as a table to read and as JSON to compare with."""
+"""Prints results as a Markdown table, and writes them as JSON."""
 
 import dataclasses
 import json
@@ -11,15 +11,15 @@ from benchmarks.compare import OURS, Measured, Spread
 
 @dataclass
 class Line:
-  """One kind of work, and what became of it."""
+  """The result of one kind of work."""
 
   work: str
   ours: Spread | None = None  # in `unit`
   unit: str = "s"
   ratios: dict[str, Spread] = field(default_factory=dict)  # other side's time over ours
-  floor: float | None = None  # in `unit`, below which no program gets on this machine
+  floor: float | None = None  # in `unit`: the shortest possible time on this machine
   note: str = ""
-  details: dict[str, Any] = field(default_factory=dict)  # for the JSON alone
+  details: dict[str, Any] = field(default_factory=dict)  # only in the JSON
 
 
 def compared(
@@ -31,7 +31,7 @@ def compared(
   floor: float | None = None,
   note: str = "",
 ) -> Line:
-  """A line of sides that took turns; times and floor are multiplied by `each` to be in `unit`."""
+  """Makes a line of several sides; `each` converts times and floor from seconds to `unit`."""
   times = {side: [each * x for x in seconds] for side, seconds in measured.seconds.items()}
   time = measured.time(OURS)
   return Line(
@@ -46,7 +46,7 @@ def compared(
 
 
 def markdown(title: str, lines: list[Line]) -> str:
-  """A table of the lines; of other sides, only those that took part."""
+  """Returns a table of the lines, with a column for each other side that has times."""
   sides = list(dict.fromkeys(side for line in lines for side in line.ratios))
   head = ["work", OURS, *(f"{side} / ours" for side in sides), "floor", "of the floor", ""]
   rows = [head, ["---"] * len(head)]
@@ -65,14 +65,14 @@ def markdown(title: str, lines: list[Line]) -> str:
         line.note,
       ]
     )
-  kept = [i for i in range(len(head)) if any(row[i] for row in rows[2:])]
+  used = [i for i in range(len(head)) if any(row[i] for row in rows[2:])]
   return f"### {title}\n\n" + "\n".join(
-    "| " + " | ".join(row[i] for i in kept) + " |" for row in rows
+    "| " + " | ".join(row[i] for i in used) + " |" for row in rows
   )
 
 
 def write(file: Path, machine: dict[str, Any], results: dict[str, list[Line]]) -> None:
-  """Writes all that was measured, every turn of it."""
+  """Writes all measurements, with every turn."""
   out = {name: [dataclasses.asdict(line) for line in lines] for name, lines in results.items()}
   file.write_text(json.dumps({"machine": machine, "results": out}, indent=1) + "\n")
 

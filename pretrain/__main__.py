@@ -1,7 +1,7 @@
-"""Pretrains the tiny pair that the package ships: `python -m pretrain [FOLDER]`.
+"""Pretrains the tiny CLIP and T5 that the package ships: `python -m pretrain [FOLDER]`.
 
-Deterministic: the same versions on the same kind of machine give the same weights. About half an
-hour on two cores. Writes FOLDER/clip and FOLDER/t5 in Hugging Face format.
+Deterministic: the same versions on the same kind of machine give the same weights. Takes about half
+an hour on two cores. Writes FOLDER/clip and FOLDER/t5 in Hugging Face format.
 """
 
 import argparse
@@ -21,8 +21,14 @@ T5_STEPS = 4500
 def main() -> None:
   """Parses the command line and pretrains."""
   parser = argparse.ArgumentParser(prog="python -m pretrain", description=__doc__)
-  parser.add_argument("folder", type=Path, nargs="?", default=TINY)
-  parser.add_argument("--only", choices=["clip", "t5", "scores"], help="one part alone")
+  parser.add_argument(
+    "folder", type=Path, nargs="?", default=TINY, help="default: the package's own"
+  )
+  parser.add_argument(
+    "--only",
+    choices=["clip", "t5", "scores"],
+    help="pretrain only one model, or only measure the scores",
+  )
   args = parser.parse_args()
   cpu, file = time.process_time(), args.folder / "scores.json"
   if args.only in (None, "clip"):

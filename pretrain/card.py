@@ -1,4 +1,4 @@
-"""What the tiny pair scores on its own, before any prompter: the figures of its model card."""
+"""Scores of the tiny CLIP and T5 without a prompter, for their model card."""
 
 from pathlib import Path
 
@@ -15,17 +15,17 @@ from afspl_jax.models.huggingface.weights import load_clip, load_t5
 from afspl_jax.models.t5.t5 import shift_right
 from pretrain.corpus import Corpus, embed, pretraining_scene
 
-_SEED = 1  # pretraining has 0
+_SEED = 1  # pretraining uses 0
 _SCENES = 512
 
 
 def measure(folder: Path) -> dict[str, float]:
-  """Scores FOLDER/clip and FOLDER/t5 on fresh samples of what they were pretrained on."""
+  """Scores FOLDER/clip and FOLDER/t5 on new samples of their pretraining data."""
   return _clip_scores(folder / "clip") | _t5_scores(folder / "t5")
 
 
 def _clip_scores(folder: Path) -> dict[str, float]:
-  """Image to text recall at 1 among 512 scenes, one caption each."""
+  """Returns image-to-text recall at 1 among 512 scenes with one caption each."""
   rng = np.random.default_rng(_SEED)
   scenes = [pretraining_scene(rng) for _ in range(_SCENES)]
   texts = [language.caption(scene, language.sample_style(rng), rng) for scene in scenes]
@@ -40,7 +40,7 @@ def _clip_scores(folder: Path) -> dict[str, float]:
 
 
 def _t5_scores(folder: Path) -> dict[str, float]:
-  """Loss, and answers of which every token is right, on the pretraining task."""
+  """Returns the loss, and the share of answers that are right in every token."""
   t5, corpus = load_t5(folder), Corpus(Tokenizer(folder).vocabulary)
   batch = corpus.batch(np.random.default_rng(_SEED), 1024)
 

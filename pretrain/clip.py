@@ -1,7 +1,8 @@
-"""Pretrains the tiny CLIP on generic scenes, looks and styles, none of them a site's.
+"""Pretrains the tiny CLIP on generic scenes, looks and styles that no site has.
 
-Contrastive loss (Radford et al. 2021) plus a per-patch attribute head that is thrown away: with
-the contrast alone, patch tokens of so small a model say little about shape.
+The loss is contrastive (Radford et al. 2021) plus that of a per-patch attribute head, which is then
+discarded: with the contrastive loss alone, the patch tokens of so small a model hardly encode
+shape.
 """
 
 import json
@@ -37,14 +38,14 @@ from pretrain.tokenizers import save_clip_tokenizer
 
 IMAGES = 24_000
 BATCH = 128
-PEAK = 1.5e-3
+PEAK_LR = 1.5e-3
 LENGTH = 52  # tokens of a caption
 PATCH = 8  # pixels
 GRID = SIZE // PATCH
 COMPLEMENTS = ("cyanish", "pinkish", "yellowish")
 LOOK_WORDS = ("dark", "light", "reddish", "greenish", "bluish", *COMPLEMENTS, "smooth", "grainy")
-KEPT = 40  # of the 64 patches, for the first three quarters of the steps (Li et al. 2023, FLIP)
-# OpenAI's, so that the processor's defaults hold for the tiny pair too.
+KEPT = 40  # of 64 patches, in the first three quarters of the steps (FLIP, Li et al. 2023)
+# OpenAI's values, so that the defaults of the processor are right for the tiny CLIP too.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSOR = {
   "image_processor_type": "CLIPImageProcessor",
@@ -63,7 +64,7 @@ PROCESSOR = {
 
 
 class ImageBatch(NamedTuple):
-  """Images with captions, and what each patch shows (-1: background)."""
+  """Images with captions, and the attributes of each patch (-1: background)."""
 
   pixels: Float[Array, "b h w 3"]
   ids: Int[Array, "b l"]
@@ -93,8 +94,12 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
     joint_width=128,
   )
   graph, params = nnx.split((Clip(config, rngs=nnx.Rngs(seed)), _head(nnx.Rngs(seed + 1))))
-  rate = optax.warmup_cosine_decay_schedule(0.0, PEAK, min(100, steps // 2), steps, 0.02 * PEAK)
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
+  learning_rate = optax.warmup_cosine_decay_schedule(
+    0.0, PEAK_LR, min(100, steps // 2), steps, 0.02 * PEAK_LR
+  )
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adamw(learning_rate, weight_decay=0.01)
+  )
   opt_state = optimizer.init(params)
 
   @jax.jit
@@ -122,10 +127,10 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
 
 
 def describe_look(look: Look, rng: np.random.Generator) -> str:
-  """`a dark bluish grainy image :`, as far as there is something to say, or nothing.
+  """Returns a text such as `a dark bluish grainy image :`, or "" if the look is average.
 
-  CLIP knows a kind of camera as it knows a kind of thing only if texts speak of it; a prompter's
-  choice by image features can then follow the site an image comes from.
+  CLIP learns to recognise a camera's look only if texts mention it. A prompter that chooses by
+  image features can then adapt to the site of an image.
   """
   if rng.random() < 0.4:
     return ""
@@ -143,7 +148,7 @@ def describe_look(look: Look, rng: np.random.Generator) -> str:
 
 
 class _World:
-  """Images drawn once, captioned anew each time they are met."""
+  """Images that are drawn once; each use draws a new caption."""
 
   def __init__(self, seed: int, tokenizer, all_patches_from: int):
     rng = np.random.default_rng((seed, 1))
@@ -159,7 +164,7 @@ class _World:
     self.attributes = np.stack([_attributes(scene) for scene in self.scenes])
 
   def batch(self, i: int) -> ImageBatch:
-    """The batch of step `i`."""
+    """Returns the batch of step `i`."""
     rng = np.random.default_rng((self.seed, 2, i))
     chosen = rng.choice(IMAGES, size=BATCH, replace=False)
     texts = [
@@ -195,7 +200,7 @@ def _head(rngs: nnx.Rngs) -> nnx.Linear:
 def _attribute_loss(
   logits: Float[Array, "b k classes"], labels: Int[Array, "b k 3"]
 ) -> Float[Array, ""]:
-  """Cross-entropy of colour, shape and size where a thing is, and of there being one."""
+  """Returns the loss of colour, shape and size in patches with a thing, and of its presence."""
   there = labels[..., 0] >= 0
   splits = np.cumsum([len(COLOURS), len(SHAPES), 2])
   *parts, presence = jnp.split(logits, splits, axis=-1)
@@ -209,7 +214,7 @@ def _attribute_loss(
 def _contrast(
   image: Float[Array, "b f"], text: Float[Array, "b f"], log_scale: Float[Array, ""]
 ) -> Float[Array, ""]:
-  """Symmetric InfoNCE over the batch (Radford et al. 2021, figure 3)."""
+  """Returns the symmetric InfoNCE loss of the batch (Radford et al. 2021, figure 3)."""
   image = image / jnp.linalg.norm(image, axis=-1, keepdims=True)
   text = text / jnp.linalg.norm(text, axis=-1, keepdims=True)
   logits = jnp.exp(jnp.minimum(log_scale, jnp.log(100.0))) * image @ text.T

@@ -1,10 +1,10 @@
-"""The text that the tiny T5 is pretrained on; no image is ever seen or drawn here.
+"""The text corpus on which the tiny T5 is pretrained, without images.
 
-A sample has the shape of a captioner's input: prompt slots, then content, then an instruction.
-Content is either a plain list of objects, or a *word raster*: a 4 x 4 grid of vectors, each a
-weighted bag of the words for what lies there, with noise. Mixtures of word embeddings, such as a
-linear map of image patches makes, are thereby nothing new to the encoder. Prompt slots sometimes
-hold words of another caption in the same style, so that soft prompts can set a style.
+A sample is laid out like a captioner's input: prompt slots, then content, then an instruction. The
+content is either a list of objects, or a *word raster*: a 4 x 4 grid of vectors, each a weighted,
+noisy sum of the words for the things in that cell. So the encoder learns to read mixtures of word
+embeddings, which a linear map of image patches produces. Prompt slots sometimes hold words of
+another caption in the same style, so that soft prompts can set a style.
 """
 
 from typing import Any, NamedTuple
@@ -23,12 +23,12 @@ CONTENT = 24  # positions of the raster (16 used) or of the list
 INSTRUCTION = 14
 TARGET = 44
 BAG = 10  # words mixed into one vector
-GRID = 4  # raster cells a side
+GRID = 4  # raster cells per side
 PLAIN = Style("note")
 
 
 class TextBatch(NamedTuple):
-  """Encoder inputs as bags of words, and the text to write."""
+  """Encoder inputs as bags of words, and the target text."""
 
   ids: Int[Array, "b l bag"]
   weights: Float[Array, "b l bag"]
@@ -41,23 +41,23 @@ class TextBatch(NamedTuple):
 def embed(
   embedding: Float[Array, "n d"], batch: TextBatch, key: Key[Array, ""]
 ) -> Float[Array, "b l d"]:
-  """Mixes each bag's word embeddings and adds its noise."""
+  """Returns the weighted sum of each bag's word embeddings, with noise."""
   x = jnp.einsum("blk,blkd->bld", jnp.asarray(batch.weights), embedding[batch.ids])
   return x + batch.noise[..., None] * jax.random.normal(key, x.shape)
 
 
 class Corpus:
-  """Draws samples; equal seeds draw equal samples.
+  """Draws samples; equal seeds give equal samples.
 
   Args:
-    vocabulary: piece to id, of the T5 tokenizer.
+    vocabulary: ids of the T5 tokenizer by piece.
   """
 
   def __init__(self, vocabulary: dict[str, int]):
     self.vocabulary = vocabulary
 
   def ids(self, text: str) -> list[int]:
-    """The ids of a text of known words; what the tokenizer gives, only faster."""
+    """Returns the ids of a text of known words; equals the tokenizer, but faster."""
     return [self.vocabulary[f"▁{word}"] for word in text.split()]
 
   def batch(self, rng: np.random.Generator, size: int) -> TextBatch:
@@ -91,7 +91,7 @@ class Corpus:
     out.target_weights[row, : len(ids)] = weight
 
   def _task(self, scene: Scene, style: Style, rng: np.random.Generator) -> tuple[str, str, float]:
-    """Instruction, target and weight of each target token; short answers weigh more."""
+    """Returns instruction, target, and weight per target token; short answers weigh more."""
     draw = rng.random()
     if draw < 0.55:
       options = language.CAPTION_INSTRUCTIONS
@@ -108,7 +108,7 @@ class Corpus:
     )
 
   def _style_hint(self, out: Any, row: int, style: Style, rng: np.random.Generator) -> None:
-    """Fills the prompt slots: with a caption in `style`, with words at random, or not at all."""
+    """Fills the prompt slots with a caption in `style`, with random words, or with nothing."""
     draw = rng.random()
     if draw < 0.2:
       return
@@ -120,7 +120,7 @@ class Corpus:
       words = words[start : start + SLOTS]
     else:
       words = list(rng.integers(3, len(self.vocabulary), size=SLOTS))
-    # Each slot may also carry some of its neighbours, as trained prompts mix words.
+    # Each slot also has some of another word, because trained prompts mix words.
     out.ids[row, :SLOTS, 0] = words
     out.weights[row, :SLOTS, 0] = rng.uniform(0.6, 1.4, size=SLOTS)
     out.ids[row, :SLOTS, 1] = rng.permutation(words)
@@ -131,11 +131,11 @@ class Corpus:
   def _raster(
     self, out: Any, row: int, scene: Scene, style: Style, rng: np.random.Generator
   ) -> None:
-    """Places each thing's words in the cells that it touches."""
+    """Adds each thing's words to the cells that it touches."""
     cells = slice(SLOTS, SLOTS + GRID * GRID)
     out.mask[row, cells] = True
     out.noise[row, cells] = rng.uniform(0.05, 0.6)
-    # A map trained on all sites' texts mixes their synonyms; here now one, now the other.
+    # A map that is trained on all sites' texts mixes synonyms: choose one at random.
     used = np.zeros(GRID * GRID, int)
     scale = rng.uniform(0.7, 1.4)
     placed = rng.random() < 0.8
@@ -165,7 +165,7 @@ class Corpus:
 
 
 def pretraining_scene(rng: np.random.Generator) -> Scene:
-  """A scene that no site will ever hold."""
+  """Draws a scene that no site has."""
   while True:
     scene = sample_scene(rng)
     if scene.split == "pretrain":

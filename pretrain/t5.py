@@ -1,4 +1,4 @@
-"""Pretrains the tiny T5 on text alone (T5 v1.1: gated gelu_new, untied head)."""
+"""Pretrains the tiny T5 on text (T5 v1.1: gated gelu_new, untied head)."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from pretrain.prefetch import prefetch
 from pretrain.tokenizers import save_t5_tokenizer
 
 BATCH = 48
-PEAK = 6e-4  # of the matrices; at 2e-3 attributes never bind to their objects
-# T5's own initialisation gives these leaves other scales than a matrix, so each has its own rate.
-RATES = {"matrix": 1.0, "embedding": 15.0, "bias": 50.0, "norm": 5.0}
+PEAK_LR = 6e-4  # of matrices; at 2e-3 the model does not learn which object has an attribute
+# Factors of the learning rate: T5's initialisation gives these leaves other scales than matrices.
+LR_FACTORS = {"matrix": 1.0, "embedding": 15.0, "bias": 50.0, "norm": 5.0}
 
 
 def pretrain(folder: Path, steps: int, seed: int) -> float:
-  """Trains, writes a Hugging Face checkpoint folder, and returns the last loss (nats a token)."""
+  """Trains, writes a Hugging Face checkpoint folder, and returns the last loss (nats per token)."""
   save_t5_tokenizer(folder)
   vocabulary = Tokenizer(folder).vocabulary
   corpus = Corpus(vocabulary)
@@ -42,7 +42,7 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
     scaled_head=False,
   )
   graph, params = nnx.split(T5(config, rngs=nnx.Rngs(seed)))
-  # T5 draws the head at scale 1, made for a batch of thousands: at ours it never calms down.
+  # T5 initialises the head at scale 1, for batches of thousands; with ours that does not converge.
   params["head"].set_value(params["head"][...] * config.width**-0.5)
   optimizer = _optimizer(params, steps)
   opt_state = optimizer.init(params)
@@ -75,7 +75,9 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
 
 
 def _optimizer(params, steps: int) -> optax.GradientTransformation:
-  schedule = optax.warmup_cosine_decay_schedule(0.0, PEAK, min(100, steps // 2), steps, 0.02 * PEAK)
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, PEAK_LR, min(100, steps // 2), steps, 0.02 * PEAK_LR
+  )
 
   def label(path, leaf) -> str:
     name = jax.tree_util.keystr(path)
@@ -87,7 +89,7 @@ def _optimizer(params, steps: int) -> optax.GradientTransformation:
 
   labels = jax.tree_util.tree_map_with_path(label, params)
   groups = {
-    name: optax.adam(lambda step, rate=rate: rate * schedule(step), b2=0.98)
-    for name, rate in RATES.items()
+    name: optax.adam(lambda step, factor=factor: factor * schedule(step), b2=0.98)
+    for name, factor in LR_FACTORS.items()
   }
   return optax.chain(optax.clip_by_global_norm(1.0), optax.partition(groups, labels))

@@ -1,6 +1,6 @@
-"""Tokenizers of the tiny pair, in Hugging Face format: one token a word of the shapes language.
+"""Tokenizers of the tiny CLIP and T5, in Hugging Face format: one token per word.
 
-Words are listed, not learned: a trainer sees a small corpus as letters.
+The words are listed: from so small a corpus, a trainer would learn single letters.
 """
 
 import functools
@@ -19,7 +19,7 @@ _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:?!()'-"
 
 @functools.cache
 def words() -> tuple[str, ...]:
-  """Every word and mark that the shapes language uses, most frequent first."""
+  """Returns every word and punctuation mark of the shapes language, most frequent first."""
   rng = np.random.default_rng(0)
   counts: dict[str, int] = {}
   texts = [*language.CAPTION_INSTRUCTIONS, "list all objects .", "fill in the blank ."]
@@ -51,8 +51,11 @@ def save_t5_tokenizer(folder: Path) -> None:
 
 
 def save_clip_tokenizer(folder: Path, more: tuple[str, ...] = ()) -> None:
-  """Writes a byte-level BPE tokenizer as CLIP's, trained until each word, and of `more`, is one
-  token.
+  """Writes a byte-level BPE tokenizer like CLIP's, in which every word is one token.
+
+  Args:
+    folder: for the files; created if missing.
+    more: words beyond those of the shapes language.
   """
   letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
   backend = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -63,7 +66,7 @@ def save_clip_tokenizer(folder: Path, more: tuple[str, ...] = ()) -> None:
     end_of_word_suffix="</w>",
     show_progress=False,
   )
-  # Each word has a count of its own, so that few merges are tied.
+  # Each word has a different count, so that few merges are tied.
   known = [*words(), *(word for word in more if word not in words())]
   backend.train_from_iterator([" ".join([w] * (2 + i)) for i, w in enumerate(known)], trainer)
   trained = json.loads(backend.to_str())["model"]

@@ -15,7 +15,7 @@ from afspl_jax.federation.server import server_app
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.runs import run
 from afspl_jax.runs.prepare import Setup
-from afspl_jax.storage.run_folder import read_lines
+from afspl_jax.storage.run_lines import read_lines
 from afspl_jax.types import Params
 
 FIELDS = {

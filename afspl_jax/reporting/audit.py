@@ -14,18 +14,18 @@ from afspl_jax.errors import UserError
 from afspl_jax.federation.protocol import disclosure_list
 from afspl_jax.federation.protocol.logged_values import Line, is_array, said
 from afspl_jax.storage.client_status import Outcome, parse_status
-from afspl_jax.storage.json_forms import Form, misfit
+from afspl_jax.storage.json_shape import JsonShape, find_mismatch
 from afspl_jax.storage.json_text import parse
-from afspl_jax.storage.run_folder import WIRE, read_clients, read_lines
+from afspl_jax.storage.run_lines import WIRE, read_clients, read_lines
 
 _FOLDERS = (".", "sites", "nodes/*")  # of clients: this process's, of local-net, of `flwr run`
 _MOST_VALUES = 1000  # texts of one name that are kept
-_STRUCTURE: Form = {
+_STRUCTURE: JsonShape = {
   "structure": str,
   "leaves": [{"name": str, "rows": int, "width": int, "dtype": str}],
 }
-_NO_ARRAY: Form = {"shape?": ()}
-_ENTRY: Form = (
+_NO_ARRAY: JsonShape = {"shape?": ()}
+_ENTRY: JsonShape = (
   {"dtype": str, "shape": [int], "bytes": int},
   {"list": int, "of": str, **_NO_ARRAY},
   {"text": str, "length": int, **_NO_ARRAY},
@@ -35,7 +35,7 @@ _ENTRY: Form = (
   str,
   bool,
 )
-_LINE: Form = {
+_LINE: JsonShape = {
   "round": int,
   "client": str,
   "type": str,
@@ -118,7 +118,7 @@ def _departures(file: Path) -> Iterator[Line]:
   leaves: dict[str, Any] = {}
   for number, line in enumerate(read_lines(file), start=1):
     begins = "leaves" in line  # what a client's answers are made of
-    if fault := misfit(line, _STRUCTURE if begins else _LINE):
+    if fault := find_mismatch(line, _STRUCTURE if begins else _LINE):
       raise UserError(
         f"{file}:{number}: expected what left a client, as it writes it; got {str(line)[:60]},"
         f" where {fault}. Somebody changed the record"

@@ -10,7 +10,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.reporting.text_table import columns
 from afspl_jax.storage.client_status import Outcome, parse_status
 from afspl_jax.storage.json_text import parse
-from afspl_jax.storage.run_folder import read_clients, read_metrics
+from afspl_jax.storage.run_lines import read_clients, read_metrics
 
 Line = Mapping[str, Any]
 

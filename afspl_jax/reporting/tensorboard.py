@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from afspl_jax.errors import UserError
-from afspl_jax.storage.run_folder import METRICS, read_lines
+from afspl_jax.storage.run_lines import METRICS, read_lines
 from afspl_jax.types import Source
 
 _EXAMPLES = 4  # of the validation split, shown with what is said of them

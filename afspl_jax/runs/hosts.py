@@ -1,15 +1,15 @@
-"""A federation over a network: what the server's host runs, what a site runs, and a rehearsal.
+"""A federation over a network: the server's command, a site's command, and both on one host.
 
-Every host runs one command, and that one process tree. The server's is a SuperLink, Flower's, and
-this process with the round loop. A site's is a SuperNode, Flower's, and this process, which loads
-the backbones and compiles the step once and answers what the SuperNode fetches. Both run what is
-installed on them: nothing that arrives over the wire is executed.
+The server's command starts Flower's SuperLink and runs the round loop. A site's command starts
+Flower's SuperNode, loads the backbones, compiles the training step once, and answers the messages
+that the SuperNode fetches. Both execute only what is installed on their host, and nothing that
+arrives over the network.
 """
 
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from afspl_jax.federation.secure.site import masking_of
 from afspl_jax.federation.server.rounds import Plan, Progress, run_rounds
 from afspl_jax.federation.transport import certificates, site_keys
 from afspl_jax.federation.transport.connection import free_port
-from afspl_jax.federation.transport.executors import RunLost, open_grid, serve
+from afspl_jax.federation.transport.executors import RunLost, answer_messages, open_grid
 from afspl_jax.federation.transport.parent_process import end_with_parent
 from afspl_jax.federation.transport.superlink import SuperLink
 from afspl_jax.federation.transport.supernode import Credentials, SuperNode
@@ -39,112 +39,122 @@ from afspl_jax.runs.validate import check, check_networked
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
 
-SITES = "sites"  # in a server's folder of keys: the public keys of its sites
+SITES = "sites"  # subfolder of the server's keys, with the public keys of the sites
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]  # gets each message for the user
 
 
-def federate(launch: Launch, say: Say = tqdm.write) -> dict[str, dict[str, Any]]:
-  """Runs the server's side of an experiment, or what is left of it, and scores its last prompter.
+def federate(launch: Launch, notify: Notify = tqdm.write) -> dict[str, dict[str, Any]]:
+  """Runs the remaining rounds of an experiment as its server, and scores the final prompter.
 
   Args:
-    launch: of a server, whose sites are on other hosts, or of a "local-net", which starts them on
-      this host, over TLS and with keys, in one process with one copy of the models.
-    say: tells the user what happens.
+    launch: the command line. With the role "server" the sites are on other hosts. With "local-net"
+      they are on this host, in one process with one copy of the models, over TLS and with keys.
+    notify: gets each message for the user.
 
   Returns:
-    The lines of metrics.jsonl about the test split, by their name for it.
+    The lines of metrics.jsonl about the test split, by their name in it.
 
   Raises:
-    UserError: a mistake in the flags, missing keys, or a port that cannot be used.
-    Stopped: too few sites or valid replies, or the SuperLink was lost again and again.
+    UserError: a mistake in the flags, missing keys, or a port in use.
+    Stopped: too few sites or valid replies, or the SuperLink was lost repeatedly.
   """
   check_networked(launch.config, f"--role={launch.role}")
-  carry = (_rehearsed if launch.role == "local-net" else _served)(launch, say)
-  return run.federate(launch.config, launch.workdir, say=say, carry=carry, splits=SCORED)
+  carry = (_local_sites if launch.role == "local-net" else _remote_sites)(launch, notify)
+  return run.federate(launch.config, launch.workdir, say=notify, carry=carry, splits=SCORED)
 
 
-def _served(launch: Launch, say: Say) -> run.Carrier:
-  """Brings a plan's rounds to sites on other hosts."""
+def _remote_sites(launch: Launch, notify: Notify) -> run.Carrier:
+  """Returns a function that runs a plan's rounds with sites on other hosts."""
   host, _, port = launch.superlink.rpartition(":")
-  server_keys, public = None, list[Path]()
+  tls, public_keys = None, list[Path]()
   if launch.insecure:
-    say("--insecure: no TLS and no keys. Whoever reaches the port can read and take part")
+    notify("--insecure: no TLS and no keys. Anyone who reaches the port can read and take part")
   else:
-    server_keys = certificates.read_server_keys(launch.keys)
-    public = sorted((launch.keys / SITES).glob("*.pub"))
-    if not public:
+    tls = certificates.read_tls_files(launch.keys)
+    public_keys = sorted((launch.keys / SITES).glob("*.pub"))
+    if not public_keys:
       raise UserError(
         f"{launch.keys / SITES}: expected the public keys of the sites, SITE.pub; got none."
-        " A site makes its own with: afspl keys site NAME"
+        " Each site makes one with: afspl keys site NAME"
       )
 
   def carry(setup: Setup, plan: Plan, progress: Progress) -> Params:
     folder = plan.folder.path / "superlink"
-    with SuperLink(folder, host.strip("[]"), int(port), server_keys, say) as superlink:
-      for file in public:
+    with SuperLink(folder, host.strip("[]"), int(port), tls, notify) as superlink:
+      for file in public_keys:
         superlink.register(file)
-      say(f"listening on {launch.superlink}; {len(public) or 'any'} sites may take part")
-      return _carry(superlink, plan, setup.config.data.num_clients, progress)
+      notify(f"listening on {launch.superlink}; {len(public_keys) or 'any'} sites may take part")
+      return _run_rounds(superlink, plan, setup.config.data.num_clients, progress)
 
   return carry
 
 
-_LOSSES = 3  # in a row, without a round in between
+_MAX_LOSSES = 3  # of the SuperLink, without a finished round in between
 
 
-def _carry(superlink: SuperLink, plan: Plan, num_sites: int, progress: Progress) -> Params:
-  lost, last = 0, -1
+def _run_rounds(superlink: SuperLink, plan: Plan, num_sites: int, progress: Progress) -> Params:
+  """Runs a plan's rounds; starts a new run from the checkpoint if the SuperLink loses the run."""
+  losses, last = 0, -1
   while True:
     try:
       with open_grid(superlink) as grid:
         return run_rounds(grid, plan, num_sites, progress)
     except RunLost as error:
       done = max((line["round"] for line in plan.folder.metrics()), default=-1)
-      lost, last = (lost + 1 if done == last else 1), done
-      if lost == _LOSSES:
+      losses, last = (losses + 1 if done == last else 1), done
+      if losses == _MAX_LOSSES:
         raise
-      progress.waiting(f"going on from the last checkpoint: {error}")
+      progress.waiting(f"continuing from the last checkpoint: {error}")
 
 
-def join(launch: Launch, say: Say = tqdm.write) -> None:
-  """Takes part as one site until it is interrupted.
+def join_federation(launch: Launch, notify: Notify = tqdm.write) -> None:
+  """Takes part in a federation as one site, until interrupted.
 
   Raises:
-    UserError: a mistake in the flags, keys that do not fit, or data that is missing.
+    UserError: a mistake in the flags, wrong keys, or missing data.
   """
   check_networked(launch.config, f"--role={launch.role}")
   credentials = None
   if launch.insecure:
-    say("--insecure: no TLS and no key. What is sent can be read on its way")
+    notify("--insecure: no TLS and no key. Others on the network can read the messages")
   else:
     credentials = Credentials(launch.keys / "ca.crt", launch.keys / f"{launch.site}.key")
-  site = launch.site if launch.own_data else ""
+  only_site = launch.site if launch.own_data else ""
   with RunFolder.open(launch.workdir, to_dict(launch.config)) as folder:
-    _take_part(launch.config, folder, [launch.site], launch.superlink, [credentials], site, say)
+    sites = {launch.site: credentials}
+    _answer_for_sites(launch.config, folder, sites, launch.superlink, only_site, notify)
 
 
-def _take_part(
+def _answer_for_sites(
   config: Experiment,
   folder: RunFolder,
-  names: Sequence[str],
+  sites: Mapping[str, Credentials | None],
   superlink: str,
-  credentials: Sequence[Credentials | None],
-  owner: str,
-  say: Say,
+  only_site: str,
+  notify: Notify,
 ) -> None:
-  """Answers for some sites, over one copy of the models."""
+  """Answers the messages to some sites, with one copy of the models.
+
+  Args:
+    config: the experiment.
+    folder: the sites' run folder.
+    sites: names and credentials; None: without TLS.
+    superlink: HOST:PORT of the server.
+    only_site: the site whose own data all of the local data is; "": the data is partitioned.
+    notify: gets each message for the user.
+  """
   check(config)
   keep_compiled()
   inputs = find(config, TRAINED)
-  setup = prepare(config, inputs, ClientStore(folder.path / "clients"), site=owner)
-  folder.agree_on(setup.facts)
+  setup = prepare(config, inputs, ClientStore(folder.path / "clients"), site=only_site)
+  folder.require_same(setup.facts)
   assert setup.trainer is not None, "there is data to train on"
   known = sorted(setup.clients["train"])
-  if missing := sorted(set(names) - set(known)):
+  if missing := sorted(set(sites) - set(known)):
     raise UserError(
-      f"--site: expected one of {', '.join(known)}, who share this experiment's data; got"
-      f" {missing[0]!r}. For data of your own, say where it is: --data=FOLDER"
+      f"--site: expected one of {', '.join(known)}, the sites of this experiment's data; got"
+      f" {missing[0]!r}. To use your own data, give its folder: --data=FOLDER"
     )
   clipping = clipping_of(config, folder.path / "clients")
   app = LoggedApp(
@@ -154,41 +164,42 @@ def _take_part(
   )
   with ExitStack() as stack:
     nodes = []
-    for name, own in zip(names, credentials, strict=True):
-      at = folder.path / "supernode" / name
-      node = SuperNode(at, superlink, name, own, {"partition-id": known.index(name)}, say)
+    for name, credentials in sites.items():
+      node_folder = folder.path / "supernode" / name
+      node_config = {"partition-id": known.index(name)}
+      node = SuperNode(node_folder, superlink, name, credentials, node_config, notify)
       nodes.append(stack.enter_context(node))
       examples = len(setup.clients["train"][name])
-      say(f"{name}: ready with {examples} examples; its data and own prompt stay here")
+      notify(f"{name}: ready with {examples} examples; its data and local prompt stay here")
     if setup.trainer.private_batches:
-      say(setup.trainer.private_batches.spent_text())
-    serve(app, nodes)
+      notify(setup.trainer.private_batches.spent_text())
+    answer_messages(app, nodes)
 
 
-def _rehearsed(launch: Launch, say: Say) -> run.Carrier:
-  """Brings a plan's rounds to sites on this host."""
+def _local_sites(launch: Launch, notify: Notify) -> run.Carrier:
+  """Returns a function that runs a plan's rounds with sites on this host."""
 
   def carry(setup: Setup, plan: Plan, progress: Progress) -> Params:
     config, folder = setup.config, plan.folder.path
-    where = folder / "keys"
-    if not (where / "server.pem").exists():
-      certificates.make_server_keys(where, [])
-    names = _names_of_sites(config)
+    keys = folder / "keys"
+    if not (keys / "server.pem").exists():
+      certificates.make_tls_files(keys, [])
+    names = _site_names(config)
     for name in names:
-      if not (where / f"{name}.key").exists():
-        site_keys.make_site_key(where, name)
+      if not (keys / f"{name}.key").exists():
+        site_keys.make_site_key(keys, name)
     port = free_port()
-    server_keys = certificates.read_server_keys(where)
-    with SuperLink(folder / "superlink", "127.0.0.1", port, server_keys, say) as superlink:
+    tls = certificates.read_tls_files(keys)
+    with SuperLink(folder / "superlink", "127.0.0.1", port, tls, notify) as superlink:
       for name in names:
-        superlink.register(where / f"{name}.pub")
+        superlink.register(keys / f"{name}.pub")
       context = multiprocessing.get_context("spawn")
       sites = context.Process(
-        target=_rehearse, args=(config, folder, names, where, f"127.0.0.1:{port}")
+        target=_sites_process, args=(config, folder, names, keys, f"127.0.0.1:{port}")
       )
       sites.start()
       try:
-        return _carry(superlink, plan, len(names), progress)
+        return _run_rounds(superlink, plan, len(names), progress)
       finally:
         sites.terminate()
         sites.join()
@@ -196,23 +207,23 @@ def _rehearsed(launch: Launch, say: Say) -> run.Carrier:
   return carry
 
 
-def _names_of_sites(config: Experiment) -> list[str]:
-  """The names of an experiment's sites, as its data is split over them."""
+def _site_names(config: Experiment) -> list[str]:
+  """Returns the names of an experiment's sites, by the partition of its data."""
   source = open_source(config.data, "train")
   examples = {"train": [source[i] for i in range(len(source))]}
   return sorted(partition(examples, config.data, config.seed)["train"])
 
 
-def _rehearse(
-  config: Experiment, folder: Path, names: Sequence[str], where: Path, superlink: str
+def _sites_process(
+  config: Experiment, folder: Path, names: Sequence[str], keys: Path, superlink: str
 ) -> None:
-  """The process of the sites; ends with its parent."""
+  """Runs in the process of the sites, which ends with its parent."""
   end_with_parent()
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
   signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-  credentials = [Credentials(where / "ca.crt", where / f"{name}.key") for name in names]
+  sites = {name: Credentials(keys / "ca.crt", keys / f"{name}.key") for name in names}
   try:
     with RunFolder.open(folder / SITES, to_dict(config)) as opened:
-      _take_part(config, opened, names, superlink, credentials, "", tqdm.write)
+      _answer_for_sites(config, opened, sites, superlink, "", tqdm.write)
   except UserError as error:
     sys.exit(f"sites: {error}")

@@ -29,7 +29,7 @@ from afspl_jax.models.captioner import Captioner, leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.prompter.local import join, split
 from afspl_jax.runs.frozen import load_pair, make_prompter
-from afspl_jax.storage.run_folder import version
+from afspl_jax.storage.versions import installed_version
 from afspl_jax.training.train_step import make_mesh, replicate
 from afspl_jax.types import Example, Params, Source
 
@@ -76,7 +76,7 @@ class Setup:
     if config["secure"]["aggregation"]:  # its numbers are as wide as the largest weight asks for
       common["fed"]["max_examples"] = config["fed"]["max_examples"]
     terms = {
-      "version": version("afspl_jax"),
+      "version": installed_version("afspl_jax"),
       "backbones": self.facts["backbones"],
       "config": common | {"seed": config["seed"]},
     }

@@ -98,12 +98,12 @@ def federate(
   inputs = find(config, splits)
   with RunFolder.open(workdir, to_dict(config)) as folder, TensorBoard(folder.path) as board:
     setup = prepare(config, inputs, ClientStore(folder.path / "clients"))
-    folder.agree_on(setup.facts)
+    folder.require_same(setup.facts)
     if setup.clients:
       examples = {name: split.examples for name, split in setup.splits.items()}
       how = config.data, config.seed, setup.facts["data"]
       record(folder.path, examples, setup.clients, *how)
-    folder.note({"devices": _devices()})
+    folder.record_place({"devices": _devices()})
     say(_summary(setup))
     checkpoints = Checkpoints(folder.path / "checkpoints")
     validation = setup.splits["validation"]
@@ -115,7 +115,7 @@ def federate(
     def evaluate(round: int, shared: Params) -> dict[str, float] | None:
       if round % config.eval.every and round != config.fed.rounds:
         return None
-      file = folder.predictions(round)
+      file = folder.predictions_file(round)
       return setup.evaluator.scores(setup.whole(shared), validation, scored, file)
 
     try:

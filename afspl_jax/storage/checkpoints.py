@@ -1,4 +1,4 @@
-"""What a run needs to go on after its last finished round, on disk (Orbax)."""
+"""Checkpoints of a run: its state after a finished round, on disk (Orbax)."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from afspl_jax.config.experiment import differences
 from afspl_jax.errors import UserError
 from afspl_jax.storage.pytrees import named_leaves
 
-_KEEP = 2  # the newest, and one to fall back on by hand if the disk spoils it
+_KEEP = 2  # the newest, and one for the user to go back to if the disk damages the newest
 
 
 class CheckpointError(UserError):
@@ -24,15 +24,15 @@ class CheckpointError(UserError):
 
 
 class Checkpoints:
-  """The checkpoints of one run: a folder per round, each complete or not there at all.
+  """The checkpoints of one run: a folder per round, each complete or absent.
 
-  Orbax writes to a temporary folder and renames it, so that a process killed while saving leaves
-  the round before as the newest.
+  Orbax writes to a temporary folder and renames it. If the process is killed while saving, the
+  previous round stays the newest.
 
   Args:
-    folder: of the run's checkpoints.
-    read_only: changes nothing in the folder, where another process may be saving, and no error says
-      to delete anything.
+    folder: the run's folder of checkpoints.
+    read_only: change nothing in the folder, where another process may be saving; errors do not
+      advise to delete anything.
   """
 
   def __init__(self, folder: Path | str, *, read_only: bool = False):
@@ -47,7 +47,7 @@ class Checkpoints:
     try:
       if not read_only:
         self.folder.mkdir(parents=True, exist_ok=True)
-      # Orbax warns that a folder is read-only where that was asked for.
+      # Orbax warns about a read-only folder even if it was asked for one.
       with _quiet() if read_only else contextlib.nullcontext():
         self._manager = ocp.CheckpointManager(self.folder, options=options)
     except OSError as error:
@@ -57,14 +57,14 @@ class Checkpoints:
       ) from error
 
   def save(self, round: int, state: Any) -> None:
-    """Saves the state after a round; returns when it is on disk.
+    """Saves the state after a round; it is on disk on return.
 
     Args:
-      round: the round that is finished.
+      round: the finished round.
       state: nested dicts of arrays of any dtype, or of numbers.
 
     Raises:
-      CheckpointError: the disk refuses.
+      CheckpointError: the checkpoint cannot be written.
     """
     state = jax.tree.map(np.asarray, jax.device_get(state))
     try:
@@ -77,30 +77,30 @@ class Checkpoints:
         force=True,
       )
       self._manager.wait_until_finished()
-    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
-      why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError
+      reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
       free = shutil.disk_usage(self.folder).free
       raise CheckpointError(
         f"{self.folder / str(round)}: expected to write a checkpoint; got ({free:,} bytes free):"
-        f" {why}. Free the disk and start the same command again to go on"
+        f" {reason}. Free the disk and start the same command again to go on"
       ) from error
 
   def rounds(self) -> list[int]:
-    """The rounds that have a checkpoint, oldest first."""
+    """Returns the rounds with a checkpoint, oldest first."""
     return sorted(self._manager.all_steps())
 
   def restore(self, template: Any, round: int | None = None) -> tuple[int, Any] | None:
-    """The checkpoint of a round, by default the newest.
+    """Reads the checkpoint of a round, by default the newest.
 
     Args:
-      template: a state with the structure, shapes and dtypes that are expected.
-      round: one of `rounds`.
+      template: a state with the expected structure, shapes and dtypes.
+      round: one of `rounds()`.
 
     Returns:
-      Its round and state with NumPy leaves, or None before the first checkpoint.
+      The round and its state with NumPy leaves; None before the first checkpoint.
 
     Raises:
-      CheckpointError: the newest is damaged or is of another model.
+      CheckpointError: the checkpoint is damaged or belongs to another model.
     """
     round = self._manager.latest_step() if round is None else round
     if round is None:
@@ -108,26 +108,26 @@ class Checkpoints:
     where = self.folder / str(round)
     template = jax.tree.map(np.asarray, jax.device_get(template))
     try:
-      # Orbax casts to the template's dtypes, keeps other shapes than the template's and does not
-      # see a changed byte, all without a word: hence the proof.
+      # Orbax casts to the template's dtypes, returns shapes that differ from the template's, and
+      # does not detect a changed byte, all without an error. The proof detects these.
       proof = self._restore(round, proof=ocp.args.JsonRestore())["proof"]
       changed = differences(proof["leaves"], _leaves(template))
       if changed:
         raise ValueError(f"other params: {'; '.join(changed)}")
       state = self._restore(round, state=ocp.args.StandardRestore(template))["state"]
       if proof["sha256"] != _sha256(state):
-        raise ValueError("its bytes are not those that were saved")
+        raise ValueError("bytes that differ from the saved ones")
     except Exception as error:
       advice = "Delete that folder to go on from the checkpoint before it"
-      if self._read_only:  # it may be whole, and the run another
-        advice = "Leave that folder where it is. Another round's may be whole: --round=N"
+      if self._read_only:  # it may be undamaged and of another run
+        advice = "Leave that folder where it is. Another round may be undamaged: --round=N"
       raise CheckpointError(
         f"{where}: expected a checkpoint of this model; got: {str(error).strip()[:300]}. {advice}"
       ) from error
     return round, state
 
   def close(self) -> None:
-    """Waits for what is being written, and frees what Orbax holds."""
+    """Waits for unfinished writes, and frees the resources of Orbax."""
     self._manager.close()
 
   def _restore(self, round: int, **items: Any) -> Any:
@@ -146,7 +146,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _leaves(state: Any) -> dict[str, str]:
-  """Dtype and shape of every leaf, by path."""
+  """Returns the dtype and shape of every leaf, by path."""
   return {name: f"{leaf.dtype}{leaf.shape}" for name, leaf in named_leaves(state).items()}
 
 

@@ -1,27 +1,27 @@
-"""JSON from outside: nested so little that whoever shows, compares or hashes it comes to an end."""
+"""Parses JSON from outside, with a limit on its nesting."""
 
 import json
 from typing import Any
 
-DEEPEST = 64  # what data sets, models and runs write is a tenth of it
+MAX_DEPTH = 64  # data sets, models and runs need a tenth of it
 
 
 def parse(text: str | bytes) -> Any:
-  """The value of a JSON text.
+  """Parses a JSON text.
 
-  Python's own parser takes values as deep as its stack allows, and `repr` of such a value, called
-  from a little further up the stack, then ends in a RecursionError.
+  Python's own parser accepts values as deep as its stack allows. Showing, comparing or hashing such
+  a value can then raise a RecursionError.
 
   Raises:
-    ValueError: it is no JSON, cannot be decoded, has an integer of more digits than Python
-      converts, or is nested more than `DEEPEST` deep.
+    ValueError: the text is not JSON, cannot be decoded, has an integer of more digits than Python
+      converts, or is nested more than `MAX_DEPTH` deep.
   """
   try:
     value = json.loads(text)
   except RecursionError:
     raise ValueError("values nested too deep") from None
   level = [value] if isinstance(value, dict | list) else []
-  for _ in range(DEEPEST + 1):
+  for _ in range(MAX_DEPTH + 1):
     if not level:
       return value
     level = [
@@ -30,4 +30,4 @@ def parse(text: str | bytes) -> Any:
       for inner in (outer.values() if isinstance(outer, dict) else outer)
       if isinstance(inner, dict | list)
     ]
-  raise ValueError(f"values nested more than {DEEPEST} deep")
+  raise ValueError(f"values nested more than {MAX_DEPTH} deep")

@@ -1,56 +1,32 @@
-"""A run's folder: what was asked, what was measured, and one process at a time in it.
+"""A run's folder, open for one process at a time: its settings and the lines that it writes.
 
-Killed at any moment and started again, a run ends with the same lines as one never interrupted:
-lines of a round are on disk before its checkpoint is, and `rewind` drops those of rounds that
-have none.
+A run that is killed at any moment and started again writes the same lines as one that was not
+interrupted: the lines of a round are on disk before its checkpoint, and `rewind` deletes the lines
+of rounds without a checkpoint.
 """
 
 import contextlib
 import fcntl
-import importlib.metadata
 import json
-import math
 import os
-import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from afspl_jax.config.experiment import differences
 from afspl_jax.errors import UserError
 from afspl_jax.storage.atomic_files import append_text, write_text
-from afspl_jax.storage.json_forms import Form, misfit
 from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.run_lines import CLIENTS, METRICS, RunLine, read_lines, to_text
+from afspl_jax.storage.versions import installed_versions
 
-METRICS, CLIENTS = "metrics.jsonl", "clients.jsonl"
-_SCORED: Form = {"round": int, "split": str, "*": (float, None)}
-_TRAINED = _SCORED | {"seconds": float, "bytes_up": float, "bytes_down": float}
-_ANSWERED: Form = {
-  "round": int,
-  "client": str,
-  "status": str,
-  "num_examples": (int, None),
-  "loss": (float, None),
-  "bytes_up": int,
-  "seconds?": float,
-}
-WIRE = "wire.jsonl"  # what left the clients; never rewound (federation/wire_record.py)
-_TRIES, _PAUSE = 4, 0.05  # seconds between them
-_PACKAGES = (
-  "afspl_jax",
-  "jax",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "flwr",
-  "transformers",
-  "numpy",
-)
+_CONFIG, _LOCK = "config.json", "lock"
+_LOCK_TRIES, _LOCK_PAUSE = 4, 0.05  # seconds between tries
 
 
 class RunFolder:
-  """An open run's folder; holds its lock until closed or until the process ends."""
+  """A run's open folder. It is locked until it is closed or the process ends."""
 
   def __init__(self, path: Path, lock: int):
     self.path = path
@@ -58,22 +34,21 @@ class RunFolder:
 
   @classmethod
   def open(cls, path: Path | str, config: dict[str, Any]) -> "RunFolder":
-    """Creates a run's folder, or opens that of a run which is to go on.
+    """Creates a run's folder, or opens the folder of a run that is to continue.
 
-    Quick, so that it can come before the loading of models and data, which takes long.
+    It is fast, and so can come before models and data are loaded.
 
     Args:
       path: the folder.
-      config: the resolved config, as plain nested values; kept in config.json.
+      config: the resolved config as plain nested values, for config.json.
 
     Raises:
-      UserError: the folder cannot be written, another process runs in it, or it is of a run
-        with another config; one line that names the fields.
+      UserError: the folder is not writable, another process uses it, or its run has another config.
     """
     path = Path(path).absolute()
     try:
       path.mkdir(parents=True, exist_ok=True)
-      lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+      lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
       raise UserError(
         f"{path}: expected a folder that can be written; got: {error}. Choose another --workdir"
@@ -81,78 +56,79 @@ class RunFolder:
     with contextlib.ExitStack() as unless_opened:
       unless_opened.callback(os.close, lock)
       try:
-        # The system drops the lock with the process, however it ends: nothing is left to clean up.
-        _lock(lock)
+        # The system releases the lock when the process ends, in whatever way.
+        _acquire(lock)
       except BlockingIOError as error:
         raise UserError(
           f"{path}: expected no other process in this run's folder; one is running. "
           "Wait for it, or choose another --workdir"
         ) from error
-      _agree(path, {"config": json.loads(json.dumps(config))})
+      _require_same(path, {"config": json.loads(json.dumps(config))})
       unless_opened.pop_all()
     return cls(path, lock)
 
-  def agree_on(self, facts: dict[str, Any]) -> None:
-    """Holds fast what else must be the same when the run goes on, in config.json.
+  def require_same(self, facts: dict[str, Any]) -> None:
+    """Records facts in config.json, or compares them with the recorded ones.
 
     Args:
-      facts: plain nested values, such as hashes of the frozen weights and of the partition.
+      facts: plain nested values that must not change during a run, such as hashes of the frozen
+        weights and of the partition.
 
     Raises:
-      UserError: the run began with other facts; one line that names them.
+      UserError: the run has recorded other facts.
     """
-    _agree(self.path, {"facts": json.loads(json.dumps(facts))})
+    _require_same(self.path, {"facts": json.loads(json.dumps(facts))})
 
-  def note(self, place: dict[str, Any]) -> None:
-    """Adds to config.json where the run is at work, unless it was there last.
+  def record_place(self, place: dict[str, Any]) -> None:
+    """Adds to config.json where the run executes, if that differs from the last time.
 
     Args:
-      place: plain values, such as the devices. Not compared: a run may go on elsewhere.
+      place: plain values, such as the devices. They may change during a run.
     """
-    file = self.path / "config.json"
-    found = json.loads(file.read_text(encoding="utf-8"))
-    places = found.setdefault("places", [])
+    file = self.path / _CONFIG
+    recorded = json.loads(file.read_text(encoding="utf-8"))
+    places = recorded.setdefault("places", [])
     if places[-1:] != [place]:
       places.append(place)
-      write_text(file, json.dumps(found, indent=2) + "\n")
+      write_text(file, json.dumps(recorded, indent=2) + "\n")
 
-  def append_metrics(self, line: dict[str, Any]) -> None:
-    """Adds a line to metrics.jsonl; it is on disk when this returns."""
+  def append_metrics(self, line: RunLine) -> None:
+    """Adds a line to metrics.jsonl; it is on disk on return."""
     self._append(METRICS, [line])
 
-  def append_clients(self, lines: Iterable[dict[str, Any]]) -> None:
-    """Adds lines to clients.jsonl; they are on disk when this returns."""
+  def append_clients(self, lines: Iterable[RunLine]) -> None:
+    """Adds lines to clients.jsonl; they are on disk on return."""
     self._append(CLIENTS, lines)
 
-  def metrics(self) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; call `rewind` first after a restart."""
+  def metrics(self) -> list[RunLine]:
+    """Returns the lines of metrics.jsonl; call `rewind` first after a restart."""
     return read_lines(self.path / METRICS)
 
-  def clients(self) -> list[dict[str, Any]]:
-    """The lines of clients.jsonl; call `rewind` first after a restart."""
+  def clients(self) -> list[RunLine]:
+    """Returns the lines of clients.jsonl; call `rewind` first after a restart."""
     return read_lines(self.path / CLIENTS)
 
-  def predictions(self, round: int) -> Path:
-    """Where a round's predictions go; the folder exists."""
+  def predictions_file(self, round: int) -> Path:
+    """Returns the file for a round's predictions; its folder exists."""
     path = self.path / "predictions" / f"round_{round:04d}.jsonl"
     path.parent.mkdir(exist_ok=True)
     return path
 
   def rewind(self, round: int) -> None:
-    """Drops the lines of rounds after this one, and a last line that was cut short.
+    """Deletes the lines of later rounds, and an incomplete last line.
 
     Args:
-      round: the last round that has a checkpoint; -1 drops every line.
+      round: the last round with a checkpoint; -1 deletes every line.
     """
     for name in (METRICS, CLIENTS):
       path = self.path / name
       lines = [line for line in read_lines(path) if line["round"] <= round]
-      text = "".join(_to_json(line) for line in lines)
+      text = "".join(map(to_text, lines))
       if path.exists() and path.read_bytes() != text.encode():
         write_text(path, text)
 
   def close(self) -> None:
-    """Gives the folder free."""
+    """Releases the folder."""
     if self._lock >= 0:
       os.close(self._lock)
       self._lock = -1
@@ -163,9 +139,9 @@ class RunFolder:
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  def _append(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
+  def _append(self, name: str, lines: Iterable[RunLine]) -> None:
     try:
-      append_text(self.path / name, "".join(_to_json(line) for line in lines))
+      append_text(self.path / name, "".join(map(to_text, lines)))
     except OSError as error:
       raise UserError(
         f"{self.path / name}: expected to write to it; got: {error}. Free the disk and start the"
@@ -173,113 +149,53 @@ class RunFolder:
       ) from error
 
 
-def _lock(file: int) -> None:
-  """Locks a file, also where someone holds it for a moment to see whether it is locked.
+def _acquire(lock: int) -> None:
+  """Locks a file; tries again, because a reader locks it for a moment to see if a run is active.
 
   Raises:
-    BlockingIOError: another process holds it.
+    BlockingIOError: another process holds the lock.
   """
-  for _ in range(_TRIES):
+  for _ in range(_LOCK_TRIES):
     with contextlib.suppress(BlockingIOError):
-      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    time.sleep(_PAUSE)
-  fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    time.sleep(_LOCK_PAUSE)
+  fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _agree(path: Path, wanted: dict[str, Any]) -> None:
-  """Compares with what config.json has under the same names, and adds what it has not."""
-  file = path / "config.json"
-  if not file.exists():
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-    if (path / METRICS).exists():
-      raise UserError(
-        f"{path}: expected a new folder or a run's; got {METRICS} without config.json. "
-        "Choose another --workdir"
-      )
-    found: Any = {"versions": versions}  # recorded, not compared: a run may outlive an update
-  else:
-    text = file.read_text(encoding="utf-8", errors="replace")
-    try:
-      found = parse(text)
-    except ValueError as error:
-      raise UserError(f"{file}: expected a run's config; got: {error}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-      raise UserError(f"{file}: expected a run's config; got: {text[:40]!r}")
-  if "facts" not in found and "config" in wanted:
-    # The run never began, for want of models or data: another config may still be tried.
-    found.pop("config", None)
-  # Fields are named bare, as the user writes them in --config.FIELD.
-  shared = sorted(wanted.keys() & found.keys())
-  changed = [line for name in shared for line in differences(found[name], wanted[name])]
+def _require_same(path: Path, values: dict[str, Any]) -> None:
+  """Compares values with those of the same name in config.json, and adds the missing ones."""
+  file = path / _CONFIG
+  recorded = _read_config(file) if file.exists() else _new_config(path)
+  if "facts" not in recorded and "config" in values:
+    # The run did not start, because models or data were missing: its config may still change.
+    recorded.pop("config", None)
+  # The message names fields without "config.", as the user writes them in --config.FIELD.
+  common = sorted(values.keys() & recorded.keys())
+  changed = [line for name in common for line in differences(recorded[name], values[name])]
   if changed:
     raise UserError(
       f"{path}: expected the run's own settings; changed: {'; '.join(changed)}. "
-      "Undo that to go on, or choose another --workdir"
+      "Undo the change to go on, or choose another --workdir"
     )
-  if wanted.keys() - found.keys():
-    write_text(file, json.dumps(wanted | found, indent=2) + "\n")
+  if values.keys() - recorded.keys():
+    write_text(file, json.dumps(values | recorded, indent=2) + "\n")
 
 
-def version(package: str) -> str:
-  """The installed version of a package."""
+def _new_config(path: Path) -> dict[str, Any]:
+  if (path / METRICS).exists():
+    raise UserError(
+      f"{path}: expected a new folder or a run's; got {METRICS} without {_CONFIG}. "
+      "Choose another --workdir"
+    )
+  return {"versions": installed_versions()}  # not compared: a run may outlive an update
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+  text = file.read_text(encoding="utf-8", errors="replace")
   try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return "not installed"  # run from a checkout
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-  """The lines of a run's file, but for a last one that was cut short.
-
-  Raises:
-    UserError: a line that is no JSON object; names file and line.
-  """
-  if not path.exists():
-    return []
-  lines = []
-  # What follows the last newline was cut short, perhaps inside a character: split first.
-  for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-    try:
-      found = parse(line)
-    except ValueError as error:
-      raise UserError(f"{path}:{number}: expected a JSON object; got: {error}") from error
-    if not isinstance(found, dict):
-      raise UserError(f"{path}:{number}: expected a JSON object; got: {str(found)[:40]!r}")
-    lines.append(found)
-  return lines
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The lines of the metrics.jsonl of a folder.
-
-  Raises:
-    UserError: a line that no run writes; names file and line.
-  """
-  form = lambda line: _TRAINED if line.get("split") == "train" else _SCORED  # noqa: E731
-  return _read_formed(path / METRICS, form)
-
-
-def read_clients(path: Path) -> list[dict[str, Any]]:
-  """The lines of the clients.jsonl of a folder.
-
-  Raises:
-    UserError: a line that no run writes; names file and line.
-  """
-  return _read_formed(path / CLIENTS, lambda line: _ANSWERED)
-
-
-def _read_formed(file: Path, form: Callable[[dict[str, Any]], Form]) -> list[dict[str, Any]]:
-  lines = read_lines(file)
-  for number, line in enumerate(lines, start=1):
-    if fault := misfit(line, form(line)):
-      raise UserError(f"{file}:{number}: expected a line as a run writes it; got one where {fault}")
-  return lines
-
-
-def _to_json(line: dict[str, Any]) -> str:
-  # JSON has no NaN: a score that is not finite is written as null.
-  finite = {
-    key: None if isinstance(value, float) and not math.isfinite(value) else value
-    for key, value in line.items()
-  }
-  return json.dumps(finite, ensure_ascii=False) + "\n"
+    recorded = parse(text)
+  except ValueError as error:
+    raise UserError(f"{file}: expected a run's config; got: {error}") from error
+  if not isinstance(recorded, dict) or not isinstance(recorded.get("config"), dict):
+    raise UserError(f"{file}: expected a run's config; got: {text[:40]!r}")
+  return recorded

@@ -1,4 +1,4 @@
-"""afspl_jax: features read from the cache, all clients in one step, decoding in one program."""
+"""afspl_jax: cached features, all clients in one step, decoding in one program."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class Afspl:
     self._decoding: dict[Decoding, Any] = {}
 
   def encode(self) -> None:
-    """Encodes all images and keeps their features, as the feature cache does."""
+    """Encodes all images and stores their features, as the feature cache does."""
     images = self._case.pixels()
     parts = [
       jax.device_get(self._encode(self._clip, images[i : i + _BATCH]))
@@ -50,7 +50,7 @@ class Afspl:
     self._tokens, self._joint = (np.concatenate(x) for x in zip(*parts, strict=True))
 
   def train(self, rows: Rows) -> Trained:
-    """One call of the cohort's program."""
+    """Trains with one call of the cohort's program."""
     steps, clients, batch = rows.image.shape
     key = (steps, batch)
     if key not in self._training:
@@ -67,7 +67,7 @@ class Afspl:
     return Trained(metrics.loss, params)
 
   def generate(self, rows: Rows, beams: int, tokens: int) -> Int[np.ndarray, "n t"]:
-    """One call of the decoding program."""
+    """Generates with one call of the decoding program."""
     config = Decoding(max_tokens=tokens, min_tokens=tokens, beams=beams)
     if config not in self._decoding:
       self._decoding[config] = make_decoder(self._captioner, config, self._mesh)
@@ -75,7 +75,7 @@ class Afspl:
     return np.asarray(self._decoding[config](self._params, self._frozen, batch).ids)
 
   def compiled(self) -> int:
-    """Programs that training has compiled so far."""
+    """Returns the number of compiled training programs."""
     return sum(program._cache_size() for program in self._training.values())
 
   def _batch(self, rows: Rows) -> Batch:
@@ -84,7 +84,7 @@ class Afspl:
 
 
 def untrained(case: Case, folders: Mapping[str, Path]) -> Leaves:
-  """The leaves that every side starts from."""
+  """Returns the initial leaves of every side."""
   prompter = _prompter(case, load_clip(folders["clip"]), load_t5(folders["t5"]))
   return jax.device_get(leaves(prompter))
 

@@ -1,4 +1,4 @@
-"""What is asked of a side: the same work, in its own way, in a process of its own."""
+"""The interface of a side: one implementation of the measured work, in its own process."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +13,10 @@ Leaves = Mapping[str, Any]  # nested dicts of NumPy arrays
 
 
 class Trained(NamedTuple):
-  """What local training gave."""
+  """The result of local training."""
 
-  losses: Float[np.ndarray, "k c"]  # cross-entropy before each step, nats a token
-  params: Leaves  # of the clients, each leaf with a leading axis `c`
+  losses: Float[np.ndarray, "k c"]  # cross-entropy before each step, in nats per token
+  params: Leaves  # each leaf has a leading axis `c` of clients
 
 
 class Side(Protocol):
@@ -31,13 +31,13 @@ class Side(Protocol):
   def __init__(self, case: Case, folders: Mapping[str, Path], params: Leaves): ...
 
   def encode(self) -> None:
-    """Encodes the case's images, and keeps the features if this side does such a thing."""
+    """Encodes the case's images, if this side stores features."""
     ...
 
   def train(self, rows: Rows) -> Trained:
-    """Local training of every client, each from the same params with a fresh optimizer."""
+    """Trains every client, from the same params and with a new optimizer."""
     ...
 
   def generate(self, rows: Rows, beams: int, tokens: int) -> Int[np.ndarray, "n t"]:
-    """Exactly `tokens` new tokens for each row of the first step of the first client."""
+    """Generates exactly `tokens` tokens for each row of the first client's first step."""
     ...

@@ -1,4 +1,4 @@
-"""The best PyTorch we can write for this work on a CPU, without kernels of our own."""
+"""P2: the fastest PyTorch that we can write for a CPU without custom kernels."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,19 +18,19 @@ from benchmarks.sides.torch_t5 import FrozenT5
 
 _BATCH = 32  # images that CLIP encodes at a time
 
-# Compiled programs are for given shapes: targets are then cut to a multiple of this.
+# A compiled program has fixed shapes: target lengths are rounded up to a multiple of this.
 _COMPILED_LENGTHS = 8
 
 
 class TorchBest:
-  """Features encoded once, all clients in one step, a lean T5 over chunks of like rows.
+  """Cached features, all clients in one step, and a lean T5 on chunks of rows of similar length.
 
   Args:
     case: see `Side`.
     folders: see `Side`.
     params: see `Side`.
-    chunk: most rows of all clients that T5 takes at a time; 0 means all of them.
-    compile: whether T5 is compiled for training.
+    chunk: largest number of rows that T5 processes at a time; 0: all rows.
+    compile: compile T5 for training.
   """
 
   def __init__(
@@ -55,22 +55,22 @@ class TorchBest:
     self._pixels = torch.from_numpy(case.pixels()).permute(0, 3, 1, 2).to(self._dtype).contiguous()
 
   def frozen(self) -> dict[str, Tensor]:
-    """All weights that training must leave alone, those made from the backbones' included."""
+    """Returns all weights that training must not change, with those derived from the backbones."""
     models = {"clip": self._clip, "t5": self._t5}
     named = (
       (f"{m}.{name}", x) for m, model in models.items() for name, x in model.named_parameters()
     )
     return dict(named) | {f"lean.{name}": x for name, x in self._frozen_t5.frozen().items()}
 
-  @torch.no_grad()  # and not inference mode, whose tensors take no part in training
+  @torch.no_grad()  # tensors of inference mode cannot be used in training
   def encode(self) -> None:
-    """Encodes all images and keeps their features."""
+    """Encodes all images and stores their features."""
     parts = [self._clip(pixel_values=images) for images in self._pixels.split(_BATCH)]
     self._tokens = torch.cat([part.last_hidden_state for part in parts])
     self._joint = torch.cat([part.image_embeds for part in parts])
 
   def train(self, rows: Rows) -> Trained:
-    """All clients in every step, with stacked parameters."""
+    """Trains all clients in every step, with stacked parameters."""
     steps, clients, _ = rows.image.shape
     optim = self._config.optim
     prompter = self._prompter(clients)
@@ -90,7 +90,7 @@ class TorchBest:
 
   @torch.inference_mode()
   def generate(self, rows: Rows, beams: int, tokens: int) -> Int[np.ndarray, "n t"]:
-    """By transformers, from the untrained prompter, with cross-attention that knows of beams."""
+    """Generates with transformers and the untrained prompter; beams share the cross-attention."""
     batch = Rows(*(x[:1] for x in _at(rows, 0)))
     prefix = self._prompt(self._prompter(1), batch).prefix[0]
     words, mask = batch.instruction[0], batch.instruction_mask[0]
@@ -118,7 +118,7 @@ class TorchBest:
     return prompted._replace(prefix=prompted.prefix.to(self._dtype))
 
   def _gradients(self, prompter: Prompter, batch: Rows) -> Float[Tensor, " c"]:
-    """Fills the gradients of all clients' objectives, and returns their cross-entropies."""
+    """Computes the gradients of all clients, and returns their cross-entropies."""
     clients, size = batch.personal.shape
     prompted = self._prompt(prompter, batch)
     prefix = prompted.prefix.flatten(0, 1)
@@ -126,7 +126,7 @@ class TorchBest:
     lengths = batch.targets_mask.sum(-1)
     weights = (1 / lengths.sum(-1)).repeat_interleave(size)
     lengths = lengths.flatten()
-    # T5's gradient for the prefixes is complete chunk by chunk, so that only it is kept of each.
+    # Each chunk yields a complete gradient for its prefixes; nothing else of it is stored.
     nats, grads, order = torch.empty(len(prefix)), torch.empty_like(prefix), lengths.argsort()
     for chunk in _chunks(order, self._chunk):
       made = prefix.detach()[chunk].requires_grad_()
@@ -142,9 +142,9 @@ class TorchBest:
 
 
 class _SharedCross(nn.Module):
-  """Cross-attention of transformers' T5 whose keys and values the beams of a row share.
+  """Cross-attention of transformers' T5 with keys and values shared by the beams of a row.
 
-  As given, every beam has copies of its own, which are made anew and moved at every token.
+  In transformers every beam has its own copies, which are reordered at every token.
   """
 
   def __init__(self, attention: nn.Module):
@@ -153,7 +153,7 @@ class _SharedCross(nn.Module):
     self._heads = attention.n_heads
 
   def attend_to(self, states: Float[Tensor, "b l d"], seen: Bool[Tensor, "b l"]) -> None:
-    """Makes the keys and values of what the next texts are about."""
+    """Computes the keys and values for the next texts."""
     self._keys = self._by_head(self.k(states)).contiguous()
     self._values = self._by_head(self.v(states)).contiguous()
     self._seen = None if seen.all() else seen[:, None, None]
@@ -171,7 +171,7 @@ class _SharedCross(nn.Module):
 
 
 def _quicken(t5: T5ForConditionalGeneration) -> list[_SharedCross]:
-  """Gives a T5 that generates the activation in one operation, and shared cross-attention."""
+  """Replaces a T5's activation by one operation, and its cross-attention by a shared one."""
   for block in [*t5.encoder.block, *t5.decoder.block]:
     block.layer[-1].DenseReluDense.act = nn.GELU(approximate="tanh")
   for block in t5.decoder.block:
@@ -180,7 +180,7 @@ def _quicken(t5: T5ForConditionalGeneration) -> list[_SharedCross]:
 
 
 def _clip(prompter: Prompter, most: float) -> None:
-  """Bounds the norm of each client's gradients."""
+  """Clips the norm of each client's gradients."""
   grads = [parameter.grad for parameter in prompter.parameters()]
   norms = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads])
   factors = (most / torch.linalg.vector_norm(norms, dim=0)).clamp_(max=1.0)
@@ -189,7 +189,7 @@ def _clip(prompter: Prompter, most: float) -> None:
 
 
 def _chunks(order: Int[Tensor, " b"], most: int) -> list[Tensor]:
-  """As few and as even ones as can be."""
+  """Splits rows into as few chunks of at most `most` rows as possible, of equal size."""
   number = -(-len(order) // most) if most else 1
   return list(order.tensor_split(number))
 

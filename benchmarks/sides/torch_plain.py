@@ -1,4 +1,4 @@
-"""PyTorch as a competent user writes it with transformers: a loop over clients, models as given."""
+"""P1: plain PyTorch with transformers: a loop over clients, and unchanged models."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +14,15 @@ from benchmarks.case import Case, Rows
 from benchmarks.sides.side import Leaves, Trained
 from benchmarks.sides.torch_prompter import Prompted, Prompter, parameter_groups
 
-_IGNORED = -100  # labels that the loss of transformers leaves out
+_IGNORED = -100  # the loss of transformers ignores this label
 
 
 class TorchPlain:
-  """Both backbones run inside every step, and clients train one after another; see `Side`."""
+  """Runs both backbones in every step, and trains one client after another; see `Side`."""
 
   def __init__(self, case: Case, folders: Mapping[str, Path], params: Leaves):
     self._config, self._params = case.config, params
-    # In eval mode, as loaded: dropout in frozen models would only add noise.
+    # Stays in eval mode: dropout in frozen models only adds noise.
     self._dtype = getattr(torch, case.dtype)
     of = {"dtype": self._dtype}
     self._clip = CLIPVisionModelWithProjection.from_pretrained(folders["clip"], **of)
@@ -32,7 +32,7 @@ class TorchPlain:
     self._pixels = torch.from_numpy(case.pixels()).permute(0, 3, 1, 2).to(self._dtype).contiguous()
 
   def frozen(self) -> dict[str, Tensor]:
-    """The backbones' weights, which training must leave alone."""
+    """Returns the backbones' weights, which training must not change."""
     models = {"clip": self._clip, "t5": self._t5}
     return {f"{m}.{name}": x for m, model in models.items() for name, x in model.named_parameters()}
 
@@ -40,7 +40,7 @@ class TorchPlain:
     """Does nothing: CLIP sees the pixels of every batch."""
 
   def train(self, rows: Rows) -> Trained:
-    """Clients one after another."""
+    """Trains one client after another."""
     steps, clients, _ = rows.image.shape
     losses = np.zeros((steps, clients), np.float32)
     trained = []
@@ -52,13 +52,13 @@ class TorchPlain:
     return Trained(losses, _stacked(trained))
 
   def start_from(self, params: Leaves) -> None:
-    """Sets what training starts from, and what generation uses."""
+    """Sets the params for training and generation."""
     self._params = params
 
   def generate(
     self, rows: Rows, beams: int, tokens: int, until_end: bool = False
   ) -> Int[np.ndarray, "n t"]:
-    """By transformers; with `until_end` a text may end before it has `tokens`."""
+    """Generates with transformers; with `until_end`, a text may end before `tokens`."""
     batch = self._collate(rows, 0, 0)
     with torch.no_grad():
       inputs = self._inputs(self._prompt(self._prompter(), batch), batch)
@@ -86,7 +86,7 @@ class TorchPlain:
     losses = []
     for batch in batches:
       prompted = self._prompt(prompter, batch)
-      # Of the decoder's cache, which is the default, training has no use.
+      # The decoder's cache is on by default, and training does not need it.
       out = self._t5(**self._inputs(prompted, batch), labels=batch["labels"], use_cache=False)
       objective = out.loss + optim.balance * prompted.balance
       optimizer.zero_grad()

@@ -1,7 +1,7 @@
-"""The prompter in PyTorch, of one client or of several at once; both PyTorch sides train it.
+"""The prompter in PyTorch, for one client or several at once; all PyTorch sides train it.
 
-The mathematics of `afspl_jax.prompts`, for the settings that the cases have. Where leaves have a
-leading axis `c` of clients, so have the inputs and results, and each client meets its own leaves.
+It computes what `afspl_jax.models.prompter` does, for the settings of the cases. If leaves have a
+leading axis `c` of clients, then so have inputs and results, and each client uses its own leaves.
 """
 
 from collections.abc import Mapping
@@ -19,22 +19,22 @@ from benchmarks.sides.side import Leaves
 
 
 class Prompted(NamedTuple):
-  """What the prompter makes of a batch."""
+  """The prompter's output for a batch."""
 
   prefix: Float[Tensor, "*c b x d"]  # [F ; V], the vectors before the instruction
   balance: Float[Tensor, "*c"]  # the pool's load-balancing loss
 
 
 class Linear(nn.Module):
-  """`x @ kernel + bias`, with leaves named and laid out as Flax does."""
+  """`x @ kernel + bias`, with the names and layout of Flax."""
 
   def __init__(self, leaves: Leaves):
     super().__init__()
     self.kernel, self.bias = _parameter(leaves["kernel"]), _parameter(leaves["bias"])
 
   def forward(self, x: Float[Tensor, "*c b i"]) -> Float[Tensor, "*c b o"]:
-    """Maps the last axis; there may be more axes of rows than `b`."""
-    # One product a client: broadcasting its kernel over more axes would copy it.
+    """Maps the last axis; there may be more row axes than `b`."""
+    # One product per client: broadcasting the kernel over more axes would copy it.
     rows = x.flatten(self.kernel.ndim - 2, -2)
     return (rows @ self.kernel + self.bias.unsqueeze(-2)).view(*x.shape[:-1], -1)
 
@@ -51,7 +51,7 @@ class Pool(nn.Module):
   def forward(
     self, features: Float[Tensor, "*c b two_f"]
   ) -> tuple[Float[Tensor, "*c b m"], Float[Tensor, "*c"]]:
-    """Returns the weights of the prompts, 0 for those not chosen, and the load balance."""
+    """Returns the weights of the prompts, 0 if not chosen, and the load-balancing loss."""
     similarity = _unit(self.query(features)) @ _unit(self.keys).mT
     probabilities = (similarity / self._config.temperature).softmax(-1)
     weights = self._choose(probabilities)
@@ -72,7 +72,7 @@ class Pool(nn.Module):
 
 
 class Fusion(nn.Module):
-  """Weighs the sources for each row; see `afspl_jax.models.prompter.fusion.Fusion`, "dynamic"."""
+  """Weights of the sources per row; see `afspl_jax.models.prompter.fusion.Fusion`, "dynamic"."""
 
   def __init__(self, leaves: Leaves):
     super().__init__()
@@ -87,7 +87,7 @@ class Fusion(nn.Module):
 
 
 class Mapper(nn.Module):
-  """Patches to T5's width; see `afspl_jax.models.prompter.mapper.VisualMapper`, "linear"."""
+  """Maps patches to T5's width; see `afspl_jax.models.prompter.mapper.VisualMapper`, "linear"."""
 
   def __init__(self, patch_pool: int, leaves: Leaves):
     super().__init__()
@@ -95,7 +95,7 @@ class Mapper(nn.Module):
     self.project, self.place = Linear(leaves["project"]), _parameter(leaves["place"])
 
   def forward(self, tokens: Float[Tensor, "*c b v w"]) -> Float[Tensor, "*c b tokens d"]:
-    """Averages squares of patches, normalises and projects them, and adds their places."""
+    """Averages squares of patches, normalises and projects them, and adds position vectors."""
     patches = tokens[..., 1:, :]
     if self._pool > 1:
       side = round(patches.shape[-2] ** 0.5) // self._pool
@@ -106,7 +106,7 @@ class Mapper(nn.Module):
 
 
 class Local(nn.Module):
-  """The client's own prompt."""
+  """The local prompt."""
 
   def __init__(self, leaves: Leaves):
     super().__init__()
@@ -117,13 +117,13 @@ class Prompter(nn.Module):
   """Turns CLIP features of images and instructions into soft prompts for T5.
 
   Args:
-    config: of the experiment.
-    embedding: T5's embedding matrix, in whose units the leaves are.
-    leaves: by the names of `models.prompter.Prompter`, which the parameters keep.
+    config: the experiment's config.
+    embedding: T5's embedding matrix, which sets the scale of the prompts.
+    leaves: named as in `models.prompter.Prompter`; parameters have the same names.
 
   Raises:
-    NotImplementedError: a setting that the cases do not have.
-    ValueError: leaves that this prompter does not have.
+    NotImplementedError: a setting that no case uses.
+    ValueError: unknown or missing leaves.
   """
 
   def __init__(self, config: settings.Experiment, embedding: Float[Tensor, "n d"], leaves: Leaves):
@@ -147,12 +147,12 @@ class Prompter(nn.Module):
     text: Float[Tensor, "*c b f"],
     personal: Bool[Tensor, "*c b"],
   ) -> Prompted:
-    """Makes the prompts of a batch; arguments as in `afspl_jax.types.Batch`."""
+    """Computes the prompts of a batch; arguments as in `afspl_jax.types.Batch`."""
     features = torch.cat([_unit(image), _unit(text)], -1)
     chosen, balance = self.pool(features)
     always = torch.ones_like(personal)
     fusion = self.fusion(features, torch.stack([always, always, always, personal], -1))
-    # Pool and fusion mix the same kind of thing: one product does both.
+    # Pool and fusion are both weighted sums of prompts: one product computes both.
     same_for_all = (self.visual_prompt, self.textual_prompt, self.local.prompt)
     prompts = torch.cat([self.pool.prompts, torch.stack(same_for_all, -3)], -3)
     weights = torch.cat([fusion[..., :1] * chosen, fusion[..., 1:]], -1)
@@ -160,7 +160,7 @@ class Prompter(nn.Module):
     return Prompted(self._scale * torch.cat([prompt, self.mapper(tokens)], -2), balance)
 
   def leaves(self) -> dict[str, Any]:
-    """The parameters as the nested dict of arrays that the constructor takes."""
+    """Returns the parameters as nested dicts of arrays, as the constructor takes them."""
     out: dict[str, Any] = {}
     for name, value in self.named_parameters():
       *folders, leaf = name.split(".")
@@ -172,7 +172,7 @@ class Prompter(nn.Module):
 
 
 def parameter_groups(prompter: Prompter, config: settings.Optim) -> list[dict[str, Any]]:
-  """What `torch.optim.AdamW` takes: the parameters of each learning rate."""
+  """Returns the parameter groups for `torch.optim.AdamW`, one per learning rate."""
   rates = {
     "local": config.local_lr,
     "prompts": config.prompt_lr,
@@ -218,8 +218,12 @@ def _check(config: settings.Experiment) -> None:
   }
   for name, (value, only) in supported.items():
     if value != only:
-      raise NotImplementedError(f"{name}: the PyTorch sides have only {only!r}; got {value!r}")
+      raise NotImplementedError(
+        f"{name}: expected {only!r}, which the PyTorch sides implement; got {value!r}"
+      )
   if prompter.pool_mode not in ("adaptive", "fixed", "dense"):
-    raise NotImplementedError(f"prompter.pool_mode: got {prompter.pool_mode!r}")
+    raise NotImplementedError(
+      f"prompter.pool_mode: expected adaptive, fixed or dense; got {prompter.pool_mode!r}"
+    )
   if prompter.patch_pool not in (1, 2):
     raise NotImplementedError(f"prompter.patch_pool: expected 1 or 2; got {prompter.patch_pool}")

@@ -1,7 +1,7 @@
-"""Flower's simulation on Ray: PyTorch clients, each in whichever actor is free.
+"""P3: Flower's simulation on Ray, with PyTorch clients that run in any free actor.
 
-Every actor loads both backbones once, and trains its clients as P1 does. What Flower does for a
-round is part of it: its messages, and its average of what comes back.
+Every actor loads both backbones once, and trains its clients as P1 does. The measured time of a
+round includes Flower's messages and average.
 """
 
 import functools
@@ -29,14 +29,14 @@ from benchmarks.sides.torch_plain import TorchPlain
 
 
 class TorchRay:
-  """A simulation that goes on from one round to the next; see `Side`.
+  """A simulation that runs one round per call; see `Side`.
 
   Args:
     case: models and settings.
     folders: checkpoint folders of "clip" and "t5".
     params: the prompter's leaves.
-    cores: of an actor; there are as many actors as the machine has room for.
-    nodes: the simulation's clients, of which the first take part.
+    cores: CPU cores per actor; Ray starts as many actors as the machine has room for.
+    nodes: number of simulated clients; the first ones train.
   """
 
   def __init__(
@@ -58,9 +58,9 @@ class TorchRay:
     """Does nothing: CLIP sees the pixels of every batch."""
 
   def train(self, rows: Rows) -> Trained:
-    """A round of all clients; the first one also starts Ray and loads the backbones."""
+    """Trains a round of all clients; the first round also starts Ray and loads the backbones."""
     if (clients := rows.image.shape[1]) > self._nodes:
-      raise ValueError(f"{clients} clients: there are no more clients than {self._nodes}")
+      raise ValueError(f"rows: expected at most {self._nodes} clients; got {clients}")
     self._rounds.put(rows)
     if not self._begun:
       self._begun = True
@@ -71,11 +71,11 @@ class TorchRay:
     return done
 
   def averaged(self) -> Leaves:
-    """The mean of the last round's clients."""
+    """Returns the average of the last round."""
     return self._average
 
   def generate(self, rows: Rows, beams: int, tokens: int) -> Int[np.ndarray, "n t"]:
-    """No part of a simulation."""
+    """Not available in a simulation."""
     raise NotImplementedError("a simulation only trains")
 
   def _simulate(self) -> None:
@@ -101,7 +101,7 @@ class TorchRay:
     with tempfile.TemporaryDirectory() as folder:
       for round in range(1, 1 << 30):
         rows = self._rounds.get()
-        file = Path(folder) / f"{round}.npz"  # what the clients have at home
+        file = Path(folder) / f"{round}.npz"  # the clients' local data
         np.savez(file, **rows._asdict())
         self._done.put(self._round(grid, strategy, round, file, rows.image.shape[1]))
 
@@ -152,7 +152,7 @@ def _client_app(case: Case, folders: dict[str, Path], cores: int) -> ClientApp:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(case: Case, folders: tuple[tuple[str, Path], ...], cores: int) -> TorchPlain:
-  """The backbones, once an actor."""
+  """Loads the backbones, once per actor."""
   torch.set_num_threads(cores)
   return TorchPlain(case, dict(folders), {})
 

@@ -1,8 +1,8 @@
-"""A frozen T5 in as few PyTorch operations as its mathematics needs; the best side trains with it.
+"""A frozen T5 in as few PyTorch operations as possible, with which P2 trains.
 
-What transformers' modules spend beyond the products, and this does not: an activation in eight
-operations, position biases and masks made anew in every layer, norms that keep more than their
-backward pass needs, logits at padding, and probabilities written and read several times.
+It avoids these costs of transformers' modules: an activation in eight operations, position biases
+and masks computed in every layer, norms that store more than their backward pass needs, logits at
+padding, and probabilities that are written and read several times.
 """
 
 from typing import NamedTuple
@@ -15,20 +15,20 @@ from transformers import T5ForConditionalGeneration
 
 _HIDDEN = torch.finfo(torch.bfloat16).min  # finite in float32 too
 
-# Tokens whose logits are made at a time: few enough that they are in the cache when read again.
+# Tokens whose logits are computed at a time: few enough to stay in the processor's cache.
 _HEAD_TOKENS = 128
 
 
 class _Attention(NamedTuple):
-  """Kernels are stored as `nn.Linear` does, outputs first."""
+  """Kernels of one attention, stored as in `nn.Linear`: outputs first."""
 
-  into: Tensor  # queries, keys and values of self-attention; of cross-attention queries alone
+  into: Tensor  # queries, keys and values of self-attention; only queries of cross-attention
   out: Tensor
   keys_values: Tensor | None = None  # of cross-attention
 
 
 class _Layer(NamedTuple):
-  """The norms' scales are in the kernels that follow them."""
+  """Kernels of one layer; the scales of the norms are multiplied into them."""
 
   self_attention: _Attention
   cross_attention: _Attention | None
@@ -38,14 +38,14 @@ class _Layer(NamedTuple):
 
 
 class FrozenT5:
-  """Encoder, decoder and head of a gated T5, differentiable in the encoder's input alone.
+  """Encoder, decoder and head of a gated T5, differentiable only in the encoder's input.
 
   Args:
-    t5: the model as transformers loads it, frozen; not changed.
-    compile: whether encoder and decoder are compiled; every new shape then costs a compilation.
+    t5: a frozen model of transformers; it is not changed.
+    compile: compile encoder and decoder, once for every new shape.
 
   Raises:
-    NotImplementedError: a variant of T5 that the cases do not have.
+    NotImplementedError: a variant of T5 that no case uses.
   """
 
   def __init__(self, t5: T5ForConditionalGeneration, compile: bool = False):
@@ -63,12 +63,12 @@ class FrozenT5:
       self._decoder = [_layer(block.layer) for block in t5.decoder.block]
       self._encoder_scale = t5.encoder.final_layer_norm.weight.detach()
       self._head = t5.lm_head.weight * t5.decoder.final_layer_norm.weight
-    # The whole graph or an error: with too many shapes, torch would go on without compiling.
+    # fullgraph: with too many shapes, torch would otherwise continue without compiling.
     compiled = torch.compile(self._forward, dynamic=False, fullgraph=True) if compile else None
     self._run = compiled or self._forward
 
   def frozen(self) -> dict[str, Tensor]:
-    """All tensors made from the model's."""
+    """Returns all tensors derived from the model."""
     out = {"embedding": self._embedding, "encoder_scale": self._encoder_scale, "head": self._head}
     for side, layers in (("encoder", self._encoder), ("decoder", self._decoder)):
       for i, (self_attention, cross_attention, *mlp) in enumerate(layers):
@@ -85,13 +85,13 @@ class FrozenT5:
     targets: Int[Tensor, "b t"],
     targets_mask: Bool[Tensor, "b t"],
   ) -> Float[Tensor, " b"]:
-    """The cross-entropy of each row, summed over its tokens; differentiable in `prefix` alone.
+    """Returns each row's cross-entropy, summed over its tokens; differentiable in `prefix`.
 
     Args:
       prefix: vectors before the instruction.
-      instruction: ids of the words after it.
-      instruction_mask: true at words.
-      targets: cut to what is needed.
+      instruction: token ids after the prefix.
+      instruction_mask: true at tokens.
+      targets: token ids, cut to the longest row.
       targets_mask: true at tokens.
     """
     inputs, bias, cross_bias = self._inputs(prefix, instruction, instruction_mask)
@@ -109,7 +109,7 @@ class FrozenT5:
     instruction: Int[Tensor, "b l"],
     instruction_mask: Bool[Tensor, "b l"],
   ) -> Float[Tensor, "b xl d"]:
-    """The encoder's states of `[prefix ; instruction]`."""
+    """Returns the encoder's states of `[prefix ; instruction]`."""
     return self._encode(*self._inputs(prefix, instruction, instruction_mask)[:2])
 
   def _inputs(
@@ -126,7 +126,7 @@ class FrozenT5:
   def _bias(self, side: str, length: int) -> Float[Tensor, "1 h l l"]:
     if (side, length) not in self._biases:
       attention = self._position[side].layer[0].SelfAttention
-      # Kept for training also where the first to ask is in inference mode.
+      # Also usable in training if the first call is in inference mode.
       with torch.inference_mode(False), torch.no_grad():
         bias = attention.compute_bias(length, length).contiguous()
         if side == "decoder":
@@ -183,12 +183,12 @@ def _mix(
 
 
 def _added(x: Tensor, h: Tensor, kernel: Tensor) -> Tensor:
-  """`x + h @ kernel.T` without a pass over memory for the sum."""
+  """Returns `x + h @ kernel.T` without a separate pass over memory for the sum."""
   return torch.addmm(x.flatten(0, 1), h.flatten(0, 1), kernel.t()).view_as(x)
 
 
 def _layer(parts: torch.nn.ModuleList) -> _Layer:
-  """Reads a block of transformers' T5; the norm's scale moves into the kernels after it."""
+  """Reads a block of transformers' T5; multiplies each norm's scale into the next kernels."""
   own, scale = parts[0].SelfAttention, parts[0].layer_norm.weight
   into = torch.cat([own.q.weight, own.k.weight, own.v.weight]) * scale
   self_attention, cross_attention = _Attention(into, own.o.weight.detach()), None
@@ -203,7 +203,7 @@ def _layer(parts: torch.nn.ModuleList) -> _Layer:
 
 
 class _Normed(torch.autograd.Function):
-  """`x` at a root mean square of 1; its backward pass needs the result and one number a row."""
+  """Scales `x` to root mean square 1; the backward pass stores the result and a number per row."""
 
   @staticmethod
   def forward(ctx, x: Tensor, epsilon: float) -> Tensor:
@@ -221,9 +221,9 @@ class _Normed(torch.autograd.Function):
 
 
 class _TokenNats(torch.autograd.Function):
-  """Cross-entropy of each token; the gradient is made with the loss, while the logits are there.
+  """Cross-entropy of each token; the gradient is computed with the loss, from the same logits.
 
-  Logits and what is made of them are in float32, whatever the products are.
+  Logits and probabilities are in float32, in whatever dtype the products are.
   """
 
   @staticmethod

@@ -1,4 +1,4 @@
-"""One program over 1, 2, 4 and 8 devices: the same numbers, one compilation."""
+"""Runs one program on 1, 2, 4 and 8 devices: the numbers are the same, compiled once."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from benchmarks.table import Line
 
 
 def forced_host_devices(bench: Bench) -> Iterator[Line]:
-  """A cohort's step; devices are threads of these cores, so that time can at best stay equal."""
+  """Measures a cohort's step. All devices share the same cores, so it cannot become faster."""
   case = Case(t5="small")
   folders = write_backbones(case, bench.folder)
   given = rows(case, 1, 4, 16)
@@ -32,5 +32,5 @@ def forced_host_devices(bench: Bench) -> Iterator[Line]:
     yield Line(
       f"{number} device{'s' * (number > 1)}",
       spread([x.seconds for x in timed]),
-      note=f"{compiled} compiled; losses within {apart:.0e} of one device's",
+      note=f"{compiled} compiled; losses differ from one device's by {apart:.0e}",
     )

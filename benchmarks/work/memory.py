@@ -1,4 +1,4 @@
-"""Peak memory against the number of simulated clients: one frozen copy, and kilobytes a client."""
+"""Peak memory by number of simulated clients: one copy of the models, and kilobytes per client."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,16 +18,16 @@ from benchmarks.compare import spread
 from benchmarks.process import Child
 from benchmarks.table import Line
 
-_COHORT = 8  # clients that a step trains together: what activations grow with
+_COHORT = 8  # clients that a step trains together; activations grow with it
 _LARGEST = 10_000
 
 
 def clients(bench: Bench) -> Iterator[Line]:
-  """Rounds in which every client takes part, of the shapes world; each run in a fresh process."""
+  """Measures rounds with all clients on the shapes data; each run is in a new process."""
   numbers = (1, 10, 100) if bench.quick else (1, 10, 100, 1000, _LARGEST)
   peaks: list[int] = []
   for number in (_COHORT, *numbers):
-    # Twice, as compiling takes more memory than training does; large numbers compile nothing new.
+    # Twice: compiling takes more memory than training. Large numbers compile nothing new.
     for _ in range(2 if number <= 100 else 1):
       with tempfile.TemporaryDirectory() as folder:
         task = (number, 100 if bench.quick else _LARGEST, Path(folder))
@@ -38,12 +38,12 @@ def clients(bench: Bench) -> Iterator[Line]:
       f"{number:,} client{'s' * (number > 1)}, {min(number, _COHORT)} at a time",
       spread([peak / 2**20]),
       "MiB",
-      note=f"{peak / peaks[0]:.2f} × that of {_COHORT}",
+      note=f"{peak / peaks[0]:.2f} × that of {_COHORT} clients",
     )
 
 
 class Copies:
-  """A split said again and again, until there are `number` images."""
+  """A split whose images repeat until there are `number`."""
 
   def __init__(self, source: Source, number: int):
     self._source, self._keys = source, source.images()
@@ -62,16 +62,16 @@ class Copies:
     return Example(f"{index}", f"{index}", example.references, example.question, "site")
 
   def images(self) -> Sequence[str]:
-    """Keys, each once."""
+    """Returns each key once."""
     return [str(i) for i in range(self._number)]
 
   def load_image(self, key: str) -> Image.Image:
-    """Decodes one."""
+    """Decodes an image."""
     return self._source.load_image(self._keys[int(key) % len(self._keys)])
 
 
 def one_round(number: int, images: int, folder: Path) -> None:
-  """A federation of `number` clients that hold one image each, or share `images` of them."""
+  """Runs one round of `number` clients with one image each, out of `images`."""
   keep_compiled()
   config = Experiment(
     data=Data(partition="iid", num_clients=number, min_examples=1),
@@ -89,4 +89,4 @@ def one_round(number: int, images: int, folder: Path) -> None:
     failed = [line for line in run.clients() if line["status"] != "ok"]
   checkpoints.close()
   if failed:
-    raise RuntimeError(f"expected all of {number} clients to train; {failed[0]}")
+    raise RuntimeError(f"expected all {number} clients to train; got {failed[0]}")

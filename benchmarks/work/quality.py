@@ -1,4 +1,4 @@
-"""Seconds to a CIDEr on the shapes world: our whole program, and the same training in PyTorch."""
+"""Seconds to reach a CIDEr score on the shapes data: our whole program, and PyTorch training."""
 
 import contextlib
 import dataclasses
@@ -29,10 +29,10 @@ from benchmarks.process import Child
 from benchmarks.sides.side import Leaves
 from benchmarks.table import Line
 
-_EVERY = 2  # rounds between two looks at the validation split
+_EVERY = 2  # rounds between two validations
 _ROUNDS = 20
 
-# Dense averaging without own prompts, at a constant rate: what P1's loop does, and nothing else.
+# The same method as P1: dense averaging, no local prompts, a constant learning rate.
 _CONFIG = Experiment(
   prompter=Prompter(local=False),
   optim=Optim(schedule="constant", warmup_rounds=0.0, prompt_lr=1e-1),
@@ -43,7 +43,7 @@ _CONFIG = Experiment(
 
 
 def time_to_cider(bench: Bench) -> Iterator[Line]:
-  """Ours from the command on, with its caches warm; P1 from its first batch on."""
+  """Measures ours from the start of the command, with warm caches, and P1 from its first batch."""
   rounds = 4 if bench.quick else _ROUNDS
   with Child("benchmarks.work.quality:PlainFederation") as theirs:
     start, curve = 0.0, []
@@ -69,7 +69,7 @@ def _first(curve: list[tuple[float, float]], wanted: float) -> float:
 
 
 def _our_curve(rounds: int) -> list[tuple[float, float]]:
-  """(seconds since the command, CIDEr) of the validation lines, with caches warm."""
+  """Returns (seconds since the start, CIDEr) of the validations, with warm caches."""
   for stop in (_EVERY, rounds):
     curve = []
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ def _our_curve(rounds: int) -> list[tuple[float, float]]:
 
 
 def _flags(rounds: int) -> dict[str, Any]:
-  """What of `_CONFIG` is not the default, as flags."""
+  """Returns the settings of `_CONFIG` that differ from the defaults."""
   flags: dict[str, Any] = {}
   for group in dataclasses.fields(Experiment):
     value, usual = getattr(_CONFIG, group.name), getattr(Experiment(), group.name)
@@ -97,18 +97,18 @@ def _flags(rounds: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ShapesCase(Case):
-  """The shapes world's images with the shipped pair, for P1."""
+  """The images of the shapes data with the shipped models, for P1."""
 
   images: int = 0
   splits: tuple[str, ...] = ("train", "validation")
 
   @property
   def config(self) -> Experiment:
-    """Of the experiment, with own prompts that no row may use."""
+    """The config, with local prompts that no row may use."""
     return dataclasses.replace(_CONFIG, prompter=Prompter())
 
   def pixels(self) -> Float[np.ndarray, "images h x 3"]:
-    """Of all splits, one after the other."""
+    """Returns the images of all splits, one split after the other."""
     sources = find(_CONFIG, self.splits).sources
     processor = ImageProcessor(locate("tiny", "clip"))
     images = [s.load_image(key) for s in sources.values() for key in s.images()]
@@ -116,7 +116,7 @@ class ShapesCase(Case):
 
 
 class PlainFederation:
-  """P1 in the loop that a user would write around it: train each client, average, score."""
+  """P1 in a plain federated loop: train each client, average, score."""
 
   def __init__(self) -> None:
     from benchmarks.sides.torch_plain import TorchPlain
@@ -133,7 +133,7 @@ class PlainFederation:
     self._rows = _ImageRows(self._setup, case.splits)
 
   def rounds(self, number: int) -> float:
-    """Trains for some rounds; CIDEr on the validation split after the last."""
+    """Trains for some rounds; returns the validation CIDEr after the last."""
     optim = self._setup.config.optim
     train, clients = self._setup.splits["train"], self._setup.clients["train"]
     for _ in range(number):
@@ -165,7 +165,7 @@ class PlainFederation:
 
 
 class _ImageRows:
-  """Batches that name their images by row instead of holding their features."""
+  """Makes batches with image indices in place of features."""
 
   def __init__(self, setup: Setup, splits: tuple[str, ...]):
     sources, start = find(_CONFIG, splits).sources, 0

@@ -1,4 +1,4 @@
-"""The server's part of a round: checking and averaging the replies of 1,000 clients."""
+"""The server's work in a round: checks and averages the replies of 1,000 clients."""
 
 import contextlib
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ FLOWER = "Flower's FedAvg"
 
 
 def aggregation(bench: Bench) -> Iterator[Line]:
-  """Updates of the prompter beside flan-t5-small, dense and sparse."""
+  """Measures dense and sparse updates of the prompter for flan-t5-small."""
   case, number = Case(), 100 if bench.quick else 1000
   folders = write_backbones(case, bench.folder)
   with Child("benchmarks.sides.afspl:untrained", case, folders) as child:
@@ -54,17 +54,17 @@ def aggregation(bench: Bench) -> Iterator[Line]:
 
 
 class Server:
-  """Holds replies, and aggregates them as often as asked.
+  """Holds replies and aggregates them repeatedly.
 
   Args:
-    name: ours, which checks every reply first, or Flower's, whose leaves travel by name.
+    name: ours, which checks every reply, or Flower's, with one array per leaf.
     params: the shared leaves.
-    select: how updates are cut.
-    number: of replies.
+    select: `uplink.select`, which part of an update is sent.
+    number: number of replies.
   """
 
   def __init__(self, name: str, params: Params, select: str, number: int):
-    LocalGrid(ClientApp(), 1)  # whose messages these would be
+    LocalGrid(ClientApp(), 1)  # sets the sender of messages
     self._ours, self._params = name == OURS, params
     self._structure = wire.structure_digest(params)
     rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ class Server:
       for record in (wire.pack(sent.params, sent.masks), wire.pack(params))
     )
     self._replies = []
-    for _ in range(number):  # each its own copy, as from a network
+    for _ in range(number):  # separate copies, as from a network
       arrays = wire.pack(sent.params, sent.masks) if self._ours else _named(sent.params)
       content = {wire.ARRAYS: arrays, wire.METRICS: MetricRecord({wire.NUM_EXAMPLES: 10})}
       if self._ours:
@@ -85,11 +85,11 @@ class Server:
       self._replies.append(Message(RecordDict(content), reply_to=ask))
 
   def bytes(self) -> tuple[int, ...]:
-    """What a reply and a request take on the wire."""
+    """Returns the bytes of a reply and of a request on the wire."""
     return self._bytes
 
   def aggregate(self) -> None:
-    """Once, from messages to the new params."""
+    """Aggregates all replies to new params."""
     if not self._ours:
       arrays, _ = FedAvg(weighted_by_key=wire.NUM_EXAMPLES).aggregate_train(1, self._replies)
       assert arrays is not None

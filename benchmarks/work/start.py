@@ -1,4 +1,4 @@
-"""From a command to its first finished round: once with nothing kept, then with all kept."""
+"""Time from a command to its first finished round, without and with caches."""
 
 import contextlib
 import os
@@ -12,13 +12,13 @@ from benchmarks.launched import launched
 from benchmarks.table import Line
 
 _MARKS = {0: "untrained prompter scored", 1: "first round finished"}  # by round
-_LAST = max(_MARKS) + 1  # tells how long a round takes
+_LAST = max(_MARKS) + 1  # gives the duration of a round
 
 
 def first_round(bench: Bench) -> Iterator[Line]:
-  """`python launch.py` with the shipped pair, until its rounds stand in metrics.jsonl.
+  """Measures `python launch.py` with the shipped models until its rounds are in metrics.jsonl.
 
-  Training begins when the first round has finished, less what a round takes.
+  The first local step begins one round's duration before the first round ends.
   """
   with tempfile.TemporaryDirectory() as folder:
     environment = os.environ | {"XDG_CACHE_HOME": folder}
@@ -32,7 +32,7 @@ def first_round(bench: Bench) -> Iterator[Line]:
 
 
 def _start(run: Path, environment: Mapping[str, str]) -> dict[int, float]:
-  """Seconds from the command until each round has finished, up to `_LAST`."""
+  """Returns the seconds until the end of each round up to `_LAST`."""
   marks: dict[int, float] = {}
   with contextlib.closing(launched(run, ["--config.eval.every=30"], environment)) as lines:
     for seconds, line in lines:

@@ -1,4 +1,4 @@
-"""Local training: a step of one client, and a round of many."""
+"""Local training: a step of one client, and a round of many clients."""
 
 from collections.abc import Iterator
 
@@ -8,14 +8,14 @@ from benchmarks.case import CLIPS, INSTRUCTION, T5S, Case, Rows, rows
 from benchmarks.compare import OURS, in_turn
 from benchmarks.table import Line, compared
 
-# Of a "train step", so that what a call costs once is shared as in a round: memory for all that a
-# call needs is new to the process, and after another side's turn the kernel takes .6 s to give it.
+# Steps per call, so that the fixed cost of a call is shared as in a round: after another side's
+# turn, the kernel takes 0.6 s to provide the memory of a call.
 _STEPS = 20
-_ROWS, _QUICK_ROWS = 320, 64  # the most of a call
+_ROWS, _QUICK_ROWS = 320, 64  # at most, per call
 
 
 def train_step(bench: Bench) -> Iterator[Line]:
-  """Milliseconds a sample, features cached; and what an image costs that is not."""
+  """Measures milliseconds per sample with cached features, and the time to encode an image."""
   models = ("small",) if bench.quick else ("small", "base")
   for model in models:
     sides = bench.sides(Case(t5=model, dtype=bench.dtype))
@@ -24,11 +24,11 @@ def train_step(bench: Bench) -> Iterator[Line]:
     least = floor.clip_image(CLIPS["B/32"]) / bench.rates.multiply
     yield compared(
       f"an image through CLIP ViT-B/32, beside flan-t5-{model}",
-      in_turn(encoding, bench.turns, "encode", warm=False),  # they have, when they started
+      in_turn(encoding, bench.turns, "encode", warm=False),  # they did it when they started
       each=1e3 / number,
       unit="ms",
       floor=number * least,
-      note="once an image, ever; P1 does it in every step",
+      note="once per image; P1 does it in every step",
     )
     for batch in (16,) if bench.quick else (4, 16, 64):
       steps = min(_STEPS, (_QUICK_ROWS if bench.quick else _ROWS) // batch)
@@ -36,9 +36,9 @@ def train_step(bench: Bench) -> Iterator[Line]:
 
 
 def federated_round(bench: Bench) -> Iterator[Line]:
-  """Local training of a round's clients, from equal params; P3's messages and average are in it."""
+  """Measures local training of a round's clients; P3 includes Flower's messages and average."""
   sides = bench.sides(Case(dtype=bench.dtype), rounds=True)
-  # A round's steps are alike: the first of them tells, but for the cost of a call (see _STEPS).
+  # All steps of a round cost the same, except for the fixed cost of a call (see _STEPS).
   for steps, clients, of in ((1, 10, 100),) if bench.quick else ((10, 10, 100), (1, 100, 1000)):
     work = f"round of {clients} of {of:,} clients, batch 8, {steps} of its 10 steps"
     yield _training(bench, sides, work, steps, clients, 8)
@@ -47,7 +47,7 @@ def federated_round(bench: Bench) -> Iterator[Line]:
 def _training(bench: Bench, sides, work: str, steps: int, clients: int, batch: int) -> Line:
   given = rows(sides.case, steps, clients, batch)
   samples = steps * clients * batch
-  for name, side in sides.items():  # whoever compiles does so for these very shapes
+  for name, side in sides.items():  # compile for these shapes
     side("train", given if name == OURS else rows(sides.case, 1, min(clients, 10), batch))
   measured = in_turn(sides, bench.turns, "train", given, warm=False)
   losses = {name: trained.losses for name, trained in measured.values.items()}
@@ -56,7 +56,7 @@ def _training(bench: Bench, sides, work: str, steps: int, clients: int, batch: i
     f"{work}, batch {batch}" if clients == 1 else work,
     measured,
     each=1e3 / samples,
-    unit="ms a sample",
+    unit="ms per sample",
     floor=needed(sides.case, given) / bench.rates.multiply,
     note=f"losses agree to {apart:.0e}",
   )
@@ -65,7 +65,7 @@ def _training(bench: Bench, sides, work: str, steps: int, clients: int, batch: i
 
 
 def needed(case: Case, given: Rows) -> float:
-  """Operations of T5 that training on these rows cannot do without: padding is not among them."""
+  """Returns the T5 operations that training on these rows needs, without padding."""
   lengths = given.targets_mask.sum(axis=-1)
   read = case.config.prompter.tokens + case.visual_tokens + INSTRUCTION
   row = floor.t5_row(T5S[case.t5], read, float(lengths.mean()))

@@ -1,4 +1,4 @@
-"""What the processes of test_process.py run."""
+"""Functions and classes that the processes of test_process.py run."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Attacks on privacy: their rates are right, and what they find stays below what is claimed."""
+"""Attacks on privacy: their rates are right, and their success stays below the claimed bounds."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from benchmarks.attacks import least_epsilon, success
 CLIENTS, DELTA, TRIALS, NOISE = 4, 1e-3, 1000, 0.7
 
 
-def test_rates_are_those_of_two_normal_distributions():
+def test_rates_equal_those_of_two_normal_distributions():
   rng = np.random.default_rng(0)
   found = success(rng.normal(1.5, 1, 100_000), rng.normal(0, 1, 50_000))
   assert found.auc == pytest.approx(stats.norm.cdf(1.5 / 2**0.5), abs=0.005)
@@ -25,13 +25,13 @@ def test_rates_are_those_of_two_normal_distributions():
   assert found.accuracy == pytest.approx(stats.norm.cdf(0.75), abs=0.005)
 
 
-def test_who_guesses_finds_half_and_who_sees_all_finds_all():
+def test_a_guess_finds_half_and_a_perfect_score_finds_all():
   same = success(np.zeros(30), np.zeros(50))
   assert same == (0.5, 0.0, 0.5)
   assert success(np.arange(10, 20), np.arange(10)) == (1.0, 1.0, 1.0)
 
 
-def test_the_least_epsilon_of_randomised_response_is_close_to_its_own_and_not_above():
+def test_the_least_epsilon_of_randomised_response_is_just_below_the_true_one():
   rng, epsilon = np.random.default_rng(0), 1.0
   told = rng.random((2, 100_000)) < np.array([[np.e], [1.0]]) / (1 + np.e)
   assert 0.95 * epsilon < least_epsilon(*told, delta=0.0) <= epsilon
@@ -86,7 +86,7 @@ def canary_seen(noise: float, present: bool, trials: int):
   return np.array(moved)
 
 
-def test_a_client_that_wants_to_be_seen_is_seen_no_better_than_is_claimed():
+def test_a_canary_client_is_detected_no_better_than_epsilon_allows():
   bar = 0.5 + NOISE  # chosen before looking: there few are told wrongly, and many rightly
   guesses = [canary_seen(NOISE, present, TRIALS) > bar for present in (True, False)]
   found = least_epsilon(*guesses, DELTA, confidence=1 - 1e-6)
@@ -94,7 +94,7 @@ def test_a_client_that_wants_to_be_seen_is_seen_no_better_than_is_claimed():
   assert 0.3 < found <= claimed
 
 
-def test_without_noise_it_is_always_seen_and_it_moves_the_sum_by_the_bound():
+def test_without_noise_the_canary_is_always_detected_and_moves_the_sum_by_the_bound():
   with_it, without = (canary_seen(0.0, present, 3) for present in (True, False))
   np.testing.assert_allclose(with_it, Privacy().clip, rtol=1e-5)
   np.testing.assert_allclose(without, 0.0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Counted operations are those of the programs, and training needs no more than twice a forward."""
+"""Counted operations equal those of the programs; training needs twice a forward pass at most."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ ROWS, READ, WRITTEN = 4, 71, 16
 
 
 def operations(function, *shapes) -> float:
-  """As XLA counts them before it optimizes; nothing is compiled or run."""
+  """Operations as XLA counts them before it optimizes; nothing is compiled or run."""
   return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
 
 
@@ -33,14 +33,14 @@ def t5():
   return logits, state, prefix, targets
 
 
-def test_the_operations_of_a_row_are_those_of_the_program(t5):
+def test_the_operations_of_a_row_equal_those_of_the_program(t5):
   logits, *shapes = t5
   exact = ROWS * t5_row(T5S["small"], READ, WRITTEN).forward
   assert operations(logits, *shapes) == pytest.approx(exact, rel=0.04)
 
 
 def test_no_gradient_of_a_frozen_weight_is_computed(t5):
-  """It would make three forward passes' worth of products; for the prefix alone it is two."""
+  """With gradients of weights the products would be those of three forward passes, not two."""
   logits, state, prefix, targets = t5
   total = lambda state, prefix, targets: logits(state, prefix, targets).sum()  # noqa: E731
   forward = operations(logits, state, prefix, targets)
@@ -50,7 +50,7 @@ def test_no_gradient_of_a_frozen_weight_is_computed(t5):
   assert with_weights > 2.8 * forward
 
 
-def test_the_operations_of_an_image_are_those_of_the_program():
+def test_the_operations_of_an_image_equal_those_of_the_program():
   graph, state = nnx.split(outline(Clip, CLIPS["B/32"]))
   pixels = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   run = lambda state, pixels: nnx.merge(graph, state).encode_image(pixels)  # noqa: E731

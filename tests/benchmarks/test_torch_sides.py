@@ -1,4 +1,4 @@
-"""The PyTorch sides do the work that afspl_jax does, to the last digits."""
+"""The PyTorch sides compute the same as afspl_jax, to the last digits."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from benchmarks.sides.torch_plain import TorchPlain
 from benchmarks.sides.torch_prompter import Prompter
 
 TORCH = (TorchPlain, TorchBest)
-GENERATING = (TorchPlain, TorchBest, Afspl)  # the first is what the others are compared with
+GENERATING = (TorchPlain, TorchBest, Afspl)  # the first is the reference
 
-# Of the norm of a leaf's change in training. Adam makes steps of one size out of gradients of any,
-# so that where a gradient is next to nothing, rounding has its say: 2e-4 of a change is so. A
-# learning rate wrong by a hundredth is 1e-2.
+# Relative to the norm of a leaf's change in training. Adam's steps do not shrink with the gradient,
+# so that rounding matters if a gradient is almost 0: it causes 2e-4 of a change. A learning rate
+# that is wrong by a hundredth causes 1e-2.
 CHANGE = 1e-3
 
 
 @dataclass(frozen=True)
 class Variant(Case):
-  """A case with other settings, by their place in the config."""
+  """A case with other settings, by field of the config."""
 
   settings: tuple[tuple[str, str, object], ...] = ()
 
@@ -62,7 +62,7 @@ VARIANTS = {
 
 @dataclass
 class Bench:
-  """A case with what its sides are built from and asked for."""
+  """A case with the inputs of its sides."""
 
   case: Case
   folders: dict[str, Path]
@@ -82,13 +82,13 @@ class Bench:
     return self.side(Afspl).train(self.rows)
 
   def changes(self, trained: Trained) -> dict[str, np.ndarray]:
-    """What training added to each leaf, client by client."""
+    """The change of each leaf in training, by client."""
     added = jax.tree.map(lambda new, old: new - old, trained.params, self.params)
     flat = jax.tree_util.tree_leaves_with_path(added)
     return {jax.tree_util.keystr(path): leaf.reshape(len(leaf), -1) for path, leaf in flat}
 
   def far(self, trained: Trained, expected: Trained) -> list[str]:
-    """The leaves, by client, whose change is not the expected one."""
+    """The leaves, by client, whose change differs from the expected one."""
     ours, theirs = self.changes(trained), self.changes(expected)
     assert ours.keys() == theirs.keys()
     out = []
@@ -119,7 +119,7 @@ def bench(folders):
 
 @pytest.fixture(scope="module")
 def padded(bench):
-  """Instructions of unequal length."""
+  """Rows with instructions of different lengths."""
   mask = bench.rows.instruction_mask & (np.arange(6) < 2 + np.arange(8)[:, None] % 5)
   return Bench(bench.case, bench.folders, bench.rows._replace(instruction_mask=mask))
 
@@ -136,7 +136,7 @@ def test_training_agrees_with_afspl(variant, kind):
   assert variant.far(trained, variant.expected) == []
 
 
-def test_comparison_tells_clients_and_learning_rates_apart(bench):
+def test_the_comparison_detects_other_clients_and_learning_rates(bench):
   expected = bench.expected
   assert np.ptp(expected.losses, axis=1).min() > 1e-3
   moved = jax.tree.map(lambda leaf: np.roll(leaf, 1, axis=0), expected.params)
@@ -155,13 +155,13 @@ def test_padded_instructions_agree_with_afspl(padded, bench, kind):
 
 
 @pytest.mark.parametrize("chunk", [0, 7])
-def test_chunks_of_rows_change_no_number(bench, chunk):
+def test_the_size_of_chunks_does_not_change_the_result(bench, chunk):
   trained = bench.side(TorchBest, chunk=chunk).train(bench.rows)
   np.testing.assert_allclose(trained.losses, bench.expected.losses, rtol=1e-4)
   assert bench.far(trained, bench.expected) == []
 
 
-def test_clients_do_not_meet(bench):
+def test_clients_do_not_affect_each_other(bench):
   side = bench.side(TorchBest)
   together, alone = side.train(bench.rows), side.train(client_zero(bench.rows))
   np.testing.assert_allclose(alone.losses, together.losses[:, :1], rtol=1e-5)
@@ -170,7 +170,7 @@ def test_clients_do_not_meet(bench):
 
 
 @pytest.mark.parametrize("kind", TORCH)
-def test_every_call_trains_from_the_start(bench, kind):
+def test_every_call_trains_from_the_initial_params(bench, kind):
   side = bench.side(kind)
   first, second = side.train(bench.rows), side.train(bench.rows)
   jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -203,7 +203,7 @@ def test_sides_generate_the_same_tokens(world, beams, request):
 
 
 @pytest.mark.parametrize("kind", TORCH)
-def test_generating_first_changes_nothing_in_training(bench, kind):
+def test_generating_first_does_not_change_training(bench, kind):
   side = bench.side(kind)
   ids = side.generate(bench.rows, 1, 3)
   trained = side.train(bench.rows)
@@ -211,17 +211,17 @@ def test_generating_first_changes_nothing_in_training(bench, kind):
   np.testing.assert_array_equal(side.generate(bench.rows, 1, 3), ids)
 
 
-def test_beams_find_other_texts_than_greedy_search(bench):
+def test_beam_search_finds_other_texts_than_greedy_search(bench):
   side = bench.side(TorchBest)
   assert (side.generate(bench.rows, 1, 9) != side.generate(bench.rows, 4, 9)).any()
 
 
-def test_prompter_gives_its_leaves_back(bench):
+def test_the_prompter_returns_its_leaves(bench):
   prompter = Prompter(bench.case.config, torch.ones(3, 32), bench.params)
   jax.tree.map(np.testing.assert_array_equal, prompter.leaves(), bench.params)
 
 
-def test_prompter_rejects_what_it_does_not_have(bench):
+def test_the_prompter_rejects_other_settings_and_leaves(bench):
   mlp = Variant("toy", "toy", settings=(("prompter", "mapper", "mlp"),)).config
   with pytest.raises(NotImplementedError, match=r"prompter\.mapper"):
     Prompter(mlp, torch.ones(3, 32), bench.params)
@@ -230,7 +230,7 @@ def test_prompter_rejects_what_it_does_not_have(bench):
     Prompter(bench.case.config, torch.ones(3, 32), more)
 
 
-def test_in_bfloat16_all_sides_lose_alike(folders):
+def test_in_bfloat16_all_sides_have_similar_losses(folders):
   losses = {}
   for dtype in ("float32", "bfloat16"):
     case = Case("toy", "toy", dtype=dtype)
@@ -238,6 +238,6 @@ def test_in_bfloat16_all_sides_lose_alike(folders):
     losses[dtype] = {kind: bench.side(kind).train(bench.rows).losses for kind in (Afspl, *TORCH)}
   wide = losses["float32"][Afspl]
   for kind, found in losses["bfloat16"].items():
-    # Eight bits of a logit; transformers also rounds the tokens' losses and their mean to them.
+    # Logits have eight bits; transformers also rounds the losses of tokens and their mean to eight.
     np.testing.assert_allclose(found, wide, rtol=2.0**-6, err_msg=kind.__name__)
     assert (found != wide).all()

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from afspl_jax import cli
 from afspl_jax.federation.protocol import disclosure_list, wire
-from afspl_jax.storage.run_folder import WIRE
+from afspl_jax.storage.run_lines import WIRE
 from tests.recorded_run import rich_run, scaffold_run
 
 RUN = 16  # numbers in a row that are no coincidence

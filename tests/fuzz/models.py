@@ -172,7 +172,7 @@ def _keys() -> dict[str, bytes]:
 
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
-    certificates.make_server_keys(folder, [])
+    certificates.make_tls_files(folder, [])
     site_keys.make_site_key(folder, "elm")
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
@@ -202,8 +202,8 @@ TARGETS = {
   "client_state": Target(_state, "clients/elm/round_000003.safetensors", _load_state),
   "checkpoint": Target(_checkpointed, "files.json", _restore, cost=0.3),
   "ca": key("ca.crt", lambda folder: certificates.read_ca(folder / "ca.crt")),
-  "certificate": key("server.pem", certificates.read_server_keys),
-  "server_key": key("server.key", certificates.read_server_keys),
+  "certificate": key("server.pem", certificates.read_tls_files),
+  "server_key": key("server.key", certificates.read_tls_files),
   "site_key": key("elm.key", lambda folder: site_keys.check_site_key(folder / "elm.key")),
   "public_key": key("elm.pub", lambda folder: site_keys.read_public_key(folder / "elm.pub")),
 }

@@ -1,4 +1,4 @@
-"""The pair that the package ships is what its script makes and what its card says."""
+"""The shipped CLIP and T5 are those of the script, with the scores on their card."""
 
 import json
 
@@ -21,7 +21,7 @@ def test_each_model_is_at_most_eight_megabytes(kind):
   assert sum(file.stat().st_size for file in (TINY / kind).iterdir()) <= 8_000_000
 
 
-def test_the_shipped_tokenizers_are_those_of_the_script(tmp_path):
+def test_the_shipped_tokenizers_equal_those_of_the_script(tmp_path):
   save_t5_tokenizer(tmp_path / "t5")
   save_clip_tokenizer(tmp_path / "clip", (*LOOK_WORDS, "image"))
   for kind in ("t5", "clip"):
@@ -31,14 +31,14 @@ def test_the_shipped_tokenizers_are_those_of_the_script(tmp_path):
     np.testing.assert_array_equal(made.tokenize(texts, 40)[0], shipped.tokenize(texts, 40)[0])
 
 
-def test_the_shipped_pair_scores_what_its_card_says():
+def test_the_shipped_models_have_the_scores_on_their_card():
   stated = json.loads((TINY / "scores.json").read_text())
   for name, value in measure(TINY).items():
     assert value == pytest.approx(stated[name], abs=0.01), name
   assert stated["clip_image_to_text_recall_at_1_of_512"] > 100 / 512
 
 
-def test_the_corpus_is_text_by_the_tokenizer_and_the_same_for_a_seed():
+def test_the_corpus_has_the_tokenizers_ids_and_follows_from_its_seed():
   tokenizer = Tokenizer(TINY / "t5")
   corpus = Corpus(tokenizer.vocabulary)
   one, same, other = (corpus.batch(np.random.default_rng(seed), 4) for seed in (0, 0, 1))
@@ -54,7 +54,7 @@ def test_pretraining_scenes_are_in_no_split_of_the_sites():
   assert {pretraining_scene(rng).split for _ in range(50)} == {"pretrain"}
 
 
-def test_looks_are_described_by_what_stands_out():
+def test_a_look_is_described_by_its_unusual_properties():
   rng = np.random.default_rng(0)
   texts = {describe_look(Look(80.0, (0.0, 0.0, 20.0), 11.0), rng) for _ in range(20)}
   assert texts == {"", "a dark bluish grainy image : "}

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from afspl_jax import cli
 from afspl_jax.federation.protocol import disclosure_list, wire
 from afspl_jax.federation.protocol.disclosure_log import DisclosureLog
-from afspl_jax.storage.run_folder import WIRE, read_lines
+from afspl_jax.storage.run_lines import WIRE, read_lines
 
 
 def audit(folder, capsys, *more):

@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from afspl_jax.errors import UserError
 from afspl_jax.reporting.tensorboard import TensorBoard
-from afspl_jax.storage.run_folder import read_lines
+from afspl_jax.storage.run_lines import read_lines
 from afspl_jax.types import Example
 from tests.reporting.html.made_run import made_run, put
 

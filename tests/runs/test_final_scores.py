@@ -16,7 +16,8 @@ from afspl_jax.federation.protocol import wire
 from afspl_jax.reporting.html.files import read
 from afspl_jax.reporting.html.page import render
 from afspl_jax.runs.final_scores import Final, score_finished
-from afspl_jax.storage.run_folder import RunFolder, read_lines
+from afspl_jax.storage.run_folder import RunFolder
+from afspl_jax.storage.run_lines import read_lines
 from tests.recorded_run import recorded_run, rich_run
 from tests.reporting.test_tensorboard import scalars
 

@@ -88,7 +88,7 @@ def test_a_sites_own_state_stays_in_its_own_folder(hosts):
 def test_a_site_that_is_told_to_end_does_so_in_good_order(hosts):
   for client in hosts[2]:
     assert client.returncode == 143 and "Traceback" not in client.stderr
-    assert "its data and own prompt stay here" in client.stdout
+    assert "its data and local prompt stay here" in client.stdout
 
 
 def test_a_site_audits_what_left_it_and_it_is_what_the_server_got(hosts, capsys):

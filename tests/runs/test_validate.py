@@ -125,7 +125,7 @@ def test_no_part_of_a_network_takes_part_in_a_study(study, tmp_path):
   check(config)
   for role in ("server", "local-net", "client"):
     launch = Launch(config, tmp_path / "run", role, "its:1", insecure=True, site="aachen")
-    start = hosts.join if role == "client" else hosts.federate
+    start = hosts.join_federation if role == "client" else hosts.federate
     with pytest.raises(UserError, match=f"--role={role}: expected fed.newcomers=0, "):
       start(launch, say=lambda text: None)
   overrides = " ".join(f"{name}={value}" for name, value in study.items())

@@ -42,7 +42,7 @@ def test_round_trip_in_a_new_process_is_bit_identical(tmp_path):
   assert_same_bits(state(2), restored)
 
 
-def test_jax_arrays_and_an_empty_strategy_state(tmp_path):
+def test_jax_arrays_and_an_empty_strategy_state_are_restored(tmp_path):
   tree = {"params": {"a": jax.numpy.arange(3.0)}, "strategy_state": {}}
   Checkpoints(tmp_path).save(0, tree)
   round, restored = Checkpoints(tmp_path).restore(tree)
@@ -50,16 +50,16 @@ def test_jax_arrays_and_an_empty_strategy_state(tmp_path):
   np.testing.assert_array_equal(restored["params"]["a"], [0, 1, 2])
 
 
-def test_nothing_to_restore_at_first(tmp_path):
+def test_a_new_folder_has_no_checkpoint(tmp_path):
   assert Checkpoints(tmp_path / "deep" / "er").restore(state()) is None
 
 
-def test_the_last_two_are_kept(tmp_path):
+def test_the_last_two_checkpoints_are_kept(tmp_path):
   written(tmp_path, range(6))
   assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "5"]
 
 
-def test_a_half_written_checkpoint_is_never_picked_up(tmp_path):
+def test_an_incomplete_checkpoint_is_ignored(tmp_path):
   written(tmp_path)
   shutil.move(tmp_path / "2", tmp_path / "2.orbax-checkpoint-tmp")  # killed before the rename
   checkpoints = Checkpoints(tmp_path)
@@ -95,7 +95,7 @@ def test_a_damaged_newest_checkpoint_is_an_error_that_names_its_folder(tmp_path,
   assert_same_bits(state(1), Checkpoints(tmp_path).restore(state())[1])
 
 
-def test_who_only_looks_is_not_told_to_delete_a_checkpoint(tmp_path):
+def test_a_read_only_error_does_not_advise_to_delete_a_checkpoint(tmp_path):
   written(tmp_path)
   flip(largest(tmp_path / "2" / "state"))
   with pytest.raises(
@@ -133,7 +133,7 @@ def fewer_leaves(tree):
 
 
 @pytest.mark.parametrize("change", [other_shape, other_dtype, more_leaves, fewer_leaves])
-def test_a_checkpoint_of_another_model_is_refused(tmp_path, change):
+def test_a_checkpoint_of_another_model_is_rejected(tmp_path, change):
   written(tmp_path)
   template = state()
   why = change(template)
@@ -141,13 +141,13 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, change):
     Checkpoints(tmp_path).restore(template)
 
 
-def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
+def test_a_folder_that_is_not_writable_is_an_error(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(CheckpointError, match=f"{tmp_path}/file/c: expected a folder to write"):
     Checkpoints(tmp_path / "file" / "c")
 
 
-def test_reading_a_run_that_is_running_changes_nothing_in_its_folder(tmp_path):
+def test_reading_a_running_run_changes_nothing_in_its_folder(tmp_path):
   folder = tmp_path / "c"
   written(folder)
   half = folder / "3.orbax-checkpoint-tmp"  # what another process is writing

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from afspl_jax.errors import UserError
+from afspl_jax.storage import run_folder
 from afspl_jax.storage.run_folder import RunFolder
 
 CONFIG = {"seed": 0, "data": {"num_clients": 10, "source": "shapes"}, "fusion_weights": (0.5, 0.5)}
@@ -19,7 +19,7 @@ FACTS = {"backbone": {"clip": "abc"}, "partition": "def"}
 def opened(path, config=CONFIG, facts=FACTS):
   folder = RunFolder.open(path, config)
   try:
-    folder.agree_on(facts)
+    folder.require_same(facts)
   except UserError:
     folder.close()
     raise
@@ -30,7 +30,7 @@ def line(round, split="train"):
   return {"round": round, "split": split, "loss": 0.5}
 
 
-def test_config_versions_and_facts_are_kept(tmp_path):
+def test_config_versions_and_facts_are_recorded(tmp_path):
   with opened(tmp_path / "runs" / "x"):
     stored = json.loads((tmp_path / "runs" / "x" / "config.json").read_text())
   assert stored["config"]["data"] == CONFIG["data"] and stored["facts"]["partition"] == "def"
@@ -62,14 +62,14 @@ def test_the_same_run_opens_again_and_keeps_its_lines(tmp_path):
     (CONFIG, {"partition": "def"}, "backbone"),
   ],
 )
-def test_a_changed_config_or_fact_is_refused_by_field_name(tmp_path, config, facts, why):
+def test_a_changed_config_or_fact_is_rejected_by_field_name(tmp_path, config, facts, why):
   opened(tmp_path).close()
   before = (tmp_path / "config.json").read_bytes()
   with pytest.raises(ValueError, match=why) as error:
     opened(tmp_path, config, facts)
   assert "\n" not in str(error.value)
   assert (tmp_path / "config.json").read_bytes() == before
-  opened(tmp_path).close()  # the refusal left no lock behind
+  opened(tmp_path).close()  # the error released the lock
 
 
 def test_other_versions_do_not_stop_a_run(tmp_path):
@@ -79,7 +79,7 @@ def test_other_versions_do_not_stop_a_run(tmp_path):
   opened(tmp_path).close()
 
 
-def test_a_run_that_never_began_may_begin_with_another_config(tmp_path):
+def test_a_run_that_did_not_start_may_change_its_config(tmp_path):
   RunFolder.open(tmp_path, CONFIG).close()
   RunFolder.open(tmp_path, {**CONFIG, "seed": 1}).close()
   opened(tmp_path, {**CONFIG, "seed": 2}).close()
@@ -96,21 +96,21 @@ def test_a_damaged_config_is_a_clear_error(tmp_path, text):
     opened(tmp_path)
 
 
-def test_a_folder_with_lines_of_an_unknown_run_is_refused(tmp_path):
+def test_a_folder_with_lines_but_without_a_config_is_rejected(tmp_path):
   (tmp_path / "metrics.jsonl").write_text("precious\n")
   with pytest.raises(ValueError, match=r"metrics.jsonl without config.json"):
     opened(tmp_path)
   assert (tmp_path / "metrics.jsonl").read_text() == "precious\n"
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
+def test_a_folder_that_is_not_writable_is_an_error_of_one_line(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match="expected a folder that can be written; got") as error:
     opened(tmp_path / "file" / "run")
   assert "\n" not in str(error.value) and "--workdir" in str(error.value)
 
 
-def test_one_process_at_a_time_and_none_after_kill_9(tmp_path):
+def test_a_folder_is_locked_until_its_process_is_killed(tmp_path):
   code = (
     "import sys, time; from afspl_jax.storage.run_folder import RunFolder;"
     "f = RunFolder.open(sys.argv[1], {}); print('open', flush=True); time.sleep(60)"
@@ -132,23 +132,30 @@ def test_one_process_at_a_time_and_none_after_kill_9(tmp_path):
   opened(tmp_path, {}, {}).close()
 
 
-def test_where_a_run_is_at_work_is_kept_once_a_place_and_not_compared(tmp_path):
+def test_each_change_of_place_is_recorded_and_none_is_compared(tmp_path):
   for devices in ("1 x cpu", "1 x cpu", "4 x TPU v4", "1 x cpu"):
     with opened(tmp_path) as folder:
-      folder.note({"devices": devices})
+      folder.record_place({"devices": devices})
   stored = json.loads((tmp_path / "config.json").read_text())
   assert [place["devices"] for place in stored["places"]] == ["1 x cpu", "4 x TPU v4", "1 x cpu"]
 
 
-def test_one_who_only_looks_whether_a_run_is_at_work_does_not_keep_it_from_starting(tmp_path):
+def test_a_short_lock_of_a_reader_does_not_keep_a_run_from_starting(tmp_path, monkeypatch):
   opened(tmp_path).close()
-  looking = open(tmp_path / "lock")  # noqa: SIM115
-  fcntl.flock(looking, fcntl.LOCK_SH)
-  threading.Timer(0.05, looking.close).start()
+  reader = open(tmp_path / "lock")  # noqa: SIM115
+  fcntl.flock(reader, fcntl.LOCK_SH)
+  pauses = []
+
+  def pause(seconds):
+    pauses.append(seconds)
+    reader.close()
+
+  monkeypatch.setattr(run_folder.time, "sleep", pause)
   opened(tmp_path).close()
+  assert len(pauses) == 1
 
 
-def test_the_lock_holds_within_one_process_too(tmp_path):
+def test_the_lock_also_holds_within_one_process(tmp_path):
   with opened(tmp_path), pytest.raises(ValueError, match="one is running"):
     opened(tmp_path)
   opened(tmp_path).close()
@@ -160,7 +167,7 @@ def fill(folder):
     folder.append_clients([{"round": round, "client": "é", "status": "ok"}])
 
 
-def test_rewind_drops_later_rounds_in_both_files(tmp_path):
+def test_rewind_deletes_later_rounds_in_both_files(tmp_path):
   with opened(tmp_path) as folder:
     fill(folder)
     folder.rewind(2)
@@ -170,7 +177,7 @@ def test_rewind_drops_later_rounds_in_both_files(tmp_path):
     assert folder.metrics() == folder.clients() == []
 
 
-def test_rewind_drops_a_line_that_was_cut_short_at_any_byte(tmp_path):
+def test_rewind_deletes_a_line_that_is_incomplete_at_any_byte(tmp_path):
   with opened(tmp_path) as folder:
     fill(folder)
     file = tmp_path / "clients.jsonl"
@@ -182,7 +189,7 @@ def test_rewind_drops_a_line_that_was_cut_short_at_any_byte(tmp_path):
       assert file.read_bytes() == kept, size
 
 
-def test_rewind_leaves_a_file_alone_that_needs_no_change(tmp_path):
+def test_rewind_does_not_write_a_file_that_needs_no_change(tmp_path):
   with opened(tmp_path) as folder:
     fill(folder)
     before = (tmp_path / "metrics.jsonl").stat()
@@ -191,7 +198,7 @@ def test_rewind_leaves_a_file_alone_that_needs_no_change(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_damaged_line_before_the_last_is_not_dropped_in_silence(tmp_path):
+def test_a_damaged_line_before_the_last_is_an_error(tmp_path):
   with opened(tmp_path) as folder:
     fill(folder)
     file = tmp_path / "metrics.jsonl"
@@ -200,15 +207,15 @@ def test_a_damaged_line_before_the_last_is_not_dropped_in_silence(tmp_path):
       folder.rewind(3)
 
 
-def test_scores_that_are_not_finite_are_valid_json(tmp_path):
+def test_scores_that_are_not_finite_become_null(tmp_path):
   with opened(tmp_path) as folder:
     folder.append_metrics({"round": 0, "loss": float("nan"), "cider": float("inf")})
   text = (tmp_path / "metrics.jsonl").read_text()
   assert json.loads(text, parse_constant=pytest.fail) == {"round": 0, "loss": None, "cider": None}
 
 
-def test_predictions_path_sorts_by_round(tmp_path):
+def test_prediction_files_sort_by_round(tmp_path):
   with opened(tmp_path) as folder:
-    path = folder.predictions(30)
+    path = folder.predictions_file(30)
   assert path == tmp_path / "predictions" / "round_0030.jsonl"
   path.write_text("")

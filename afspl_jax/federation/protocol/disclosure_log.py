@@ -28,7 +28,7 @@ from afspl_jax.federation.contracts import CLIENT_RAISED, CohortApp, attempt
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.protocol.disclosure_list import FAULTS
 from afspl_jax.storage.atomic_files import append_text
-from afspl_jax.storage.run_folder import WIRE
+from afspl_jax.storage.run_lines import WIRE
 from afspl_jax.types import Params
 
 _LONGEST_TEXT = 200  # characters of a text that are kept

@@ -27,11 +27,11 @@ class ConnectedSite(NamedTuple):
 
 
 @runtime_checkable
-class OwnedGrid(Protocol):
+class KeyedGrid(Protocol):
   """A Grid that knows its nodes by their keys."""
 
-  def owner(self, node: int) -> str | None:
-    """The site that a node's key was registered for; None where there are no keys."""
+  def site_of(self, node: int) -> str | None:
+    """Returns the site that a node's key is registered for; None if sites have no keys."""
     ...
 
 
@@ -102,9 +102,9 @@ class Sites:
       raise Rejected(
         f"expected a site's name, of 1 to {_LONGEST_NAME} characters; got {one_line(repr(name))}"
       )
-    owner = self._grid.owner(node) if isinstance(self._grid, OwnedGrid) else None
-    if owner not in (None, name):
-      raise Rejected(f"expected the name that its key is registered for, {owner!r}; got {name!r}")
+    site = self._grid.site_of(node) if isinstance(self._grid, KeyedGrid) else None
+    if site not in (None, name):
+      raise Rejected(f"expected the name that its key is registered for, {site!r}; got {name!r}")
     if name in self._present:
       raise Rejected(f"expected a site name of its own; got {name!r}, which is here")
     return name, screen_examples(answer.get(wire.NUM_EXAMPLES), self._max_examples)

@@ -1,6 +1,6 @@
-"""The certificate of the server's host, by which sites know it: made here, and checked when read.
+"""The TLS certificate of the server's host, by which sites recognise it.
 
-A CA of the federation's own signs it; sites are given `ca.crt` and nothing else.
+The federation's own CA signs it. A site needs only `ca.crt`.
 """
 
 import datetime
@@ -18,50 +18,51 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from afspl_jax.errors import UserError
 from afspl_jax.federation.transport.site_keys import (
-  UNREADABLE,
-  pem,
-  read,
+  PARSE_ERRORS,
+  private_key_pem,
+  read_key_file,
   read_private_key,
-  refuse_to_overwrite,
+  require_absent,
 )
 from afspl_jax.storage.atomic_files import create_file
 
 _THIS_HOST = ("localhost", "127.0.0.1", "::1")
-_SKEW = datetime.timedelta(hours=1)  # clocks of hosts differ
-_SIGNS_CERTIFICATES = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+_CLOCK_SKEW = datetime.timedelta(hours=1)  # between two hosts
+_CA_KEY_USAGE = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
 
 
-class ServerKeys(NamedTuple):
-  """Files of the server's host; sites need a copy of `ca` alone."""
+class TlsFiles(NamedTuple):
+  """Files of the server's host; only `ca` is copied to the sites."""
 
   ca: Path
   certificate: Path
   key: Path
 
 
-def make_server_keys(folder: Path, hosts: Sequence[str], days: int = 3650) -> ServerKeys:
-  """Makes the server's certificate, and before it the CA that signs it, unless it is there.
+def make_tls_files(folder: Path, hosts: Sequence[str], days: int = 3650) -> TlsFiles:
+  """Makes the server's certificate, and the CA that signs it unless the folder has one.
 
-  To renew a certificate, move `server.pem` and `server.key` away and call this again: sites go on
-  with the `ca.crt` they have. `ca.key` is needed for nothing else, and best kept elsewhere.
+  To renew a certificate, move `server.pem` and `server.key` away and call this again: sites keep
+  their `ca.crt`. `ca.key` has no other use; keep it on another machine.
 
   Args:
-    folder: gets `ca.crt`, `ca.key`, `server.pem` and `server.key`; made if missing.
-    hosts: names and addresses under which sites reach the server, without a port; those of this
-      host for itself are added.
+    folder: gets `ca.crt`, `ca.key`, `server.pem` and `server.key`; created if missing.
+    hosts: names and addresses under which sites reach the server, without a port. The loopback
+      names of this host are added.
     days: until the certificates expire.
 
   Returns:
     The files for a SuperLink.
 
   Raises:
-    UserError: a host that is none, or a file that would be overwritten or is missing.
+    UserError: a host is not a name or an address, or a file exists that would be overwritten, or
+      the CA's key is missing.
   """
   if days < 1:
     raise UserError(f"days: expected at least 1; got {days}")
   names = list(dict.fromkeys(map(_alternative_name, [*hosts, *_THIS_HOST])))
-  files = ServerKeys(folder / "ca.crt", folder / "server.pem", folder / "server.key")
-  refuse_to_overwrite([files.certificate, files.key])
+  files = TlsFiles(folder / "ca.crt", folder / "server.pem", folder / "server.key")
+  require_absent([files.certificate, files.key])
   folder.mkdir(mode=0o700, parents=True, exist_ok=True)
   ca, ca_key = _ca(files.ca, folder / "ca.key", days)
   expiry = min(_now() + datetime.timedelta(days=days), ca.not_valid_after_utc)
@@ -74,68 +75,70 @@ def make_server_keys(folder: Path, hosts: Sequence[str], days: int = 3650) -> Se
     .add_extension(_issuer_id(ca_key), critical=False)
     .sign(ca_key, hashes.SHA384())
   )
-  create_file(files.key, pem(key), 0o600)
+  create_file(files.key, private_key_pem(key), 0o600)
   create_file(files.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
   return files
 
 
-def read_server_keys(folder: Path) -> ServerKeys:
-  """The files that `make_server_keys` made there, checked.
+def read_tls_files(folder: Path) -> TlsFiles:
+  """Checks the files that `make_tls_files` made in a folder, and returns their paths.
 
   Raises:
-    UserError: one is missing, expired, of another kind, or does not belong to the others.
+    UserError: a file is missing, expired, another kind of file, or does not match the others.
   """
-  files = ServerKeys(folder / "ca.crt", folder / "server.pem", folder / "server.key")
-  again = "Move server.pem and server.key away and make the server's keys again"
+  files = TlsFiles(folder / "ca.crt", folder / "server.pem", folder / "server.key")
+  advice = "Move server.pem and server.key away and run `afspl keys server` again"
   ca, certificate = _certificate(files.ca), _certificate(files.certificate)
   key = read_private_key(files.key)
   try:
     certificate.verify_directly_issued_by(ca)
-  except (InvalidSignature, *UNREADABLE):
+  except (InvalidSignature, *PARSE_ERRORS):
     raise UserError(
-      f"{files.certificate}: expected a certificate signed by {files.ca.name}; got another's. "
-      f"{again}"
+      f"{files.certificate}: expected a certificate signed by {files.ca.name}; got one"
+      f" signed by another CA. {advice}"
     ) from None
   if _public_key(certificate) != key.public_key():
     raise UserError(
-      f"{files.key}: expected the key of {files.certificate.name}; got another. {again}"
+      f"{files.key}: expected the key of {files.certificate.name}; got another key. {advice}"
     )
   return files
 
 
 def read_ca(file: Path) -> bytes:
-  """A site's copy of `ca.crt`, checked; PEM.
+  """Checks a site's copy of `ca.crt`; returns it as PEM.
 
   Raises:
-    UserError: it is missing, expired or no certificate of a CA.
+    UserError: the file is missing, expired, or not the certificate of a CA.
   """
   certificate = _certificate(file)
   try:
     is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-  except (x509.ExtensionNotFound, *UNREADABLE):
+  except (x509.ExtensionNotFound, *PARSE_ERRORS):
     is_ca = False
   if not is_ca:
-    raise UserError(f"{file}: expected the certificate of a CA, the server's ca.crt; got another's")
+    raise UserError(
+      f"{file}: expected the certificate of a CA, the server's ca.crt; got another one"
+    )
   return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _ca(
   file: Path, key_file: Path, days: int
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-  """The CA in the folder, made if there is none."""
+  """Returns the folder's CA; makes it if there is none."""
   if file.exists():
     return _certificate(file), read_private_key(key_file)
-  refuse_to_overwrite([key_file])
+  require_absent([key_file])
   key = ec.generate_private_key(ec.SECP384R1())
   name = "afspl_jax federation CA"
   certificate = (
     _builder(name, key.public_key(), _name(name), _now() + datetime.timedelta(days=days))
     .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    .add_extension(_SIGNS_CERTIFICATES, critical=True)
+    .add_extension(_CA_KEY_USAGE, critical=True)
     .add_extension(_issuer_id(key), critical=False)
     .sign(key, hashes.SHA384())
   )
-  create_file(key_file, pem(key), 0o600)
+  create_file(key_file, private_key_pem(key), 0o600)
   create_file(file, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
   return certificate, key
 
@@ -149,7 +152,7 @@ def _builder(
     .issuer_name(issuer)
     .public_key(key)
     .serial_number(x509.random_serial_number())
-    .not_valid_before(_now() - _SKEW)
+    .not_valid_before(_now() - _CLOCK_SKEW)
     .not_valid_after(expiry)
     .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
   )
@@ -178,22 +181,24 @@ def _alternative_name(host: str) -> x509.GeneralName:
 
 
 def _certificate(file: Path) -> x509.Certificate:
-  data = read(file)
+  data = read_key_file(file)
   try:
     certificate = x509.load_pem_x509_certificate(data)
     expiry = certificate.not_valid_after_utc
-  except UNREADABLE:
+  except PARSE_ERRORS:
     raise UserError(f"{file}: expected a certificate (PEM); got another kind of file") from None
   if expiry < _now():
     day = expiry.date()
-    raise UserError(f"{file}: expected a valid certificate; it expired on {day}. Renew it")
+    raise UserError(
+      f"{file}: expected a valid certificate; got one that expired on {day}. Renew it"
+    )
   return certificate
 
 
 def _public_key(certificate: x509.Certificate) -> object:
   try:
     return certificate.public_key()
-  except UNREADABLE:
+  except PARSE_ERRORS:
     return None
 
 

@@ -1,4 +1,4 @@
-"""Requests to a SuperLink or SuperNode of this host."""
+"""Requests to the SuperLink or SuperNode on this host."""
 
 import contextlib
 import hashlib
@@ -35,9 +35,9 @@ from afspl_jax.federation.transport.flower_private import (
 from afspl_jax.storage.atomic_files import create_file
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
-BUSY = (502, 503, 504)  # HTTP status of a server that is about to come or go
+RETRY_STATUS = (502, 503, 504)  # HTTP status of a server that is about to start or stop
 
-# What `flwr run` would upload: Flower starts no run without. Nobody installs or imports it.
+# What `flwr run` would upload. Flower starts no run without it. Nothing installs or imports it.
 _APP = """\
 [project]
 name = "afspl_jax"
@@ -53,29 +53,35 @@ clientapp = "none:none"
 
 
 @dataclass(frozen=True)
-class Endpoint:
-  """Where a SuperLink or SuperNode answers, and what it asks of those it answers."""
+class FlowerService:
+  """A SuperLink or SuperNode on this host: its address, and what its clients must present."""
 
   address: str  # HOST:PORT
-  secret: str = field(repr=False)  # of the host: shown at the SuperLink's gate, and signs requests
+  secret: str = field(repr=False)  # of the host: for access_control.py, and signs requests
   ca: bytes | None = field(repr=False)  # PEM; None: without TLS
 
-  def control(self, patience: float = 10.0) -> ControlHttpClient:
-    """A client that starts runs and registers nodes; `patience` as in `runtime`."""
+  def control_client(self, retry_seconds: float = 10.0) -> ControlHttpClient:
+    """Returns a client that starts runs and registers nodes.
+
+    Args:
+      retry_seconds: how long a request is repeated while the service does not answer.
+    """
     return ControlHttpClient.from_server_address(
       self.address,
       self.ca is None,
       self.ca,
       self._interceptors(),
-      retry_invoker=_retries(patience),
+      retry_invoker=_retries(retry_seconds),
     )
 
-  def runtime(self, token: str | None = None, patience: float = 10.0) -> RuntimeHttpClient:
-    """A client for who executes tasks.
+  def runtime_client(
+    self, token: str | None = None, retry_seconds: float = 10.0
+  ) -> RuntimeHttpClient:
+    """Returns a client for an executor of tasks.
 
     Args:
-      token: of the task that it works for; None: it acquires one.
-      patience: seconds for which a request is tried again while nobody answers.
+      token: the token of the task to execute; None: to acquire one.
+      retry_seconds: how long a request is repeated while the service does not answer.
     """
     return RuntimeHttpClient.from_server_address(
       self.address,
@@ -89,41 +95,41 @@ class Endpoint:
           master_secret=self.secret.encode(), protected_methods={_ACQUIRE}
         ),
       ],
-      retry_invoker=_retries(patience),
+      retry_invoker=_retries(retry_seconds),
     )
 
-  def answers(self) -> bool:
-    """Whether it is up.
+  def is_up(self) -> bool:
+    """Returns whether the service answers.
 
     Raises:
-      httpx.HTTPStatusError: it does not know the secret: it is another one.
-      httpx.ConnectError: its certificate is not for this address or not of this CA.
+      httpx.HTTPStatusError: it rejects the secret: it is another SuperLink.
+      httpx.ConnectError: its certificate is for another address or from another CA.
     """
     try:
-      with self.control(patience=0.0) as client:
+      with self.control_client(retry_seconds=0.0) as client:
         client.ListNodes(ListNodesRequest())
     except httpx.TransportError as error:
-      if _is_tls(error):
+      if _is_certificate_error(error):
         raise
       return False
     return True
 
-  def register(self, public_key: bytes) -> None:
-    """Lets the SuperNode with this key (PEM) connect, if it may not already."""
-    with self.control() as client:
+  def register_node(self, public_key: bytes) -> None:
+    """Allows the SuperNode with this public key (PEM) to connect; it may be allowed already."""
+    with self.control_client() as client:
       try:
         client.RegisterNode(RegisterNodeRequest(public_key=public_key))
       except httpx.HTTPStatusError as error:
-        known = FlowerError.from_json(error.response.text)
-        if known is None or known.code != ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE:
+        answer = FlowerError.from_json(error.response.text)
+        if answer is None or answer.code != ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE:
           raise
 
   def end_runs(self) -> None:
-    """Ends the runs that are unfinished, and deletes the messages of those that are finished.
+    """Ends unfinished runs, and deletes the messages of finished ones.
 
-    What an earlier process left would otherwise be worked on before what a new run asks for.
+    Sites would otherwise work on the messages of an earlier process before those of a new run.
     """
-    with self.control() as client:
+    with self.control_client() as client:
       for run_id, run in client.ListRuns(ListRunsRequest()).run_dict.items():
         if run.status.status != Status.FINISHED:
           with contextlib.suppress(httpx.HTTPStatusError):  # it has just ended
@@ -136,15 +142,27 @@ class Endpoint:
       bundle.writestr("pyproject.toml", _APP)
     data = content.getvalue()
     fab = Fab(hash_str=hashlib.sha256(data).hexdigest(), content=data)
-    with self.control() as client:
+    with self.control_client() as client:
       return client.StartRun(StartRunRequest(fab=fab)).run_id
 
   def _interceptors(self) -> Sequence[object]:
-    return [_Pass(self.secret), RuntimeVersionHttpInterceptor("afspl")]
+    return [BearerTokenInterceptor(self.secret), RuntimeVersionHttpInterceptor("afspl")]
 
 
-def new_secret(folder: Path) -> str:
-  """Writes a new secret to the folder's file `secret`, for its owner alone, and returns it."""
+class BearerTokenInterceptor:
+  """Adds the host's secret to every request: access_control.py wants it, a SuperNode ignores it."""
+
+  def __init__(self, secret: str):
+    self._header = f"Bearer {secret}"
+
+  def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+    """Sends the request with the secret."""
+    context.request.headers["authorization"] = self._header
+    return call_next(context)
+
+
+def write_new_secret(folder: Path) -> str:
+  """Writes a new secret to the file `secret` of a folder, readable by its owner; returns it."""
   folder.mkdir(mode=0o700, parents=True, exist_ok=True)
   file = folder / "secret"
   file.unlink(missing_ok=True)
@@ -154,39 +172,28 @@ def new_secret(folder: Path) -> str:
 
 
 def free_port() -> int:
-  """A port of this host's loopback that nothing listens on."""
+  """Returns a port of this host's loopback on which nothing listens."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     return probe.getsockname()[1]
 
 
-class _Pass:
-  """Shows the host's secret at the SuperLink's gate; a SuperNode ignores it."""
-
-  def __init__(self, secret: str):
-    self._header = f"Bearer {secret}"
-
-  def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-    context.request.headers["authorization"] = self._header
-    return call_next(context)
-
-
-def _retries(patience: float) -> RetryInvoker:
-  """Flower's own policy without its end: it sends this process SIGINT when it is refused."""
+def _retries(seconds: float) -> RetryInvoker:
+  """Flower's retry policy, which does not interrupt this process when a request is rejected."""
   return RetryInvoker(
     lambda: exponential(base_delay=0.2, max_delay=3),
     (httpx.TransportError, httpx.HTTPStatusError),
     max_tries=None,
-    max_time=patience,
+    max_time=seconds,
     should_giveup=_is_final,
   )
 
 
 def _is_final(error: Exception) -> bool:
   if isinstance(error, httpx.HTTPStatusError):
-    return error.response.status_code not in BUSY
-  return _is_tls(error)
+    return error.response.status_code not in RETRY_STATUS
+  return _is_certificate_error(error)
 
 
-def _is_tls(error: Exception) -> bool:
+def _is_certificate_error(error: Exception) -> bool:
   return "certificate" in str(error).lower()

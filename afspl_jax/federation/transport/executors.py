@@ -1,9 +1,9 @@
-"""Who does the work that Flower hands out: `open_grid` on the server's host, `serve` at a site.
+"""Executors of Flower's tasks: `open_grid` on the server's host, `answer_messages` at a site.
 
-Flower's own executors install the code that a run carries and start a process for every message.
-These two run what this process already has: the caller's server loop, the caller's ClientApp.
+Flower's own executors install the code that a run carries, and start a process for every message.
+These two execute objects of this process: the caller's server loop and the caller's ClientApp.
 
-A process does one or the other: Flower keeps a process's run and node in global variables.
+A process uses one of the two: Flower keeps the run and the node of a process in global variables.
 """
 
 import logging
@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from afspl_jax.errors import Stopped, UserError
 from afspl_jax.federation.contracts import CLIENT_RAISED
-from afspl_jax.federation.transport.connection import BUSY, Endpoint
+from afspl_jax.federation.transport.connection import RETRY_STATUS, FlowerService
 from afspl_jax.federation.transport.flower_private import (
   AcquireTaskRequest,
   HeartbeatSender,
@@ -39,226 +39,237 @@ from afspl_jax.federation.transport.superlink import SuperLink
 from afspl_jax.federation.transport.supernode import SuperNode
 
 _SERVER_TASK, _CLIENT_TASK = "flwr-serverapp", "flwr-clientapp"
-_FOREIGN = "not the run that this host's server works for: what it carries is never executed"
+_FOREIGN_RUN = "this host's server did not start this run: the code that it carries is not executed"
 
 _LOG = logging.getLogger(__name__)
 
 
 class RunLost(Stopped):
-  """The SuperLink has ended the run, or is gone for good; a new grid goes on."""
+  """The SuperLink ended the run, or stopped answering; a new grid can continue."""
 
 
 @contextmanager
-def open_grid(superlink: SuperLink, patience: float = 300.0) -> Iterator[Grid]:
-  """A Grid that reaches the SuperNodes of a SuperLink, for one run.
+def open_grid(superlink: SuperLink, retry_seconds: float = 300.0) -> Iterator[Grid]:
+  """Opens a Grid that reaches the SuperNodes of a SuperLink, for one run.
 
-  The run is new, and ends with the context: as failed, if that is left by an exception. Earlier
-  runs, such as one whose process was killed, are ended.
+  The run is new, and ends with the context; it ends as failed if an exception leaves the context.
+  Earlier runs, for example of a killed process, are ended.
 
   Args:
-    superlink: of this host.
-    patience: seconds for which the SuperLink may be gone, to be started again; it ends a run that
-      it has not heard of for a minute of its own time.
+    superlink: the SuperLink of this host.
+    retry_seconds: how long to wait for a SuperLink that does not answer. It ends a run without a
+      heartbeat for a minute of its own running time.
 
   Yields:
     The grid. Its methods raise RunLost.
   """
-  run_id = superlink.submit()
-  endpoint = superlink.endpoint
-  token = _acquire_run(endpoint, run_id)
-  with endpoint.runtime(token, patience) as client, _kept_alive(endpoint, token):
+  run_id = superlink.start_new_run()
+  service = superlink.service
+  token = _acquire_run(service, run_id)
+  with service.runtime_client(token, retry_seconds) as client, _heartbeats(service, token):
     task = client.PullTaskInput(PullTaskInputRequest())
     TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, run_id
     TaskIdentity.node_id = task.context.node_id
     try:
-      yield NetworkGrid(client, run_from_proto(task.run), superlink.names)
+      yield NetworkGrid(client, run_from_proto(task.run), superlink.site_names)
     except BaseException as error:
-      stopped = isinstance(error, KeyboardInterrupt)
-      how = SubStatus.STOPPED if stopped else SubStatus.FAILED
-      _finish(endpoint, token, how, f"{type(error).__name__}: {error}")
+      interrupted = isinstance(error, KeyboardInterrupt)
+      status = SubStatus.STOPPED if interrupted else SubStatus.FAILED
+      _end_task(service, token, status, f"{type(error).__name__}: {error}")
       raise
-    _finish(endpoint, token, SubStatus.COMPLETED, "")
+    _end_task(service, token, SubStatus.COMPLETED, "")
 
 
 class NetworkGrid(HttpGrid):
-  """Flower's grid over a connection of ours, which says what was lost."""
+  """Flower's grid over our own connection; it raises RunLost and knows the sites of its nodes."""
 
-  def __init__(self, client: RuntimeHttpClient, run: Run, names: Mapping[bytes, str]):
+  def __init__(self, client: RuntimeHttpClient, run: Run, site_names: Mapping[bytes, str]):
     super().__init__(token="in the client")
-    self._client, self._names = client, names
-    self._owners: dict[int, str | None] = {}
+    self._client, self._site_names = client, site_names
+    self._sites: dict[int, str | None] = {}
     self.set_run(run)
 
   def get_node_ids(self) -> list[int]:
-    """Node ids of the SuperNodes that are connected."""
-    with _told():
+    """Returns the node ids of the connected SuperNodes."""
+    with _raising_run_lost():
       nodes = list(super().get_nodes())
-    self._owners = {node.node_id: self._names.get(node.public_key) for node in nodes}
-    return list(self._owners)
+    self._sites = {node.node_id: self._site_names.get(node.public_key) for node in nodes}
+    return list(self._sites)
 
-  def owner(self, node: int) -> str | None:
-    """The site whose key a connected node has; None where sites have no keys."""
-    return self._owners.get(node)
+  def site_of(self, node: int) -> str | None:
+    """Returns the site whose key a connected node has; None if sites have no keys."""
+    return self._sites.get(node)
 
   def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
-    """Sends the messages; returns their ids, None for one that was not taken."""
-    with _told():
+    """Sends messages; returns their ids, with None for a message that was rejected."""
+    with _raising_run_lost():
       return [message_id or None for message_id in super().push_messages(list(messages))]
 
   def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-    """The replies that have come. To one that was had before, Flower invents an error reply."""
-    with _told():
+    """Returns the replies that have arrived.
+
+    Ask for each reply once: for one that was already returned, Flower makes up an error reply.
+    """
+    with _raising_run_lost():
       return list(super().pull_messages(list(message_ids)))
 
 
-def serve(
+def answer_messages(
   app: ClientApp,
   supernodes: Sequence[SuperNode],
   stop: Callable[[], bool] = lambda: False,
   poll: float = 0.1,
 ) -> None:
-  """Answers the messages that SuperNodes fetch, one after the other, until told to stop.
+  """Answers the messages that SuperNodes fetch, one after the other, until `stop`.
 
-  An exception of the app becomes an error reply; UserError, KeyboardInterrupt and SystemExit pass
-  through. A SuperNode that dies is started again, and what it had asked for is lost: the server
-  sees an error reply of Flower's.
+  An exception of the app becomes an error reply, except UserError, KeyboardInterrupt and
+  SystemExit, which leave this function. A SuperNode that dies is restarted; for the message that it
+  had fetched, the server gets an error reply from Flower.
 
   Args:
-    app: answers; a run's own code is never looked at.
-    supernodes: of this process, running.
-    stop: asked between messages.
-    poll: seconds between looks for work.
+    app: gets every message. Code that a run carries is ignored.
+    supernodes: running SuperNodes of this process.
+    stop: called between messages; True ends the function.
+    poll: seconds between two requests for messages.
   """
   with ExitStack() as stack:
-    desks = [stack.enter_context(closing(_Desk(app, node))) for node in supernodes]
+    executors = [stack.enter_context(closing(_NodeExecutor(app, node))) for node in supernodes]
     while not stop():
-      served = [desk.serve_next() for desk in desks]
-      if not any(served):
+      answered = [executor.answer_next() for executor in executors]
+      if not any(answered):
         time.sleep(poll)
 
 
-class _Desk:
-  """Where the messages of one SuperNode are answered."""
+class _NodeExecutor:
+  """Answers the messages of one SuperNode."""
 
   def __init__(self, app: ClientApp, node: SuperNode):
     self._app, self._node = app, node
-    self._endpoint: Endpoint | None = None  # that the client is for
+    self._service: FlowerService | None = None  # that `_client` is connected to
     self._client: RuntimeHttpClient | None = None
 
-  def serve_next(self) -> bool:
-    """Answers the next message; False if there is none."""
-    self._node.check()
+  def answer_next(self) -> bool:
+    """Answers the next message; returns False if there is none."""
+    self._node.supervise()
     token = self._acquire()
     if not token:
       return False
-    endpoint = self._node.endpoint
+    service = self._node.service
     try:
-      with endpoint.runtime(token) as client, _kept_alive(endpoint, token):
-        _answer(self._app, client)
+      with service.runtime_client(token) as client, _heartbeats(service, token):
+        execute_task(self._app, client)
     except UserError:
-      raise  # the site cannot note what would leave it
-    except Exception as error:  # noqa: BLE001 - a dead SuperNode, or what a peer made of a message
-      # The task's lease runs out, and the SuperNode answers in our place.
-      why = f"{type(error).__name__}: {error}"
-      _LOG.warning("%s: a message went unanswered: %s", self._node.site, why)
+      raise  # the site cannot log what would leave it
+    except Exception as error:  # noqa: BLE001 - a dead SuperNode, or a malformed message
+      # The task's lease expires, and the SuperNode then answers with an error.
+      reason = f"{type(error).__name__}: {error}"
+      _LOG.warning("%s: could not answer a message: %s", self._node.site, reason)
     return True
 
   def close(self) -> None:
+    """Closes the connection."""
     if self._client is not None:
       self._client.close()
 
   def _acquire(self) -> str:
-    """The token of the task that waits longest; "" if none does, or the SuperNode is not up."""
-    if self._client is None or self._endpoint != self._node.endpoint:
+    """Returns the token of the oldest task; "" if there is none, or the SuperNode is not up."""
+    if self._client is None or self._service != self._node.service:
       self.close()
-      self._endpoint = self._node.endpoint
-      self._client = self._endpoint.runtime(patience=0.0)
+      self._service = self._node.service
+      self._client = self._service.runtime_client(retry_seconds=0.0)
     try:
-      return _acquire(self._client, _CLIENT_TASK)[1]
+      return _acquire_task(self._client, _CLIENT_TASK)[1]
     except httpx.HTTPError as error:
       if isinstance(error, httpx.HTTPStatusError):
-        _LOG.warning("%s: its SuperNode refuses to hand out work: %s", self._node.site, error)
+        _LOG.warning("%s: its SuperNode rejected a request for work: %s", self._node.site, error)
       return ""
 
 
-def _answer(app: ClientApp, client: RuntimeHttpClient) -> None:
+def execute_task(app: ClientApp, client: RuntimeHttpClient) -> None:
+  """Answers the message of a task with the app's reply, or with the error that it raised.
+
+  Raises:
+    UserError: the app raised it; nothing is sent.
+  """
   message, context, _, _ = pull_task_input(client)
-  status, why = SubStatus.COMPLETED, ""  # for the site's own SuperNode
+  status, reason = SubStatus.COMPLETED, ""  # for the site's own SuperNode
   try:
     reply = app(message, context)
     if not isinstance(reply, Message):
       raise TypeError(f"expected the app to return a Message; got {type(reply).__name__}")
   except UserError:
     raise
-  except Exception as error:  # noqa: BLE001 - whatever a client raises is its reply
+  except Exception as error:  # noqa: BLE001 - any exception of a client becomes its reply
     _LOG.info("node %d raised", context.node_id, exc_info=error)
-    status, why = SubStatus.FAILED, f"{type(error).__name__}: {error}"
-    reply = Message(Error(CLIENT_RAISED, why), reply_to=message)
+    status, reason = SubStatus.FAILED, f"{type(error).__name__}: {error}"
+    reply = Message(Error(CLIENT_RAISED, reason), reply_to=message)
   push_message(client, reply, context)
-  push_task_output(client, context, status, why)
+  push_task_output(client, context, status, reason)
 
 
-def _acquire_run(endpoint: Endpoint, run_id: int) -> str:
-  """The token of the run's task; what else waits for an executor is ended as failed."""
+def _acquire_run(service: FlowerService, run_id: int) -> str:
+  """Returns the token of the run's task; ends all other waiting runs as failed."""
   while True:
-    with endpoint.runtime() as client:
-      run, token = _acquire(client, _SERVER_TASK)
+    with service.runtime_client() as client:
+      run, token = _acquire_task(client, _SERVER_TASK)
     if not token:
-      raise RunLost(f"run {run_id}: expected it to wait for this process; something else took it")
+      raise RunLost(f"run {run_id}: expected it to wait for this process; another one acquired it")
     if run == run_id:
       return token
-    _LOG.warning("run %d: %s", run, _FOREIGN)
-    _finish(endpoint, token, SubStatus.FAILED, _FOREIGN)
+    _LOG.warning("run %d: %s", run, _FOREIGN_RUN)
+    _end_task(service, token, SubStatus.FAILED, _FOREIGN_RUN)
 
 
-def _acquire(client: RuntimeHttpClient, kind: str) -> tuple[int, str]:
-  """The run and token of the task that waits longest; the token is "" if none waits."""
-  response = client.AcquireTask(AcquireTaskRequest(supported_task_types=[kind]))
+def _acquire_task(client: RuntimeHttpClient, task_type: str) -> tuple[int, str]:
+  """Returns the run and the token of the oldest task; the token is "" if there is none."""
+  response = client.AcquireTask(AcquireTaskRequest(supported_task_types=[task_type]))
   return response.task.run_id, response.token
 
 
-def _finish(endpoint: Endpoint, token: str, how: str, why: str) -> None:
+def _end_task(service: FlowerService, token: str, status: str, reason: str) -> None:
   try:
-    with endpoint.runtime(token) as client:
-      client.PushTaskOutput(PushTaskOutputRequest(sub_status=how, details=why))
+    with service.runtime_client(token) as client:
+      client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=reason))
   except httpx.HTTPError as error:
-    _LOG.warning("the SuperLink was not told that the run ended: %s", error)
+    _LOG.warning("could not report the end of the run to the SuperLink: %s", error)
 
 
 @contextmanager
-def _kept_alive(endpoint: Endpoint, token: str) -> Iterator[None]:
-  """Keeps the task's lease, of a minute, while the context is open."""
-  with endpoint.runtime(token, patience=0.0) as client:
-    heart = HeartbeatSender(lambda: _beat(client))
-    heart.start()
+def _heartbeats(service: FlowerService, token: str) -> Iterator[None]:
+  """Renews the task's lease, which lasts a minute, while the context is open."""
+  with service.runtime_client(token, retry_seconds=0.0) as client:
+    sender = HeartbeatSender(lambda: _send_heartbeat(client))
+    sender.start()
     try:
       yield
     finally:
-      heart.stop()
+      sender.stop()
 
 
-def _beat(client: RuntimeHttpClient) -> bool:
-  """One heartbeat; False: to be tried again soon."""
+def _send_heartbeat(client: RuntimeHttpClient) -> bool:
+  """Sends one heartbeat; returns False to have it sent again soon."""
   try:
     client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
   except httpx.TransportError:
     return False
   except httpx.HTTPStatusError as error:
-    return error.response.status_code not in BUSY  # who works for the task will hear of it
+    return error.response.status_code not in RETRY_STATUS  # the executor will see a lost lease
   return True
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _raising_run_lost() -> Iterator[None]:
+  """Raises RunLost in place of an HTTP error."""
   try:
     yield
   except httpx.HTTPStatusError as error:
     raise RunLost(
-      f"the SuperLink has ended this run ({error.response.status_code}): it did not hear of this "
-      "process for a minute, or was told to. Start the same command again to go on"
+      f"the SuperLink has ended this run ({error.response.status_code}): it got no heartbeat of"
+      " this process for a minute, or somebody stopped the run. Start the same command again to"
+      " go on"
     ) from error
   except httpx.TransportError as error:
     raise RunLost(
-      f"the SuperLink does not answer any more ({type(error).__name__}: {error}). "
-      "Start the same command again to go on"
+      f"the SuperLink no longer answers ({type(error).__name__}: {error}). Start the same command"
+      " again to go on"
     ) from error

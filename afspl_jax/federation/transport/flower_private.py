@@ -51,7 +51,7 @@ _MODULES = {
   "push_message": "flwr.supernode.runtime.run_clientapp",
   "push_task_output": "flwr.supernode.runtime.run_clientapp",
   "run_from_proto": "flwr.common.serde",
-  # gate.py: the SuperLink's own program, to put access control before its interfaces.
+  # access_control.py: the SuperLink's own program, to put access control before its interfaces.
   "SuperLinkLifespan": "flwr.superlink.cli.flower_superlink",
   "_parse_superlink_lifespan_config": "flwr.superlink.cli.flower_superlink",
   "console_handler": "flwr.supercore.logger",

@@ -1,9 +1,9 @@
-"""Messages that were handed out and never arrived, handed out again.
+"""Delivers a message again that was lost on its way to a site.
 
-Flower takes a message for delivered before its answer to the SuperNode is on its way. If the
-SuperLink or the connection dies in between, nobody has the message, and a round waits for the site
-until its deadline. But a SuperNode works on one message at a time, and asks for the next when it
-has answered: what it was given before and did not answer, it does not have.
+Flower marks a message as delivered before its answer to the SuperNode is on its way. If the
+SuperLink or the connection dies in between, the message is lost, and the round waits for the site
+until its deadline. But a SuperNode works on one message at a time, and asks for the next one only
+after it has answered. So if it asks again, it does not have a message that it has not answered.
 """
 
 from typing import Any
@@ -21,35 +21,36 @@ from afspl_jax.federation.transport.flower_private import (
 
 
 class RedeliveringState(SqlLinkState):
-  """The SuperLink's messages, each handed out once more to a node that asks without an answer.
+  """The SuperLink's table of messages, which delivers an unanswered message a second time.
 
-  Once, so that a node that cannot take a message, as of a run that was ended, gets to the others.
-  Of a node that did have it, and so answers twice, Flower keeps the first answer.
+  Only a second time: a node that cannot process a message, for example because its run has ended,
+  then gets the messages behind it. If a node did have the message and answers twice, Flower keeps
+  the first answer.
   """
 
   def __init__(self, *args: Any):
     super().__init__(*args)
-    self._again: set[str] = set()  # ids
+    self._redelivered: set[str] = set()  # message ids
 
   def get_message_ins(
     self, node_id: int, limit: int | None, *, run_id: int | None = None
   ) -> list[Message]:
-    """Messages for a node that asks for them."""
+    """Returns the messages for a node that asks for them."""
     lost = (
       update(MessageIns)
       .where(
         MessageIns.dst_node_id == uint64_to_int64(node_id),
         MessageIns.delivered_at != "",
         ~exists().where(MessageRes.reply_to_message_id == MessageIns.message_id),
-        MessageIns.message_id.not_in(self._again),
+        MessageIns.message_id.not_in(self._redelivered),
       )
       .values(delivered_at="")
     )
     with self.session() as session:
-      self._again |= set(session.scalars(lost.returning(MessageIns.message_id)))
+      self._redelivered |= set(session.scalars(lost.returning(MessageIns.message_id)))
     return super().get_message_ins(node_id, limit, run_id=run_id)
 
 
-def install() -> None:
-  """Has this process's SuperLink, which is yet to start, redeliver."""
+def enable_redelivery() -> None:
+  """Makes the SuperLink that this process is about to start redeliver lost messages."""
   linkstate_factory.SqlLinkState = RedeliveringState

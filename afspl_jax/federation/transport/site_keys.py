@@ -1,7 +1,7 @@
-"""Keys of the sites, and the files of all keys: made here, and checked when read.
+"""Key pairs of the sites, and how private keys are read and written.
 
-A site keeps `SITE.key` and gives `SITE.pub` to the server, which knows the site by it. What the
-server's host shows is in certificates.py.
+A site keeps `SITE.key` and gives `SITE.pub` to the server, which recognises the site by it. The
+server's own certificate is in certificates.py.
 """
 
 import logging
@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from afspl_jax.errors import UserError
 from afspl_jax.storage.atomic_files import create_file
 
-# What cryptography raises for a file that is not what it should be.
-UNREADABLE = (
+# What `cryptography` raises for a file that it cannot parse.
+PARSE_ERRORS = (
   ValueError,
   TypeError,
   NotImplementedError,
@@ -30,52 +30,52 @@ UNREADABLE = (
 )
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_WHENCE = "`afspl keys` makes keys; a site also needs ca.crt, the server sites/SITE.pub"
+_ADVICE = "`afspl keys` makes keys; a site also needs ca.crt, the server sites/SITE.pub"
 _LOG = logging.getLogger(__name__)
 
 
-class SiteKey(NamedTuple):
-  """Files of a site; the server needs a copy of `public` alone."""
+class SiteKeyFiles(NamedTuple):
+  """Files of a site; only `public` is copied to the server."""
 
   private: Path
   public: Path
 
 
-def make_site_key(folder: Path, site: str) -> SiteKey:
+def make_site_key(folder: Path, site: str) -> SiteKeyFiles:
   """Makes a site's key pair, in OpenSSH's format: ECDSA on P-384.
 
   Args:
-    folder: gets `SITE.key`, which stays at the site, and `SITE.pub`, which the server gets.
+    folder: gets `SITE.key`, which stays at the site, and `SITE.pub`, which is for the server.
     site: the site's name.
 
   Returns:
     The two files.
 
   Raises:
-    UserError: a name that is not safe as a file's name, or a file that would be overwritten.
+    UserError: the name is not safe as a file name, or one of the files exists.
   """
   if not _SAFE_NAME.fullmatch(site):
     raise UserError(
       "site: expected at most 100 letters, digits, '.', '_' and '-', the first a letter or digit; "
       f"got {site!r}"
     )
-  files = SiteKey(folder / f"{site}.key", folder / f"{site}.pub")
-  refuse_to_overwrite(files)
+  files = SiteKeyFiles(folder / f"{site}.key", folder / f"{site}.pub")
+  require_absent(files)
   folder.mkdir(mode=0o700, parents=True, exist_ok=True)
   key = ec.generate_private_key(ec.SECP384R1())
   public = key.public_key().public_bytes(
     serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
   )
-  create_file(files.private, pem(key, serialization.PrivateFormat.OpenSSH), 0o600)
+  create_file(files.private, private_key_pem(key, serialization.PrivateFormat.OpenSSH), 0o600)
   create_file(files.public, public + f" {site}\n".encode(), 0o644)
   return files
 
 
 def check_site_key(file: Path) -> None:
-  """Checks a site's private key.
+  """Checks that a file is a site's private key.
 
   Raises:
-    UserError: it is missing or of another kind.
+    UserError: the file is missing or is another kind of file.
   """
   key = read_private_key(file, "a site's private key, SITE.key")
   if not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1):
@@ -83,15 +83,15 @@ def check_site_key(file: Path) -> None:
 
 
 def read_public_key(file: Path) -> bytes:
-  """A site's public key; PEM.
+  """Reads a site's public key; returns it as PEM.
 
   Raises:
-    UserError: it is missing or of another kind.
+    UserError: the file is missing or is another kind of file.
   """
-  data = read(file)
+  data = read_key_file(file)
   try:
     key = serialization.load_ssh_public_key(data)
-  except UNREADABLE:
+  except PARSE_ERRORS:
     key = None
   if not isinstance(key, ec.EllipticCurvePublicKey):
     raise UserError(f"{file}: expected a site's public key, SITE.pub; got another kind of file")
@@ -101,49 +101,57 @@ def read_public_key(file: Path) -> bytes:
 
 
 def read_private_key(file: Path, what: str = "a private key") -> ec.EllipticCurvePrivateKey:
-  """The private key in a file, which only its owner should be able to read.
+  """Reads a private key, and warns if other users can read the file.
+
+  Args:
+    file: the file.
+    what: what the file should be, for the error.
 
   Raises:
-    UserError: it is missing, or another thing than `what` says.
+    UserError: the file is missing or is another kind of file.
   """
-  data = read(file)
+  data = read_key_file(file)
   load = serialization.load_pem_private_key
   if b"BEGIN OPENSSH" in data:
     load = serialization.load_ssh_private_key
   try:
     key = load(data, None)
-  except UNREADABLE:
+  except PARSE_ERRORS:
     key = None
   if not isinstance(key, ec.EllipticCurvePrivateKey):
     raise UserError(f"{file}: expected {what} (ECDSA, no passphrase); got another kind of file")
   if file.stat().st_mode & 0o077:
-    _LOG.warning("%s can be read by others than its owner. Run: chmod 600 %s", file, file)
+    _LOG.warning("%s: expected a file that only its owner can read. Run: chmod 600 %s", file, file)
   return key
 
 
-def read(file: Path) -> bytes:
-  """The bytes of a file.
+def read_key_file(file: Path) -> bytes:
+  """Reads a file of `afspl keys`.
 
   Raises:
-    UserError: it cannot be read.
+    UserError: the file cannot be read.
   """
   try:
     return file.read_bytes()
   except OSError as error:
-    why = f"expected a file that can be read; {error.strerror}. {_WHENCE}"
-    raise UserError(f"{file}: {why}") from error
+    raise UserError(
+      f"{file}: expected a file that can be read; got: {error.strerror}. {_ADVICE}"
+    ) from error
 
 
-def refuse_to_overwrite(files: Sequence[Path]) -> None:
-  """Raises UserError if one of the files exists: what a key was for is lost with it."""
+def require_absent(files: Sequence[Path]) -> None:
+  """Raises UserError if one of the files exists: an overwritten key cannot be restored."""
   for file in files:
     if file.exists():
-      raise UserError(f"{file}: exists, and is not overwritten. Move it away to have a new one")
+      raise UserError(
+        f"{file}: expected no such file; it exists and is not overwritten. Move it away to make a"
+        " new one"
+      )
 
 
-def pem(
+def private_key_pem(
   key: ec.EllipticCurvePrivateKey,
   kind: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
 ) -> bytes:
-  """A private key as it is written, without a passphrase."""
+  """Returns a private key as PEM, without a passphrase."""
   return key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())

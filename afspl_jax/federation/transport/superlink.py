@@ -1,19 +1,17 @@
-"""The SuperLink of the server's host: a child that carries the messages.
+"""The SuperLink of the server's host: a child process that carries the messages.
 
-Who can reach its port, and is none of the federation, can do nothing but knock. How often they
-may is for a firewall.
+Someone who reaches its port and is no site of the federation cannot use it:
 
-- TLS: they need not show a certificate, but sites know the server by the federation's own CA.
-- A SuperNode's requests are signed with its key, and the key must have been registered here.
-- Flower lets anyone register keys, start runs and stop them. Our gate (gate.py) asks for a secret,
-  which is in a file of this host that its owner alone can read.
-- A run that somebody starts all the same, because they read that file, is never executed: the one
-  executor is `open_grid`, which works for the run it started, and ends others as failed. It asks
-  for work with the same secret. What it works with is this process's own objects: the code that a
-  run carries is not installed or imported.
+- TLS: sites verify the server with the federation's own CA.
+- A SuperNode signs its requests, and its key must be registered here.
+- Flower lets anyone register keys, and start and stop runs. Our access control (access_control.py)
+  asks for a secret, which is in a file of this host that only its owner can read.
+- A run that somebody starts with that secret is never executed. The only executor is `open_grid`.
+  It uses the same secret, executes the run that it started, and ends others as failed. It executes
+  objects of this process: code that a run carries is neither installed nor imported.
 
-Who holds a registered key is a site, and can send false updates: that is for screening and for the
-strategy.
+A firewall can limit how often a stranger tries. A site has a registered key, and can send false
+updates: screening and the strategy defend against those.
 """
 
 import socket
@@ -26,98 +24,99 @@ import httpx
 
 from afspl_jax.errors import UserError
 from afspl_jax.federation.transport import site_keys
-from afspl_jax.federation.transport.certificates import ServerKeys, read_ca
-from afspl_jax.federation.transport.child_process import Child, Kept
-from afspl_jax.federation.transport.connection import Endpoint, new_secret
+from afspl_jax.federation.transport.certificates import TlsFiles, read_ca
+from afspl_jax.federation.transport.child_process import ChildProcess, SupervisedProcess
+from afspl_jax.federation.transport.connection import FlowerService, write_new_secret
 
-_START = 120.0  # seconds until it must answer: a busy host takes ten times as long as an idle one
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # bound to all addresses: reached under this one
+# Seconds until it must answer. A busy host takes ten times as long as an idle one.
+_START_TIMEOUT = 120.0
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # address to reach a listener on all addresses
 
 
 class SuperLink:
-  """Runs a SuperLink while the context is open, and starts it again when it dies.
+  """Runs a SuperLink while the context is open, and restarts it when it dies.
 
-  Its database outlives it, and it and this process: registered sites stay registered, and a
-  federation goes on where it was. What dies with it for more than a minute is a run: `open_grid`
-  then says so, and a new one goes on from the checkpoint.
+  Its database survives it and this process: registered sites stay registered. A run does not
+  survive if the SuperLink is down for more than a minute: `open_grid` then raises RunLost, and a
+  new run continues from the checkpoint.
 
   Args:
-    folder: database, log and secret; made if missing.
+    folder: database, log and secret; created if missing.
     host: address to listen on; "0.0.0.0" for all.
-    port: to listen on.
-    server_keys: of this host; None: no TLS, and whoever reaches the port can be a site. That is for
-      experiments on one host.
-    say: tells the user what happens to it.
+    port: port to listen on.
+    tls: files of this host; None: no TLS, and anyone who reaches the port can be a site. Use that
+      only for experiments on one host.
+    notify: gets every message for the user.
   """
 
-  _program = "afspl_jax.federation.transport.gate:main"
+  _program = "afspl_jax.federation.transport.access_control:main"
 
   def __init__(
     self,
     folder: Path,
     host: str,
     port: int,
-    server_keys: ServerKeys | None,
-    say: Callable[[str], None] = print,
+    tls: TlsFiles | None,
+    notify: Callable[[str], None] = print,
   ):
     self._folder, self._host, self._port = folder.absolute(), host, port
-    self._keys, self._say = server_keys, say
+    self._tls, self._notify = tls, notify
     self._closed = threading.Event()
-    self.names: dict[bytes, str] = {}  # of registered sites, by public key (PEM)
+    self.site_names: dict[bytes, str] = {}  # of registered sites, by public key (PEM)
 
   def __enter__(self) -> "SuperLink":
     """Starts it and waits until it answers.
 
     Raises:
-      UserError: the port is in use, or it did not come up.
+      UserError: the port is in use, or the SuperLink does not start.
     """
-    ca = None if self._keys is None else read_ca(self._keys.ca)
-    _refuse_used_port(self._host, self._port)
-    secret = new_secret(self._folder)
-    address = _ANY.get(self._host, self._host)
+    ca = None if self._tls is None else read_ca(self._tls.ca)
+    _require_free_port(self._host, self._port)
+    secret = write_new_secret(self._folder)
+    address = _LOOPBACK.get(self._host, self._host)
     address = f"[{address}]:{self._port}" if ":" in address else f"{address}:{self._port}"
-    self.endpoint = Endpoint(address, secret, ca)
-    self._kept = Kept(f"SuperLink at {address}", self._start, self._say)
+    self.service = FlowerService(address, secret, ca)
+    self._process = SupervisedProcess(f"SuperLink at {address}", self._start, self._notify)
     try:
-      self._wait()
+      self._wait_until_up()
     except BaseException:
-      self._kept.child.end()
+      self._process.child.stop()
       raise
-    self._watch = threading.Thread(target=self._keep, daemon=True)
-    self._watch.start()
+    self._supervisor = threading.Thread(target=self._supervise, daemon=True)
+    self._supervisor.start()
     return self
 
   def __exit__(self, *_: object) -> None:
     """Ends it."""
     self._closed.set()
-    self._watch.join()
-    self._kept.child.end()
+    self._supervisor.join()
+    self._process.child.stop()
 
   @property
-  def child(self) -> Child:
-    """The process of the moment."""
-    return self._kept.child
+  def child(self) -> ChildProcess:
+    """The current process."""
+    return self._process.child
 
   def register(self, public_key: Path) -> None:
-    """Lets the site with this key connect, under its file's name; it may be able to already.
+    """Allows the site with this key to connect, under the file's name; it may be allowed already.
 
     Args:
       public_key: the site's `SITE.pub`.
 
     Raises:
-      UserError: it is no such file.
+      UserError: the file is not a site's public key.
     """
     key = site_keys.read_public_key(public_key)
-    self.endpoint.register(key)
-    self.names[key] = public_key.stem
+    self.service.register_node(key)
+    self.site_names[key] = public_key.stem
 
-  def submit(self) -> int:
-    """Ends what runs there are and starts one, for `open_grid` to execute; returns its id."""
-    self.endpoint.end_runs()
-    return self.endpoint.start_run()
+  def start_new_run(self) -> int:
+    """Ends all runs and starts one, for `open_grid` to execute; returns its id."""
+    self.service.end_runs()
+    return self.service.start_run()
 
-  def _start(self) -> Child:
-    arguments = {
+  def _start(self) -> ChildProcess:
+    options = {
       "--host": self._host,
       "--port": str(self._port),
       "--isolation": "process",
@@ -125,42 +124,45 @@ class SuperLink:
       "--database": str(self._folder / "superlink.db"),
     }
     flags = ["--disable-runtime-dependency-installation"]
-    if self._keys is None:
+    if self._tls is None:
       flags += ["--insecure"]
     else:
       flags += ["--enable-supernode-auth"]
-      arguments["--ssl-ca-certfile"] = str(self._keys.ca.absolute())
-      arguments["--ssl-certfile"] = str(self._keys.certificate.absolute())
-      arguments["--ssl-keyfile"] = str(self._keys.key.absolute())
-    words = [word for pair in arguments.items() for word in pair]
-    return Child(self._program, [*words, *flags], self._folder)
+      options["--ssl-ca-certfile"] = str(self._tls.ca.absolute())
+      options["--ssl-certfile"] = str(self._tls.certificate.absolute())
+      options["--ssl-keyfile"] = str(self._tls.key.absolute())
+    arguments = [argument for option in options.items() for argument in option]
+    return ChildProcess(self._program, [*arguments, *flags], self._folder)
 
-  def _wait(self) -> None:
-    end = time.monotonic() + _START
+  def _wait_until_up(self) -> None:
+    end = time.monotonic() + _START_TIMEOUT
     while True:
-      if not self.child.alive():
-        raise UserError(f"SuperLink: expected it to start; it ended, {self.child.why()}")
+      if not self.child.is_running():
+        raise UserError(
+          f"SuperLink: expected it to start; it ended with {self.child.exit_reason()}"
+        )
       try:
-        if self.endpoint.answers():
+        if self.service.is_up():
           return
       except httpx.HTTPError as error:
         raise UserError(
-          f"SuperLink at {self.endpoint.address}: expected to reach it; got {error}. Make the "
-          "server's keys for the host that it listens on, and let nothing else use its port"
+          f"SuperLink at {self.service.address}: expected to reach it; got {error}. Make the"
+          " server's certificate for the host that it listens on, and end other programs on its"
+          " port"
         ) from error
       if time.monotonic() > end:
         raise UserError(
-          f"SuperLink at {self.endpoint.address}: expected an answer within {_START:.0f} s; got "
-          f"none. See {self.child.log}"
+          f"SuperLink at {self.service.address}: expected an answer within {_START_TIMEOUT:.0f} s;"
+          f" got none. See {self.child.log}"
         )
       time.sleep(0.1)
 
-  def _keep(self) -> None:
+  def _supervise(self) -> None:
     while not self._closed.wait(0.5):
-      self._kept.check()
+      self._process.restart_if_ended()
 
 
-def _refuse_used_port(host: str, port: int) -> None:
+def _require_free_port(host: str, port: int) -> None:
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
   with socket.socket(family, socket.SOCK_STREAM) as probe:
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -168,6 +170,6 @@ def _refuse_used_port(host: str, port: int) -> None:
       probe.bind((host, port))
     except (OSError, OverflowError) as error:
       raise UserError(
-        f"port: expected one that is free on {host}; {port} is not ({error}). Take another, or end "
-        "what uses it"
+        f"port: expected a free port on {host}; got {port} ({error}). Choose another port, or end"
+        " the program that uses it"
       ) from error

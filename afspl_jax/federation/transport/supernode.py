@@ -1,4 +1,4 @@
-"""The SuperNode of a site: a child that fetches the site's messages from the server."""
+"""The SuperNode of a site: a child process that fetches the site's messages from the server."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,38 +6,38 @@ from pathlib import Path
 from typing import NamedTuple
 
 from afspl_jax.federation.transport import certificates, site_keys
-from afspl_jax.federation.transport.child_process import Child, Kept
-from afspl_jax.federation.transport.connection import Endpoint, free_port, new_secret
+from afspl_jax.federation.transport.child_process import ChildProcess, SupervisedProcess
+from afspl_jax.federation.transport.connection import FlowerService, free_port, write_new_secret
 
-_CONNECTED = "SuperNode ID:"  # in what it writes to its terminal
-_HINTS = {  # by what it writes
-  "[code: 2004]": "refused: the server does not know this site's key, or still counts the site's "
-  "last connection, which it forgets within a minute",
-  "SuperNode terminated gracefully": "for it was told to, or the server refuses what it signs: the "
-  "key is no longer registered, or the clocks of the two hosts differ",
-  "CERTIFICATE_VERIFY_FAILED": "refusing the server: its certificate is not for this address, has "
-  "expired, or is not signed by the CA whose ca.crt the site has",
+_CONNECTED = "SuperNode ID:"  # in its output
+_HINTS = {  # by a text in its output
+  "[code: 2004]": "rejected: the server does not know this site's key, or has not yet dropped the"
+  " site's last connection, which takes up to a minute",
+  "SuperNode terminated gracefully": "because it was stopped, or because the server rejects its"
+  " signatures: the key is no longer registered, or the clocks of the two hosts differ",
+  "CERTIFICATE_VERIFY_FAILED": "because it does not trust the server: the server's certificate is"
+  " for another address, has expired, or is not signed by the CA of the site's ca.crt",
 }
-_SILENCE = 15.0  # seconds without an answer before the user is told
+_FIRST_NOTICE = 15.0  # seconds without a connection before the user gets a message
 
 
 class Credentials(NamedTuple):
-  """What a site knows the server by, and the server the site."""
+  """How a site recognises the server, and the server the site."""
 
   ca: Path  # the server's ca.crt
   key: Path  # SITE.key
 
 
 class SuperNode:
-  """Runs a SuperNode while the context is open; `serve` answers what it fetches.
+  """Runs a SuperNode while the context is open; `answer_messages` answers what it fetches.
 
   Args:
-    folder: log, secret and config; made if missing.
+    folder: log, secret and config; created if missing.
     superlink: HOST:PORT of the server.
-    site: the site's name, for the user.
+    site: the site's name, for messages.
     credentials: None: no TLS, for experiments on one host.
-    config: what the ClientApp finds in `context.node_config`, such as {"partition-id": 0}.
-    say: tells the user what happens to it.
+    config: the ClientApp's `context.node_config`, such as {"partition-id": 0}.
+    notify: gets every message for the user.
   """
 
   def __init__(
@@ -47,55 +47,56 @@ class SuperNode:
     site: str,
     credentials: Credentials | None,
     config: Mapping[str, bool | int | float | str],
-    say: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
   ):
     self.site = site
     self._folder, self._superlink = folder.absolute(), superlink
-    self._credentials, self._config, self._say = credentials, dict(config), say
-    self._heard: Child | None = None  # the child that reached the server
-    self._missed: Child | None = None  # the child of which the user was told that it did not
+    self._credentials, self._config, self._notify = credentials, dict(config), notify
+    self._connected: ChildProcess | None = None  # the child whose connection was reported
+    self._unconnected: ChildProcess | None = None  # the child whose missing one was reported
 
   def __enter__(self) -> "SuperNode":
-    """Starts it; it connects when it can.
+    """Starts it; it connects as soon as it can.
 
     Raises:
-      UserError: the credentials are missing, expired or of another kind.
+      UserError: the credentials are missing, expired or other files.
     """
     if self._credentials is not None:
       certificates.read_ca(self._credentials.ca)
       site_keys.check_site_key(self._credentials.key)
-    self._secret = new_secret(self._folder)
+    self._secret = write_new_secret(self._folder)
     lines = [f"{_toml(key)} = {_toml(value)}\n" for key, value in self._config.items()]
     (self._folder / "config.toml").write_text("".join(lines), encoding="utf-8")
-    self._kept = Kept(f"{self.site}: its SuperNode", self._start, self._say, _HINTS)
+    name = f"{self.site}: its SuperNode"
+    self._process = SupervisedProcess(name, self._start, self._notify, _HINTS)
     return self
 
   def __exit__(self, *_: object) -> None:
-    """Ends it; the server sees the site leave."""
-    self._kept.child.end()
+    """Ends it; it signs off from the server."""
+    self._process.child.stop()
 
   @property
-  def child(self) -> Child:
-    """The process of the moment."""
-    return self._kept.child
+  def child(self) -> ChildProcess:
+    """The current process."""
+    return self._process.child
 
-  def check(self) -> None:
-    """Starts it again if it died, and tells when it has reached the server; `serve` calls it."""
-    self._kept.check()
+  def supervise(self) -> None:
+    """Restarts it if it has ended, and reports its connection; `answer_messages` calls this."""
+    self._process.restart_if_ended()
     child = self.child
-    if child is self._heard or not child.alive():
+    if child is self._connected or not child.is_running():
       return
     if _CONNECTED in child.output():
-      self._say(f"{self.site}: connected to {self._superlink}")
-      self._heard = child
-    elif child is not self._missed and child.seconds() > _SILENCE:
-      self._say(f"{self.site}: no answer from {self._superlink} yet; it goes on trying")
-      self._missed = child
+      self._notify(f"{self.site}: connected to {self._superlink}")
+      self._connected = child
+    elif child is not self._unconnected and child.age() > _FIRST_NOTICE:
+      self._notify(f"{self.site}: no answer from {self._superlink} yet; still trying")
+      self._unconnected = child
 
-  def _start(self) -> Child:
+  def _start(self) -> ChildProcess:
     port = free_port()
-    self.endpoint = Endpoint(f"127.0.0.1:{port}", self._secret, None)
-    arguments = {
+    self.service = FlowerService(f"127.0.0.1:{port}", self._secret, None)
+    options = {
       "--superlink": self._superlink,
       "--host": "127.0.0.1",
       "--port": str(port),
@@ -107,11 +108,11 @@ class SuperNode:
     if self._credentials is None:
       flags += ["--insecure"]
     else:
-      arguments["--root-certificates"] = str(self._credentials.ca.absolute())
-      arguments["--auth-supernode-private-key"] = str(self._credentials.key.absolute())
-    words = [word for pair in arguments.items() for word in pair]
-    return Child("flower-supernode", [*words, *flags], self._folder)
+      options["--root-certificates"] = str(self._credentials.ca.absolute())
+      options["--auth-supernode-private-key"] = str(self._credentials.key.absolute())
+    arguments = [argument for option in options.items() for argument in option]
+    return ChildProcess("flower-supernode", [*arguments, *flags], self._folder)
 
 
 def _toml(value: bool | int | float | str) -> str:
-  return json.dumps(value, ensure_ascii=False)  # of what is allowed here, TOML writes all alike
+  return json.dumps(value, ensure_ascii=False)  # these types look the same in TOML

@@ -10,9 +10,9 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import known_fields, leaves
 from afspl_jax.errors import UserError
 from afspl_jax.reporting.status import Line, state
-from afspl_jax.storage.json_forms import Form, misfit
+from afspl_jax.storage.json_shape import JsonShape, find_mismatch
 from afspl_jax.storage.json_text import parse
-from afspl_jax.storage.run_folder import CLIENTS, METRICS, read_clients, read_lines, read_metrics
+from afspl_jax.storage.run_lines import CLIENTS, METRICS, read_clients, read_lines, read_metrics
 
 PARTITION, SITES, FINAL = "partition.json", "sites.jsonl", "test.jsonl"
 _NAMED = (  # settings that a run is described by
@@ -27,14 +27,14 @@ _NAMED = (  # settings that a run is described by
 )
 
 _GROUPS = {name.split(".")[0] for name, _ in known_fields(Experiment()) if "." in name}
-_SITE: Form = {"client": str, "*": (float, None)}
-_PARTITION: Form = {
+_SITE: JsonShape = {"client": str, "*": (float, None)}
+_PARTITION: JsonShape = {
   "partition?": str,
   "clients?": {"*": {"*": list}},
   "labels?": {"*": {"*": int}},
 }
-_SETTING: Form = (float, str, bool, [float])
-_CONFIG: Form = {
+_SETTING: JsonShape = (float, str, bool, [float])
+_CONFIG: JsonShape = {
   "config": {"*": _SETTING} | {f"{group}?": {"*": _SETTING} for group in _GROUPS},
   "facts?": {
     "*": (str, float, None, list, {"*": object}),
@@ -171,8 +171,8 @@ def file_stamp(file: Path) -> tuple[str, int, int] | None:
   return str(file), found.st_mtime_ns, found.st_size
 
 
-def _expect(where: Path | str, value: dict[str, Any], form: Form) -> None:
-  if fault := misfit(value, form):
+def _expect(where: Path | str, value: dict[str, Any], form: JsonShape) -> None:
+  if fault := find_mismatch(value, form):
     raise UserError(f"{where}: expected what a run writes; got it where {fault}")
 
 

@@ -21,7 +21,7 @@ from afspl_jax.evaluation.metrics.ptb import tokenize
 from afspl_jax.evaluation.metrics.vqa import vqa_accuracy
 from afspl_jax.reporting.html.curves import thinned
 from afspl_jax.reporting.html.files import Run, file_stamp
-from afspl_jax.storage.run_folder import read_lines
+from afspl_jax.storage.run_lines import read_lines
 from afspl_jax.types import Source
 
 _EACH = 4  # examples of a group

@@ -9,7 +9,7 @@ from afspl_jax.reporting.html.charts import Axes, Chart
 from afspl_jax.reporting.html.curves import MOST, thinned
 from afspl_jax.reporting.html.files import Run, file_stamp
 from afspl_jax.reporting.html.tables import Number, Table, number
-from afspl_jax.storage.run_folder import read_lines
+from afspl_jax.storage.run_lines import read_lines
 
 _FILES = 40  # of predictions that the fusion's weights are read from
 _CELLS = 40  # rounds across the picture of the pool

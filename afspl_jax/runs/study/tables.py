@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 from afspl_jax.config.study import Cell, Study, cells
 from afspl_jax.runs.study.columns import CIDER, MAIN, MEGABYTES, MORE, OWN, Column
 from afspl_jax.storage.atomic_files import write_text
-from afspl_jax.storage.run_folder import METRICS, read_lines
+from afspl_jax.storage.run_lines import METRICS, read_lines
 
 MISSING = "–"
 FINISHED = "finished"  # a file in a run's folder

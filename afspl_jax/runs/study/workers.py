@@ -1,7 +1,6 @@
-"""Processes that run experiments, several at a time and many one after another in each.
+"""Worker processes that run experiments: several in parallel, each one experiment after another.
 
-A fault takes its process with it: the next run starts in a fresh one, with nothing left of what
-went wrong.
+An unexpected error ends its worker, so that the next run starts in a new process.
 """
 
 import contextlib
@@ -23,24 +22,24 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.errors import UserError
 from afspl_jax.federation.transport.parent_process import end_with_parent
 
-# What a worker says of its run, with a reason or "".
-_PREPARED, _FINISHED, _REFUSED, _DEAD = "prepared", "finished", "refused", "dead"
+# What a worker reports about its run, with a reason or "".
+_PREPARED, _FINISHED, _REJECTED, _DEAD = "prepared", "finished", "rejected", "dead"
 
 
 @dataclass(frozen=True)
 class Task:
-  """A run that is to be done."""
+  """An experiment to run."""
 
   config: Experiment
   folder: Path  # the run's folder
-  log: Path  # gets all that the run writes to its terminal
+  log: Path  # gets the run's terminal output
 
 
-class Result(NamedTuple):
+class TaskResult(NamedTuple):
   """How a task ended."""
 
   task: Task
-  failure: str  # in one line; "" = the run is finished
+  failure: str  # in one line; "": the run finished
 
 
 class _Worker(NamedTuple):
@@ -48,21 +47,22 @@ class _Worker(NamedTuple):
   connection: Connection
 
 
-def run_all(tasks: Iterable[Task], jobs: int, compiled: Path) -> Generator[Result, None, None]:
-  """Runs tasks in order, `jobs` at a time; closing the iterator ends what is under way.
+def run_all(tasks: Iterable[Task], jobs: int, compiled: Path) -> Generator[TaskResult, None, None]:
+  """Runs tasks in order, `jobs` at a time; closing the iterator kills the running ones.
 
   Args:
-    tasks: runs; one that was begun before goes on after its last finished round.
-    jobs: processes; each has its share of the cores this process may use, and of a GPU's memory.
-    compiled: folder of JAX's compilation cache, where JAX_COMPILATION_CACHE_DIR names none.
+    tasks: the runs; one that was started before continues after its last finished round.
+    jobs: number of worker processes. Each gets an equal share of this process's cores and of a
+      GPU's memory.
+    compiled: folder of JAX's compilation cache, unless JAX_COMPILATION_CACHE_DIR is set.
 
   Yields:
-    Results, as tasks end.
+    Each task's result when it ends.
   """
   queue = deque(tasks)
   idle: dict[int, _Worker | None] = dict.fromkeys(range(jobs))
   busy: dict[Connection, tuple[int, _Worker, Task]] = {}
-  # The first run draws data and encodes images; only then do others start, and find them there.
+  # The first run makes the data and the image features; the others start afterwards and reuse them.
   prepared = False
   try:
     while queue or busy:
@@ -70,7 +70,7 @@ def run_all(tasks: Iterable[Task], jobs: int, compiled: Path) -> Generator[Resul
         share = min(idle)
         worker = idle.pop(share) or _start(share, jobs, compiled)
         task = queue.popleft()
-        with contextlib.suppress(BrokenPipeError):  # died since: its end is seen below
+        with contextlib.suppress(BrokenPipeError):  # it died meanwhile; detected below
           worker.connection.send(task)
         busy[worker.connection] = (share, worker, task)
       ready = wait(list(busy))
@@ -88,10 +88,10 @@ def run_all(tasks: Iterable[Task], jobs: int, compiled: Path) -> Generator[Resul
         if event == _DEAD:
           _end(worker)
         idle[share] = None if event == _DEAD else worker
-        yield Result(task, reason)
+        yield TaskResult(task, reason)
   finally:
     for worker in [entry[1] for entry in busy.values()] + [w for w in idle.values() if w]:
-      worker.process.kill()  # a run may be killed at any moment, and goes on from there
+      worker.process.kill()  # a killed run can continue later
       _end(worker)
 
 
@@ -99,7 +99,7 @@ def _start(share: int, jobs: int, compiled: Path) -> _Worker:
   context = multiprocessing.get_context("spawn")
   ours, theirs = context.Pipe()
   process = context.Process(target=_work, args=(theirs, share, jobs, compiled), daemon=True)
-  # Ctrl-C is for this process, which then ends its workers: they inherit the signal as blocked.
+  # This process handles Ctrl-C and ends its workers: they inherit the signal as blocked.
   signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
     process.start()
@@ -110,8 +110,8 @@ def _start(share: int, jobs: int, compiled: Path) -> _Worker:
 
 
 def _end(worker: _Worker) -> None:
-  worker.process.join(10)  # writes its traceback
-  worker.process.kill()  # should some thread keep it
+  worker.process.join(10)  # time to write its traceback
+  worker.process.kill()  # if a thread keeps it running
   worker.process.join()
   worker.connection.close()
 
@@ -124,8 +124,8 @@ def _death(exitcode: int | None) -> str:
 
 
 def _work(tasks: Connection, share: int, jobs: int, compiled: Path) -> None:
-  """What a worker does, until its parent ends it or is no more."""
-  end_with_parent()  # a new start needs the run's folder
+  """Runs in a worker process until its parent kills it or ends."""
+  end_with_parent()  # a restarted command needs the run's folder
   _limit(share, jobs)
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -136,13 +136,13 @@ def _work(tasks: Connection, share: int, jobs: int, compiled: Path) -> None:
     with open(task.log, "a") as log:
       for stream in (sys.stdout, sys.stderr):
         stream.flush()
-        os.dup2(log.fileno(), stream.fileno())  # also what C++ writes
+        os.dup2(log.fileno(), stream.fileno())  # also the output of C++ code
     try:
       _run(task, tasks)
       tasks.send((_FINISHED, ""))
-    except UserError as error:  # refused in good order: this process can go on
+    except UserError as error:  # a user's mistake: this process can continue
       traceback.print_exc()
-      tasks.send((_REFUSED, str(error).replace("\n", " ")))
+      tasks.send((_REJECTED, str(error).replace("\n", " ")))
     except BaseException as error:
       first_line = (str(error).splitlines() or [""])[0]
       tasks.send((_DEAD, f"{type(error).__name__}: {first_line}"))
@@ -150,7 +150,7 @@ def _work(tasks: Connection, share: int, jobs: int, compiled: Path) -> None:
 
 
 def _run(task: Task, parent: Connection) -> None:
-  # Seconds to import, and the settings above must come first.
+  # Slow to import, and the environment variables above must be set first.
   import functools
 
   import jax
@@ -163,12 +163,12 @@ def _run(task: Task, parent: Connection) -> None:
     parent.send((_PREPARED, ""))
 
   federate(task.config, task.folder, functools.partial(tqdm, disable=True), say)
-  jax.clear_caches()  # the next run's programs are others: these would only fill the memory
+  jax.clear_caches()  # the next run needs other programs
   gc.collect()
 
 
 def _limit(share: int, jobs: int) -> None:
-  """Takes this worker's share of the machine, before JAX counts cores and reserves memory."""
+  """Limits this worker to its share, before JAX counts cores and reserves memory."""
   if jobs == 1:
     return
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / jobs:.3f}")

@@ -25,7 +25,7 @@ from afspl_jax.runs.validate import check
 from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.json_text import parse
 from afspl_jax.storage.pytrees import zeros_like
-from afspl_jax.storage.run_folder import version
+from afspl_jax.storage.versions import installed_version
 from afspl_jax.types import Params
 
 
@@ -69,8 +69,8 @@ def open_run(path: Path | str) -> FinishedRun:
     versions = found.get("versions")
     made = versions.get("afspl_jax", "unknown") if isinstance(versions, dict) else "unknown"
     raise UserError(
-      f"{file}: expected the settings of afspl_jax {version('afspl_jax')}; got those of {made}:"
-      f" {error}. Use the version that made the run"
+      f"{file}: expected the settings of afspl_jax {installed_version('afspl_jax')}; got those of"
+      f" {made}: {error}. Use the version that made the run"
     ) from error
   return FinishedRun(path, experiment, facts)
 

@@ -24,7 +24,7 @@ from afspl_jax.runs.validate import check
 from afspl_jax.storage.atomic_files import replaced_file
 from afspl_jax.storage.json_text import parse
 from afspl_jax.storage.pytrees import named_leaves, zeros_like
-from afspl_jax.storage.run_folder import version
+from afspl_jax.storage.versions import installed_version
 from afspl_jax.types import Params
 
 _FORMAT = 1
@@ -73,7 +73,7 @@ def write(file: Path, described: Described, shared: Params, own: Params) -> Desc
   described = dataclasses.replace(described, config=_without_paths(described.config))
   said = {
     "format": _FORMAT,
-    "version": version("afspl_jax"),
+    "version": installed_version("afspl_jax"),
     **dataclasses.asdict(described),
     "config": to_dict(described.config),
   }

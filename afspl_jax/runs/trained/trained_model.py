@@ -23,7 +23,7 @@ from afspl_jax.runs.trained.finished_run import (
 )
 from afspl_jax.runs.trained.prompter_file import Described
 from afspl_jax.storage.pytrees import zeros_like
-from afspl_jax.storage.run_folder import METRICS, read_lines
+from afspl_jax.storage.run_lines import METRICS, read_lines
 from afspl_jax.types import Params
 
 _SCORES = ("loss", "cider", "bleu4", "rouge_l", "vqa_accuracy", "exact_match")

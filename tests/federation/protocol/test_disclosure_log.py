@@ -21,7 +21,8 @@ from afspl_jax.federation.transport import executors
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.flower_app import client_app
 from afspl_jax.storage.checkpoints import Checkpoints
-from afspl_jax.storage.run_folder import WIRE, RunFolder, read_lines
+from afspl_jax.storage.run_folder import RunFolder
+from afspl_jax.storage.run_lines import WIRE, read_lines
 from tests.federation.least_squares import CLIENTS, LeastSquares, evaluate, init_params
 
 CAPTION = "a patient with a broken arm"
@@ -136,7 +137,7 @@ def test_a_site_that_cannot_note_what_leaves_ends(monkeypatch):
   monkeypatch.setattr(executors, "pull_task_input", lambda client: asked)
   monkeypatch.setattr(executors, "push_message", lambda *_: pytest.fail("it left"))
   with pytest.raises(UserError, match="expected to write"):
-    executors._answer(app, nobody)
+    executors.execute_task(app, nobody)
 
 
 def test_flowers_own_way_in_hides_what_stops_a_site(tmp_path):

@@ -109,7 +109,7 @@ def test_missing_sites_are_an_error_not_a_smaller_federation(plan):
 
 def test_a_site_has_the_name_that_its_key_was_registered_for():
   class Keyed(LocalGrid):
-    def owner(self, node):
+    def site_of(self, node):
       return {2: "site_00", 3: "site_00", 4: None}[node]
 
   grid = Keyed(SiteApp(LeastSquares(), init_params()), 3)

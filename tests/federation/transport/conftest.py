@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from afspl_jax.federation.transport.certificates import make_server_keys
+from afspl_jax.federation.transport.certificates import make_tls_files
 from afspl_jax.federation.transport.connection import free_port
 from afspl_jax.federation.transport.superlink import SuperLink
 
@@ -26,24 +26,24 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server_keys(base):
-  return make_server_keys(base / "keys", [])
+def tls_files(base):
+  return make_tls_files(base / "keys", [])
 
 
-class MortalSuperLink(SuperLink):
-  """One that dies where dying_gate.py is told to."""
+class DyingSuperLink(SuperLink):
+  """A SuperLink that kills itself when a file asks for it (dying_superlink.py)."""
 
-  _program = "tests.federation.transport.dying_gate:main"
+  _program = "tests.federation.transport.dying_superlink:main"
 
 
 @pytest.fixture(scope="module")
-def superlink(base, server_keys):
-  """A SuperLink with TLS and authentication; what it says is in `said`."""
-  said = []
-  where = (base / "superlink", "127.0.0.1", free_port(), server_keys)
+def superlink(base, tls_files):
+  """A SuperLink with TLS and authentication; its messages are in `notices`."""
+  notices = []
+  where = (base / "superlink", "127.0.0.1", free_port(), tls_files)
   with pytest.MonkeyPatch.context() as patch:
     path = os.environ.get("PYTHONPATH", "")
     patch.setenv("PYTHONPATH", f"{Path(__file__).parents[3]}{os.pathsep}{path}")
-    with MortalSuperLink(*where, said.append) as superlink:
-      superlink.said = said
+    with DyingSuperLink(*where, notices.append) as superlink:
+      superlink.notices = notices
       yield superlink

@@ -1,4 +1,4 @@
-"""A host of sites that go wrong by a schedule, as a program of its own, until it is ended."""
+"""A program: a host of sites that fail by a schedule. It runs until it is stopped."""
 
 import sys
 import time
@@ -12,10 +12,10 @@ from tests.federation.least_squares import LeastSquares, init_params
 from tests.federation.transport.site_host import host
 
 ALL = (0, 1, 2)
-HANGS, WAKES = 8, 9  # site 2 trains from the former round until the latter is over
-ONCE = 10  # in this round every site fails the first time it is asked
+HANGS, WAKES = 8, 9  # site 2 hangs from round 8 until the end of round 9
+ONCE = 10  # in this round every site fails its first attempt
 
-# What each site does wrong in a round, by its index: a name in FAULTS, or one of those below.
+# How sites fail in a round, by site index: a name in FAULTS, or one that `WHY` adds.
 SCHEDULE = {
   2: {1: "raises", 2: "nan"},
   3: {1: "inf", 2: "wrong size"},
@@ -33,7 +33,7 @@ WHY = {name: why for name, (_, why) in FAULTS.items()} | {
 
 
 class Scheduled(ClientApp):
-  """Answers honestly, but for the schedule."""
+  """Answers correctly except where the schedule says otherwise."""
 
   def __init__(self, wake: Path):
     super().__init__()

@@ -1,4 +1,4 @@
-"""A SuperLink and a SuperNode without TLS, until this program is killed."""
+"""A program: a SuperLink and a SuperNode without TLS. It runs until it is killed."""
 
 import sys
 import time
@@ -8,19 +8,19 @@ from afspl_jax.federation.transport.superlink import SuperLink
 from afspl_jax.federation.transport.supernode import SuperNode
 
 
-def say(text):
+def notify(text):
   print(text, flush=True)
 
 
 def main(base, port):
   with (
-    SuperLink(base / "superlink", "127.0.0.1", port, None, say) as superlink,
-    SuperNode(base / "supernode", superlink.endpoint.address, "site", None, {}, say) as node,
+    SuperLink(base / "superlink", "127.0.0.1", port, None, notify) as superlink,
+    SuperNode(base / "supernode", superlink.service.address, "site", None, {}, notify) as node,
   ):
-    say(f"superlink pid {superlink.child.pid}")
-    say(f"supernode pid {node.child.pid}")
+    notify(f"superlink pid {superlink.child.pid}")
+    notify(f"supernode pid {node.child.pid}")
     while True:
-      node.check()
+      node.supervise()
       time.sleep(0.1)
 
 

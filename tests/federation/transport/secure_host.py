@@ -1,4 +1,4 @@
-"""A host of sites that send updates under masks alone, until it is ended."""
+"""A program: a host of sites with secure aggregation. It runs until it is stopped."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The server's host, as a program of its own, that sends itself SIGKILL at a moment of a round.
+"""A program: the server's host, which sends itself SIGKILL in one phase of a round.
 
-With the moment "long" it runs until it is ended.
+With the phase "long" it runs until it is stopped.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from afspl_jax.config.experiment import Fed
 from afspl_jax.federation import strategies
 from afspl_jax.federation.server.rounds import Plan, run_rounds
-from afspl_jax.federation.transport.certificates import read_server_keys
+from afspl_jax.federation.transport.certificates import read_tls_files
 from afspl_jax.federation.transport.executors import open_grid
 from afspl_jax.federation.transport.superlink import SuperLink
 from afspl_jax.storage.checkpoints import Checkpoints
@@ -21,36 +21,38 @@ from tests.federation.least_squares import evaluate, init_params
 from tests.federation.watching import Watching
 
 ROUNDS, SITES = 8, 3
-# One in each phase of a round, in the order in which a round passes them.
-MOMENTS = ("select", "send", "collect", "aggregate", "evaluate", "write", "checkpoint")
+# In the order of a round.
+PHASES = ("select", "send", "collect", "aggregate", "evaluate", "write", "checkpoint")
 
 
-def before(what, moment, now):
-  """The same function, which dies before its work if this is the moment."""
+def before(what, phase, now):
+  """Returns the function, or one that kills the process first if this is the phase."""
 
   def wrapped(*args, **kwargs):
-    if moment == now:
+    if phase == now:
       os.kill(os.getpid(), signal.SIGKILL)
     return what(*args, **kwargs)
 
   return wrapped
 
 
-def main(base, port, moment, fatal_round):
+def main(base, port, phase, fatal_round):
   with (
     RunFolder.open(base / "run", {}) as folder,
     SuperLink(
-      base / "superlink", "127.0.0.1", port, read_server_keys(base / "keys"), print
+      base / "superlink", "127.0.0.1", port, read_tls_files(base / "keys"), print
     ) as superlink,
   ):
     for key in sorted((base / "keys").glob("site_*.pub")):
       superlink.register(key)
     checkpoints = Checkpoints(folder.path / "checkpoints")
-    strategy = strategies.get("fedavgm")  # it has a state that must not be lost
+    strategy = strategies.get("fedavgm")  # its state must survive
+    # A killed site is noticed at the deadline; no other round reaches it.
+    rounds, deadline = (1000, 60.0) if phase == "long" else (ROUNDS, 600.0)
     plan = Plan(
       params=init_params(),
       strategy=strategy,
-      fed=Fed(rounds=1000 if moment == "long" else ROUNDS, clients_per_round=SITES, deadline=15.0),
+      fed=Fed(rounds=rounds, clients_per_round=SITES, deadline=deadline),
       seed=0,
       folder=folder,
       checkpoints=checkpoints,
@@ -61,13 +63,13 @@ def main(base, port, moment, fatal_round):
       def arm(report):
         if report.round != fatal_round - 1:
           return
-        grid.get_node_ids = before(grid.get_node_ids, moment, "select")
-        grid.push_messages = before(grid.push_messages, moment, "send")
-        grid.pull_messages = before(grid.pull_messages, moment, "collect")
-        object.__setattr__(strategy, "aggregate", before(strategy.aggregate, moment, "aggregate"))
-        object.__setattr__(plan, "evaluate", before(evaluate, moment, "evaluate"))
-        folder.append_clients = before(folder.append_clients, moment, "write")
-        checkpoints.save = before(checkpoints.save, moment, "checkpoint")
+        grid.get_node_ids = before(grid.get_node_ids, phase, "select")
+        grid.push_messages = before(grid.push_messages, phase, "send")
+        grid.pull_messages = before(grid.pull_messages, phase, "collect")
+        object.__setattr__(strategy, "aggregate", before(strategy.aggregate, phase, "aggregate"))
+        object.__setattr__(plan, "evaluate", before(evaluate, phase, "evaluate"))
+        folder.append_clients = before(folder.append_clients, phase, "write")
+        checkpoints.save = before(checkpoints.save, phase, "checkpoint")
 
       watching = Watching(arm)
       watching.waiting = watching.site_changed = print

@@ -1,4 +1,4 @@
-"""A host of sites, as a program of its own: least squares over SuperNodes, until it is ended."""
+"""A program: a host of sites that solve least squares. It runs until it is stopped."""
 
 import signal
 import sys
@@ -7,17 +7,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.transport.executors import serve
+from afspl_jax.federation.transport.executors import answer_messages
 from afspl_jax.federation.transport.supernode import Credentials, SuperNode
 from tests.federation.least_squares import LeastSquares, init_params
 
 
-def say(text):
+def notify(text):
   print(text, flush=True)
 
 
 def host(app, superlink, base, sites):
-  """Answers for the sites, whose names end in their index, until it is ended."""
+  """Answers the messages to sites, whose names end in their index, until SIGTERM."""
   with ExitStack() as stack:
     nodes = [
       SuperNode(
@@ -26,16 +26,16 @@ def host(app, superlink, base, sites):
         site,
         Credentials(base / "keys" / "ca.crt", base / "keys" / f"{site}.key"),
         {"partition-id": int(site[-2:])},
-        say,
+        notify,
       )
       for site in sites
     ]
     for node in nodes:
       stack.enter_context(node)
-      say(f"{node.site} pid {node.child.pid}")
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    serve(app, nodes, ended.is_set)
+      notify(f"{node.site} pid {node.child.pid}")
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    answer_messages(app, nodes, stopped.is_set)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from afspl_jax.federation.transport import child_process
-from afspl_jax.federation.transport.child_process import Child, Kept
+from afspl_jax.federation.transport.child_process import ChildProcess, SupervisedProcess
 from afspl_jax.federation.transport.connection import free_port
 from tests.federation.transport.hosts import exists, pids, start, wait_for
 
@@ -24,7 +24,7 @@ def fail():
   print("For more information, visit: <https://example.org>")
   sys.exit(1)
 
-def deaf():
+def ignore_sigterm():
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   wait()
 
@@ -44,23 +44,25 @@ def child(tmp_path, monkeypatch):
   started = []
 
   def make(function, *arguments):
-    started.append(Child(f"program:{function}", arguments, tmp_path / "child"))
+    started.append(ChildProcess(f"program:{function}", arguments, tmp_path / "child"))
     return started[-1]
 
   yield make
   for child in started:
-    child.end()
+    child.stop()
 
 
 def running(child):
-  wait_for(lambda: "started" in child.output(), "start of a child")
+  wait_for(lambda: "started" in child.output(), "started child")
   return child
 
 
-def test_a_child_calls_nobody_home_and_writes_for_its_owner_alone(child, tmp_path, monkeypatch):
-  monkeypatch.setenv("FLWR_INTERNAL_GRPC_CONTROL_API", "1")  # would open a port without a gate
+def test_a_child_sends_no_telemetry_and_its_files_are_private(child, tmp_path, monkeypatch):
+  monkeypatch.setenv(
+    "FLWR_INTERNAL_GRPC_CONTROL_API", "1"
+  )  # would open a port without access control
   one = child("tell", "--some", "argument")
-  wait_for(lambda: not one.alive(), "end of a child")
+  wait_for(lambda: not one.is_running(), "ended child")
   assert one.output().splitlines() == [
     "FLWR_DISABLE_UPDATE_CHECK 1",
     f"FLWR_HOME {tmp_path / 'child' / 'flwr'}",
@@ -73,69 +75,71 @@ def test_a_child_calls_nobody_home_and_writes_for_its_owner_alone(child, tmp_pat
   assert (tmp_path / "child" / "made").stat().st_mode & 0o777 == 0o600
 
 
-def test_the_terminals_interrupt_is_not_for_children(child):
+def test_ctrl_c_in_the_terminal_does_not_reach_children(child):
   assert os.getpgid(running(child("wait")).pid) not in (os.getpgid(0), 0)
 
 
-def test_the_last_words_of_a_child_are_one_line(child):
+def test_the_exit_reason_is_the_end_of_the_output_in_one_line(child):
   one = child("fail")
-  wait_for(lambda: not one.alive(), "end of a child")
-  assert one.why() == f"status 1: The port is taken. ({one.log})"
+  wait_for(lambda: not one.is_running(), "ended child")
+  assert one.exit_reason() == f"status 1: The port is taken. ({one.log})"
 
 
-def test_only_the_words_of_the_latest_start_count(child):
+def test_the_exit_reason_ignores_earlier_starts(child):
   one = child("fail")
-  wait_for(lambda: not one.alive(), "end of a child")
+  wait_for(lambda: not one.is_running(), "ended child")
   two = running(child("wait"))
-  two.end()
-  assert two.why() == f"signal 15: started ({two.log})"
+  two.stop()
+  assert two.exit_reason() == f"signal 15: started ({two.log})"
 
 
-def test_a_child_that_does_not_listen_is_killed(child, monkeypatch):
+def test_a_child_that_ignores_sigterm_is_killed(child, monkeypatch):
   monkeypatch.setattr(child_process, "_GRACE", 0.1)
-  one = running(child("deaf"))
-  one.end()
-  assert one.why().startswith("signal 9: ") and not exists(one.pid)
+  one = running(child("ignore_sigterm"))
+  one.stop()
+  assert one.exit_reason().startswith("signal 9: ") and not exists(one.pid)
 
 
-def test_a_dead_child_is_started_again_after_ever_longer_waits(child, monkeypatch):
+def test_a_dead_child_is_restarted_after_growing_waits(child, monkeypatch):
   monkeypatch.setattr(child_process, "_WAITS", (0.1, 0.2))
-  said = []
-  kept = Kept("node", lambda: child("fail"), said.append, {"port is taken": "by someone else"})
-  first = kept.child
+  notices = []
+  supervised = SupervisedProcess(
+    "node", lambda: child("fail"), notices.append, {"port is taken": "by someone else"}
+  )
+  first = supervised.child
 
   def third():
-    kept.check()
-    return len(said) == 3
+    supervised.restart_if_ended()
+    return len(notices) == 3
 
-  wait_for(third, "three ends")
-  assert kept.child is not first
-  assert said[0] == "node ended, by someone else. It starts again in 0 s"
+  wait_for(third, "third end")
+  assert supervised.child is not first
+  assert notices[0] == "node ended, by someone else. It starts again in 0 s"
   begin = time.monotonic()
-  wait_for(lambda: kept.check() or kept.child.alive(), "a start")
+  wait_for(lambda: supervised.restart_if_ended() or supervised.child.is_running(), "restart")
   assert time.monotonic() - begin > 0.1
 
 
-def test_a_child_that_lives_is_left_alone(child):
-  kept = Kept("node", lambda: child("wait"), pytest.fail)
+def test_a_running_child_is_not_restarted(child):
+  supervised = SupervisedProcess("node", lambda: child("wait"), pytest.fail)
   for _ in range(3):
-    kept.check()
-  assert kept.child.alive()
+    supervised.restart_if_ended()
+  assert supervised.child.is_running()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which Linux has")
-def test_no_process_of_flower_is_left_when_a_host_is_killed(tmp_path):
+def test_no_flower_process_survives_a_killed_host(tmp_path):
   out = tmp_path / "out"
-  nowhere = "http://127.0.0.1:9"  # a proxy is not for what stays on the host
+  nowhere = "http://127.0.0.1:9"  # loopback connections must not use the proxy
   proxies = {name: nowhere for name in ("http_proxy", "https_proxy", "all_proxy")}
   parent = start("parent.py", tmp_path, free_port(), out=out, **proxies)
   try:
-    wait_for(lambda: "connected to" in out.read_text(), "a SuperNode that is connected")
+    wait_for(lambda: "connected to" in out.read_text(), "connected SuperNode")
     ours = pids(out)
     assert set(ours) == {"superlink", "supernode"} and all(map(exists, ours.values()))
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    wait_for(lambda: not any(map(exists, ours.values())), "end of orphans", 15)
+    wait_for(lambda: not any(map(exists, ours.values())), "end of the children")
   finally:
     parent.kill()
     parent.wait()

@@ -19,8 +19,8 @@ from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.federation.transport.site_keys import make_site_key
 from afspl_jax.federation.transport.superlink import SuperLink
 from tests.federation.least_squares import LeastSquares, init_params
-from tests.federation.transport.dying_gate import WHEN_HANDED_OUT
-from tests.federation.transport.hosts import PATIENCE, exists, pids, start, wait_for
+from tests.federation.transport.dying_superlink import DIE_FILE
+from tests.federation.transport.hosts import TIMEOUT, exists, pids, start, wait_for
 
 SITES = ["site_00", "site_01", "site_02"]
 
@@ -29,8 +29,8 @@ class Deployment(NamedTuple):
   superlink: SuperLink
   grid: Grid
   nodes: list[int]
-  in_process: dict[str, list[Message]]  # what the same messages are answered by a LocalGrid
-  sites_say: object  # the file that the sites' host prints to
+  in_process: dict[str, list[Message]]  # a LocalGrid's replies to the same messages
+  sites_output: object  # file with the output of the sites' host
 
 
 def train_messages(nodes, structure=None, group="1"):
@@ -42,7 +42,7 @@ def train_messages(nodes, structure=None, group="1"):
 
 
 def collect(grid, message_ids):
-  """The replies to all messages."""
+  """Waits for the replies to all messages."""
   replies, waiting = [], set(message_ids)
 
   def all_there():
@@ -72,20 +72,20 @@ def deployment(base, superlink):
     superlink.register(make_site_key(base / "keys", site).public)
     superlink.register(base / "keys" / f"{site}.pub")  # again
   out = base / "sites"
-  host = start("site_host.py", superlink.endpoint.address, base, *SITES, out=out)
+  host = start("site_host.py", superlink.service.address, base, *SITES, out=out)
   try:
     with open_grid(superlink) as grid:
       wait_for(lambda: len(grid.get_node_ids()) == len(SITES) or host.poll() is not None, "sites")
       assert host.poll() is None, out.read_text()
       yield Deployment(superlink, grid, grid.get_node_ids(), in_process, out)
     host.terminate()
-    assert host.wait(PATIENCE) == 0, out.read_text()  # it was told to stop
+    assert host.wait(TIMEOUT) == 0, out.read_text()  # SIGTERM ends it cleanly
   finally:
     host.kill()
     host.wait()
 
 
-def test_a_round_is_answered_as_in_one_process(deployment):
+def test_replies_are_those_of_one_process(deployment):
   messages = train_messages(deployment.nodes)
   ids = deployment.grid.push_messages(messages)
   assert ids == [message.metadata.message_id for message in messages]
@@ -97,36 +97,36 @@ def test_a_round_is_answered_as_in_one_process(deployment):
     assert wire.serialized(ours.content) == wire.serialized(theirs.content)
 
 
-def test_what_the_app_raises_is_the_reply_as_in_one_process(deployment):
+def test_an_exception_becomes_the_same_error_reply_as_in_one_process(deployment):
   messages = train_messages(deployment.nodes, "another model")
-  replies = deployment.grid.send_and_receive(messages, timeout=PATIENCE)
+  replies = deployment.grid.send_and_receive(messages, timeout=TIMEOUT)
   for ours, theirs in zip(replies, deployment.in_process["fault"], strict=True):
     assert (ours.error.code, ours.error.reason) == (theirs.error.code, theirs.error.reason)
     assert ours.error.reason.startswith("WireError: structure of the params: this site has")
 
 
-def test_nodes_are_known_by_the_sites_whose_keys_they_have(deployment):
-  owners = [deployment.grid.owner(node) for node in deployment.grid.get_node_ids()]
-  assert sorted(owners) == SITES
+def test_a_node_has_the_name_of_its_registered_key(deployment):
+  sites = [deployment.grid.site_of(node) for node in deployment.grid.get_node_ids()]
+  assert sorted(sites) == SITES
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which Linux has")
-def test_nothing_calls_home(deployment):
-  children = pids(deployment.sites_say) | {"superlink": deployment.superlink.child.pid}
+def test_no_process_sends_telemetry(deployment):
+  children = pids(deployment.sites_output) | {"superlink": deployment.superlink.child.pid}
   assert set(children) == {*SITES, "superlink"}
   for pid in children.values():
     with open(f"/proc/{pid}/environ") as file:
-      seen = file.read().split("\0")
-    assert {"FLWR_TELEMETRY_ENABLED=0", "FLWR_DISABLE_UPDATE_CHECK=1"} <= set(seen)
+      variables = file.read().split("\0")
+    assert {"FLWR_TELEMETRY_ENABLED=0", "FLWR_DISABLE_UPDATE_CHECK=1"} <= set(variables)
 
 
-# The second time within a minute it waits twice as long.
-@pytest.mark.parametrize("when, wait", [("at once", "1"), (WHEN_HANDED_OUT, "[12]")])
-def test_no_reply_is_lost_with_a_superlink_that_dies(deployment, when, wait):
+# The second restart within a minute waits twice as long.
+@pytest.mark.parametrize("when, wait", [("at once", "1"), (DIE_FILE, "[12]")])
+def test_no_reply_is_lost_when_the_superlink_dies(deployment, when, wait):
   grid, superlink = deployment.grid, deployment.superlink
-  superlink.said.clear()
+  superlink.notices.clear()
   dead = superlink.child
-  if when == WHEN_HANDED_OUT:
+  if when == DIE_FILE:
     (dead.log.parent / when).touch()
   ids = grid.push_messages(train_messages(deployment.nodes, group=when))
   if when == "at once":
@@ -134,33 +134,33 @@ def test_no_reply_is_lost_with_a_superlink_that_dies(deployment, when, wait):
   replies = collect(grid, ids)
   assert not any(reply.has_error() for reply in replies)
   assert superlink.child.pid != dead.pid
-  (line,) = superlink.said
-  says = rf"SuperLink at 127.0.0.1:\d+ ended, signal 9: .* It starts again in {wait} s"
-  assert re.match(says, line)
+  (line,) = superlink.notices
+  expected = rf"SuperLink at 127.0.0.1:\d+ ended, signal 9: .* It starts again in {wait} s"
+  assert re.match(expected, line)
 
 
 @pytest.mark.slow
-def test_a_killed_supernode_is_told_of_and_comes_back(deployment):
-  pid = pids(deployment.sites_say)[SITES[0]]
+def test_a_killed_supernode_is_reported_and_reconnects(deployment):
+  pid = pids(deployment.sites_output)[SITES[0]]
   os.kill(pid, signal.SIGKILL)
   begin = time.monotonic()
   replies = deployment.grid.send_and_receive(train_messages(deployment.nodes, group="3"))
   print(f"\nerror reply after {time.monotonic() - begin:.1f} s")
   (lost,) = [reply for reply in replies if reply.has_error()]
   assert "unavailable" in lost.error.reason.lower()
-  wait_for(lambda: len(deployment.grid.get_node_ids()) == len(SITES), "its return")
+  wait_for(lambda: len(deployment.grid.get_node_ids()) == len(SITES), "reconnected SuperNode")
   print(f"back after {time.monotonic() - begin:.1f} s")
-  said = deployment.sites_say.read_text()
-  assert f"{SITES[0]}: its SuperNode ended, signal 9" in said
-  assert "refused: the server does not know this site's key, or still counts" in said
+  output = deployment.sites_output.read_text()
+  assert f"{SITES[0]}: its SuperNode ended, signal 9" in output
+  assert "rejected: the server does not know this site's key, or has not yet dropped" in output
   again = deployment.grid.send_and_receive(train_messages(deployment.nodes, group="4"))
   assert sorted(reply.metadata.src_node_id for reply in again) == sorted(deployment.nodes)
   assert not any(reply.has_error() for reply in again) and not exists(pid)
 
 
-def test_a_run_that_was_ended_is_said_to_be_lost(deployment):
+def test_an_ended_run_raises_run_lost(deployment):
   """Last in this module: it ends the run."""
-  with deployment.superlink.endpoint.control() as client:
+  with deployment.superlink.service.control_client() as client:
     client.StopRun(StopRunRequest(run_id=deployment.grid.run.run_id))
   with pytest.raises(RunLost, match=r"the SuperLink has ended this run .* to go on"):
     deployment.grid.get_node_ids()

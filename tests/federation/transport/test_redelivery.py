@@ -1,4 +1,4 @@
-"""Redelivery on Flower's own tables, without a network."""
+"""Redelivery with Flower's own database tables, without a network."""
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -30,7 +30,7 @@ def nodes(state):
 
 @pytest.fixture
 def send(state):
-  """Gives a node a message, and returns its id."""
+  """Sends a node a message, and returns the id."""
   none = (None, None, None)
   run = state.create_run(*none, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, "flwr-serverapp")
   TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run, SUPERLINK_NODE_ID
@@ -45,26 +45,26 @@ def send(state):
   return sent
 
 
-def handed_out(state, node):
+def delivered(state, node):
   return [message.metadata.message_id for message in state.get_message_ins(node, limit=1)]
 
 
-def test_what_was_not_answered_is_handed_out_once_more_and_then_the_next(state, nodes, send):
+def test_an_unanswered_message_is_delivered_twice_and_then_the_next_one(state, nodes, send):
   one, other = nodes
   first, second = send(one, "first"), send(one, "second")
-  assert handed_out(state, one) == [first]
-  assert handed_out(state, other) == []  # another node's is not
-  assert handed_out(state, one) == [first]
-  assert handed_out(state, one) == [second]  # the first is given up
-  assert handed_out(state, one) == [second]
-  assert handed_out(state, one) == []
+  assert delivered(state, one) == [first]
+  assert delivered(state, other) == []  # only its own messages
+  assert delivered(state, one) == [first]
+  assert delivered(state, one) == [second]  # the first one is dropped
+  assert delivered(state, one) == [second]
+  assert delivered(state, one) == []
 
 
-def test_what_was_answered_is_not_handed_out_again(state, nodes, send):
+def test_an_answered_message_is_not_delivered_again(state, nodes, send):
   node, _ = nodes
   first, second = send(node, "first"), send(node, "second")
   (message,) = state.get_message_ins(node, limit=1)
   reply = Message(RecordDict(), reply_to=message)
   reply.metadata.__dict__["_message_id"] = reply.object_id
   assert message.metadata.message_id == first and state.store_message_res(reply)
-  assert handed_out(state, node) == [second]
+  assert delivered(state, node) == [second]

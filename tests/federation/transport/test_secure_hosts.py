@@ -1,4 +1,4 @@
-"""Secure aggregation between processes, over TLS; a host is killed between two rounds."""
+"""Secure aggregation between processes over TLS, with a host killed between two rounds."""
 
 import jax
 import numpy as np
@@ -21,10 +21,10 @@ SITES = [f"site_{i:02d}" for i in range(CLIENTS)]
 
 
 @pytest.mark.slow
-def test_the_sum_is_that_of_who_is_there_and_a_killed_host_is_named(base, superlink):
+def test_the_sum_is_over_the_running_sites_and_a_killed_host_is_reported(base, superlink):
   for site in SITES:
     superlink.register(make_site_key(base / "keys", site).public)
-  address = superlink.endpoint.address
+  address = superlink.service.address
   hosts = [
     start("secure_host.py", address, base, *sites, out=base / f"host_{sites[0]}")
     for sites in (SITES[:3], SITES[3:])
@@ -39,7 +39,7 @@ def test_the_sum_is_that_of_who_is_there_and_a_killed_host_is_named(base, superl
       plan = Plan(
         params=init_params(),
         strategy=strategies.get("fedavg"),
-        fed=Fed(rounds=2, clients_per_round=CLIENTS, deadline=100.0),
+        fed=Fed(rounds=2, clients_per_round=CLIENTS, deadline=600.0),
         seed=0,
         folder=folder,
         checkpoints=Checkpoints(folder.path / "checkpoints"),
@@ -53,7 +53,7 @@ def test_the_sum_is_that_of_who_is_there_and_a_killed_host_is_named(base, superl
       host.kill()
       host.wait()
   status = {line["client"]: line["status"] for line in lines if line["round"] == 2}
-  assert status.pop(SITES[3]).startswith(("dropped: no reply to keys within 10 s", "failed: "))
+  assert status.pop(SITES[3]).startswith(("dropped: no reply to keys within 60 s", "failed: "))
   assert status == dict.fromkeys(SITES[:3], "ok")
   plain = reference(2, lambda round: range(CLIENTS) if round == 1 else range(3))
   apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), plain, params)

@@ -1,4 +1,4 @@
-"""What who reaches the SuperLink's port can do, and is none of the federation."""
+"""What a stranger who reaches the SuperLink's port can do."""
 
 import hashlib
 import io
@@ -16,8 +16,12 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from afspl_jax.errors import UserError
 from afspl_jax.federation.transport import executors
-from afspl_jax.federation.transport.certificates import make_server_keys
-from afspl_jax.federation.transport.connection import Endpoint, _Pass, free_port
+from afspl_jax.federation.transport.certificates import make_tls_files
+from afspl_jax.federation.transport.connection import (
+  BearerTokenInterceptor,
+  FlowerService,
+  free_port,
+)
 from afspl_jax.federation.transport.executors import open_grid
 from afspl_jax.federation.transport.site_keys import make_site_key, read_public_key
 from afspl_jax.federation.transport.superlink import SuperLink
@@ -39,7 +43,7 @@ clientapp = "evil:client"
 
 
 def bundle(marker):
-  """An app that leaves a file when it is imported."""
+  """An app that creates a file when it is imported."""
   content = io.BytesIO()
   with zipfile.ZipFile(content, "w") as files:
     files.writestr("pyproject.toml", APP)
@@ -49,18 +53,18 @@ def bundle(marker):
 
 
 def client_of(kind, superlink, *interceptors):
-  """A client that has the CA, and what these interceptors show."""
-  endpoint = superlink.endpoint
-  return kind.from_server_address(endpoint.address, False, endpoint.ca, interceptors)
+  """A client with the CA and these interceptors."""
+  service = superlink.service
+  return kind.from_server_address(service.address, False, service.ca, interceptors)
 
 
-def refused(call, *arguments):
+def rejected(call, *arguments):
   with pytest.raises(httpx.HTTPStatusError) as error:
     call(*arguments)
   return error.value.response
 
 
-def test_control_is_for_the_superlinks_own_host(superlink, base):
+def test_control_requests_need_the_hosts_secret(superlink, base):
   key = read_public_key(make_site_key(base / "strangers", "stranger").public)
   with client_of(ControlHttpClient, superlink) as stranger:
     for call, request in [
@@ -70,33 +74,35 @@ def test_control_is_for_the_superlinks_own_host(superlink, base):
       (stranger.StopRun, control_pb2.StopRunRequest(run_id=1)),
       (stranger.ListNodes, control_pb2.ListNodesRequest()),
     ]:
-      assert refused(call, request).status_code == 401
-  wrong = Endpoint(superlink.endpoint.address, "0" * 64, superlink.endpoint.ca)
-  assert refused(wrong.start_run).status_code == 401
+      assert rejected(call, request).status_code == 401
+  wrong = FlowerService(superlink.service.address, "0" * 64, superlink.service.ca)
+  assert rejected(wrong.start_run).status_code == 401
 
 
-def test_work_is_for_who_has_the_secret_twice_over(superlink):
+def test_an_executor_needs_the_secret_for_our_and_flowers_access_control(superlink):
   request = runtime_pb2.AcquireTaskRequest(supported_task_types=["flwr-serverapp"])
   with client_of(RuntimeHttpClient, superlink) as stranger:
-    assert refused(stranger.AcquireTask, request).text == "This is for the SuperLink's own host."
-  # Past our gate is Flower's own.
-  with client_of(RuntimeHttpClient, superlink, _Pass(superlink.endpoint.secret)) as stranger:
-    response = refused(stranger.AcquireTask, request)
+    assert rejected(stranger.AcquireTask, request).text == "This is for the SuperLink's own host."
+  # Past our access control comes Flower's own.
+  with client_of(
+    RuntimeHttpClient, superlink, BearerTokenInterceptor(superlink.service.secret)
+  ) as stranger:
+    response = rejected(stranger.AcquireTask, request)
     assert response.status_code == 401
     assert FlowerError.from_json(response.text).code == ApiErrorCode.RUNTIME_AUTHENTICATION_FAILED
 
 
-def test_the_secret_is_for_its_owner_alone(superlink, base):
+def test_only_the_owner_can_read_the_secret(superlink, base):
   file = base / "superlink" / "secret"
   assert file.stat().st_mode & 0o777 == 0o600
-  assert file.read_text() == superlink.endpoint.secret
-  assert superlink.endpoint.secret not in repr(superlink.endpoint)
+  assert file.read_text() == superlink.service.secret
+  assert superlink.service.secret not in repr(superlink.service)
   assert all(path.stat().st_mode & 0o077 == 0 for path in (base / "superlink").iterdir())
 
 
-def test_who_is_not_sure_of_the_server_does_not_talk_to_it(superlink, base):
-  other = make_server_keys(base / "other", [])
-  url = f"https://{superlink.endpoint.address}/v1/fleet/activate-node"
+def test_a_client_that_does_not_trust_the_ca_does_not_connect(superlink, base):
+  other = make_tls_files(base / "other", [])
+  url = f"https://{superlink.service.address}/v1/fleet/activate-node"
   for trust in (True, ssl.create_default_context(cafile=str(other.ca))):
     with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
       httpx.post(url, verify=trust)
@@ -104,47 +110,47 @@ def test_who_is_not_sure_of_the_server_does_not_talk_to_it(superlink, base):
     httpx.post(url.replace("https", "http"))
 
 
-def test_a_site_that_is_not_registered_or_has_another_ca_stays_out(superlink, base):
-  own = make_server_keys(base / "other_ca", []).ca
+def test_an_unregistered_site_and_one_with_another_ca_do_not_connect(superlink, base):
+  own = make_tls_files(base / "other_ca", []).ca
   ca = base / "keys" / "ca.crt"
   with ExitStack() as stack:
-    nodes, said = [], {}
+    nodes, notices = [], {}
     for site, trusted in [("unknown", ca), ("deceived", own)]:
-      said[site] = []
+      notices[site] = []
       key = make_site_key(base / "unregistered", site).private
       node = SuperNode(
         base / site,
-        superlink.endpoint.address,
+        superlink.service.address,
         site,
         Credentials(trusted, key),
         {},
-        said[site].append,
+        notices[site].append,
       )
       nodes.append(stack.enter_context(node))
 
-    def all_said():
+    def all_reported():
       for node in nodes:
-        node.check()
-      return all(said.values())
+        node.supervise()
+      return all(notices.values())
 
-    wait_for(all_said, "refusals")
-  assert said["unknown"][0].startswith(
-    "unknown: its SuperNode ended, refused: the server does not know this site's key, or"
+    wait_for(all_reported, "two rejections")
+  assert notices["unknown"][0].startswith(
+    "unknown: its SuperNode ended, rejected: the server does not know this site's key, or"
   )
-  assert said["deceived"][0].startswith(
-    "deceived: its SuperNode ended, refusing the server: its certificate"
+  assert notices["deceived"][0].startswith(
+    "deceived: its SuperNode ended, because it does not trust the server: the"
   )
 
 
 def start_foreign(superlink, marker):
-  with superlink.endpoint.control() as someone_with_the_secret:
+  with superlink.service.control_client() as someone_with_the_secret:
     request = control_pb2.StartRunRequest(fab=bundle(marker))
     return someone_with_the_secret.StartRun(request).run_id
 
 
 def ending(superlink, run_id):
-  """How a run ended, and why."""
-  with superlink.endpoint.control() as client:
+  """The status of an ended run, and the reason."""
+  with superlink.service.control_client() as client:
     run = client.ListRuns(control_pb2.ListRunsRequest(run_id=run_id)).run_dict[run_id]
   assert run.status.status == "finished"
   return run.status.sub_status, run.status.details
@@ -152,18 +158,18 @@ def ending(superlink, run_id):
 
 def test_a_foreign_run_is_never_executed(superlink, base):
   foreign = start_foreign(superlink, base / "executed")
-  with open_grid(superlink) as grid:  # whose run is younger, and would be second in the queue
+  with open_grid(superlink) as grid:  # its run is second in the queue
     assert grid.get_node_ids() == []
   assert ending(superlink, grid.run.run_id) == ("completed", "")
   assert ending(superlink, foreign) == ("stopped", "")
   assert not (base / "executed").exists()
 
 
-def test_a_foreign_run_that_comes_between_is_ended_by_the_executor(superlink, base, caplog):
+def test_the_executor_ends_a_foreign_run_that_is_first_in_the_queue(superlink, base, caplog):
   foreign = start_foreign(superlink, base / "executed")
-  ours = superlink.endpoint.start_run()
-  assert executors._acquire_run(superlink.endpoint, ours)
-  assert ending(superlink, foreign) == ("failed", executors._FOREIGN)
+  ours = superlink.service.start_run()
+  assert executors._acquire_run(superlink.service, ours)
+  assert ending(superlink, foreign) == ("failed", executors._FOREIGN_RUN)
   assert str(foreign) in caplog.text and not (base / "executed").exists()
 
 
@@ -174,28 +180,30 @@ def test_a_foreign_run_that_comes_between_is_ended_by_the_executor(superlink, ba
     (KeyboardInterrupt(), ("stopped", "KeyboardInterrupt: ")),
   ],
 )
-def test_a_run_ends_as_its_server_ended(superlink, error, how):
+def test_a_run_ends_with_the_servers_error(superlink, error, how):
   with pytest.raises(type(error)), open_grid(superlink) as grid:
     raise error
   assert ending(superlink, grid.run.run_id) == how
 
 
-def test_a_port_in_use_is_told_of_in_one_line(base, server_keys):
+def test_a_port_in_use_is_an_error(base, tls_files):
   with socket.socket() as taken:
     taken.bind(("127.0.0.1", 0))
     taken.listen()
     port = taken.getsockname()[1]
     with (
-      pytest.raises(UserError, match=rf"port: expected one that is free on 127\.0\.0\.1; {port}"),
-      SuperLink(base / "second", "127.0.0.1", port, server_keys),
+      pytest.raises(UserError, match=rf"port: expected a free port on 127\.0\.0\.1; got {port}"),
+      SuperLink(base / "second", "127.0.0.1", port, tls_files),
     ):
       pass
 
 
-def test_a_superlink_that_does_not_start_says_why(base, server_keys):
+def test_a_superlink_that_does_not_start_gives_the_reason(base, tls_files):
   (base / "broken" / "superlink.db").mkdir(parents=True)
   with (
-    pytest.raises(UserError, match=r"SuperLink: expected it to start; it ended, status 1: .*log\)"),
-    SuperLink(base / "broken", "127.0.0.1", free_port(), server_keys),
+    pytest.raises(
+      UserError, match=r"SuperLink: expected it to start; it ended with status 1: .*log\)"
+    ),
+    SuperLink(base / "broken", "127.0.0.1", free_port(), tls_files),
   ):
     pass

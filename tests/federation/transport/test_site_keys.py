@@ -12,8 +12,8 @@ def mode(path):
   return path.stat().st_mode & 0o777
 
 
-def test_private_keys_are_for_their_owner_alone(tmp_path):
-  files = certificates.make_server_keys(tmp_path / "server", ["fed.example.org"])
+def test_only_the_owner_can_read_private_keys(tmp_path):
+  files = certificates.make_tls_files(tmp_path / "server", ["fed.example.org"])
   site = site_keys.make_site_key(tmp_path / "site", "clinic_a")
   assert mode(tmp_path / "server") == mode(tmp_path / "site") == 0o700
   assert mode(files.key) == mode(tmp_path / "server" / "ca.key") == mode(site.private) == 0o600
@@ -23,18 +23,18 @@ def test_a_sites_keys_are_not_overwritten(tmp_path):
   site = site_keys.make_site_key(tmp_path, "clinic")
   site.private.unlink()
   before = site.public.read_bytes()
-  with pytest.raises(UserError, match=r"clinic\.pub: exists"):
+  with pytest.raises(UserError, match=r"clinic\.pub: expected no such file; it exists"):
     site_keys.make_site_key(tmp_path, "clinic")
   assert site.public.read_bytes() == before and not site.private.exists()
 
 
 @pytest.mark.parametrize("site", ["", "..", ".hidden", "a/b", "../a", "a b", "-rf", "ä", "x" * 101])
-def test_a_name_that_is_not_safe_as_a_files_is_refused(tmp_path, site):
+def test_a_site_name_that_is_unsafe_as_a_file_name_is_rejected(tmp_path, site):
   with pytest.raises(UserError, match="site: expected at most 100 letters"):
     site_keys.make_site_key(tmp_path, site)
 
 
-def test_a_sites_key_is_what_flower_takes(tmp_path):
+def test_flower_accepts_a_sites_key(tmp_path):
   site = site_keys.make_site_key(tmp_path, "clinic")
   site_keys.check_site_key(site.private)
   private = serialization.load_ssh_private_key(site.private.read_bytes(), None)
@@ -44,8 +44,8 @@ def test_a_sites_key_is_what_flower_takes(tmp_path):
   assert site.public.read_text().endswith(" clinic\n")
 
 
-def test_files_of_another_kind_are_told_from_the_right_ones(tmp_path):
-  files = certificates.make_server_keys(tmp_path, [])
+def test_other_kinds_of_files_are_rejected(tmp_path):
+  files = certificates.make_tls_files(tmp_path, [])
   site = site_keys.make_site_key(tmp_path, "clinic")
   for read, file, expected in [
     (
@@ -65,15 +65,19 @@ def test_files_of_another_kind_are_told_from_the_right_ones(tmp_path):
       files.certificate,
       r"expected the certificate of a CA, the server's ca\.crt",
     ),
-    (certificates.read_ca, tmp_path / "none", "expected a file that can be read; No such file"),
-    (site_keys.check_site_key, tmp_path, "expected a file that can be read; Is a directory"),
+    (
+      certificates.read_ca,
+      tmp_path / "none",
+      "expected a file that can be read; got: No such file",
+    ),
+    (site_keys.check_site_key, tmp_path, "expected a file that can be read; got: Is a directory"),
   ]:
     with pytest.raises(UserError, match=expected) as error:
       read(file)
     assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)
 
 
-def test_a_key_that_flower_would_not_take_is_refused(tmp_path):
+def test_a_key_that_flower_does_not_accept_is_rejected(tmp_path):
   key = ed25519.Ed25519PrivateKey.generate()
   file = tmp_path / "site.key"
   file.touch(0o600)
@@ -86,9 +90,9 @@ def test_a_key_that_flower_would_not_take_is_refused(tmp_path):
     site_keys.check_site_key(file)
 
 
-def test_a_key_that_others_can_read_is_warned_of(tmp_path, caplog):
+def test_a_key_that_others_can_read_is_a_warning(tmp_path, caplog):
   site = site_keys.make_site_key(tmp_path, "clinic")
   site.private.chmod(0o644)
   with caplog.at_level(logging.WARNING):
     site_keys.check_site_key(site.private)
-  assert "can be read by others than its owner. Run: chmod 600" in caplog.text
+  assert "expected a file that only its owner can read. Run: chmod 600" in caplog.text

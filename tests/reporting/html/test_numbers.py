@@ -7,7 +7,7 @@ from afspl_jax.reporting.html.caveats import caveats
 from afspl_jax.reporting.html.files import read, read_all
 from afspl_jax.reporting.html.tables import duration
 from afspl_jax.reporting.text_table import size
-from afspl_jax.storage.run_folder import read_lines
+from afspl_jax.storage.run_lines import read_lines
 from tests.reporting.html.made_run import made_run, put
 
 

@@ -17,12 +17,12 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.study import Study
 from afspl_jax.errors import UserError
 from afspl_jax.runs.study.ablate import ablate
-from afspl_jax.runs.study.workers import Result, Task, run_all
+from afspl_jax.runs.study.workers import Task, TaskResult, run_all
 
 STUDY = """
 from afspl_jax.config import Backbone, Data, Eval, Experiment, Fed, Optim, Prompter
 from afspl_jax.study import Study
-from afspl_jax.workers import Result, Task, run_all
+from afspl_jax.workers import Task, TaskResult, run_all
 
 
 def get_study():
@@ -230,7 +230,7 @@ def test_a_worker_that_dies_is_a_failed_run(tmp_path):
   threading.Thread(target=kill).start()
   task = Task(Experiment(), tmp_path / "run", tmp_path / "log")
   reason = "its process was ended by SIGKILL; is there enough memory?"
-  assert list(run_all([task], 1, tmp_path / "compiled")) == [Result(task, reason)]
+  assert list(run_all([task], 1, tmp_path / "compiled")) == [TaskResult(task, reason)]
 
 
 def test_after_a_fault_the_next_run_has_a_process_of_its_own(tmp_path):
@@ -238,7 +238,7 @@ def test_after_a_fault_the_next_run_has_a_process_of_its_own(tmp_path):
   config.seed = None  # type: ignore[assignment]
   tasks = [Task(config, tmp_path / name, tmp_path / f"{name}.log") for name in ("a", "b")]
   reason = "TypeError: must be real number, not NoneType"
-  assert list(run_all(tasks, 1, tmp_path / "compiled")) == [Result(t, reason) for t in tasks]
+  assert list(run_all(tasks, 1, tmp_path / "compiled")) == [TaskResult(t, reason) for t in tasks]
   for task in tasks:
     assert task.log.read_text().count("Traceback") == 1
   assert multiprocessing.active_children() == []
