@@ -77,8 +77,8 @@ class LossReader:
 
   def __init__(self, config: Experiment):
     pair = load_pair(config, find(config, TRAINED).folders)
-    captioner = Captioner(make_prompter(config, pair, contrast=False), pair.t5)
-    self._frozen = leaves(pair.t5)
+    captioner = Captioner(make_prompter(config, pair, contrast=False), pair.language_model)
+    self._frozen = leaves(pair.language_model)
 
     @jax.jit
     def nats(params: Params, frozen: Params, batch: Batch) -> Float[Array, " b"]:

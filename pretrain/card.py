@@ -11,7 +11,7 @@ from flax import nnx
 from afspl_jax.data.shapes import language
 from afspl_jax.data.shapes.scene import draw, sample_look
 from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
-from afspl_jax.models.huggingface.weights import load_clip, load_t5
+from afspl_jax.models.huggingface.weights import load_language_model, load_vision_encoder
 from afspl_jax.models.t5.t5 import shift_right
 from pretrain.corpus import Corpus, embed, pretraining_scene
 
@@ -30,7 +30,7 @@ def _clip_scores(folder: Path) -> dict[str, float]:
   scenes = [pretraining_scene(rng) for _ in range(_SCENES)]
   texts = [language.caption(scene, language.sample_style(rng), rng) for scene in scenes]
   images = [draw(scene, sample_look(rng), rng) for scene in scenes]
-  clip = load_clip(folder)
+  clip = load_vision_encoder(folder)
   _, image = nnx.jit(lambda m, x: m.encode_image(x))(clip, ImageProcessor(folder)(images))
   ids, mask = Tokenizer(folder).tokenize(texts, clip.config.text.max_length)
   text = nnx.jit(lambda m, i, x: m.encode_text(i, x))(clip, ids, mask)
@@ -41,7 +41,7 @@ def _clip_scores(folder: Path) -> dict[str, float]:
 
 def _t5_scores(folder: Path) -> dict[str, float]:
   """Returns the loss, and the share of answers that are right in every token."""
-  t5, corpus = load_t5(folder), Corpus(Tokenizer(folder).vocabulary)
+  t5, corpus = load_language_model(folder), Corpus(Tokenizer(folder).vocabulary)
   batch = corpus.batch(np.random.default_rng(_SEED), 1024)
 
   @nnx.jit

@@ -104,7 +104,7 @@ def make_model(contrast: bool = False, **prompter) -> Model:
   config = settings.Prompter(**(defaults | prompter))
   no_words = jnp.zeros(0, jnp.int32)
   prompter_ = Prompter(
-    config, CLIP, t5.embedding[...], no_words, contrast=contrast, rngs=nnx.Rngs(2)
+    config, CLIP.sizes, t5.embedding[...], no_words, contrast=contrast, rngs=nnx.Rngs(2)
   )
   return Model(Captioner(prompter_, t5), leaves(prompter_), leaves(t5))
 

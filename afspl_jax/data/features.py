@@ -1,4 +1,4 @@
-"""CLIP features: what was encoded once by the frozen encoder is read from disk ever after.
+"""Features of images and texts: the frozen encoder runs once, later runs read from disk.
 
 Measured in PyTorch on one CPU core with ViT-B/32 and flan-t5-small: a round takes half as long.
 """
@@ -24,8 +24,8 @@ from tqdm import tqdm
 from afspl_jax.data.feature_cache import FeatureCache
 from afspl_jax.data.read_ahead import ahead
 from afspl_jax.errors import UserError
-from afspl_jax.models.clip.clip import Clip
-from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
+from afspl_jax.models.contracts import ImagePreprocessor, VisionEncoder
+from afspl_jax.models.huggingface.preprocessing import Tokenizer
 from afspl_jax.types import Source
 
 _WORDS = 1000  # of the vocabulary, evenly spaced, for its middle
@@ -42,38 +42,40 @@ class ImageFeatures(NamedTuple):
 
 
 class FeatureEncoder:
-  """Encodes with one frozen CLIP.
+  """Encodes images and texts with one frozen vision encoder, and keeps their features on disk.
 
   Args:
-    clip: whose features are taken.
-    processor: of the same checkpoint.
-    tokenizer: of the same checkpoint.
-    fingerprint: of the checkpoint; names the cache, so that no other's features are ever read.
+    encoder: the frozen network, an `nnx.Module`.
+    processor: the image processor of the same checkpoint.
+    tokenizer: the tokenizer of the same checkpoint.
+    fingerprint: hash of the checkpoint; a part of the cache's name, so that two checkpoints never
+      share features.
     cache: folder to keep features in.
 
   Attributes:
-    config: CLIP's sizes.
+    sizes: sizes of the vision encoder.
 
   Raises:
-    UserError: the processor makes images of another size than CLIP takes.
+    UserError: the processor makes images of another size than the encoder takes.
   """
 
   def __init__(
     self,
-    clip: Clip,
-    processor: ImageProcessor,
+    encoder: VisionEncoder,
+    processor: ImagePreprocessor,
     tokenizer: Tokenizer,
     fingerprint: str,
     cache: Path,
   ):
-    side = clip.config.vision.image_size
+    side = encoder.sizes.image_size
     if processor.size != (side, side):
       raise UserError(
-        f"CLIP's image settings: expected images of {side} x {side} pixels, as its weights take;"
+        f"image settings of the vision encoder: expected images of {side} x {side} pixels, as its"
+        " weights take;"
         f" got {processor.size[0]} x {processor.size[1]}. Take all files of one checkpoint"
       )
-    graph, self._state = nnx.split(clip)
-    self.config, self._fingerprint = clip.config, fingerprint
+    graph, self._state = nnx.split(encoder)
+    self.sizes, self._fingerprint = encoder.sizes, fingerprint
     self._processor, self._tokenizer = processor, tokenizer
     # Colours become numbers in the program: a quarter of the bytes.
     levels, channels = jnp.asarray(processor.levels), jnp.arange(3)
@@ -81,7 +83,7 @@ class FeatureEncoder:
       lambda state, crops: nnx.merge(graph, state).encode_image(levels[crops, channels])
     )
     self._text = jax.jit(lambda state, ids, mask: nnx.merge(graph, state).encode_text(ids, mask))
-    self._dtype = np.dtype(clip.vision.dtype)
+    self._dtype = np.dtype(encoder.dtype)
     self._cache = FeatureCache(cache, self._dtype)
 
   def images(self, source: Source) -> ImageFeatures:
@@ -90,10 +92,10 @@ class FeatureEncoder:
     Raises:
       UserError: the cache cannot be written, or an image not be decoded; names it.
     """
-    rows, vision = len(source.images()), self.config.vision
+    rows, sizes = len(source.images()), self.sizes
     shapes = {
-      "tokens": (rows, 1 + vision.num_patches, vision.width),
-      "joint": (rows, self.config.joint_width),
+      "tokens": (rows, sizes.tokens, sizes.token_width),
+      "joint": (rows, sizes.feature_width),
     }
     identity = [self._fingerprint, source.pictures]
     parts = functools.partial(self._encode_images, source)
@@ -112,11 +114,11 @@ class FeatureEncoder:
       UserError: the cache cannot be written.
     """
     if not texts:
-      return np.zeros((0, self.config.joint_width), self._dtype)
+      return np.zeros((0, self.sizes.feature_width), self._dtype)
     if not keep:
       return np.concatenate([part["texts"] for part in self._encode_texts(texts, 0)])
     name = "texts " + hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
-    shapes = {"texts": (len(texts), self.config.joint_width)}
+    shapes = {"texts": (len(texts), self.sizes.feature_width)}
     parts = functools.partial(self._encode_texts, texts)
     return self._cache.get([self._fingerprint, name], shapes, parts)["texts"]
 
@@ -184,12 +186,10 @@ class FeatureEncoder:
   def _encode_texts(self, texts: Sequence[str], start: int) -> Iterator[dict[str, np.ndarray]]:
     starts = range(start, len(texts), _SORTED)
     for start in tqdm(starts, desc="CLIP text features", unit="batch", delay=2):
-      ids, mask = self._tokenizer.tokenize(
-        texts[start : start + _SORTED], self.config.text.max_length
-      )
+      ids, mask = self._tokenizer.tokenize(texts[start : start + _SORTED], self.sizes.text_length)
       lengths = mask.sum(axis=1)
       order = np.argsort(lengths, kind="stable")
-      out = np.empty((len(ids), self.config.joint_width), self._dtype)
+      out = np.empty((len(ids), self.sizes.feature_width), self._dtype)
       # Texts of like length together, as most of CLIP's 77 tokens are padding. The shapes world's
       # 10,645 training captions, tiny CLIP, tokenizer included: 5.9 s of CPU time instead of 10.1.
       for first in range(0, len(ids), _BATCH):

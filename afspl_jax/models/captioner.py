@@ -1,8 +1,8 @@
-"""Where the prompter meets the frozen T5: encoder input, encoder states, logits.
+"""The prompter and the frozen language model together: prefix, states, logits.
 
-Everything here is a pure function of `params` (the prompter's leaves), `frozen` (T5's leaves) and
-a batch. The target is an argument of `logits` alone, as the teacher-forced decoder's input: what
-the encoder sees is the same in training and in use.
+Everything here is a pure function of `params` (the prompter's leaves), `frozen` (the language
+model's leaves) and a batch. The target is an argument of `logits` and `target_logits` alone, so the
+model reads the same prefix in training and in use.
 """
 
 from typing import NamedTuple
@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from afspl_jax.models.contracts import DecodeCache, LanguageModel, States
 from afspl_jax.models.prompter.prompter import Prompted, Prompter
-from afspl_jax.models.t5.t5 import T5, DecodeCache, shift_right
 from afspl_jax.types import Batch, Params
 
 
 class Encoded(NamedTuple):
-  """Encoder states of a batch, with what the prompter made."""
+  """A batch's prefixes as the language model has read them, and what the prompter made."""
 
-  states: Float[Array, "b l d"]
+  states: States
   mask: Bool[Array, "b l"]
   prompted: Prompted
 
@@ -34,77 +34,83 @@ def prefix(prompted: Prompted) -> Float[Array, "b x d"]:
   return jnp.concatenate([prompted.prompt, prompted.visual], axis=1)
 
 
-def mean_state(states: Float[Array, "b l d"], mask: Bool[Array, "b l"]) -> Float[Array, "b d"]:
-  """The mean of the encoder states that `mask` keeps."""
-  kept = mask[..., None]
-  return jnp.sum(states * kept, axis=1) / jnp.sum(kept, axis=1)
-
-
 class Captioner:
-  """The forward passes, for a prompter and a T5 of given structure.
+  """The forward passes of a prompter and a language model.
 
   Args:
     prompter: only its structure is kept; its leaves come as `params`.
-    t5: only its structure is kept; its leaves come as `frozen`.
+    language_model: only its structure is kept; its leaves come as `frozen`.
+
+  Attributes:
+    pad_id: the language model's padding token, which also starts a text.
+    eos_id: the token that ends a text.
   """
 
-  def __init__(self, prompter: Prompter, t5: T5):
-    # Structure only: whoever donates the leaves must not find us holding them.
-    self._prompter, self._t5 = nnx.graphdef(prompter), nnx.graphdef(t5)
-    self.pad_id, self.eos_id = t5.config.pad_id, t5.config.eos_id
+  def __init__(self, prompter: Prompter, language_model: LanguageModel):
+    # Structure only: a caller may donate the leaves, so nothing here may hold them.
+    self._prompter, self._language_model = nnx.graphdef(prompter), nnx.graphdef(language_model)
+    self.pad_id, self.eos_id = language_model.sizes.pad_id, language_model.sizes.eos_id
+
+  def _model(self, frozen: Params) -> LanguageModel:
+    return nnx.merge(self._language_model, frozen)
 
   def prompt(self, params: Params, batch: Batch) -> Prompted:
-    """Makes the prompts of a batch; T5 does not run."""
+    """Makes the prompts of a batch; the language model does not run."""
     prompter = nnx.merge(self._prompter, params)
     return prompter(batch.tokens, batch.image, batch.text, batch.personal)
 
   def encode(self, params: Params, frozen: Params, batch: Batch) -> Encoded:
-    """Builds `[F ; V ; embed(instruction)]` and encodes it; never looks at the targets."""
+    """Builds `[F ; V ; embed(instruction)]` and encodes it, without the targets."""
     prompted = self.prompt(params, batch)
-    states, mask = self.read(frozen, prefix(prompted), batch.instruction, batch.instruction_mask)
-    return Encoded(states, mask, prompted)
+    instruction = batch.instruction, batch.instruction_mask
+    return Encoded(*self.encode_prefix(frozen, prefix(prompted), *instruction), prompted)
 
-  def read(
+  def encode_prefix(
     self,
     frozen: Params,
     prefix: Float[Array, "b x d"],
     instruction: Int[Array, "b l"],
     instruction_mask: Bool[Array, "b l"],
-  ) -> tuple[Float[Array, "b xl d"], Bool[Array, "b xl"]]:
-    """Encodes `[prefix ; embed(instruction)]`: the states, and which of them may be attended to."""
-    t5 = nnx.merge(self._t5, frozen)
-    words = t5.embed(instruction)
+  ) -> tuple[States, Bool[Array, "b xl"]]:
+    """Encodes `[prefix ; embed(instruction)]`: the states, and the mask of its positions."""
+    model = self._model(frozen)
+    words = model.embed(instruction)
     embeddings = jnp.concatenate([prefix.astype(words.dtype), words], axis=1)
     mask = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), instruction_mask], axis=1)
-    return t5.encode(embeddings, mask), mask
+    return model.encode(embeddings, mask), mask
 
-  def projected(self, params: Params, mean_states: Float[Array, "b d"]) -> Float[Array, "b f"]:
-    """Mean encoder states in CLIP's joint space, for the contrastive loss."""
-    return nnx.merge(self._prompter, params).local.contrast(mean_states.astype(jnp.float32))
+  def summarise(
+    self, frozen: Params, states: States, mask: Bool[Array, "b l"]
+  ) -> Float[Array, "b d"]:
+    """One vector for each encoded row, from `encode_prefix`."""
+    return self._model(frozen).summarise(states, mask)
+
+  def project(self, params: Params, summaries: Float[Array, "b d"]) -> Float[Array, "b f"]:
+    """Maps the rows' summaries to the joint space of images and texts, for the contrastive loss."""
+    return nnx.merge(self._prompter, params).local.contrast(summaries.astype(jnp.float32))
 
   def logits(
     self, frozen: Params, encoded: Encoded, targets: Int[Array, "b t"]
   ) -> Float[Array, "b t n"]:
     """Teacher-forced logits of each target token."""
-    return self.teach(frozen, encoded.states, encoded.mask, targets)
+    return self.target_logits(frozen, encoded.states, encoded.mask, targets)
 
-  def teach(
+  def target_logits(
     self,
     frozen: Params,
-    states: Float[Array, "b l d"],
+    states: States,
     mask: Bool[Array, "b l"],
     targets: Int[Array, "b t"],
   ) -> Float[Array, "b t n"]:
-    """The same from bare encoder states."""
-    t5 = nnx.merge(self._t5, frozen)
-    return t5.logits(t5.decode(shift_right(targets, self.pad_id), states, mask))
+    """The same from what `encode_prefix` returns."""
+    return self._model(frozen).target_logits(states, mask, targets)
 
   def start_cache(self, frozen: Params, encoded: Encoded, length: int) -> DecodeCache:
     """Prepares decoding of up to `length` tokens."""
-    return nnx.merge(self._t5, frozen).start_cache(encoded.states, encoded.mask, length)
+    return self._model(frozen).start_cache(encoded.states, encoded.mask, length)
 
   def decode_step(
     self, frozen: Params, ids: Int[Array, " r"], cache: DecodeCache
   ) -> tuple[Float[Array, "r n"], DecodeCache]:
     """Logits of the next token, and the cache with this one in it."""
-    return nnx.merge(self._t5, frozen).decode_step(ids, cache)
+    return self._model(frozen).decode_step(ids, cache)

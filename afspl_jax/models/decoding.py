@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from afspl_jax.errors import UserError
 from afspl_jax.models import beam_search
 from afspl_jax.models.captioner import Captioner
-from afspl_jax.models.t5.t5 import DecodeCache
+from afspl_jax.models.contracts import DecodeCache
 from afspl_jax.types import Batch, Params
 
 
@@ -84,7 +84,8 @@ def make_decoder(
     def step(ids: Int[Array, " r"], cache: DecodeCache) -> tuple[Float[Array, "r n"], DecodeCache]:
       return captioner.decode_step(frozen, ids, cache)
 
-    ids, scores = generate(step, cache, config, captioner.pad_id, captioner.eos_id)
+    rows = encoded.mask.shape[0]
+    ids, scores = generate(step, cache, rows, config, captioner.pad_id, captioner.eos_id)
     return Decoded(ids[:, 1:], scores, encoded.prompted.fusion, encoded.prompted.pool.weights)
 
   specs = (PartitionSpec(), PartitionSpec(), PartitionSpec("data"))
@@ -104,10 +105,9 @@ class _Greedy(NamedTuple):
 
 
 def _greedy(
-  step: Step, cache: DecodeCache, config: Decoding, pad: int, end: int
+  step: Step, cache: DecodeCache, rows: int, config: Decoding, pad: int, end: int
 ) -> tuple[Int[Array, "b t"], Float[Array, " b"]]:
   """The likeliest token at each step (transformers `_sample`)."""
-  rows = cache.lineage.shape[0]
 
   def body(loop: _Greedy) -> _Greedy:
     at = loop.cache.step
@@ -130,10 +130,10 @@ def _greedy(
 
 
 def _beam_search(
-  step: Step, cache: DecodeCache, config: Decoding, pad: int, end: int
+  step: Step, cache: DecodeCache, rows: int, config: Decoding, pad: int, end: int
 ) -> tuple[Int[Array, "b t"], Float[Array, " b"]]:
   """The best text of each row that beam search finds (`beam`)."""
-  rows, beams = cache.lineage.shape[0], config.beams
+  beams = config.beams
 
   def body(loop: tuple[beam_search.Beams, DecodeCache]) -> tuple[beam_search.Beams, DecodeCache]:
     texts, cache = loop

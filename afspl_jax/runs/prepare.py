@@ -179,8 +179,8 @@ def prepare(
   }
 
   prompter = make_prompter(config, pair, contrast=contrast)
-  captioner = Captioner(prompter, pair.t5)
-  frozen = replicate(leaves(pair.t5), mesh)
+  captioner = Captioner(prompter, pair.language_model)
+  frozen = replicate(leaves(pair.language_model), mesh)
   taking_part = config.data.num_clients - config.fed.newcomers
   strategy = strategies.get(config.fed.strategy, taking_part)
   untrained = jax.device_get(leaves(prompter))
@@ -212,7 +212,7 @@ def prepare(
     evaluator=Evaluator(captioner, frozen, pair.tokenizer, config.eval, mesh),
     own_data=bool(site),
     facts={
-      "backbones": pair.prints,
+      "backbones": pair.fingerprints,
       "data": {name: source.fingerprint for name, source in sources.items()},
       "partition": partition_digest(examples, clients),
     }

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from afspl_jax.models.captioner import Captioner, mean_state
+from afspl_jax.models.captioner import Captioner
+from afspl_jax.models.contracts import States
 from afspl_jax.training.losses import token_cross_entropy
 from afspl_jax.types import Batch, Params
 
@@ -50,8 +51,8 @@ class RowLoss:
     """The mean encoder state of each row, without a gradient."""
 
     def of_chunk(_: Array, prefix: Array, instruction: Array, instruction_mask: Array) -> Array:
-      encoded = self._captioner.read(frozen, prefix, instruction, instruction_mask)
-      return mean_state(*encoded)
+      encoded = self._captioner.encode_prefix(frozen, prefix, instruction, instruction_mask)
+      return self._captioner.summarise(frozen, *encoded)
 
     rows = (jax.lax.stop_gradient(prefix), batch.instruction, batch.instruction_mask)
     return self._in_chunks(of_chunk, batch, rows)
@@ -82,16 +83,16 @@ class RowLoss:
     rows = (batch.instruction, batch.instruction_mask, batch.targets, batch.targets_mask)
 
     def of_chunk(longest, prefix, instruction, instruction_mask, targets, mask, weights, pull):
-      def read(prefix: Array) -> tuple[Array, Array]:
-        return self._captioner.read(frozen, prefix, instruction, instruction_mask)
+      def read(prefix: Array) -> tuple[States, Array]:
+        return self._captioner.encode_prefix(frozen, prefix, instruction, instruction_mask)
 
-      def cut_to(length: int) -> Callable[[Array], Any]:
-        def total(states: Array) -> tuple[Array, tuple[Array, Array]]:
-          logits = self._captioner.teach(frozen, states, seen, targets[:, :length])
+      def cut_to(length: int) -> Callable[[States], Any]:
+        def total(states: States) -> tuple[Array, tuple[Array, Array]]:
+          logits = self._captioner.target_logits(frozen, states, seen, targets[:, :length])
           nats = self._nats(logits, targets[:, :length], mask[:, :length])
           costs = weights * nats
           if pull is not None:
-            costs += jnp.sum(pull * mean_state(states, seen), axis=-1)
+            costs += jnp.sum(pull * self._captioner.summarise(frozen, states, seen), axis=-1)
           return costs.sum(), (costs, nats)
 
         return jax.grad(total, has_aux=True)

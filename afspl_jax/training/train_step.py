@@ -131,7 +131,7 @@ def make_train_step(
     weights = merge_clients(jnp.broadcast_to(1 / tokens[:, None], batch.personal.shape))
 
     def contrasts(params: Params, states: Float[Array, "c b d"]) -> Float[Array, " c"]:
-      project = jax.vmap(captioner.projected)(params, states)
+      project = jax.vmap(captioner.project)(params, states)
       loss = functools.partial(contrastive, temperature=config.contrast_temperature)
       return jax.vmap(loss)(project, batch.caption)
 

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from afspl_jax.models.captioner import Captioner, leaves
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.decoding import Decoding, make_decoder
-from afspl_jax.models.huggingface.weights import load_clip, load_t5
+from afspl_jax.models.huggingface.weights import load_language_model, load_vision_encoder
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.models.t5.t5 import T5
 from afspl_jax.training.train_step import make_local_training, make_mesh, replicate
@@ -31,7 +31,8 @@ class Afspl:
   def __init__(self, case: Case, folders: Mapping[str, Path], params: Leaves):
     self._case, self._params = case, params
     dtype = jnp.dtype(case.dtype)
-    clip, t5 = load_clip(folders["clip"], dtype, dtype), load_t5(folders["t5"], dtype, dtype)
+    clip = load_vision_encoder(folders["clip"], dtype, dtype)
+    t5 = load_language_model(folders["t5"], dtype, dtype)
     graph, self._clip = nnx.split(clip)
     self._encode = jax.jit(lambda state, x: nnx.merge(graph, state).encode_image(x))
     self._mesh = make_mesh()
@@ -85,11 +86,13 @@ class Afspl:
 
 def untrained(case: Case, folders: Mapping[str, Path]) -> Leaves:
   """Returns the initial leaves of every side."""
-  prompter = _prompter(case, load_clip(folders["clip"]), load_t5(folders["t5"]))
+  prompter = _prompter(
+    case, load_vision_encoder(folders["clip"]), load_language_model(folders["t5"])
+  )
   return jax.device_get(leaves(prompter))
 
 
 def _prompter(case: Case, clip: Clip, t5: T5) -> Prompter:
   words = jnp.zeros(0, jnp.int32)
   embedding = t5.embedding[...]
-  return Prompter(case.config.prompter, clip.config, embedding, words, rngs=nnx.Rngs(0))
+  return Prompter(case.config.prompter, clip.sizes, embedding, words, rngs=nnx.Rngs(0))

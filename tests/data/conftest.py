@@ -20,7 +20,7 @@ def make_split(source, tiny_checkpoints, tmp_path_factory):
   """Makes splits of `source` with one encoder; takes what Split and Data take."""
   folder, cache = tiny_checkpoints.clip, tmp_path_factory.mktemp("cache")
   parts = ImageProcessor(folder), Tokenizer(folder), weights.fingerprint(folder)
-  encoder = FeatureEncoder(weights.load_clip(folder), *parts, cache)
+  encoder = FeatureEncoder(weights.load_vision_encoder(folder), *parts, cache)
 
   def make(contrast=False, **data) -> Split:
     lengths = {"instruction_length": 12, "target_length": 20} | data

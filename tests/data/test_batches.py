@@ -42,7 +42,8 @@ def test_a_batch_holds_what_its_examples_say(split, tiny_checkpoints):
 
 def directions(tiny_checkpoints, texts):
   """By CLIP alone: unit features less the mean of those of all words, of unit length again."""
-  clip, tokenizer = weights.load_clip(tiny_checkpoints.clip), Tokenizer(tiny_checkpoints.clip)
+  clip = weights.load_vision_encoder(tiny_checkpoints.clip)
+  tokenizer = Tokenizer(tiny_checkpoints.clip)
 
   def unit_features(texts):
     ids, mask = tokenizer.tokenize(texts, 77)
@@ -57,7 +58,7 @@ def directions(tiny_checkpoints, texts):
 
 
 def test_features_are_clips_own_of_that_image_and_instruction(split, source, tiny_checkpoints):
-  clip = weights.load_clip(tiny_checkpoints.clip)
+  clip = weights.load_vision_encoder(tiny_checkpoints.clip)
   processor = ImageProcessor(tiny_checkpoints.clip)
   rows = np.array([5, 33])
   batch = split.batch(rows, 2)

@@ -23,7 +23,7 @@ from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
 
 
 def encoder(folder, cache, dtype=jnp.float32):
-  clip = weights.load_clip(folder, dtype, dtype)
+  clip = weights.load_vision_encoder(folder, dtype, dtype)
   parts = ImageProcessor(folder), Tokenizer(folder), weights.fingerprint(folder)
   return FeatureEncoder(clip, *parts, cache)
 
@@ -85,7 +85,7 @@ def test_other_weights_splits_and_dtypes_never_share_features(
 ):
   other = tmp_path / "clip"
   shutil.copytree(tiny_checkpoints.clip, other)
-  clip = weights.load_clip(other)
+  clip = weights.load_vision_encoder(other)
   nnx.update(clip, jax.tree.map(lambda leaf: leaf + 0.01, nnx.state(clip)))
   weights.save(clip, other)
   for folder, dtype in ((other, jnp.float32), (tiny_checkpoints.clip, jnp.bfloat16)):
@@ -207,7 +207,7 @@ def test_texts_of_all_lengths_are_encoded_in_their_order(tiny_checkpoints, cache
   found = encoder(tiny_checkpoints.clip, cache).texts(TEXTS)
   ids, mask = Tokenizer(tiny_checkpoints.clip).tokenize(TEXTS, 77)
   assert len(set(mask.sum(1))) > 30
-  clip = weights.load_clip(tiny_checkpoints.clip)
+  clip = weights.load_vision_encoder(tiny_checkpoints.clip)
   expected = clip.encode_text(jnp.asarray(ids), jnp.asarray(mask))
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 

@@ -38,9 +38,10 @@ def test_the_padding_that_is_cut_changes_neither_loss_nor_gradient(make_split, t
     targets_mask=fill(short.targets_mask, 90),
   )
   assert short.instruction.shape[1] < 40 and short.targets.shape[1] < 90
-  clip, t5 = weights.load_clip(tiny_checkpoints.clip), weights.load_t5(tiny_checkpoints.t5)
+  clip = weights.load_vision_encoder(tiny_checkpoints.clip)
+  t5 = weights.load_language_model(tiny_checkpoints.t5)
   prompter = Prompter(
-    settings.Prompter(), clip.config, t5.embedding[...], jnp.zeros(0, jnp.int32), rngs=nnx.Rngs(0)
+    settings.Prompter(), clip.sizes, t5.embedding[...], jnp.zeros(0, jnp.int32), rngs=nnx.Rngs(0)
   )
   captioner, frozen = Captioner(prompter, t5), leaves(t5)
 

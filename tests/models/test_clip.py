@@ -8,7 +8,7 @@ from flax import nnx
 
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig, ClipVisionConfig
-from afspl_jax.models.huggingface.weights import load_clip, outline
+from afspl_jax.models.huggingface.weights import load_vision_encoder, outline
 
 TOLERANCE = 1e-5
 
@@ -80,7 +80,7 @@ def pair(request, tmp_path_factory, randomize):
   reference = randomize(transformers.CLIPModel(config), seed=1)
   folder = tmp_path_factory.mktemp("clip")
   reference.save_pretrained(folder)
-  return reference, load_clip(folder)
+  return reference, load_vision_encoder(folder)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import transformers
 from flax import nnx
 from test_clip import TINY, hf_config
 
-from afspl_jax.models.clip.clip import Clip, key_table
+from afspl_jax.models.clip.backbone import key_table
+from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig
 from afspl_jax.models.huggingface.weights import outline
 

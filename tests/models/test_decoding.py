@@ -64,10 +64,10 @@ def pairs(tmp_path_factory) -> Iterator[dict[str, Pair]]:
   weights.save(T5(T5_CONFIG, rngs=nnx.Rngs(1)), folder)
   out = {}
   for name, path in (("tiny", TINY), ("random", folder)):
-    t5 = weights.load_t5(path)
+    t5 = weights.load_language_model(path)
     config = settings.Prompter(tokens=4, pool=6, k_max=3, key_dim=5, fusion_hidden=7)
     no_words = jnp.zeros(0, jnp.int32)
-    prompter = Prompter(config, CLIP, t5.embedding[...], no_words, rngs=nnx.Rngs(2))
+    prompter = Prompter(config, CLIP.sizes, t5.embedding[...], no_words, rngs=nnx.Rngs(2))
     model = Model(Captioner(prompter, t5), leaves(prompter), leaves(t5))
     reference = transformers.T5ForConditionalGeneration.from_pretrained(path).eval()
     out[name] = Pair(model, t5, reference)

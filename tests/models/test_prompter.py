@@ -6,6 +6,7 @@ from flax import nnx
 
 from afspl_jax.config import experiment as settings
 from afspl_jax.errors import UserError
+from afspl_jax.models.contracts import VisionSizes
 from afspl_jax.models.prompter.fusion import Fusion
 from afspl_jax.models.prompter.local import LOCAL, join, split
 from afspl_jax.models.prompter.mapper import VisualMapper
@@ -150,10 +151,8 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones():
 def make_mapper(kind, patch_pool=2, num_patches=16):
   return VisualMapper(
     kind,
-    num_patches=num_patches,
+    vision=VisionSizes(32, 1, num_patches, token_width=12, feature_width=6, text_length=77),
     patch_pool=patch_pool,
-    token_width=12,
-    joint_width=6,
     width=10,
     hidden=7,
     rngs=nnx.Rngs(0),
@@ -224,7 +223,7 @@ def test_prompts_start_at_random_with_the_scale_of_words():
 def prompter(init: str, init_ids, **other) -> Prompter:
   config = settings.Prompter(init=init, tokens=4, pool=6, k_max=3, **other)
   embedding = jax.random.normal(jax.random.key(0), (20, 16))
-  return Prompter(config, CLIP, embedding, jnp.asarray(init_ids, jnp.int32), rngs=nnx.Rngs(0))
+  return Prompter(config, CLIP.sizes, embedding, jnp.asarray(init_ids, jnp.int32), rngs=nnx.Rngs(0))
 
 
 def test_prompts_start_as_the_given_words_alone():

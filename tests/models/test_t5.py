@@ -7,10 +7,11 @@ import transformers
 from flax import nnx
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from afspl_jax.models.huggingface.weights import load_t5, outline
+from afspl_jax.models.huggingface.weights import load_language_model, outline
+from afspl_jax.models.t5.backbone import key_table
 from afspl_jax.models.t5.config import T5Config
 from afspl_jax.models.t5.relative_position import relative_buckets
-from afspl_jax.models.t5.t5 import T5, key_table, shift_right
+from afspl_jax.models.t5.t5 import T5, shift_right
 
 TOLERANCE = 1e-5
 PADDED = np.array([[1] * 9, [1] * 4 + [0] * 5, [0, 0] + [1] * 5 + [0, 0]], bool)
@@ -79,7 +80,7 @@ def pair(request, tmp_path_factory, randomize):
   randomize(reference, seed=2)
   folder = tmp_path_factory.mktemp("t5")
   reference.save_pretrained(folder)
-  ours = load_t5(folder)
+  ours = load_language_model(folder)
   assert ours.config.tied_head != own_head
   return reference, ours
 

@@ -9,8 +9,9 @@ from flax import nnx
 from test_t5 import FLAN, TINY
 
 from afspl_jax.models.huggingface.weights import outline
+from afspl_jax.models.t5.backbone import key_table
 from afspl_jax.models.t5.config import T5Config
-from afspl_jax.models.t5.t5 import T5, key_table
+from afspl_jax.models.t5.t5 import T5
 
 FULL_SIZES = {
   "t5-small v1.0": {},

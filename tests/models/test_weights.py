@@ -19,8 +19,8 @@ from afspl_jax.models.huggingface.weights import (
   CheckpointError,
   fingerprint,
   load,
-  load_clip,
-  load_t5,
+  load_language_model,
+  load_vision_encoder,
   outline,
   save,
 )
@@ -50,7 +50,7 @@ def assert_equal(left: nnx.Module, right: nnx.Module):
 def test_t5_comes_back_as_it_was_saved(name, tmp_path):
   model = random_model(t5.T5, T5S[name])
   save(model, tmp_path)
-  back = load_t5(tmp_path)
+  back = load_language_model(tmp_path)
   assert back.config == model.config
   assert_equal(back, model)
 
@@ -58,7 +58,7 @@ def test_t5_comes_back_as_it_was_saved(name, tmp_path):
 def test_clip_comes_back_as_it_was_saved(tmp_path):
   model = random_model(clip.Clip, CLIP)
   save(model, tmp_path)
-  back = load_clip(tmp_path)
+  back = load_vision_encoder(tmp_path)
   assert back.config == CLIP
   assert_equal(back, model)
 
@@ -98,7 +98,7 @@ def test_shards_of_transformers_load_as_one_file_does(tmp_path):
   reference.save_pretrained(tmp_path / "one")
   reference.save_pretrained(tmp_path / "many", max_shard_size="3KB")
   assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
-  assert_equal(load_t5(tmp_path / "many"), load_t5(tmp_path / "one"))
+  assert_equal(load_language_model(tmp_path / "many"), load_language_model(tmp_path / "one"))
 
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
@@ -109,18 +109,18 @@ def test_half_precision_files_load_and_come_back(source, tmp_path, stored, kept)
   half = nnx.merge(graph, jax.tree.map(lambda x: x.astype(narrow), state))
   save(half, tmp_path)
   assert json.loads((tmp_path / "config.json").read_text())["dtype"] == stored
-  back = leaves(load_t5(tmp_path, param_dtype=jnp.dtype(kept)))
+  back = leaves(load_language_model(tmp_path, param_dtype=jnp.dtype(kept)))
   for path, leaf in leaves(source).items():
     assert back[path].dtype == jnp.dtype(kept)
     np.testing.assert_array_equal(back[path], leaf.astype(narrow).astype(back[path].dtype))
   if stored == kept:
-    save(load_t5(tmp_path, param_dtype=jnp.dtype(kept)), tmp_path / "again")
+    save(load_language_model(tmp_path, param_dtype=jnp.dtype(kept)), tmp_path / "again")
     first, again = (load_file(x / "model.safetensors") for x in (tmp_path, tmp_path / "again"))
     assert all(again[key].tobytes() == first[key].tobytes() for key in first)
 
 
 def test_compute_dtype_is_apart_from_the_parameters(folder):
-  model = load_t5(folder, dtype=jnp.bfloat16)
+  model = load_language_model(folder, dtype=jnp.bfloat16)
   assert {leaf.dtype for leaf in leaves(model).values()} == {np.dtype(np.float32)}
   assert model.embed(jnp.zeros((1, 2), jnp.int32)).dtype == jnp.bfloat16
 
@@ -149,7 +149,7 @@ def test_a_duplicate_stands_in_for_the_embedding(source, folder):
 def test_a_head_that_equals_the_embedding_is_tied(tmp_path):
   save(random_model(t5.T5, T5S["v1.0"]), tmp_path)
   change(tmp_path, lm_head__weight=load_file(tmp_path / "model.safetensors")["shared.weight"])
-  assert load_t5(tmp_path).config == T5S["v1.0"]
+  assert load_language_model(tmp_path).config == T5S["v1.0"]
 
 
 def test_keys_that_mean_nothing_are_ignored(tmp_path):

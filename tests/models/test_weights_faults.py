@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from afspl_jax.models.huggingface.weights import CheckpointError, fingerprint, load_clip
+from afspl_jax.models.huggingface.weights import CheckpointError, fingerprint, load_vision_encoder
 from tests.models.saved import change, faults
 
 
@@ -29,7 +29,7 @@ def test_broken_config_is_named(folder):
 
 def test_other_model_type_is_named(folder):
   with pytest.raises(CheckpointError, match='"model_type" must be "clip"; got \'t5\''):
-    load_clip(folder)
+    load_vision_encoder(folder)
   (folder / "config.json").write_text('{"model_type": "llama"}')
   assert '"model_type" must be "clip" or "t5"; got \'llama\'' in faults(folder)
 

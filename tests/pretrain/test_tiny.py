@@ -8,7 +8,7 @@ import pytest
 from afspl_jax.data.shapes.scene import Look
 from afspl_jax.models.huggingface.locate import TINY
 from afspl_jax.models.huggingface.preprocessing import Tokenizer
-from afspl_jax.models.huggingface.weights import load_clip, load_t5
+from afspl_jax.models.huggingface.weights import load_language_model, load_vision_encoder
 from pretrain import clip, t5
 from pretrain.card import measure
 from pretrain.clip import LOOK_WORDS, describe_look
@@ -70,7 +70,7 @@ def test_pretraining_writes_checkpoints_that_load_and_is_deterministic(tmp_path,
     for name in ("one", "same")
   ]
   assert losses[0] == losses[1] and np.isfinite(losses[0]).all()
-  for kind, load in (("clip", load_clip), ("t5", load_t5)):
+  for kind, load in (("clip", load_vision_encoder), ("t5", load_language_model)):
     load(tmp_path / "one" / kind)
     files = [tmp_path / name / kind / "model.safetensors" for name in ("one", "same")]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afspl_jax.models.captioner import mean_state, prefix
+from afspl_jax.models.captioner import prefix
 from afspl_jax.training.chunked_t5_loss import RowLoss
 from afspl_jax.training.losses import token_cross_entropy
 from tests.conftest import T5_CONFIG, make_batch
@@ -21,15 +21,19 @@ def batch_of(lengths):
 
 def plainly(model, made, batch, weights, pull, smoothing):
   """All rows at once, at full length, and no gradient of one's own."""
-  states, mask = model.captioner.read(model.frozen, made, batch.instruction, batch.instruction_mask)
-  logits = model.captioner.teach(model.frozen, states, mask, batch.targets)
+  states, mask = model.captioner.encode_prefix(
+    model.frozen, made, batch.instruction, batch.instruction_mask
+  )
+  logits = model.captioner.target_logits(model.frozen, states, mask, batch.targets)
   nats = jnp.stack(
     [
       token_cross_entropy(logits[i : i + 1], batch.targets[i : i + 1], row[None], smoothing).nats
       for i, row in enumerate(batch.targets_mask)
     ]
   )
-  return weights * nats + jnp.sum(pull * mean_state(states, mask), axis=-1), nats
+  return weights * nats + jnp.sum(
+    pull * model.captioner.summarise(model.frozen, states, mask), axis=-1
+  ), nats
 
 
 LENGTHS = {
@@ -69,9 +73,11 @@ def test_mean_states_are_of_each_row_and_have_no_gradient(model, one_device):
   batch = batch_of(LENGTHS["mixed"])
   made = prefix(model.captioner.prompt(model.params, batch))
   row_loss = RowLoss(model.captioner, 0.0, one_device, CUTS)
-  encoded = model.captioner.read(model.frozen, made, batch.instruction, batch.instruction_mask)
+  encoded = model.captioner.encode_prefix(
+    model.frozen, made, batch.instruction, batch.instruction_mask
+  )
   states = row_loss.states(model.frozen, made, batch)
-  np.testing.assert_allclose(states, mean_state(*encoded), atol=1e-5)
+  np.testing.assert_allclose(states, model.captioner.summarise(model.frozen, *encoded), atol=1e-5)
   grads = jax.grad(lambda made: row_loss.states(model.frozen, made, batch).sum())(made)
   assert not np.asarray(grads).any()
 

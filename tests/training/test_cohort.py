@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afspl_jax.models.captioner import mean_state
 from afspl_jax.models.prompter.pool import balance_loss
 from afspl_jax.training.losses import contrastive, token_cross_entropy
 from afspl_jax.training.train_step import (
@@ -58,7 +57,8 @@ def train_one(model, params, batches):
     logits = model.captioner.logits(model.frozen, encoded, batch.targets)
     sums = token_cross_entropy(logits, batch.targets, batch.targets_mask, optim.label_smoothing)
     loss = sums.nats / sums.tokens
-    projected = model.captioner.projected(params, mean_state(encoded.states, encoded.mask))
+    states = model.captioner.summarise(model.frozen, encoded.states, encoded.mask)
+    projected = model.captioner.project(params, states)
     ramp = jnp.minimum((step + 1) / (optim.contrast_warmup * optim.local_steps), 1.0)
     contrast = contrastive(projected, batch.caption, optim.contrast_temperature)
     balance = balance_loss(encoded.prompted.pool, jnp.ones(len(batch.targets)))

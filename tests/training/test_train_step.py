@@ -11,7 +11,6 @@ import torch
 from jax.extend.core import jaxprs_in_params
 
 from afspl_jax.config.experiment import Optim
-from afspl_jax.models.captioner import mean_state
 from afspl_jax.training.losses import contrastive, token_cross_entropy
 from afspl_jax.training.train_step import (
   TrainState,
@@ -212,8 +211,8 @@ def test_the_contrastive_loss_has_gradient_into_the_prompter(one_device):
 
   def loss(params):
     encoded = model.captioner.encode(params, model.frozen, batch)
-    states = mean_state(encoded.states, encoded.mask)
-    return contrastive(model.captioner.projected(params, states), batch.caption, 0.1)
+    states = model.captioner.summarise(model.frozen, encoded.states, encoded.mask)
+    return contrastive(model.captioner.project(params, states), batch.caption, 0.1)
 
   grads = jax.grad(loss)(model.params)
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from afspl_jax.errors import UserError
+from afspl_jax.models.contracts import VisionSizes
 from afspl_jax.models.huggingface.config_fields import read_fields, write_fields
 from afspl_jax.models.layers.activations import check_activation
 
@@ -116,6 +117,18 @@ class ClipConfig:
   text: ClipTextConfig = ClipTextConfig()
   joint_width: int = 512  # of the projected features of images and texts
   initial_logit_scale: float = 2.6592  # ln(1 / 0.07)
+
+  @property
+  def sizes(self) -> VisionSizes:
+    """The sizes of a CLIP with this config, as the contract `VisionEncoder` gives them."""
+    return VisionSizes(
+      image_size=self.vision.image_size,
+      leading_tokens=1,  # CLS
+      patches=self.vision.num_patches,
+      token_width=self.vision.width,
+      feature_width=self.joint_width,
+      text_length=self.text.max_length,
+    )
 
   @classmethod
   def from_hf(cls, raw: Mapping[str, Any]) -> "ClipConfig":

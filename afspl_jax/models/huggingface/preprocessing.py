@@ -164,7 +164,7 @@ class ImageProcessor:
     return np.asarray(image)
 
   def __call__(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "b h x 3"]:
-    """Turns images of any size and mode into float32 pixels for `Clip.encode_image`."""
+    """Turns images of any size and mode into float32 pixels for the vision encoder."""
     return self.levels[np.stack([self.crop(image) for image in images]), np.arange(3)]
 
 

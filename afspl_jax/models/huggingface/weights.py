@@ -1,9 +1,9 @@
 """Loads and saves backbones as Hugging Face checkpoint folders, by their key tables."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from afspl_jax.models.clip import clip
+from afspl_jax.models.backbones import Backbone, backbones
+from afspl_jax.models.contracts import ImagePreprocessor, LanguageModel, VisionEncoder
 from afspl_jax.models.huggingface.checkpoint_files import (
   CONFIG,
   WEIGHTS,
@@ -23,33 +24,20 @@ from afspl_jax.models.huggingface.checkpoint_files import (
   read_config,
 )
 from afspl_jax.models.huggingface.key_table import KeyTable
-from afspl_jax.models.t5 import t5
 from afspl_jax.storage.atomic_files import replaced_file
 
-__all__ = ["CheckpointError", "fingerprint", "load", "load_clip", "load_t5", "outline", "save"]
+__all__ = [
+  "CheckpointError",
+  "fingerprint",
+  "load",
+  "load_image_processor",
+  "load_language_model",
+  "load_vision_encoder",
+  "outline",
+  "save",
+]
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
-
-
-class Backbone(NamedTuple):
-  """What the loader needs to know of a kind of model.
-
-  Attributes:
-    model: the NNX class, `model(config, dtype=, param_dtype=, rngs=)`.
-    read_config: from a parsed config.json and the tensors beside it to the model's config.
-    key_table: from the model's config to the keys of its checkpoints.
-  """
-
-  model: type
-  read_config: Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], Any]
-  key_table: Callable[[Any], KeyTable]
-
-
-# By the "model_type" of config.json.
-BACKBONES = {
-  "clip": Backbone(clip.Clip, clip.read_config, clip.key_table),
-  "t5": Backbone(t5.T5, t5.read_config, t5.key_table),
-}
 
 
 def load(
@@ -57,15 +45,15 @@ def load(
   *,
   dtype: DTypeLike = jnp.float32,
   param_dtype: DTypeLike = jnp.float32,
-  kinds: tuple[str, ...] = tuple(BACKBONES),
+  contract: type | None = None,
 ) -> nnx.Module:
-  """Loads the model of a checkpoint folder, whichever kind it is.
+  """Loads the model of a checkpoint folder by the `model_type` of its config.json.
 
   Args:
     folder: holds config.json and model.safetensors, or shards and their index.
     dtype: of the computation.
     param_dtype: in which parameters are kept, whatever type the file stores.
-    kinds: the model types that the caller can use.
+    contract: `VisionEncoder` or `LanguageModel`, if the model must be one.
 
   Returns:
     The model, every parameter from the file; none is drawn at random on the way.
@@ -75,7 +63,7 @@ def load(
   """
   folder, faults = Path(folder), list[str]()
   raw, tensors = read_config(folder, faults), open_tensors(folder, faults)
-  backbone = None if raw is None else _backbone(raw, kinds, faults)
+  backbone = None if raw is None else _backbone(raw, contract, faults)
   if raw is None or tensors is None or backbone is None:
     raise CheckpointError(folder, faults)
   try:
@@ -105,7 +93,7 @@ def outline(
   """Builds a model whose parameters are shapes only; takes no memory at any size.
 
   Args:
-    model: one of the classes in `BACKBONES`.
+    model: the NNX class of a backbone.
     config: its config.
     dtype: of the computation.
     param_dtype: in which parameters would be kept.
@@ -125,18 +113,35 @@ class _OneKey(nnx.Rngs):
     return jax.random.key(0)
 
 
-def load_clip(
+def load_vision_encoder(
   folder: str | Path, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
-) -> clip.Clip:
-  """Loads a CLIP; see `load`."""
-  return load(folder, dtype=dtype, param_dtype=param_dtype, kinds=("clip",))
+) -> VisionEncoder:
+  """Loads a vision encoder; see `load`."""
+  model = load(folder, dtype=dtype, param_dtype=param_dtype, contract=VisionEncoder)
+  return cast(VisionEncoder, model)
 
 
-def load_t5(
+def load_language_model(
   folder: str | Path, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
-) -> t5.T5:
-  """Loads a T5; see `load`."""
-  return load(folder, dtype=dtype, param_dtype=param_dtype, kinds=("t5",))
+) -> LanguageModel:
+  """Loads a language model; see `load`."""
+  model = load(folder, dtype=dtype, param_dtype=param_dtype, contract=LanguageModel)
+  return cast(LanguageModel, model)
+
+
+def load_image_processor(folder: str | Path) -> ImagePreprocessor:
+  """Loads what prepares images for the vision encoder of a checkpoint folder.
+
+  Raises:
+    CheckpointError: config.json is missing, or is not that of a vision encoder.
+    UserError: the settings of the image processor are missing or wrong.
+  """
+  folder, faults = Path(folder), list[str]()
+  raw = read_config(folder, faults)
+  backbone = None if raw is None else _backbone(raw, VisionEncoder, faults)
+  if backbone is None or backbone.image_processor is None:
+    raise CheckpointError(folder, faults)
+  return backbone.image_processor(folder)
 
 
 def save(model: nnx.Module, folder: str | Path) -> None:
@@ -147,12 +152,12 @@ def save(model: nnx.Module, folder: str | Path) -> None:
     folder: made if it is missing; a checkpoint in it is replaced.
 
   Raises:
-    TypeError: if the model is none of `BACKBONES`.
+    TypeError: if the model is no backbone.
   """
   folder = Path(folder)
-  found = [backbone for backbone in BACKBONES.values() if isinstance(model, backbone.model)]
+  found = [backbone for backbone in backbones().values() if isinstance(model, backbone.model)]
   if not found:
-    known = ", ".join(backbone.model.__name__ for backbone in BACKBONES.values())
+    known = ", ".join(backbone.model.__name__ for backbone in backbones().values())
     raise TypeError(f"save: expected one of {known}; got {type(model).__name__}.")
   leaves = dict(nnx.to_flat_state(nnx.state(model)))
   tensors = {
@@ -170,13 +175,18 @@ def save(model: nnx.Module, folder: str | Path) -> None:
   (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
 
 
-def _backbone(raw: Mapping[str, Any], kinds: tuple[str, ...], faults: list[str]) -> Backbone | None:
-  kind = raw.get("model_type")
-  if kind in kinds:
-    return BACKBONES[kind]
-  wanted = " or ".join(f'"{kind}"' for kind in kinds)
+def _backbone(raw: Mapping[str, Any], contract: type | None, faults: list[str]) -> Backbone | None:
+  model_type = raw.get("model_type")
+  known = {
+    name: backbone
+    for name, backbone in backbones().items()
+    if contract in (None, backbone.contract)
+  }
+  if isinstance(model_type, str) and model_type in known:
+    return known[model_type]
+  wanted = " or ".join(f'"{name}"' for name in known)
   faults.append(
-    f'{CONFIG}: "model_type" must be {wanted}; got {kind!r}. Give the folder of such a model.'
+    f'{CONFIG}: "model_type" must be {wanted}; got {model_type!r}. Give the folder of such a model.'
   )
   return None
 

@@ -1,4 +1,4 @@
-"""The visual mapper: CLIP's vision tokens to vectors that T5 reads as words (BUILD, "Method")."""
+"""The visual mapper: image tokens to vectors that the language model reads (BUILD.md, "Method")."""
 
 import math
 
@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from afspl_jax.errors import UserError
+from afspl_jax.models.contracts import VisionSizes
 
 
 class VisualMapper(nnx.Module):
@@ -15,11 +16,9 @@ class VisualMapper(nnx.Module):
 
   Args:
     kind: "linear" or "mlp" over patch tokens, or "pooled:N", the joint feature to N tokens.
-    num_patches: patch tokens of an image, a square number.
+    vision: sizes of the vision encoder; "linear" and "mlp" need a square number of patches.
     patch_pool: side of the squares of neighbouring patches that are averaged first.
-    token_width: w, of a vision token.
-    joint_width: f, of the joint feature.
-    width: d, of T5.
+    width: d, of the language model.
     hidden: width of the mlp's hidden layer.
 
   Raises:
@@ -30,29 +29,29 @@ class VisualMapper(nnx.Module):
     self,
     kind: str,
     *,
-    num_patches: int,
+    vision: VisionSizes,
     patch_pool: int,
-    token_width: int,
-    joint_width: int,
     width: int,
     hidden: int,
     rngs: nnx.Rngs,
   ):
     self.kind, _, count = kind.partition(":")
     self.patch_pool = patch_pool
-    self.side = math.isqrt(num_patches)
+    self.leading_tokens = vision.leading_tokens
+    self.side = math.isqrt(vision.patches)
     if self.kind == "pooled" and count.isdigit() and int(count) > 0:
       self.num_tokens = int(count)
-      self.project = nnx.Linear(joint_width, self.num_tokens * width, rngs=rngs)
+      self.project = nnx.Linear(vision.feature_width, self.num_tokens * width, rngs=rngs)
       return
     if kind not in ("linear", "mlp"):
       raise UserError(f"prompter.mapper: expected linear, mlp or pooled:N; got {kind!r}")
-    if self.side**2 != num_patches or self.side % patch_pool:
+    if self.side**2 != vision.patches or self.side % patch_pool:
       raise UserError(
         f"prompter.patch_pool: expected a divisor of the patch grid's side; got {patch_pool} for"
-        f" {num_patches} patches. Set it to 1."
+        f" {vision.patches} patches. Set it to 1."
       )
     self.num_tokens = (self.side // patch_pool) ** 2
+    token_width = vision.token_width
     if self.kind == "mlp":
       self.hidden = nnx.Linear(token_width, hidden, rngs=rngs)
       token_width = hidden
@@ -66,7 +65,8 @@ class VisualMapper(nnx.Module):
     """Returns vectors of about unit variance a component."""
     if self.kind == "pooled":
       return self.project(_normalise(image)).reshape(image.shape[0], self.num_tokens, -1)
-    patches, pool, side = tokens[:, 1:], self.patch_pool, self.side // self.patch_pool
+    patches, pool = tokens[:, self.leading_tokens :], self.patch_pool
+    side = self.side // pool
     grid = patches.reshape(patches.shape[0], side, pool, side, pool, patches.shape[-1])
     x = _normalise(grid.mean(axis=(2, 4)).reshape(patches.shape[0], side * side, -1))
     if self.kind == "mlp":

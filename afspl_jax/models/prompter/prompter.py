@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from afspl_jax.config import experiment as settings
 from afspl_jax.config.experiment import choice
 from afspl_jax.errors import UserError
-from afspl_jax.models.clip.config import ClipConfig
+from afspl_jax.models.contracts import VisionSizes
 from afspl_jax.models.prompter.fusion import Fusion
 from afspl_jax.models.prompter.local import Local
 from afspl_jax.models.prompter.mapper import VisualMapper
@@ -29,15 +29,15 @@ class Prompted(NamedTuple):
 
 
 class Prompter(nnx.Module):
-  """Turns an image's and an instruction's CLIP features into soft prompts for T5.
+  """Turns the features of an image and an instruction into soft prompts for the language model.
 
-  All leaves are kept in units of `embedding_scale`, so that learning rates mean the same to a
-  T5 whose embeddings are small and to one whose embeddings are large.
+  All leaves are in units of `embedding_scale`. So a learning rate means the same for a language
+  model with small embeddings and for one with large embeddings.
 
   Args:
     config: sizes and switches.
-    clip: sizes of the vision features.
-    embedding: T5's embedding matrix.
+    vision: sizes of the vision encoder.
+    embedding: the language model's embedding matrix.
     init_ids: ids of the words that `init = "text"` draws from: names of classes, or words of an
       instruction (Lester et al. 2021, sec. 2.2, tries random, vocabulary and class labels).
     contrast: whether the local leaves have the projection of a contrastive loss.
@@ -50,7 +50,7 @@ class Prompter(nnx.Module):
   def __init__(
     self,
     config: settings.Prompter,
-    clip: ClipConfig,
+    vision: VisionSizes,
     embedding: Float[Array, "n d"],
     init_ids: Int[Array, " words"],
     *,
@@ -77,7 +77,7 @@ class Prompter(nnx.Module):
 
     self.pool = PromptPool(
       prompts(config.pool),
-      feature_width=clip.joint_width,
+      feature_width=vision.feature_width,
       key_width=config.key_dim,
       mode=config.pool_mode,
       mass=config.pool_mass,
@@ -92,16 +92,14 @@ class Prompter(nnx.Module):
       config.fusion,
       len(SOURCES) - (not config.local),
       weights=config.fusion_weights,
-      feature_width=clip.joint_width,
+      feature_width=vision.feature_width,
       hidden=config.fusion_hidden,
       rngs=rngs,
     )
     self.mapper = VisualMapper(
       config.mapper,
-      num_patches=clip.vision.num_patches,
+      vision=vision,
       patch_pool=config.patch_pool,
-      token_width=clip.vision.width,
-      joint_width=clip.joint_width,
       width=width,
       hidden=config.mapper_hidden,
       rngs=rngs,
@@ -110,7 +108,7 @@ class Prompter(nnx.Module):
     self.local = Local(
       prompts(1)[0] if config.local else None,
       width=width,
-      feature_width=clip.joint_width,
+      feature_width=vision.feature_width,
       contrast=contrast,
       rngs=rngs,
     )

@@ -1,66 +1,20 @@
 """T5 v1.0, v1.1 and Flan-T5: encoder, decoder and head (Raffel et al. 2020; Chung et al. 2022).
 
-Computes what transformers' `T5ForConditionalGeneration` computes without dropout, and maps its
-checkpoints in `key_table`.
+Computes what transformers' `T5ForConditionalGeneration` computes without dropout.
 """
-
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from afspl_jax.models.huggingface.key_table import KeyTable, Layout, Leaf
+from afspl_jax.models.contracts import LanguageSizes
 from afspl_jax.models.layers.attention import HIDDEN
 from afspl_jax.models.layers.products import einsum
+from afspl_jax.models.t5.cache import T5Cache
 from afspl_jax.models.t5.config import T5Config
 from afspl_jax.models.t5.layers import T5Stack, decoder_layer, encoder_layer
-
-# Old checkpoints hold the one matrix under up to three keys.
-_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-
-
-class DecodeCache(NamedTuple):
-  """What the decoder keeps between two steps; a pytree of arrays.
-
-  A row's texts (beams) share its cross-attention and one store of their own keys and values: a text
-  sees of each step the slot that `lineage` names. So nothing but `lineage` moves when texts part.
-
-  Attributes:
-    self_keys: of the tokens so far, a layer each; text i's of step s is at slot `s * beams + i`,
-      zero beyond `step`; [b heads slots k].
-    self_values: beside them; [b heads slots k].
-    cross_keys: of the encoder's output, a layer each, computed once; [b heads l k].
-    cross_values: beside them; [b heads l k].
-    bias: what positions add to the scores of a row's texts at any step; [1 heads t t].
-    cross_bias: `HIDDEN` where the encoder's output may not be attended to; [b 1 1 l].
-    lineage: the text, of each step, that a text goes on from; [b beams t].
-    step: number of tokens so far; [].
-  """
-
-  self_keys: tuple[Float[Array, "b heads slots k"], ...]
-  self_values: tuple[Float[Array, "b heads slots k"], ...]
-  cross_keys: tuple[Float[Array, "b heads l k"], ...]
-  cross_values: tuple[Float[Array, "b heads l k"], ...]
-  bias: Float[Array, "1 heads t t"]
-  cross_bias: Float[Array, "b 1 1 l"]
-  lineage: Int[Array, "b beams t"]
-  step: Int[Array, ""]
-
-  def fork(self, beams: int) -> "DecodeCache":
-    """Gives each row `beams` texts that go on from its only one."""
-    keys = tuple(jnp.repeat(x, beams, axis=2) for x in self.self_keys)
-    values = tuple(jnp.repeat(x, beams, axis=2) for x in self.self_values)
-    lineage = jnp.repeat(self.lineage, beams, axis=1)
-    return self._replace(self_keys=keys, self_values=values, lineage=lineage)
-
-  def follow(self, parents: Int[Array, "b beams"]) -> "DecodeCache":
-    """Lets each text go on from the row's text `parents`, which several may share."""
-    return self._replace(lineage=jnp.take_along_axis(self.lineage, parents[..., None], axis=1))
 
 
 def shift_right(labels: Int[Array, "b t"], pad_id: int = 0) -> Int[Array, "b t"]:
@@ -87,7 +41,7 @@ def _swap(x: Float[Array, "b i j k"]) -> Float[Array, "b j i k"]:
 
 
 class T5(nnx.Module):
-  """An encoder-decoder on embeddings; parameters as in a `T5ForConditionalGeneration`.
+  """An encoder-decoder (contract `LanguageModel`); parameters of a `T5ForConditionalGeneration`.
 
   Args:
     config: sizes and variant.
@@ -112,6 +66,16 @@ class T5(nnx.Module):
     self.decoder = T5Stack(config, True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
     if not config.tied_head:
       self.head = nnx.Param(init(rngs.params(), size[::-1], param_dtype))
+
+  @property
+  def sizes(self) -> LanguageSizes:
+    """See `LanguageModel`."""
+    config = self.config
+    return LanguageSizes(config.width, config.vocab_size, config.pad_id, config.eos_id)
+
+  def embedding_matrix(self) -> Float[Array, "n d"]:
+    """See `LanguageModel`."""
+    return self.embedding[...]
 
   def embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
     """Looks up the embeddings that `encode` takes."""
@@ -175,9 +139,25 @@ class T5(nnx.Module):
     matrix = self.embedding[...].T if config.tied_head else self.head[...]
     return einsum("...d,dn->...n", hidden, matrix.astype(self.dtype), jnp.float32)
 
+  def summarise(
+    self, encoded: Float[Array, "b l d"], mask: Bool[Array, "b l"]
+  ) -> Float[Array, "b d"]:
+    """The mean of the encoder states that `mask` keeps."""
+    kept = mask[..., None]
+    return jnp.sum(encoded * kept, axis=1) / jnp.sum(kept, axis=1)
+
+  def target_logits(
+    self,
+    encoded: Float[Array, "b l d"],
+    mask: Bool[Array, "b l"],
+    targets: Int[Array, "b t"],
+  ) -> Float[Array, "b t n"]:
+    """See `LanguageModel`."""
+    return self.logits(self.decode(shift_right(targets, self.config.pad_id), encoded, mask))
+
   def start_cache(
     self, encoded: Float[Array, "b l d"], mask: Bool[Array, "b l"], length: int
-  ) -> DecodeCache:
+  ) -> T5Cache:
     """Prepares step-by-step decoding.
 
     Args:
@@ -197,11 +177,11 @@ class T5(nnx.Module):
     )
     bias, lineage = self.decoder.bias(length), jnp.zeros((rows, 1, length), jnp.int32)
     step = jnp.zeros((), jnp.int32)
-    return DecodeCache(own_keys, own_values, keys, values, bias, _hide_padding(mask), lineage, step)
+    return T5Cache(own_keys, own_values, keys, values, bias, _hide_padding(mask), lineage, step)
 
   def decode_step(
-    self, ids: Int[Array, " r"], cache: DecodeCache
-  ) -> tuple[Float[Array, "r n"], DecodeCache]:
+    self, ids: Int[Array, " r"], cache: T5Cache
+  ) -> tuple[Float[Array, "r n"], T5Cache]:
     """Takes one step; what `decode` and `logits` give at this position.
 
     Args:
@@ -232,59 +212,3 @@ class T5(nnx.Module):
     logits = self.logits(self.decoder.final_norm(x)).reshape(rows * beams, -1)
     cache = cache._replace(self_keys=tuple(self_keys), self_values=tuple(self_values))
     return logits, cache._replace(lineage=lineage, step=step + 1)
-
-
-def read_config(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> T5Config:
-  """Reads the config of a checkpoint; its tensors tell whether the head is its own.
-
-  Args:
-    raw: the parsed config.json.
-    tensors: by Hugging Face key; a `lm_head.weight` that equals the embedding is tied to it.
-  """
-  own = "lm_head.weight" in tensors
-  embedding = next((tensors[key] for key in _EMBEDDINGS if key in tensors), None)
-  if own and embedding is not None:
-    own = not np.array_equal(tensors["lm_head.weight"], embedding)
-  elif own:
-    own = raw.get("tie_word_embeddings") is False
-  return T5Config.from_hf(raw).for_checkpoint(raw, own_head=own)
-
-
-def key_table(config: T5Config) -> KeyTable:
-  """Lists the keys of a `T5ForConditionalGeneration` checkpoint of this size and variant."""
-  leaves = {"shared.weight": Leaf(("embedding",))}
-  copies = dict.fromkeys(_EMBEDDINGS[1:], "shared.weight")
-  if config.tied_head:
-    copies["lm_head.weight"] = "shared.weight"
-  else:
-    leaves["lm_head.weight"] = Leaf(("head",), Layout.LINEAR)
-  depths = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
-  for side, depth in depths.items():
-    for i in range(depth):
-      leaves |= _layer_keys(side, i, config.gated)
-    first = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    leaves[first] = Leaf((side, "position_bias"))
-    leaves[f"{side}.final_layer_norm.weight"] = Leaf((side, "final_norm", "scale"))
-  # T5 v1.0 checkpoints hold a bias that cross-attention never had a use for.
-  unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-  return KeyTable(leaves, copies, frozenset({unused}))
-
-
-def _layer_keys(side: str, i: int, gated: bool) -> dict[str, Leaf]:
-  leaves: dict[str, Leaf] = {}
-  blocks = [("self_norm", "self_attention", "SelfAttention")]
-  if side == "decoder":
-    blocks.append(("cross_norm", "cross_attention", "EncDecAttention"))
-  theirs, ours = f"{side}.block.{i}.layer", (side, "layers", i)
-  for j, (norm, attention, name) in enumerate(blocks):
-    leaves[f"{theirs}.{j}.layer_norm.weight"] = Leaf((*ours, norm, "scale"))
-    for letter, linear in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
-      path = (*ours, attention, linear, "kernel")
-      leaves[f"{theirs}.{j}.{name}.{letter}.weight"] = Leaf(path, Layout.LINEAR)
-  j = len(blocks)
-  leaves[f"{theirs}.{j}.layer_norm.weight"] = Leaf((*ours, "mlp_norm", "scale"))
-  linears = {"wi_0": "into", "wi_1": "gate"} if gated else {"wi": "into"}
-  for name, linear in (linears | {"wo": "out"}).items():
-    path = (*ours, "mlp", linear, "kernel")
-    leaves[f"{theirs}.{j}.DenseReluDense.{name}.weight"] = Leaf(path, Layout.LINEAR)
-  return leaves

@@ -51,8 +51,8 @@ class Model:
     self.batch_size = -(-batch_size // mesh.size) * mesh.size
     self._pair = trained.pair
     self._params = replicate(join(trained.shared, trained.own), mesh)
-    self._frozen = replicate(leaves(self._pair.t5), mesh)
-    captioner = Captioner(trained.prompter, self._pair.t5)
+    self._frozen = replicate(leaves(self._pair.language_model), mesh)
+    captioner = Captioner(trained.prompter, self._pair.language_model)
     self._decode = make_decoder(captioner, decoding(self.config.eval), mesh)
     self._texts: tuple[list[str], np.ndarray] | None = None  # the last batch's, with directions
 

@@ -100,7 +100,7 @@ def export(trained: Trained, file: Path) -> Described:
     UserError: the file cannot be written.
   """
   described = Described(
-    trained.config, trained.pair.prints, trained.round, trained.site, trained.scores
+    trained.config, trained.pair.fingerprints, trained.round, trained.site, trained.scores
   )
   own = trained.own if trained.site else {}
   return prompter_file.write(file, described, trained.shared, own)

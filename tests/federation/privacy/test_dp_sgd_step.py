@@ -78,8 +78,10 @@ def pull_of(model):
     return sums.nats / sums.tokens
 
   def total(made, batch):
-    read = model.captioner.read(model.frozen, made, batch.instruction, batch.instruction_mask)
-    logits = model.captioner.teach(model.frozen, *read, batch.targets)
+    read = model.captioner.encode_prefix(
+      model.frozen, made, batch.instruction, batch.instruction_mask
+    )
+    logits = model.captioner.target_logits(model.frozen, *read, batch.targets)
     return jax.vmap(of_row)(logits, batch.targets, batch.targets_mask).sum()
 
   grad = jax.jit(jax.grad(total))

@@ -162,7 +162,9 @@ def test_backbones_are_hashed_once(run, monkeypatch):
   monkeypatch.setattr(finished_run, "fingerprint", count)
   monkeypatch.setattr(frozen, "fingerprint", count)
   found = trained_model.open_trained(run.path)
-  assert sorted(hashed) == ["clip", "t5"] and found.pair.prints == run.setup.facts["backbones"]
+  assert (
+    sorted(hashed) == ["clip", "t5"] and found.pair.fingerprints == run.setup.facts["backbones"]
+  )
   rescore.evaluate(run.path, rescore.Request(examples=1))
   assert sorted(hashed) == ["clip", "clip", "t5", "t5"]
 
