@@ -50,7 +50,7 @@ def _launch(launch: "Launch") -> None:
   from afspl_jax.runs import run
 
   if launch.role == "local":
-    scores = run.federate(launch.config, launch.workdir)
+    scores = run.run_experiment(launch.config, launch.workdir)
   else:
     from afspl_jax.runs import hosts
 
@@ -58,7 +58,8 @@ def _launch(launch: "Launch") -> None:
       hosts.join_federation(launch)
       return
     scores = hosts.federate(launch)
-  for split, title in (("test", "test split"), ("test_personal", "with each site's own prompt")):
+  titles = {"test": "test split", "test_personal": "test split, personalised models"}
+  for split, title in titles.items():
     if split in scores:
       line = scores[split]
       named = [f"{name} {line[name]:.3f}" for name in run.HEADLINE if name in line]

@@ -1,6 +1,6 @@
 """Adaptive federated soft prompt learning for vision-language models.
 
-`load` opens a finished run; all else is in the modules.
+`load` opens a trained run; everything else is in the modules.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,12 @@ if TYPE_CHECKING:
 
 
 def load(run: Any, **options: Any) -> "Model":
-  """Opens the prompter of a run's folder or an exported file: see `afspl_jax.model.load`."""
-  from afspl_jax.runs.trained import model  # takes seconds, which importing the package must not
+  """Opens the model in a run folder or an exported file; see `afspl_jax.runs.trained.model.load`.
+
+  Args:
+    run: the run folder, or a file of `afspl export`.
+    **options: the keyword arguments of `afspl_jax.runs.trained.model.load`.
+  """
+  from afspl_jax.runs.trained import model  # not above: it takes seconds to import
 
   return model.load(run, **options)

@@ -166,7 +166,7 @@ def _keys(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace) -> int:
   from afspl_jax.config.experiment import Data
   from afspl_jax.data.sources import SOURCES
-  from afspl_jax.reporting.data_check import prepare
+  from afspl_jax.reporting.data_check import check_data_set
 
   if args.source.partition(":")[0] in SOURCES:
     data = Data(source=args.source, dir=args.dir, fields=args.fields)
@@ -177,50 +177,50 @@ def _prepare(args: argparse.Namespace) -> int:
       f"expected a folder with captions.jsonl, or one of {', '.join(SOURCES)} with --dir=FOLDER;"
       f" got {args.source!r}"
     )
-  report = prepare(data, args.jobs)
+  report = check_data_set(data, args.jobs)
   print(report.text)
   return 0 if report.usable else 1
 
 
 def _partition(args: argparse.Namespace) -> int:
   from afspl_jax.config.flags import parse
-  from afspl_jax.reporting.partition_preview import preview
+  from afspl_jax.reporting.partition_preview import preview_partition
 
   where = f"--workdir=partitions/{Path(args.config).stem}"  # a later flag wins
   launch = parse(["afspl partition", f"--config={args.config}", where, *args.flags], CONFIGS)
-  print(preview(launch.config, launch.workdir))
+  print(preview_partition(launch.config, launch.workdir))
   return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-  from afspl_jax.reporting.status import describe
+  from afspl_jax.reporting.status import describe_run
 
-  print(describe(args.folder))
+  print(describe_run(args.folder))
   return 0
 
 
 def _audit(args: argparse.Namespace) -> int:
-  from afspl_jax.reporting.audit import audit
-  from afspl_jax.reporting.audit_table import table
+  from afspl_jax.reporting.audit import audit_run
+  from afspl_jax.reporting.audit_table import format_audit
 
-  found = audit(args.folder, args.client)
-  print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else table(found))
+  found = audit_run(args.folder, args.client)
+  print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else format_audit(found))
   return 0 if found["closed"] else 1
 
 
 def _report(args: argparse.Namespace) -> int:
   with _installed("report"):
-    from afspl_jax.reporting.html.page import write
+    from afspl_jax.reporting.html.page import write_report
 
-  print(f"report: {write(args.runs, args.out, images=not args.no_images)}")
+  print(f"report: {write_report(args.runs, args.out, images=not args.no_images)}")
   return 0
 
 
 def _dashboard(args: argparse.Namespace) -> int:
   with _installed("report"):
-    from afspl_jax.reporting.dashboard import serve
+    from afspl_jax.reporting.dashboard import serve_dashboard
 
-  serve(args.folder, args.host, args.port, args.name, images=not args.no_images)
+  serve_dashboard(args.folder, args.host, args.port, args.name, images=not args.no_images)
   return 0
 
 
@@ -242,8 +242,10 @@ def _ablate(args: argparse.Namespace) -> int:
   # `score` is to start at once, and needs none of these.
   from afspl_jax.config.files import find, load
   from afspl_jax.config.study import Study
-  from afspl_jax.runs.study import plots, tables
-  from afspl_jax.runs.study.ablate import ablate
+  from afspl_jax.runs.study.ablate import run_study
+  from afspl_jax.runs.study.plots import write_plot
+  from afspl_jax.runs.study.results import read_results, write_results
+  from afspl_jax.runs.study.tables import write_tables
 
   path = find(args.config, CONFIGS)
   study = load(path, "get_study", Study)
@@ -254,11 +256,13 @@ def _ablate(args: argparse.Namespace) -> int:
   failed, interrupted = [], False
   try:
     if not args.table:
-      failed = ablate(study, workdir, args.jobs, args.only)
+      failed = run_study(study, workdir, args.jobs, args.only)
   except KeyboardInterrupt:
     interrupted = True
-  scored = tables.write(study, workdir, command)
-  plots.write(study, scored, workdir / "bytes.png")
+  results = read_results(study, workdir)
+  write_tables(study, results, command, workdir / "table.md")
+  write_results(results, workdir / "results.json")
+  write_plot(study, results, workdir / "bytes.png")
   print(f"tables: {workdir / 'table.md'}")
   if interrupted:
     print(f"interrupted: finished rounds are kept. Go on with: {args.again}", file=sys.stderr)

@@ -31,7 +31,13 @@ from afspl_jax.federation.privacy.update_clipping import clipping_of
 from afspl_jax.federation.protocol.disclosure_log import DisclosureLog, LoggedApp
 from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.runs import run
-from afspl_jax.runs.prepare import SCORED, TRAINED, find, keep_compiled, prepare
+from afspl_jax.runs.prepare import (
+  SERVER_SPLITS,
+  SITE_SPLITS,
+  enable_compilation_cache,
+  find_inputs,
+  prepare_setup,
+)
 from afspl_jax.runs.validate import check_networked
 from afspl_jax.storage.run_folder import RunFolder
 
@@ -44,11 +50,11 @@ server_app = ServerApp()
 def _main(grid: Grid, context: Context) -> None:
   launch = _launch(context)
   sites = launch.config.data.num_clients
-  run.federate(
+  run.run_experiment(
     launch.config,
     launch.workdir,
-    carry=lambda setup, plan, progress: run_rounds(grid, plan, sites, progress),
-    splits=SCORED,
+    run_plan=lambda setup, plan, progress: run_rounds(grid, plan, sites, progress),
+    splits=SERVER_SPLITS,
   )
 
 
@@ -68,12 +74,12 @@ class _Site(ClientApp):
     roles = [f"--{name}={node[name]}" for name in ("site", "data") if name in node]
     launch = _launch(context, "--role=client", "--superlink=its:1", "--site=a-part", *roles)
     config, owner = launch.config, launch.site if launch.own_data else ""
-    keep_compiled()
+    enable_compilation_cache()
     # Nodes of one host may share a workdir: each has a folder of its own.
     folder = launch.workdir / "nodes" / str(context.node_id)
     with RunFolder.open(folder, to_dict(config)) as opened:
       store = ClientStore(opened.path / "clients")
-      setup = prepare(config, find(config, TRAINED), store, site=owner)
+      setup = prepare_setup(config, find_inputs(config, SITE_SPLITS), store, site=owner)
       opened.require_same(setup.facts)
       assert setup.trainer is not None, "there is data to train on"
       clipping = clipping_of(config, opened.path / "clients")

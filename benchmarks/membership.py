@@ -23,7 +23,13 @@ from afspl_jax.data.batches import Split
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.models.captioner import Captioner, leaves
 from afspl_jax.runs.frozen import load_pair, make_prompter
-from afspl_jax.runs.prepare import TRAINED, Setup, find, keep_compiled, prepare
+from afspl_jax.runs.prepare import (
+  SITE_SPLITS,
+  Setup,
+  enable_compilation_cache,
+  find_inputs,
+  prepare_setup,
+)
 from afspl_jax.runs.run import in_process, plan_of
 from afspl_jax.runs.validate import check
 from afspl_jax.storage.checkpoints import Checkpoints
@@ -76,7 +82,7 @@ class LossReader:
   """Computes the loss of examples under any prompter."""
 
   def __init__(self, config: Experiment):
-    pair = load_pair(config, find(config, TRAINED).folders)
+    pair = load_pair(config, find_inputs(config, SITE_SPLITS).folders)
     captioner = Captioner(make_prompter(config, pair, contrast=False), pair.language_model)
     self._frozen = leaves(pair.language_model)
 
@@ -108,7 +114,7 @@ def train(config: Experiment, folder: Path, others: int) -> AttackedRun:
   """Trains the first clients; `others` examples of the remaining ones are non-members."""
   check(config)
   with RunFolder.open(folder, to_dict(config)) as opened:
-    setup = prepare(config, find(config, TRAINED), ClientStore(folder / "clients"))
+    setup = prepare_setup(config, find_inputs(config, SITE_SPLITS), ClientStore(folder / "clients"))
     checkpoints = Checkpoints(folder / "checkpoints")
     shared = in_process(setup, plan_of(setup, opened, checkpoints))
     checkpoints.close()
@@ -123,10 +129,10 @@ def train(config: Experiment, folder: Path, others: int) -> AttackedRun:
   rng = np.random.default_rng(config.seed)
   return AttackedRun(
     setup,
-    setup.whole(shared),
+    setup.global_params(shared),
     np.concatenate(parts[:CLIENTS]),
     rng.permutation(np.concatenate(parts[CLIENTS:]))[:others],
-    setup.whole(setup.trainer.train(shared, 0, config.fed.rounds).params),
+    setup.global_params(setup.trainer.train(shared, 0, config.fed.rounds).params),
     parts[0],
     float(epsilon),
   )
@@ -165,7 +171,7 @@ def main() -> None:
   parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="other settings")
   parser.add_argument("--out", type=Path, default=Path("membership.json"))
   args = parser.parse_args()
-  keep_compiled()
+  enable_compilation_cache()
   more = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in args.set)}
   found, reader = {}, None
   print("| setting | epsilon | loss: members, others | attack | AUC | TPR at 1% FPR | accuracy |")

@@ -1,4 +1,4 @@
-"""A whole small experiment in this process, with all that was sent in it, to be looked at."""
+"""A small experiment in this process, recorded with all of its messages."""
 
 import functools
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class Recorded:
   setup: Setup
   sent: list[Message] = field(default_factory=list)  # to sites, in order
   replies: list[Message] = field(default_factory=list)
-  bytes_up: list[int] = field(default_factory=list)  # of each reply, as it was counted
+  bytes_up: list[int] = field(default_factory=list)  # counted bytes of each reply
 
   def checkpoint(self, round: int) -> Params:
     """The server's state after a round."""
@@ -59,13 +59,13 @@ class Recorded:
 
 @functools.cache
 def recorded_run(path: Path, checkpoints, shapes_dir: Path, **fields) -> Recorded:
-  """Runs the experiment of FIELDS and `fields`, once whoever asks.
+  """Runs the experiment of FIELDS and `fields`; equal arguments share one run.
 
   Args:
-    path: the run's folder.
-    checkpoints: of CLIP and T5.
+    path: the run folder.
+    checkpoints: folders of CLIP and T5.
     shapes_dir: the data.
-    **fields: by dotted name.
+    **fields: settings by dotted name.
   """
   small = FIELDS | fields
   small |= {"backbone.clip": str(checkpoints.clip), "backbone.t5": str(checkpoints.t5)}
@@ -84,24 +84,24 @@ def recorded_run(path: Path, checkpoints, shapes_dir: Path, **fields) -> Recorde
       found["bytes_up"] += [self.transfers[i].up for i in ids]
       return replies
 
-  prepare = run.prepare
+  prepare_setup = run.prepare_setup
 
   def remembered(*args):
-    found["setup"].append(prepare(*args))
+    found["setup"].append(prepare_setup(*args))
     return found["setup"][0]
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(path.parent / "features"))
     patch.setattr(server_app, "LocalGrid", Recording)
-    patch.setattr(run, "prepare", remembered)
+    patch.setattr(run, "prepare_setup", remembered)
     silent = functools.partial(tqdm, disable=True)
-    run.federate(config, path, progress=silent, say=lambda text: None)
+    run.run_experiment(config, path, progress=silent, say=lambda text: None)
   (setup,) = found.pop("setup")
   return Recorded(config, path, setup, **found)
 
 
 def rich_run(base: Path, checkpoints, shapes_dir: Path) -> Recorded:
-  """A federation with all that may go wrong with privacy and with the last scores."""
+  """A federation with newcomers, sparse updates, the contrastive loss and an average model."""
   fields = {
     "fed.newcomers": 2,
     "fed.clients_per_round": 4,
@@ -114,7 +114,7 @@ def rich_run(base: Path, checkpoints, shapes_dir: Path) -> Recorded:
 
 
 def scaffold_run(base: Path, checkpoints, shapes_dir: Path) -> Recorded:
-  """A federation with controls, in which sites take part more than once."""
+  """A federation with control variates, in which sites take part more than once."""
   fields = {
     "fed.strategy": "scaffold",
     "fed.newcomers": 2,

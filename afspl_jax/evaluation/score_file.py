@@ -1,52 +1,17 @@
-"""Scores of predictions, from memory or from a JSON-lines file as a run writes it."""
+"""Scores a JSON-lines file of predictions, such as a run writes."""
 
 import codecs
 import json
 import os
 import reprlib
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-from afspl_jax.evaluation.metrics.captions import score_captions
-from afspl_jax.evaluation.metrics.vqa import exact_match, vqa_accuracy
+from afspl_jax.evaluation.scores import TextWithReferences, score_predictions
 
 _FORM = '{"prediction": "a dog", "references": ["a brown dog", "a dog runs"]}'
 
 
-class Scored(NamedTuple):
-  """A text with what it is compared with; an answer if there is a question, else a caption."""
-
-  prediction: str
-  references: list[str]
-  question: str = ""
-
-
-def score_predictions(items: Iterable[Scored]) -> dict[str, float]:
-  """Scores captions as captions and answers as answers.
-
-  Returns:
-    `bleu1` to `bleu4`, `cider` and `rouge_l` of all captions together if there are any, and
-    `vqa_accuracy` of all answers if there are any; `exact_match` of answers with one reference.
-  """
-  items = list(items)
-  captions = [item for item in items if not item.question]
-  answers = [item for item in items if item.question]
-  scores: dict[str, float] = {}
-  if captions:
-    texts, references, _ = zip(*captions, strict=True)
-    scores |= score_captions(texts, references).corpus()
-  if answers:
-    texts, references, _ = zip(*answers, strict=True)
-    scores["vqa_accuracy"] = vqa_accuracy(texts, references).accuracy
-  if single := [item for item in answers if len(item.references) == 1]:
-    scores["exact_match"] = exact_match(
-      [item.prediction for item in single], [item.references[0] for item in single]
-    )
-  return scores
-
-
-def _parse(line: bytes, where: str) -> Scored:
+def _parse(line: bytes, where: str) -> TextWithReferences:
   try:
     record = json.loads(line.decode("utf-8"))
   except UnicodeDecodeError as error:
@@ -80,7 +45,7 @@ def _parse(line: bytes, where: str) -> Scored:
     )
   if not references:
     raise ValueError(
-      f'{where}: "references" must name at least one reference; got []. '
+      f'{where}: "references" must have at least one reference; got []. '
       "Add one, or remove the line."
     )
   question = record.get("question", "")
@@ -88,11 +53,11 @@ def _parse(line: bytes, where: str) -> Scored:
     raise ValueError(
       f'{where}: "question" must be a string; got {_show(question)}. Put it in quotes.'
     )
-  return Scored(prediction, references, question)
+  return TextWithReferences(prediction, references, question)
 
 
 def _show(value: object) -> str:
-  """A value from the file, short enough for an error message."""
+  """A value of the file, shortened for an error message."""
   return reprlib.repr(value)
 
 
@@ -100,16 +65,16 @@ def score_file(path: str | os.PathLike[str]) -> dict[str, float]:
   """Scores a JSON-lines file.
 
   Args:
-    path: A UTF-8 file. Each line is an object with `prediction`, a string, and `references`, a
-      non-empty list of strings. A line with a `question` is an answer to it, all others are
-      captions. Other keys are ignored, and so are blank lines.
+    path: a UTF-8 file. Each line is an object with `prediction`, a string, and `references`, a
+      non-empty list of strings. A line with a `question` is an answer; all others are captions.
+      Other keys and blank lines are ignored.
 
   Returns:
-    As `score_predictions`.
+    The scores of `score_predictions`.
 
   Raises:
-    ValueError: If the file has no lines or a line is not of this form; names file and line.
-    OSError: If the file cannot be read.
+    ValueError: the file is empty, or a line has another form; the message names file and line.
+    OSError: the file cannot be read.
   """
   lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
   items = [

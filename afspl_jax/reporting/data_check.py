@@ -1,4 +1,4 @@
-"""Looks a data set through before anything is trained on it, and says all that is wrong with it."""
+"""Checks a data set before training: reports its contents and all errors in it."""
 
 import contextlib
 import hashlib
@@ -16,52 +16,52 @@ from afspl_jax.data.read_ahead import ahead
 from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_splits
 from afspl_jax.errors import SettingError, UserError
-from afspl_jax.reporting.text_table import columns
+from afspl_jax.reporting.text_table import align_columns
 from afspl_jax.types import Example, Source
 
 _MOST = 20  # rows of a table
-_AHEAD = 1000  # images whose hashes may wait for an earlier one's
-_NAMED = 5  # of a group of equal images
+_AHEAD = 1000  # images that may be decoded before an earlier one is ready
+_NAMED = 5  # images that are named of a group of equal ones
 
 
 @dataclass(frozen=True)
-class Report:
-  """What a data set holds, and what is wrong with it."""
+class DataReport:
+  """The contents of a data set, and the errors in it."""
 
-  lines: list[str]  # counts, tables and remarks, for people
-  faults: dict[str, list[str]]  # by kind; each a line with the file and line or record it is of
+  lines: list[str]  # counts, tables and warnings as text
+  errors: dict[str, list[str]]  # by error type; each names its file and line or record
 
   @property
   def usable(self) -> bool:
-    """Whether there are no faults."""
-    return not any(self.faults.values())
+    """Whether there are no errors."""
+    return not any(self.errors.values())
 
   @property
   def text(self) -> str:
-    """All of it, the faults and the verdict last."""
+    """The whole report; errors and verdict are at the end."""
     if self.usable:
-      return "\n".join([*self.lines, "", "usable: no faults"])
-    faults = [fault for kind in self.faults.values() for fault in kind]
-    counts = ", ".join(f"{len(kind)} {name}" for name, kind in self.faults.items() if kind)
-    return "\n".join([*self.lines, "", *faults, "", f"{len(faults)} faults: {counts}"])
+      return "\n".join([*self.lines, "", "usable: no errors"])
+    errors = [error for group in self.errors.values() for error in group]
+    counts = ", ".join(f"{len(group)} {name}" for name, group in self.errors.items() if group)
+    return "\n".join([*self.lines, "", *errors, "", f"{len(errors)} errors: {counts}"])
 
 
-class _Picture(NamedTuple):
+class _ImageKey(NamedTuple):
   split: str
   site: str
   key: str
 
 
-def prepare(data: Data, jobs: int = 0) -> Report:
+def check_data_set(data: Data, jobs: int = 0) -> DataReport:
   """Reads all records of a data set and decodes all of its images.
 
   Args:
-    data: `source`, and what it needs.
-    jobs: images decoded at a time; 0 = one a core.
+    data: `source`, and the settings that it needs.
+    jobs: images that are decoded at a time; 0 = one for each core.
 
   Raises:
-    MissingData: it is not there.
-    SettingError: `data` is not what a source may be opened with.
+    MissingData: the data set does not exist.
+    SettingError: `data` does not fit the source.
   """
   found = Faults(None)
   try:
@@ -70,24 +70,24 @@ def prepare(data: Data, jobs: int = 0) -> Report:
   except (MissingData, SettingError):
     raise
   except UserError as error:
-    faults = {**_by_kind(found), "file that cannot be used": [str(error)]}
-    return Report([f"data set: {_name(data)}"], faults)
+    errors = {**_by_type(found), "unusable file": [str(error)]}
+    return DataReport([f"data set: {_name(data)}"], errors)
   hashes, undecodable = _decode(sources, examples, jobs)
-  leaks, remarks = _duplicates(hashes)
-  remarks += [f"no image is of {split}" for split in SPLITS if not examples.get(split)]
+  leaks, warnings = _duplicates(hashes)
+  warnings += [f"{split} has no images" for split in SPLITS if not examples.get(split)]
   empty = [] if any(examples.values()) else [f"{_name(data)}: expected records; got none"]
-  return Report(
+  return DataReport(
     lines=[
       f"data set: {_name(data)}",
       *_counts(examples),
       *_shares("site", examples, lambda example: (example.site,) if example.site else ()),
       *_shares("label", examples, lambda example: example.labels),
       *_lengths([example for part in examples.values() for example in part]),
-      *([""] if remarks else []),
-      *(f"remark: {line}" for line in remarks),
+      *([""] if warnings else []),
+      *(f"warning: {line}" for line in warnings),
     ],
-    faults={
-      **_by_kind(found),
+    errors={
+      **_by_type(found),
       "image undecodable": undecodable,
       "image in several splits": leaks,
       "no records": empty,
@@ -95,7 +95,7 @@ def prepare(data: Data, jobs: int = 0) -> Report:
   )
 
 
-def _by_kind(found: Faults) -> dict[str, list[str]]:
+def _by_type(found: Faults) -> dict[str, list[str]]:
   out: dict[str, list[str]] = {}
   for fault in found.found:
     out.setdefault(fault.kind, []).append(str(fault))
@@ -108,57 +108,58 @@ def _name(data: Data) -> str:
 
 def _decode(
   sources: Mapping[str, Source], examples: Mapping[str, Sequence[Example]], jobs: int
-) -> tuple[dict[str, list[_Picture]], list[str]]:
-  """The images by the hash of their pixels, and what is wrong with those that have none."""
-  pictures = []
+) -> tuple[dict[str, list[_ImageKey]], list[str]]:
+  """The images by the hash of their pixels, and the errors of those that cannot be decoded."""
+  images = []
   for split, part in examples.items():
     sites = {example.image: example.site for example in part}
-    pictures += [_Picture(split, site, key) for key, site in sites.items()]
+    images += [_ImageKey(split, site, key) for key, site in sites.items()]
 
-  def look(picture: _Picture) -> tuple[str, str]:
+  def decode(key: _ImageKey) -> tuple[str, str]:
     try:
-      image = sources[picture.split].load_image(picture.key)
+      image = sources[key.split].load_image(key.key)
     except UserError as error:
       return "", str(error)
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest(), ""
 
-  hashes: dict[str, list[_Picture]] = defaultdict(list)
-  faults: list[str] = []
-  with contextlib.closing(ahead(look, pictures, _AHEAD, jobs)) as looked:
-    shown = tqdm(looked, "decoding images", len(pictures))
-    for picture, (pixels, fault) in zip(pictures, shown, strict=True):
-      if fault:
-        faults.append(fault)
+  hashes: dict[str, list[_ImageKey]] = defaultdict(list)
+  errors: list[str] = []
+  with contextlib.closing(ahead(decode, images, _AHEAD, jobs)) as decoded:
+    shown = tqdm(decoded, "decoding images", len(images))
+    for key, (pixels, error) in zip(images, shown, strict=True):
+      if error:
+        errors.append(error)
       else:
-        hashes[pixels].append(picture)
-  return hashes, faults
+        hashes[pixels].append(key)
+  return hashes, errors
 
 
-def _duplicates(hashes: Mapping[str, list[_Picture]]) -> tuple[list[str], list[str]]:
-  """Images that are in several splits, which are faults, and others that are there twice."""
-  leaks, across, twice = [], [], 0
+def _duplicates(hashes: Mapping[str, list[_ImageKey]]) -> tuple[list[str], list[str]]:
+  """Errors for images in several splits, and warnings for other duplicates."""
+  leaks, warnings, twice = [], [], 0
   for group in hashes.values():
-    if len({picture.split for picture in group}) > 1:
+    if len({image.split for image in group}) > 1:
       leaks.append(
-        f"{_named(group)}: expected each image in one split; got the same pixels. Give them one."
+        f"{_named(group)}: expected each image in one split; got the same pixels in several."
+        " Move them to one split"
       )
-    elif len({picture.site for picture in group}) > 1:
-      across.append(f"one image at several sites: {_named(group)}")
+    elif len({image.site for image in group}) > 1:
+      warnings.append(f"same image at several sites: {_named(group)}")
     elif len(group) > 1:
       twice += 1
   if twice:
-    across.append(f"{twice:,} images are there under several names")
-  return leaks, across
+    warnings.append(f"{twice:,} images exist under several names")
+  return leaks, warnings
 
 
-def _named(group: Sequence[_Picture]) -> str:
-  """Some of a group of images, of each split and site the first before any other."""
+def _named(group: Sequence[_ImageKey]) -> str:
+  """Names some images of a group; the first of each split and site come first."""
   seen: set[tuple[str, str]] = set()
-  first: list[_Picture] = []
-  rest: list[_Picture] = []
-  for picture in group:
-    (rest if picture[:2] in seen else first).append(picture)
-    seen.add(picture[:2])
+  first: list[_ImageKey] = []
+  rest: list[_ImageKey] = []
+  for image in group:
+    (rest if image[:2] in seen else first).append(image)
+    seen.add(image[:2])
   shown = [
     f"{p.key} ({' of '.join(filter(None, (p.split, p.site)))})" for p in (first + rest)[:_NAMED]
   ]
@@ -167,14 +168,14 @@ def _named(group: Sequence[_Picture]) -> str:
 
 
 def _counts(examples: Mapping[str, Sequence[Example]]) -> list[str]:
-  rows = [["split", "images", "examples", "captioned", "asked", "references"]]
+  rows = [["split", "images", "examples", "captions", "questions", "references"]]
   for split, part in examples.items():
-    asked = sum(bool(example.question) for example in part)
+    questions = sum(bool(example.question) for example in part)
     references = sum(len(example.references) for example in part)
     images = len({example.image for example in part})
-    numbers = (images, len(part), len(part) - asked, asked, references)
+    numbers = (images, len(part), len(part) - questions, questions, references)
     rows.append([split, *(f"{number:,}" for number in numbers)])
-  return ["", *columns(rows)]
+  return ["", *align_columns(rows)]
 
 
 def _shares(
@@ -192,7 +193,7 @@ def _shares(
   for value, _ in sorted(total.items(), key=lambda item: (-item[1], item[0]))[:_MOST]:
     rows.append([value, *(f"{counts[split][value]:,}" for split in counts)])
   more = [f"and {len(total) - _MOST:,} more"] if len(total) > _MOST else []
-  return ["", *columns(rows), *more]
+  return ["", *align_columns(rows), *more]
 
 
 def _lengths(examples: Sequence[Example]) -> list[str]:
@@ -202,9 +203,9 @@ def _lengths(examples: Sequence[Example]) -> list[str]:
     "answers": [t for e in examples if e.question for t in e.references],
   }
   rows = [["words", "median", "99 %", "longest"]]
-  for name, said in texts.items():
-    if said:
-      words = [len(text.split()) for text in said]
+  for name, part in texts.items():
+    if part:
+      words = [len(text.split()) for text in part]
       numbers = (*np.percentile(words, (50, 99)), max(words))
       rows.append([name, *(f"{number:.0f}" for number in numbers)])
-  return ["", *columns(rows)] if len(rows) > 1 else []
+  return ["", *align_columns(rows)] if len(rows) > 1 else []

@@ -1,4 +1,4 @@
-"""A config's partition without a run: how large the clients would be, and of what."""
+"""Previews a config's partition without a run: the size and the labels of each client."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,27 +11,27 @@ from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
 
-_WIDTHS = (8, 10, 8)  # of their columns
-_ROWS = 40  # of the table; of more clients, the largest and the smallest
+_WIDTHS = (8, 10, 8)  # of the columns of splits
+_ROWS = 40  # of the table; with more clients, it shows the largest and the smallest
 
 
-def preview(config: Experiment, folder: Path) -> str:
-  """Splits a config's data over its clients, and leaves manifest and picture in a folder.
+def preview_partition(config: Experiment, folder: Path) -> str:
+  """Partitions a config's data over its clients, and writes manifest and plot into a folder.
 
   Args:
     config: the experiment; only its data and seed matter.
-    folder: not a run's, which has them of its own.
+    folder: any folder but a run folder.
 
   Returns:
-    A table for people.
+    A table for the terminal.
 
   Raises:
-    UserError: the data is not there or does not fit the partition, or the folder is a run's.
+    UserError: the data are missing or do not fit the partition, or the folder is a run folder.
   """
   if (folder / "config.json").exists():
     raise UserError(
-      f"{folder}: expected a folder that is not a run's; got one. The run's own partition is in"
-      f" {folder / manifest.FILE}; choose another --workdir for this one"
+      f"{folder}: expected a folder that is not a run folder; got one. The partition of that run is"
+      f" in {folder / manifest.FILE}. Choose another --workdir for this preview"
     )
   data = config.data
   sources = open_sources(data, SPLITS)
@@ -41,18 +41,20 @@ def preview(config: Experiment, folder: Path) -> str:
   try:
     folder.mkdir(parents=True, exist_ok=True)
     fingerprints = {split: part.fingerprint for split, part in sources.items()}
-    told = record(folder, examples, clients, data, config.seed, fingerprints)
+    described = record(folder, examples, clients, data, config.seed, fingerprints)
   except OSError as error:
     raise UserError(
       f"{folder}: expected a folder that can be written; got: {error}. Choose another --workdir"
     ) from error
-  drawn = folder / PICTURE
-  picture = str(drawn) if drawn.exists() else "no picture without matplotlib (the extra plots)"
-  return "\n".join([*_table(told), f"manifest: {folder / manifest.FILE}", f"picture: {picture}"])
+  plot = folder / PICTURE
+  picture = str(plot) if plot.exists() else "none: it needs matplotlib (the extra plots)"
+  return "\n".join(
+    [*_table(described), f"manifest: {folder / manifest.FILE}", f"picture: {picture}"]
+  )
 
 
-def _table(told: dict[str, Any]) -> list[str]:
-  sizes = {name: [len(parts[s]) for s in SPLITS] for name, parts in told["clients"].items()}
+def _table(described: dict[str, Any]) -> list[str]:
+  sizes = {name: [len(parts[s]) for s in SPLITS] for name, parts in described["clients"].items()}
   names = list(sizes)
   if len(names) > _ROWS:
     names = sorted(names, key=lambda name: -sizes[name][0])
@@ -62,7 +64,7 @@ def _table(told: dict[str, Any]) -> list[str]:
   lines = [f"{'client':{width}} {head}  labels of train"]
   for name in names:
     here = " ".join(f"{n:>{w},}" for n, w in zip(sizes[name], _WIDTHS, strict=True))
-    found = Counter(told["labels"][name])
+    found = Counter(described["labels"][name])
     most = ", ".join(f"{label} {count:,}" for label, count in found.most_common(4))
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
     lines.append(f"{name:{width}} {here}  {most}{more}")
@@ -70,7 +72,7 @@ def _table(told: dict[str, Any]) -> list[str]:
     lines.insert(1 + _ROWS // 2, f"... {len(sizes) - len(names):,} clients between these ...")
   train = sorted(size[0] for size in sizes.values())
   lines.append(
-    f"{len(sizes):,} clients by {told['partition']}; examples of train: {train[0]:,} to"
+    f"{len(sizes):,} clients by {described['partition']}; examples of train: {train[0]:,} to"
     f" {train[-1]:,}, median {train[len(train) // 2]:,}"
   )
   return lines

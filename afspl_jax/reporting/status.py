@@ -1,4 +1,4 @@
-"""What a federation is doing, or did, from its run's folder alone."""
+"""The status of a federation, from its run folder alone."""
 
 import fcntl
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,16 @@ from statistics import fmean
 from typing import Any
 
 from afspl_jax.errors import UserError
-from afspl_jax.reporting.text_table import columns
+from afspl_jax.reporting.text_table import align_columns
 from afspl_jax.storage.client_status import Outcome, parse_status
 from afspl_jax.storage.json_text import parse
 from afspl_jax.storage.run_lines import read_clients, read_metrics
 
-Line = Mapping[str, Any]
+JsonLine = Mapping[str, Any]  # a line of a JSON-lines file of a run
 
 
-def client_text(line: Line) -> str:
-  """A line of clients.jsonl for people: `round 3  clinic  ok  1.2 s  34.0 kB up  loss 0.512`."""
+def client_text(line: JsonLine) -> str:
+  """A line of clients.jsonl as text: `round 3  clinic  ok  1.2 s  34.0 kB up  loss 0.512`."""
   parts = [f"round {line['round']}", line["client"], line["status"]]
   if "seconds" in line:
     parts.append(f"{line['seconds']:.1f} s")
@@ -27,29 +27,29 @@ def client_text(line: Line) -> str:
   return "  ".join(parts)
 
 
-def describe(run: Path) -> str:
+def describe_run(run: Path) -> str:
   """A run's state, its last scores, and a table of its sites.
 
   Args:
-    run: the run's folder; a process may be at work in it.
+    run: the run folder; a process may be writing to it.
 
   Raises:
-    UserError: no run's folder, or a damaged file in it.
+    UserError: not a run folder, or a file in it is damaged.
   """
   try:
     config = parse((run / "config.json").read_bytes())["config"]
     rounds = config["fed"]["rounds"]
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{run}: expected a run's folder with config.json; got: {error}") from error
+    raise UserError(f"{run}: expected a run folder with config.json; got: {error}") from error
   metrics, clients = read_metrics(run), read_clients(run)
   done = max((line["round"] for line in metrics), default=0)
   trained = [line for line in metrics if line["split"] == "train"]
-  out = [f"{state(run, metrics)}: round {done} of {rounds}"]
+  out = [f"{run_state(run, metrics)}: round {done} of {rounds}"]
   if trained:
     seconds = fmean(line["seconds"] for line in trained[1:] or trained)
     up, down = (sum(line[key] for line in trained) for key in ("bytes_up", "bytes_down"))
-    out[0] += f", {seconds:.1f} s a round after the first"
-    out[0] += f", {up / 1e6:.2f} MB up and {down / 1e6:.2f} MB down in all"
+    out[0] += f", {seconds:.1f} s per round after the first"
+    out[0] += f", {up / 1e6:.2f} MB up and {down / 1e6:.2f} MB down in total"
   for split in ("train", "val", "test"):
     last = next((line for line in reversed(metrics) if line["split"] == split), None)
     if last is not None:
@@ -60,11 +60,11 @@ def describe(run: Path) -> str:
   return "\n".join(out)
 
 
-def state(run: Path, metrics: Sequence[Line]) -> str:
-  """Whether a run is "running", "finished" or "stopped" before its end.
+def run_state(run: Path, metrics: Sequence[JsonLine]) -> str:
+  """Returns "running", "finished", or "stopped" (ended before its last round).
 
   Args:
-    run: its folder.
+    run: the run folder.
     metrics: the lines of its metrics.jsonl.
   """
   if is_locked(run):
@@ -76,8 +76,8 @@ _SCORES = ("loss", "cider", "bleu4", "rouge_l", "vqa_accuracy")
 _HEAD = ("site", "ok", "missed", "seconds", "MB up", "loss", "last")
 
 
-def _table(lines: Sequence[Line]) -> list[str]:
-  """A row for every site, columns padded to their widest cell."""
+def _table(lines: Sequence[JsonLine]) -> list[str]:
+  """A row for each site."""
   rows = [_HEAD]
   for name in sorted({line["client"] for line in lines}):
     mine = [line for line in lines if line["client"] == name]
@@ -95,11 +95,11 @@ def _table(lines: Sequence[Line]) -> list[str]:
         f"round {mine[-1]['round']}: {mine[-1]['status']}",
       )
     )
-  return columns(rows, left_last=True)
+  return align_columns(rows, left_last=True)
 
 
 def is_locked(run: Path) -> bool:
-  """Whether a process is at work in the folder."""
+  """Whether a process is using the folder."""
   try:
     with open(run / "lock") as lock:
       fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

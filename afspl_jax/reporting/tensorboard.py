@@ -1,7 +1,7 @@
-"""What a run measures, as events that TensorBoard shows while it goes on.
+"""Writes the metrics of a run as TensorBoard events, during the run.
 
-The run's own files are what counts: a process that goes on with a run writes the events anew from
-them, so that a round which was repeated after a kill is there once.
+The run's JSON-lines files are the reference: a process that resumes a run writes all events again
+from them, so that a round that was repeated after a crash appears once.
 """
 
 import contextlib
@@ -18,19 +18,23 @@ from afspl_jax.errors import UserError
 from afspl_jax.storage.run_lines import METRICS, read_lines
 from afspl_jax.types import Source
 
-_EXAMPLES = 4  # of the validation split, shown with what is said of them
-_SIDE, _LINES, _LETTERS = 192, 8, 30  # pixels of an image; lines of text below it, letters a line
+_EXAMPLES = 4  # of the validation split that are shown with their predictions
+_SIDE, _LINES, _LETTERS = (
+  192,
+  8,
+  30,
+)  # pixels of an image; lines of text below it; letters in a line
 _FILES = "events.out.tfevents.*"
 _NOT_SCALARS = ("round", "split")
 
 
 class TensorBoard:
-  """Writes a run's lines of metrics.jsonl, and some generated texts, as events.
+  """Writes the lines of metrics.jsonl, and some generated texts, as events.
 
-  Without the library for it, which the extra "tensorboard" brings, it writes nothing.
+  Without its library (the extra "tensorboard") it writes nothing.
 
   Args:
-    run: the run's folder.
+    run: the run folder.
   """
 
   def __init__(self, run: Path):
@@ -38,13 +42,13 @@ class TensorBoard:
     self._installed = importlib.util.find_spec("tensorboardX") is not None
     self._writer: Any = None
     self._written = 0  # lines
-    self._images: dict[str, Image.Image | None] = {}  # of the examples that are shown, by id
+    self._images: dict[str, Image.Image | None] = {}  # of the shown examples, by id
 
   def update(self, validation: Source) -> None:
-    """Adds what is new in metrics.jsonl.
+    """Writes events for the new lines of metrics.jsonl.
 
     Args:
-      validation: has the images of the validation split.
+      validation: the validation split, for its images.
 
     Raises:
       UserError: the events cannot be written, or metrics.jsonl is damaged.
@@ -60,18 +64,18 @@ class TensorBoard:
         self._add(line, validation)
       self._writer.flush()
     except OSError as error:
-      with contextlib.suppress(OSError):  # the same again, of what is left to write
+      with contextlib.suppress(OSError):  # closing writes the rest, and fails in the same way
         self.close()
-      for file in folder.glob(_FILES):  # or what is left of them would pass for all
+      for file in folder.glob(_FILES):  # otherwise incomplete files would look complete
         file.unlink()
       raise UserError(
-        f"{folder}: expected to write to it; got: {error}. Free the disk and start the same"
-        " command again to go on"
+        f"{folder}: expected to write to it; got: {error}. Free some disk space and start"
+        " the same command again to resume"
       ) from error
     self._written = len(lines)
 
   def close(self) -> None:
-    """Closes the file of events."""
+    """Closes the event file."""
     writer, self._writer = self._writer, None
     if writer is not None:
       writer.close()
@@ -83,13 +87,13 @@ class TensorBoard:
     self.close()
 
   def _is_current(self, folder: Path) -> bool:
-    """Whether an earlier process wrote all: a finished run that is started again stays as it is."""
+    """Whether an earlier process wrote all events: then a finished run is not changed."""
     written = [file.stat().st_mtime_ns for file in folder.glob(_FILES)]
     return bool(written) and max(written) >= (self._run / METRICS).stat().st_mtime_ns
 
   def _begin(self, folder: Path) -> None:
-    """Opens a file in place of those of earlier processes."""
-    # Not SummaryWriter, whose thread would swallow a full disk, and then block whoever writes.
+    """Opens a new event file, and removes those of earlier processes."""
+    # Not SummaryWriter: its thread ignores a full disk, and then blocks the writer.
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.record_writer import RecordWriter
 
@@ -99,7 +103,7 @@ class TensorBoard:
     now = time.time()
     self._writer = RecordWriter(str(folder / f"events.out.tfevents.{now:.6f}.afspl"))
     self._put(Event(wall_time=now, file_version="brain.Event:2"))
-    # A TensorBoard that looks on forgets what it read in the files that go.
+    # A running TensorBoard then drops the events of the removed files.
     self._put(Event(wall_time=now, step=0, session_log=SessionLog(status=SessionLog.START)))
     for file in old:
       file.unlink()
@@ -116,16 +120,16 @@ class TensorBoard:
         tag = "val/texts"
         self._event(line["round"], summary.image(tag, shown, dataformats="HWC"))
 
-  def _event(self, round: int, what: Any) -> None:
+  def _event(self, round: int, summary: Any) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
-    self._put(Event(wall_time=time.time(), step=round, summary=what))
+    self._put(Event(wall_time=time.time(), step=round, summary=summary))
 
   def _put(self, event: Any) -> None:
     self._writer.write(event.SerializeToString())
 
   def _texts(self, round: int, validation: Source) -> np.ndarray | None:
-    """Some examples side by side, each above what is said of it."""
+    """Some examples side by side, each above its predicted text."""
     lines = read_lines(self._run / "predictions" / f"round_{round:04d}.jsonl")
     chosen = lines[:: max(1, len(lines) // _EXAMPLES)][:_EXAMPLES]
     if not self._images:
@@ -145,7 +149,7 @@ class TensorBoard:
 
 
 def _load(ids: set[str], source: Source) -> dict[str, Image.Image | None]:
-  """Small images of examples; None for one that cannot be read, which a round does without."""
+  """Thumbnails of examples; None if an image cannot be read."""
   found = {}
   for example in (source[i] for i in range(len(source))):
     if example.id in ids:

@@ -1,14 +1,14 @@
-"""Tables for a terminal, and sizes as people read them."""
+"""Aligned tables for the terminal, and readable sizes."""
 
 from collections.abc import Sequence
 
 
-def columns(rows: Sequence[Sequence[str]], left_last: bool = False) -> list[str]:
-  """Lines of cells padded to the widest of their column: the first to the left, others right.
+def align_columns(rows: Sequence[Sequence[str]], left_last: bool = False) -> list[str]:
+  """Lines with aligned columns: the first to the left, the others to the right.
 
   Args:
-    rows: cells, of each row as many.
-    left_last: the last column stays to the left too, as texts do.
+    rows: rows with the same number of cells.
+    left_last: whether the last column is aligned to the left, too.
   """
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   out = []
@@ -20,8 +20,8 @@ def columns(rows: Sequence[Sequence[str]], left_last: bool = False) -> list[str]
   return out
 
 
-def size(count: int | float) -> str:
-  """Bytes: `12.3 MB`."""
+def format_bytes(count: int | float) -> str:
+  """A number of bytes such as `12.3 MB`."""
   for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
     if count >= scale:
       return f"{count / scale:.1f} {unit}"

@@ -34,7 +34,14 @@ from afspl_jax.federation.transport.parent_process import end_with_parent
 from afspl_jax.federation.transport.superlink import SuperLink
 from afspl_jax.federation.transport.supernode import Credentials, SuperNode
 from afspl_jax.runs import run
-from afspl_jax.runs.prepare import SCORED, TRAINED, Setup, find, keep_compiled, prepare
+from afspl_jax.runs.prepare import (
+  SERVER_SPLITS,
+  SITE_SPLITS,
+  Setup,
+  enable_compilation_cache,
+  find_inputs,
+  prepare_setup,
+)
 from afspl_jax.runs.validate import check, check_networked
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
@@ -61,10 +68,12 @@ def federate(launch: Launch, notify: Notify = tqdm.write) -> dict[str, dict[str,
   """
   check_networked(launch.config, f"--role={launch.role}")
   carry = (_local_sites if launch.role == "local-net" else _remote_sites)(launch, notify)
-  return run.federate(launch.config, launch.workdir, say=notify, carry=carry, splits=SCORED)
+  return run.run_experiment(
+    launch.config, launch.workdir, say=notify, run_plan=carry, splits=SERVER_SPLITS
+  )
 
 
-def _remote_sites(launch: Launch, notify: Notify) -> run.Carrier:
+def _remote_sites(launch: Launch, notify: Notify) -> run.PlanRunner:
   """Returns a function that runs a plan's rounds with sites on other hosts."""
   host, _, port = launch.superlink.rpartition(":")
   tls, public_keys = None, list[Path]()
@@ -145,9 +154,9 @@ def _answer_for_sites(
     notify: gets each message for the user.
   """
   check(config)
-  keep_compiled()
-  inputs = find(config, TRAINED)
-  setup = prepare(config, inputs, ClientStore(folder.path / "clients"), site=only_site)
+  enable_compilation_cache()
+  inputs = find_inputs(config, SITE_SPLITS)
+  setup = prepare_setup(config, inputs, ClientStore(folder.path / "clients"), site=only_site)
   folder.require_same(setup.facts)
   assert setup.trainer is not None, "there is data to train on"
   known = sorted(setup.clients["train"])
@@ -176,7 +185,7 @@ def _answer_for_sites(
     answer_messages(app, nodes)
 
 
-def _local_sites(launch: Launch, notify: Notify) -> run.Carrier:
+def _local_sites(launch: Launch, notify: Notify) -> run.PlanRunner:
   """Returns a function that runs a plan's rounds with sites on this host."""
 
   def carry(setup: Setup, plan: Plan, progress: Progress) -> Params:

@@ -1,4 +1,4 @@
-"""An experiment's backbones, data, clients and programs, made ready for its first round."""
+"""Loads the models and data of an experiment, and builds its programs, before the first round."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -28,65 +28,65 @@ from afspl_jax.federation.strategies import Strategy
 from afspl_jax.models.captioner import Captioner, leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.prompter.local import join, split
-from afspl_jax.runs.frozen import load_pair, make_prompter
+from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
 from afspl_jax.storage.versions import installed_version
 from afspl_jax.training.train_step import make_mesh, replicate
 from afspl_jax.types import Example, Params, Source
 
-SCORED = ("validation", "test")  # what a server holds that trains no client itself
-TRAINED = ("train",)  # what a site holds that scores nothing
+SERVER_SPLITS = ("validation", "test")  # read by a server whose clients are on other hosts
+SITE_SPLITS = ("train",)  # read by a site of a networked federation
 
 
 class Inputs(NamedTuple):
-  """What a run reads."""
+  """The checkpoints and data that a run reads."""
 
   folders: dict[str, Path]  # checkpoint folders of "clip" and "t5"
   sources: dict[str, Source]  # opened splits
-  prints: Mapping[str, str] | None = None  # hashes of the checkpoints, if already compared
+  hashes: Mapping[str, str] | None = None  # of the checkpoints, if they were already computed
 
 
 @dataclass(frozen=True)
 class Setup:
-  """All that a run needs before its first round."""
+  """Everything that a run needs before its first round."""
 
   config: Experiment
-  shared: Params  # the untrained prompter's leaves that travel (NumPy)
-  own: Params  # its leaves that stay with each client
+  shared: Params  # untrained leaves that travel (NumPy)
+  local: Params  # untrained leaves that stay at each client
   splits: dict[str, Split]
-  clients: dict[str, Clients]  # each client's own part of every split; {} where none is here
+  clients: dict[str, Clients]  # rows of each client, by split; {} if no client is here
   strategy: Strategy
-  trainer: LocalTrainer | None  # of the clients that are here
-  malicious: tuple[str, ...]  # those of them that are made so by config's `attack`
+  trainer: LocalTrainer | None  # trains the clients that are here
+  malicious: tuple[str, ...]  # clients that the config's `attack` makes malicious
   evaluator: Evaluator
-  own_data: bool  # all of it is that of one site
-  facts: dict[str, Any]  # hashes that must not change when a run goes on
+  single_site: bool  # all data belong to one site
+  facts: dict[str, Any]  # hashes that must be the same when the run is resumed
 
-  def whole(self, shared: Params) -> Params:
-    """A prompter's leaves as the server sees it; the untrained own ones are not used by it."""
-    return join(shared, self.own)
+  def global_params(self, shared: Params) -> Params:
+    """All leaves of the global model, which does not use its (untrained) local leaves."""
+    return join(shared, self.local)
 
   @property
   def terms(self) -> dict[str, Any]:
-    """What a server and its sites must have in common, besides the structure of what travels."""
+    """Settings that the server and its sites must share, besides the structure of messages."""
     config = to_dict(self.config)
     common = {
       group: config[group] for group in ("prompter", "optim", "uplink", "privacy", "secure")
     }
     common |= {group: {n: config[group][n] for n in names} for group, names in _COMMON.items()}
-    if config["secure"]["aggregation"]:  # its numbers are as wide as the largest weight asks for
+    if config["secure"]["aggregation"]:  # the largest weight determines the width of its integers
       common["fed"]["max_examples"] = config["fed"]["max_examples"]
     terms = {
       "version": installed_version("afspl_jax"),
       "backbones": self.facts["backbones"],
       "config": common | {"seed": config["seed"]},
     }
-    if not self.own_data:  # or else two sites might train on the same examples
-      terms["split"] = {f"data.{name}": config["data"][name] for name in _SPLIT}
+    if not self.single_site:  # otherwise two sites could train on the same examples
+      terms["split"] = {f"data.{name}": config["data"][name] for name in _PARTITION}
       terms["split"]["data.partition"] = manifest.agreed(self.config.data.partition)
     return terms
 
 
-_SPLIT = (
+_PARTITION = (
   "source",
   "fields",
   "partition",
@@ -103,26 +103,26 @@ _COMMON = {
 }
 
 
-def keep_compiled() -> None:
-  """Keeps compiled programs on disk, so that a process that is started again compiles none anew.
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs on disk, so that a restarted process does not compile them again.
 
-  Where JAX_COMPILATION_CACHE_DIR names a folder, JAX does so by itself.
+  If JAX_COMPILATION_CACHE_DIR names a folder, JAX does this itself.
   """
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(default_cache().parent / "compiled"))
-    # Not one second: what is small is many.
+    # The default of one second would skip many small programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def find(config: Experiment, splits: Sequence[str] = SPLITS) -> Inputs:
-  """Looks for all that a run reads; quick, but for a data set that has yet to be drawn.
+def find_inputs(config: Experiment, splits: Sequence[str] = SPLITS) -> Inputs:
+  """Finds the checkpoints and data of a run; fast, unless a data set must first be generated.
 
   Args:
     config: the experiment.
-    splits: those that are needed here.
+    splits: the splits that this process reads.
 
   Raises:
-    UserError: naming everything that is missing, not only the first thing.
+    UserError: something is missing; the message names all of it.
   """
   missing, folders = [], {}
   sources: dict[str, Source] = {}
@@ -136,92 +136,126 @@ def find(config: Experiment, splits: Sequence[str] = SPLITS) -> Inputs:
   except MissingData as error:
     missing.append(str(error))
   if missing:
-    raise UserError("this experiment needs what is not on this machine\n" + "\n".join(missing))
+    raise UserError("this experiment needs files that are not here\n" + "\n".join(missing))
   return Inputs(folders, sources)
 
 
-def prepare(
+def prepare_setup(
   config: Experiment,
   inputs: Inputs,
   store: ClientStore,
   mesh: Mesh | None = None,
   site: str = "",
 ) -> Setup:
-  """Loads backbones, encodes images, splits examples over clients, builds programs.
+  """Loads backbones, encodes images, partitions examples over clients, and builds programs.
 
   Args:
     config: the experiment.
-    inputs: from `find`; without "train" there is nobody to train here.
-    store: keeps what never leaves the clients.
+    inputs: from `find_inputs`; without "train" no client is trained here.
+    store: keeps the state that stays at the clients.
     mesh: devices that share a batch; default all local ones.
-    site: where all the data is that of one site, its name; else data is split over clients.
+    site: the name of the site, if all data belong to it; "" partitions the data over clients.
 
   Raises:
-    UserError: something does not fit.
+    UserError: models, data and settings do not fit each other.
   """
   mesh = mesh or make_mesh()
-  sources = inputs.sources
-  pair = load_pair(config, inputs.folders, inputs.prints)
-  examples = {name: [source[i] for i in range(len(source))] for name, source in sources.items()}
+  pair = load_pair(config, inputs.folders, inputs.hashes)
+  examples = read_examples(inputs.sources)
   check_images(examples)
-  clients: dict[str, Clients] = {}
-  if site:
-    clients = {name: {site: np.arange(len(part))} for name, part in examples.items()}
-  elif "train" in examples:
-    clients = partition(examples, config.data, config.seed)
+  clients = _partition(config, examples, site)
+  splits = _splits(config, inputs.sources, pair)
+  prompter = make_prompter(config, pair, contrast=config.optim.contrast > 0)
+  captioner = Captioner(prompter, pair.language_model)
+  frozen = replicate(leaves(pair.language_model), mesh)
+  strategy = strategies.get(config.fed.strategy, _taking_part(config))
+  untrained = jax.device_get(leaves(prompter))
+  attackers = _attackers(config, clients)
+  trainer = None
+  if clients:
+    train = _training_split(config, splits["train"], clients["train"], attackers)
+    data = train, clients["train"]
+    here = set(SPLITS) <= set(inputs.sources)  # else clients of a round train in several processes
+    trainer = LocalTrainer(
+      captioner, frozen, untrained, *data, config, strategy, mesh, store, in_process=here
+    )
+  shared, local = split(untrained, config.fed.share)
+  return Setup(
+    config=config,
+    shared=shared,
+    local=local,
+    splits=splits,
+    clients=clients,
+    strategy=strategy,
+    trainer=trainer,
+    malicious=attackers,
+    evaluator=Evaluator(captioner, frozen, pair.tokenizer, config.eval, mesh),
+    single_site=bool(site),
+    facts=_facts(inputs, pair, partition_digest(examples, clients), attackers),
+  )
 
+
+def read_examples(sources: Mapping[str, Source]) -> dict[str, list[Example]]:
+  """All examples of some splits."""
+  return {name: [source[i] for i in range(len(source))] for name, source in sources.items()}
+
+
+def partition_digest(
+  examples: Mapping[str, Sequence[Example]], clients: Mapping[str, Clients]
+) -> str:
+  """A short hash of the assignment of examples to clients, as in the partition's manifest."""
+  return digest(manifest.ids(examples, clients))
+
+
+def _facts(
+  inputs: Inputs, pair: FrozenPair, partition_hash: str, attackers: tuple[str, ...]
+) -> dict[str, Any]:
+  facts: dict[str, Any] = {
+    "backbones": pair.fingerprints,
+    "data": {name: source.fingerprint for name, source in inputs.sources.items()},
+    "partition": partition_hash,
+  }
+  return facts | ({"hostile": attackers} if attackers else {})
+
+
+def _taking_part(config: Experiment) -> int:
+  """The number of clients that take part in rounds."""
+  return config.data.num_clients - config.fed.newcomers
+
+
+def _attackers(config: Experiment, clients: Mapping[str, Clients]) -> tuple[str, ...]:
+  """Names of the malicious clients among those that are here."""
+  if not clients:
+    return ()
+  names = sorted(clients["train"])[: _taking_part(config)]
+  return malicious.malicious_sites(names, config.attack, config.seed)
+
+
+def _partition(
+  config: Experiment, examples: Mapping[str, Sequence[Example]], site: str
+) -> dict[str, Clients]:
+  if site:
+    return {name: {site: np.arange(len(part))} for name, part in examples.items()}
+  return partition(examples, config.data, config.seed) if "train" in examples else {}
+
+
+def _splits(
+  config: Experiment, sources: Mapping[str, Source], pair: FrozenPair
+) -> dict[str, Split]:
   contrast = config.optim.contrast > 0
-  splits = {
+  return {
     name: Split(
       source, pair.encoder, pair.tokenizer, config.data, contrast=contrast and name == "train"
     )
     for name, source in sources.items()
   }
 
-  prompter = make_prompter(config, pair, contrast=contrast)
-  captioner = Captioner(prompter, pair.language_model)
-  frozen = replicate(leaves(pair.language_model), mesh)
-  taking_part = config.data.num_clients - config.fed.newcomers
-  strategy = strategies.get(config.fed.strategy, taking_part)
-  untrained = jax.device_get(leaves(prompter))
-  trainer = None
-  bad: tuple[str, ...] = ()
-  if clients:
-    bad = malicious.malicious_sites(
-      sorted(clients["train"])[:taking_part], config.attack, config.seed
-    )
-    train = splits["train"]
-    if config.attack.kind == "label_flip":  # what is scored stays as it is
-      theirs = [clients["train"][name] for name in bad]
-      train = train.with_targets_of(malicious.wrong_targets(train.examples, theirs))
-    taught = train, clients["train"]
-    here = set(SPLITS) <= set(sources)  # else clients of a round train in several processes
-    trainer = LocalTrainer(
-      captioner, frozen, untrained, *taught, config, strategy, mesh, store, in_process=here
-    )
-  shared, own = split(untrained, config.fed.share)
-  return Setup(
-    config=config,
-    shared=shared,
-    own=own,
-    splits=splits,
-    clients=clients,
-    strategy=strategy,
-    trainer=trainer,
-    malicious=bad,
-    evaluator=Evaluator(captioner, frozen, pair.tokenizer, config.eval, mesh),
-    own_data=bool(site),
-    facts={
-      "backbones": pair.fingerprints,
-      "data": {name: source.fingerprint for name, source in sources.items()},
-      "partition": partition_digest(examples, clients),
-    }
-    | ({"hostile": bad} if bad else {}),
-  )
 
-
-def partition_digest(
-  examples: Mapping[str, Sequence[Example]], clients: Mapping[str, Clients]
-) -> str:
-  """A short hash of which examples of every split are whose, as in the run's manifest."""
-  return digest(manifest.ids(examples, clients))
+def _training_split(
+  config: Experiment, train: Split, clients: Clients, attackers: Sequence[str]
+) -> Split:
+  """The split that clients train on: a label-flipping attack changes only this one."""
+  if config.attack.kind != "label_flip":
+    return train
+  rows = [clients[name] for name in attackers]
+  return train.with_targets_of(malicious.wrong_targets(train.examples, rows))

@@ -1,4 +1,4 @@
-"""What a user sees of a run while it goes on: a bar of rounds, sites, and TensorBoard's files."""
+"""Shows the progress of a run: a bar of rounds, lines about clients, and TensorBoard events."""
 
 from collections.abc import Callable
 
@@ -12,43 +12,43 @@ from afspl_jax.types import Source
 
 
 class ProgressBar:
-  """Shows a run's rounds, and keeps TensorBoard's files current.
+  """Shows the rounds of a run, and updates its TensorBoard events.
 
   Args:
-    rounds: of the whole run.
-    board: gets every round.
-    pictures: the images of the validation split, for the board.
-    networked: whether sites are on other hosts: they are then shown one by one.
-    bar: makes the bar.
-    say: shows a line of text.
+    rounds: number of rounds of the whole run.
+    board: writes the TensorBoard events.
+    images: the validation split, for its images.
+    remote: whether sites are on other hosts; then each client has a line in each round.
+    make_bar: makes the progress bar.
+    say: prints a line of text.
   """
 
   def __init__(
     self,
     rounds: int,
     board: TensorBoard,
-    pictures: Source,
-    networked: bool,
-    bar: Callable[..., tqdm],
+    images: Source,
+    remote: bool,
+    make_bar: Callable[..., tqdm],
     say: Callable[[str], None],
   ):
-    self._rounds, self._board, self._pictures = rounds, board, pictures
-    self._networked, self._make_bar, self._say = networked, bar, say
+    self._rounds, self._board, self._images = rounds, board, images
+    self._remote, self._make_bar, self._say = remote, make_bar, say
     self._bar: tqdm | None = None
     self._last = {"loss": "-", "CIDEr": "-"}
 
   def waiting(self, text: str) -> None:
-    """Shows why the run waits, tries again or ends."""
+    """Prints why the run waits, retries or ends."""
     self._say(text)
 
   def site_changed(self, text: str) -> None:
-    """Shows that a site on another host has come, is gone or was rejected."""
-    if self._networked:
+    """Prints that a remote site connected, disconnected or was rejected."""
+    if self._remote:
       self._say(text)
 
   def round_done(self, report: RoundReport) -> None:
-    """Moves the bar, and shows the clients that are not in the average; all of a network."""
-    self._board.update(self._pictures)
+    """Advances the bar, and prints the clients that failed, or all remote clients."""
+    self._board.update(self._images)
     if self._bar is None:
       make = self._make_bar
       self._bar = make(total=self._rounds, initial=report.round, unit="round", desc="rounds")
@@ -62,10 +62,10 @@ class ProgressBar:
       self._last["CIDEr"] = f"{report.val['cider']:.3f}"
     self._bar.set_postfix(self._last)
     for line in report.clients:
-      if self._networked or parse_status(line["status"]).outcome is not Outcome.OK:
+      if self._remote or parse_status(line["status"]).outcome is not Outcome.OK:
         self._bar.write(client_text(line))
 
   def close(self) -> None:
-    """Leaves the bar as it is."""
+    """Closes the bar."""
     if self._bar is not None:
       self._bar.close()

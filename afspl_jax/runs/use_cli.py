@@ -114,13 +114,13 @@ def _decoding(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _use(args: argparse.Namespace) -> int:
-  from afspl_jax.runs.prepare import keep_compiled
+  from afspl_jax.runs.prepare import enable_compilation_cache
   from afspl_jax.runs.trained.model import load
 
   if args.command == "answer" and not args.question.strip():
     raise UserError("the question: expected some words; got none")
   files = _files(args.images)
-  keep_compiled()
+  enable_compilation_cache()
   model = load(
     args.folder,
     round=args.round,
@@ -144,12 +144,12 @@ def _said(
 ) -> Iterator[dict[str, Any]]:
   """What is said of the images that can be read; the others are named on stderr."""
   from afspl_jax.data.images import decode
-  from afspl_jax.runs.trained.model import Asked
+  from afspl_jax.runs.trained.model import ImageQuestion
 
   asked, named = [], []
   for file in files:
     try:
-      asked.append(Asked(decode(file, str(file)), question))
+      asked.append(ImageQuestion(decode(file, str(file)), question))
       named.append(file)
     except UserError as error:
       print(error, file=sys.stderr)
@@ -183,11 +183,11 @@ def _files(given: Sequence[str]) -> list[Path]:
 
 
 def _export(args: argparse.Namespace) -> int:
-  from afspl_jax.runs.trained.trained_model import export, open_trained
+  from afspl_jax.runs.trained.trained_prompter import export_prompter, open_trained_prompter
 
   given = {"clip": args.clip, "t5": args.t5}
-  trained = open_trained(Path(args.folder), args.round, args.site, args.own, given)
-  described = export(trained, args.file)
+  trained = open_trained_prompter(Path(args.folder), args.round, args.site, args.own, given)
+  described = export_prompter(trained, args.file)
   for kind, identity in described.backbones.items():
     name = getattr(described.config.backbone, kind)
     print(f"needs the {kind} {name!r} with hash {identity}")
@@ -198,25 +198,25 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-  from afspl_jax.reporting.score_table import table
-  from afspl_jax.runs.prepare import keep_compiled
-  from afspl_jax.runs.trained.rescore import Request, evaluate, save
+  from afspl_jax.reporting.score_table import format_evaluation
+  from afspl_jax.runs.prepare import enable_compilation_cache
+  from afspl_jax.runs.scoring.rescore import EvaluationRequest, evaluate_run, write_evaluation
 
   if args.personal and args.site:
     raise UserError("expected --personal, which is all sites, or --site=NAME; got both")
-  keep_compiled()
-  request = Request(
+  enable_compilation_cache()
+  request = EvaluationRequest(
     split=args.split,
     round=args.round,
-    personal=args.personal,
+    personalised=args.personal,
     site=args.site,
     examples=args.examples,
     more=tuple(args.more),
     changes=_decoding(args),
     folders={"clip": args.clip, "t5": args.t5},
   )
-  found = evaluate(args.folder, request)
-  file = save(found, args.out or args.folder / "evaluations")
-  print(json.dumps(found.summary, indent=2) if args.json else table(found.summary))
+  found = evaluate_run(args.folder, request)
+  file = write_evaluation(found, args.out or args.folder / "evaluations")
+  print(json.dumps(found.summary, indent=2) if args.json else format_evaluation(found.summary))
   print(f"written: {file}, and the predictions beside it", file=sys.stderr)
   return 0

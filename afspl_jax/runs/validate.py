@@ -4,7 +4,7 @@ import math
 
 from afspl_jax.config.experiment import Experiment, choice, expect
 from afspl_jax.errors import UserError
-from afspl_jax.evaluation.generate import decoding
+from afspl_jax.evaluation.generate import decoding_settings
 from afspl_jax.federation import strategies
 from afspl_jax.federation.client import malicious
 from afspl_jax.federation.contracts import POISSON
@@ -115,7 +115,7 @@ def check(config: Experiment) -> None:
   )
   dp_sgd_batches.check(config, strategy)
   secure.check(config)
-  decoding(config.eval)
+  decoding_settings(config.eval)
   expect(
     "uplink.select",
     config.uplink.select,

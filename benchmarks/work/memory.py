@@ -8,7 +8,7 @@ from PIL import Image
 
 from afspl_jax.config.experiment import Data, Experiment, Fed, Optim, to_dict
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.runs.prepare import find, keep_compiled, prepare
+from afspl_jax.runs.prepare import enable_compilation_cache, find_inputs, prepare_setup
 from afspl_jax.runs.run import in_process, plan_of
 from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.run_folder import RunFolder
@@ -72,15 +72,15 @@ class Copies:
 
 def one_round(number: int, images: int, folder: Path) -> None:
   """Runs one round of `number` clients with one image each, out of `images`."""
-  keep_compiled()
+  enable_compilation_cache()
   config = Experiment(
     data=Data(partition="iid", num_clients=number, min_examples=1),
     optim=Optim(batch_size=8, local_steps=1),
     fed=Fed(rounds=1, clients_per_round=number, cohort=min(_COHORT, number)),
   )
-  inputs = find(config, ("train",))
+  inputs = find_inputs(config, ("train",))
   source = Copies(inputs.sources["train"], images)
-  setup = prepare(
+  setup = prepare_setup(
     config, inputs._replace(sources={"train": source}), ClientStore(folder / "clients")
   )
   checkpoints = Checkpoints(folder / "checkpoints")

@@ -15,12 +15,12 @@ from jaxtyping import Float
 
 from afspl_jax.config.experiment import Eval, Experiment, Fed, Optim, Prompter, Uplink
 from afspl_jax.data.batches import Split
-from afspl_jax.evaluation.generate import spread as evenly
-from afspl_jax.evaluation.score_file import Scored, score_predictions
+from afspl_jax.evaluation.generate import evenly_spread
+from afspl_jax.evaluation.scores import TextWithReferences, score_predictions
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.models.huggingface.locate import locate
 from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
-from afspl_jax.runs.prepare import Setup, find, prepare
+from afspl_jax.runs.prepare import Setup, find_inputs, prepare_setup
 from benchmarks.bench import Bench
 from benchmarks.case import Case, Rows
 from benchmarks.compare import OURS, spread
@@ -109,7 +109,7 @@ class ShapesCase(Case):
 
   def pixels(self) -> Float[np.ndarray, "images h x 3"]:
     """Returns the images of all splits, one split after the other."""
-    sources = find(_CONFIG, self.splits).sources
+    sources = find_inputs(_CONFIG, self.splits).sources
     processor = ImageProcessor(locate("tiny", "clip"))
     images = [s.load_image(key) for s in sources.values() for key in s.images()]
     return processor(images)
@@ -124,9 +124,11 @@ class PlainFederation:
     case = ShapesCase()
     with tempfile.TemporaryDirectory() as folder:
       config = case.config
-      self._setup = prepare(config, find(config, case.splits), ClientStore(Path(folder)))
+      self._setup = prepare_setup(
+        config, find_inputs(config, case.splits), ClientStore(Path(folder))
+      )
     self._rng = np.random.default_rng(0)
-    self._params: Leaves = self._setup.whole(self._setup.shared)
+    self._params: Leaves = self._setup.global_params(self._setup.shared)
     folders = {kind: locate("tiny", kind) for kind in ("clip", "t5")}
     self._tokenizer = Tokenizer(folders["t5"])
     self._side = TorchPlain(case, folders, self._params)
@@ -152,14 +154,14 @@ class PlainFederation:
 
   def _cider(self) -> float:
     validation = self._setup.splits["validation"]
-    scored = evenly(len(validation), _CONFIG.eval.val_examples)
+    scored = evenly_spread(len(validation), _CONFIG.eval.val_examples)
     rows = self._rows(validation, "validation", None, np.array(scored), 1, len(scored))
     rows = Rows(*(x[:, None] for x in rows))
     ids = self._side.generate(rows, 1, _CONFIG.eval.max_tokens, until_end=True)
     texts = self._tokenizer.decode(ids)
     examples = [validation.examples[i] for i in scored]
     return score_predictions(
-      Scored(text, list(example.references), example.question)
+      TextWithReferences(text, list(example.references), example.question)
       for text, example in zip(texts, examples, strict=True)
     )["cider"]
 
@@ -168,7 +170,7 @@ class _ImageRows:
   """Makes batches with image indices in place of features."""
 
   def __init__(self, setup: Setup, splits: tuple[str, ...]):
-    sources, start = find(_CONFIG, splits).sources, 0
+    sources, start = find_inputs(_CONFIG, splits).sources, 0
     self._row: dict[tuple[str, str], int] = {}
     for name, source in sources.items():
       self._row |= {(name, key): start + i for i, key in enumerate(source.images())}

@@ -14,7 +14,7 @@ from afspl_jax.config.experiment import Data
 from afspl_jax.data.bad_records import MissingData
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
-from afspl_jax.reporting.data_check import prepare
+from afspl_jax.reporting.data_check import check_data_set
 from tests.data.folders import SPLITS, examples
 
 SIZE = 40
@@ -121,8 +121,8 @@ def test_an_id_of_several_records_is_a_fault_that_prepare_sees_too(folder):
   fields = "image=scan,captions=said/text,id=where"
   with pytest.raises(UserError, match=r'test: record \d+: "id" must be of this record alone; got'):
     examples({"test": opened(folder, fields)["test"]})
-  found = prepare(Data(source="tfds:scans", dir=str(folder), fields=fields))
-  assert sum("test: record" in fault for fault in found.faults["id again"]) == SIZE - 3
+  found = check_data_set(Data(source="tfds:scans", dir=str(folder), fields=fields))
+  assert sum("test: record" in fault for fault in found.errors["id again"]) == SIZE - 3
 
 
 def test_fields_make_fingerprints(folder):

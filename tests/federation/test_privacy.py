@@ -170,7 +170,7 @@ def test_the_record_itself_tells_no_more(run, texts):
 
 
 def test_what_leaves_has_the_structure_and_the_size_of_the_shared_leaves(run):
-  whole = run.setup.whole(run.setup.shared)
+  whole = run.setup.global_params(run.setup.shared)
   shared = {name: leaves for name, leaves in whole.items() if name != "local"}
   assert len(shared) == len(whole) - 1
   leaves = jax.tree.leaves(shared)

@@ -102,17 +102,17 @@ def _tokenize(folder: Path) -> None:
 
 
 def _prompter(folder: Path) -> None:
-  described = prompter_file.Described(
+  described = prompter_file.PrompterInfo(
     Experiment(), {"clip": "ab", "t5": "cd"}, 3, "", {"test": {"cider": 1.0}}
   )
-  prompter_file.write(folder / "p.safetensors", described, _LEAVES, {})
+  prompter_file.write_prompter(folder / "p.safetensors", described, _LEAVES, {})
 
 
 def _read_prompter(folder: Path) -> None:
   file = folder / "p.safetensors"
-  described = prompter_file.describe(file)
+  described = prompter_file.read_prompter_info(file)
   shapes = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _LEAVES)
-  shared, _ = prompter_file.read(file, described, shapes, {})
+  shared, _ = prompter_file.read_prompter_leaves(file, described, shapes, {})
   assert jax.tree.structure(shared) == jax.tree.structure(_LEAVES)
 
 

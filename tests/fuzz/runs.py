@@ -8,8 +8,8 @@ from pathlib import Path
 from afspl_jax.evaluation.score_file import score_file
 from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.reporting import audit, status
-from afspl_jax.reporting.html.files import read
-from afspl_jax.reporting.html.page import render
+from afspl_jax.reporting.html.files import read_run
+from afspl_jax.reporting.html.page import render_page
 from afspl_jax.runs.trained.finished_run import open_run
 from tests.fuzz.target import Target
 from tests.reporting.html.made_run import made_run
@@ -39,7 +39,7 @@ def run(file: str, look: Callable[[Path], object], cost: float = 0.005, **clear:
 
 
 def _report(folder: Path) -> None:
-  render([read(folder)], images=False)
+  render_page([read_run(folder)], images=False)
 
 
 def _predictions(folder: Path) -> None:
@@ -54,17 +54,17 @@ def _predicted(folder: Path) -> None:
 
 TARGETS = {
   "run_config": run("config.json", open_run),
-  "run_config_status": run("config.json", status.describe),
-  "run_config_audit": run("config.json", audit.audit),
+  "run_config_status": run("config.json", status.describe_run),
+  "run_config_audit": run("config.json", audit.audit_run),
   "run_config_report": run("config.json", _report, cost=0.1),
-  "run_metrics_status": run("metrics.jsonl", status.describe),
-  "run_clients_status": run("clients.jsonl", status.describe),
+  "run_metrics_status": run("metrics.jsonl", status.describe_run),
+  "run_clients_status": run("clients.jsonl", status.describe_run),
   "run_metrics_report": run("metrics.jsonl", _report, cost=0.1),
   "run_clients_report": run("clients.jsonl", _report, cost=0.1),
   "run_sites_report": run("sites.jsonl", _report, cost=0.1),
   "run_partition_report": run("partition.json", _report, cost=0.1),
-  "run_wire_audit": run("wire.jsonl", audit.audit),
-  "run_clients_audit": run("clients.jsonl", audit.audit),
+  "run_wire_audit": run("wire.jsonl", audit.audit_run),
+  "run_clients_audit": run("clients.jsonl", audit.audit_run),
   "run_ledger": run("privacy.json", lambda folder: Ledger(folder / "privacy.json").most()),
   "predictions": Target(_predicted, "predictions.jsonl", _predictions, (ValueError,)),
 }

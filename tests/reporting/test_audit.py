@@ -1,4 +1,4 @@
-"""What `afspl audit` says of a run that kept to the closed list, and of clients that do not."""
+"""`afspl audit` of runs that keep to the allow-list, and of clients that do not."""
 
 import json
 import shutil
@@ -38,32 +38,32 @@ def test_a_run_is_audited_to_the_last_byte(rich, capsys):
   assert groups == set(rich.setup.shared) == set(disclosure_list.LEAVES)
 
 
-def test_it_is_told_in_80_columns(rich, capsys):
+def test_the_text_fits_into_80_columns(rich, capsys):
   status, out = audit(rich.path, capsys)
   lines = out.splitlines()
   assert status == 0 and max(map(len, lines[1:])) <= 80
-  assert f"{len(rich.replies)} messages, 159.0 kB, left 8 clients" in lines[0]
+  assert f"8 clients sent {len(rich.replies)} messages, 159.0 kB" in lines[0]
   assert "pool/prompts 12 4.6 kB 1,152 floats, 50% of rows" in [" ".join(x.split()) for x in lines]
-  ends = " ".join(out.split()).partition("all of it is on the closed list for ")[2]
+  ends = " ".join(out.split()).partition("every outgoing value is on the allow-list for ")[2]
   assert ends.startswith("fed.strategy=fedavg,") and ends.endswith("secure.aggregation=False")
 
 
-def test_one_client_can_be_asked_for(rich, capsys):
+def test_one_client_can_be_audited(rich, capsys):
   name = sorted(rich.setup.clients["train"])[0]
   status, out = audit(rich.path, capsys, f"--client={name}")
-  assert status == 0 and f"\n{name} " in out and "left 1 clients" in out
+  assert status == 0 and f"\n{name} " in out and "1 clients sent" in out
   assert cli.main(["audit", str(rich.path), "--client=nobody"]) == 2
   assert f"expected one of {name}, " in capsys.readouterr().err
 
 
-def test_a_folder_without_a_record_says_whose_to_take(rich, tmp_path, capsys):
+def test_a_folder_without_a_log_names_the_right_folders(rich, tmp_path, capsys):
   shutil.copy(rich.path / "config.json", tmp_path)
-  for folder, said in ((tmp_path, "a site's own"), (tmp_path / "no", "with config.json")):
+  for folder, said in ((tmp_path, "or of one site"), (tmp_path / "no", "with config.json")):
     assert cli.main(["audit", str(folder)]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_reply_that_the_server_had_and_nobody_noted_is_missed(rich, tmp_path, capsys):
+def test_a_reply_that_is_not_in_the_log_is_reported(rich, tmp_path, capsys):
   for name in ("config.json", "clients.jsonl"):
     shutil.copy(rich.path / name, tmp_path)
   lines = (rich.path / WIRE).read_text().splitlines(keepends=True)
@@ -72,7 +72,7 @@ def test_a_reply_that_the_server_had_and_nobody_noted_is_missed(rich, tmp_path, 
   assert status == 1 and "that wire.jsonl does not have" in " ".join(out.split())
 
 
-def test_a_reply_of_an_attempt_that_failed_counts_too(rich, tmp_path, capsys):
+def test_a_reply_of_a_failed_attempt_counts_too(rich, tmp_path, capsys):
   for name in ("config.json", WIRE):
     shutil.copy(rich.path / name, tmp_path)
   line = rich.lines("clients.jsonl")[-1]
@@ -80,27 +80,27 @@ def test_a_reply_of_an_attempt_that_failed_counts_too(rich, tmp_path, capsys):
   lines = [*rich.lines("clients.jsonl"), again]
   (tmp_path / "clients.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
   status, out = audit(tmp_path, capsys)
-  said = f"replies of {line['bytes_up']:,} bytes that wire.jsonl does not have"
+  said = f"received {line['bytes_up']:,} bytes that wire.jsonl does not have"
   assert status == 1 and said in " ".join(out.split())
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", '{"round": 1}', "no"])
-def test_a_damaged_record_is_said_with_its_line(rich, tmp_path, capsys, line):
+def test_a_damaged_log_is_reported_with_its_line(rich, tmp_path, capsys, line):
   shutil.copy(rich.path / "config.json", tmp_path)
   (tmp_path / WIRE).write_text(f"{line}\n")
   assert cli.main(["audit", str(tmp_path)]) == 2
   assert f"{WIRE}:1: expected" in capsys.readouterr().err
 
 
-def test_rounds_that_were_repeated_are_told_of(rich, tmp_path, capsys):
+def test_repeated_rounds_are_reported(rich, tmp_path, capsys):
   shutil.copy(rich.path / "config.json", tmp_path)
   lines = (rich.path / WIRE).read_text().splitlines(keepends=True)
   (tmp_path / WIRE).write_text("".join([*lines, lines[0], lines[-1]]))
   status, out = audit(tmp_path, capsys)
-  assert status == 0 and "\n1 messages are of rounds that were repeated" in out
+  assert status == 0 and "\n1 messages belong to repeated rounds" in out
 
 
-# Clients that give something away.
+# Clients that leak something.
 
 
 def with_metrics(run, **more):
@@ -111,21 +111,21 @@ def with_config(run, **more):
   return {"config": ConfigRecord({**run.replies[-1].content["config"], **more})}
 
 
-def own_prompt(run):
+def local_prompt(run):
   file = next((run.path / "clients").rglob("round_*.safetensors"))
   return load_file(file)["own/local/prompt"]
 
 
 LOSSES = [0.1 * i for i in range(4)]
 
-# What is planted, and what the audit says of it.
+# The leak, and what the audit reports.
 LEAKS = {
-  "an own prompt": (
-    lambda run: {"own": ArrayRecord({"flat": Array(own_prompt(run).ravel())})},
+  "a local prompt": (
+    lambda run: {"own": ArrayRecord({"flat": Array(local_prompt(run).ravel())})},
     "train own flat: not on the list: 384 bytes of float32, shape (64,)",
   ),
-  "an own prompt behind the shared rows": (
-    lambda run: {"arrays": longer(run, own_prompt(run).ravel())},
+  "a local prompt behind the shared rows": (
+    lambda run: {"arrays": longer(run, local_prompt(run).ravel())},
     "train arrays flat: expected float32 numbers that are all rows of the shared leaves;",
   ),
   "a text behind an array's numbers": (
@@ -187,8 +187,8 @@ def longer(run, values, behind=b""):
   return ArrayRecord({"flat": flat, "rows": arrays["rows"]})
 
 
-def noted(run, folder, planted, template=None, **privacy):
-  """A folder in which a client's reply with something planted is on record."""
+def logged(run, folder, planted, template=None, **privacy):
+  """Writes a folder with a log of a client's reply that contains a leak."""
   found = json.loads((run.path / "config.json").read_text())
   found["config"]["privacy"] |= privacy
   (folder / "config.json").write_text(json.dumps(found))
@@ -202,46 +202,46 @@ def noted(run, folder, planted, template=None, **privacy):
 
 @pytest.mark.parametrize("what", LEAKS)
 def test_a_leak_is_named(rich, tmp_path, capsys, what):
-  plant, said = LEAKS[what]
-  noted(rich, tmp_path, plant(rich))
+  plant, message = LEAKS[what]
+  logged(rich, tmp_path, plant(rich))
   status, out = audit(tmp_path, capsys)
-  assert status == 1 and "NOT CLOSED: 1 of what left is not on the list" in out
-  told = " ".join(out.partition("NOT CLOSED")[2].split())
-  wanted = said(rich) if callable(said) else said
-  assert " ".join(wanted.split()) in told
+  assert status == 1 and "NOT ALLOWED: 1 outgoing values are not on the allow-list" in out
+  reported = " ".join(out.partition("NOT ALLOWED")[2].split())
+  wanted = message(rich) if callable(message) else message
+  assert " ".join(wanted.split()) in reported
 
 
-def test_the_same_reply_with_nothing_planted_is_closed(rich, tmp_path, capsys):
-  noted(rich, tmp_path, {})
+def test_the_same_reply_without_a_leak_is_allowed(rich, tmp_path, capsys):
+  logged(rich, tmp_path, {})
   assert audit(tmp_path, capsys)[0] == 0
 
 
-def test_with_privacy_what_else_leaves_would_be_a_leak(rich, tmp_path, capsys):
-  noted(rich, tmp_path, {}, dp="central", clipping="adaptive")
+def test_with_dp_other_metrics_are_leaks(rich, tmp_path, capsys):
+  logged(rich, tmp_path, {}, dp="central", clipping="adaptive")
   status, out = audit(tmp_path, capsys, "--json")
-  told = {line["what"]: line["why"] for line in json.loads(out)["outside"]}
+  reported = {line["what"]: line["why"] for line in json.loads(out)["outside"]}
   metrics = {f"train  metrics  {name}" for name in rich.replies[-1].content["metrics"]}
-  assert status == 1 and told.keys() == metrics
-  assert "expected the number 1; got " in told["train  metrics  num-examples"]
+  assert status == 1 and reported.keys() == metrics
+  assert "expected the number 1; got " in reported["train  metrics  num-examples"]
 
 
-def test_with_dp_sgd_all_metrics_but_the_weight_would_be_leaks(rich, tmp_path, capsys):
-  noted(rich, tmp_path, {}, example_clip=0.5)
+def test_with_dp_sgd_all_metrics_except_the_weight_are_leaks(rich, tmp_path, capsys):
+  logged(rich, tmp_path, {}, example_clip=0.5)
   status, out = audit(tmp_path, capsys, "--json")
-  told = {line["what"] for line in json.loads(out)["outside"]}
+  reported = {line["what"] for line in json.loads(out)["outside"]}
   metrics = {f"train  metrics  {name}" for name in rich.replies[-1].content["metrics"]}
-  assert status == 1 and told == metrics - {"train  metrics  num-examples"}
+  assert status == 1 and reported == metrics - {"train  metrics  num-examples"}
 
 
-def test_with_privacy_an_update_and_whether_it_was_within_bounds_leave(rich, tmp_path, capsys):
+def test_with_dp_an_update_and_its_clipping_bit_are_allowed(rich, tmp_path, capsys):
   all_alike = MetricRecord({"num-examples": 1, "within_clip": 1.0})
-  noted(rich, tmp_path, {"metrics": all_alike}, dp="central", clipping="adaptive")
+  logged(rich, tmp_path, {"metrics": all_alike}, dp="central", clipping="adaptive")
   assert audit(tmp_path, capsys)[0] == 0
 
 
-def test_an_own_leaf_among_those_that_are_shared_is_named(rich, tmp_path, capsys):
-  """As if the split into what travels and what stays were wrong."""
-  whole = jax.tree.map(np.asarray, rich.setup.whole(rich.setup.shared))
-  noted(rich, tmp_path, {"arrays": wire.pack(whole)}, whole)
+def test_a_local_leaf_among_the_shared_leaves_is_named(rich, tmp_path, capsys):
+  """As if the split into shared and local leaves were wrong."""
+  whole = jax.tree.map(np.asarray, rich.setup.global_params(rich.setup.shared))
+  logged(rich, tmp_path, {"arrays": wire.pack(whole)}, whole)
   status, out = audit(tmp_path, capsys)
   assert status == 1 and "arrays  local/prompt: a leaf that is not on the list" in out

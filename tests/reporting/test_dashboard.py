@@ -1,4 +1,4 @@
-"""The page that follows a run: what it answers, whom, and from what files."""
+"""The dashboard: its responses, its allowed hosts, and the files that it reads."""
 
 import http.client
 import json
@@ -15,13 +15,13 @@ from starlette.testclient import TestClient
 from afspl_jax import cli
 from afspl_jax.reporting import dashboard
 from afspl_jax.storage.run_folder import RunFolder
-from tests.reporting.html.made_run import HOSTILE, made_run
+from tests.reporting.html.made_run import MALICIOUS, made_run
 
 
 @pytest.fixture
 def client(tmp_path, monkeypatch):
   monkeypatch.setattr(dashboard, "_REST", 0.0)
-  app = dashboard.app(tmp_path / "run", images=False)
+  app = dashboard.make_app(tmp_path / "run", images=False)
   return TestClient(app, base_url="http://127.0.0.1:8050")
 
 
@@ -62,28 +62,30 @@ def test_a_page_that_did_not_change_is_not_sent_again(client, tmp_path):
 
 def test_files_that_did_not_change_are_not_read_again(client, tmp_path, monkeypatch):
   made_run(tmp_path / "run")
-  reads, read = [], dashboard.read
-  monkeypatch.setattr(dashboard, "read", lambda folder: reads.append(folder) or read(folder))
+  reads, read_run = [], dashboard.read_run
+  monkeypatch.setattr(
+    dashboard, "read_run", lambda folder: reads.append(folder) or read_run(folder)
+  )
   for _ in range(3):
     assert client.get("/").status_code == 200
   assert len(reads) == 1
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8050", "127.0.0.1.evil.example"])
-def test_a_page_elsewhere_whose_name_points_here_reads_nothing(client, host):
+def test_a_foreign_host_name_is_rejected(client, host):
   for path in ("/", "/live.js"):
     answer = client.get(path, headers={"Host": host})
     assert answer.status_code == 400 and "html" not in answer.headers["content-type"]
 
 
-def test_names_that_were_given_and_local_ones_are_answered(tmp_path):
-  client = TestClient(dashboard.app(tmp_path, ["lab.example", "GPU1"], images=False))
+def test_given_and_local_host_names_are_accepted(tmp_path):
+  client = TestClient(dashboard.make_app(tmp_path, ["lab.example", "GPU1"], images=False))
   for host in ("localhost", "127.0.0.1:8050", "lab.example", "lab.example:80", "gpu1:8050"):
     assert client.get("/", headers={"Host": host}).status_code == 200
 
 
 def test_no_other_origin_may_read_and_nobody_may_write(client, tmp_path):
-  made_run(tmp_path / "run", name=HOSTILE)
+  made_run(tmp_path / "run", name=MALICIOUS)
   answer = client.get("/", headers={"Origin": "http://evil.example"})
   assert not [name for name in answer.headers if name.startswith("access-control")]
   policy = answer.headers["content-security-policy"]
@@ -104,7 +106,7 @@ def test_it_writes_nothing_into_the_folder(client, tmp_path):
   assert {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]} == before
 
 
-def test_a_damaged_file_is_said_and_one_put_right_is_read(client, tmp_path):
+def test_a_damaged_file_is_reported_and_a_repaired_one_is_read(client, tmp_path):
   run = made_run(tmp_path / "run")
   shutil.copy(run / "metrics.jsonl", tmp_path / "kept")
   (run / "metrics.jsonl").write_text("{\n")
@@ -114,30 +116,30 @@ def test_a_damaged_file_is_said_and_one_put_right_is_read(client, tmp_path):
   assert client.get("/").status_code == 200
 
 
-def test_an_address_that_cannot_be_had_is_said(tmp_path, capsys):
+def test_an_unavailable_address_is_reported(tmp_path, capsys):
   assert cli.main(["dashboard", str(tmp_path), "--host=203.0.113.1"]) == 2
   error = capsys.readouterr().err
   assert "203.0.113.1:8050: expected an address that is free" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["", "*", "*.example", "a*b", "lab.example:8050", "::1"])
-def test_a_name_that_would_answer_everybody_or_nobody_is_said(tmp_path, capsys, name):
+def test_a_wildcard_or_invalid_name_is_rejected(tmp_path, capsys, name):
   assert cli.main(["dashboard", str(tmp_path), "--port=0", f"--name={name}"]) == 2
   error = capsys.readouterr().err
   assert f"without port or wildcard; got {name!r}" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("names, said", [([], True), (["lab.example"], False)])
-def test_who_listens_for_others_without_a_name_is_told_that_they_need_one(
-  tmp_path, capsys, monkeypatch, names, said
+@pytest.mark.parametrize("names, has_hint", [([], True), (["lab.example"], False)])
+def test_listening_on_all_addresses_without_a_name_prints_a_hint(
+  tmp_path, capsys, monkeypatch, names, has_hint
 ):
   monkeypatch.setattr(dashboard, "uvicorn", Mock())
   monkeypatch.setattr(dashboard.os, "nice", lambda by: None)
-  dashboard.serve(tmp_path, "0.0.0.0", 0, names)
-  assert ("--name" in capsys.readouterr().out) == said
+  dashboard.serve_dashboard(tmp_path, "0.0.0.0", 0, names)
+  assert ("--name" in capsys.readouterr().out) == has_hint
 
 
-def test_ctrl_c_ends_it_without_a_word(tmp_path):
+def test_ctrl_c_ends_it_silently(tmp_path):
   command = [sys.executable, "-m", "afspl_jax.cli", "dashboard", str(tmp_path), "--port=0"]
   with subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

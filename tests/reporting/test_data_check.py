@@ -46,7 +46,7 @@ def words(lines: list[str]) -> list[list[str]]:
 
 def test_good_data_is_counted(tmp_path, lines, capsys):
   status, out = run(capsys, write(tmp_path, lines))
-  assert status == 0 and out[-1] == "usable: no faults"
+  assert status == 0 and out[-1] == "usable: no errors"
   rows = words(out)
   assert ["train", "18", "18", "9", "9", "27"] in rows and ["test", "6", "6", "3", "3", "9"] in rows
   assert ["aachen", "9", "3", "3"] in rows and ["bonn", "9", "3", "3"] in rows
@@ -54,7 +54,7 @@ def test_good_data_is_counted(tmp_path, lines, capsys):
   assert ["captions", "3", "4", "4"] in rows and ["questions", "3", "3", "3"] in rows
 
 
-def test_all_faults_are_told_each_with_its_place(tmp_path, lines, capsys):
+def test_all_errors_are_reported_with_their_place(tmp_path, lines, capsys):
   lines[3]["captions"] = []
   lines[4]["image"] = "gone.png"
   lines[7]["image"] = "../7.png"
@@ -72,31 +72,33 @@ def test_all_faults_are_told_each_with_its_place(tmp_path, lines, capsys):
     assert len([line for line in out if line.startswith(f"{tmp_path / name}: expected an")]) == 1
   assert any(line.startswith("0.png (train of aachen), 29.png (test of bonn): ") for line in out)
   verdict = (
-    "8 faults: 1 captions, 1 image missing, 1 image path, 1 split, 1 not JSON,"
+    "8 errors: 1 captions, 1 image missing, 1 image path, 1 split, 1 not JSON,"
     " 2 image undecodable, 1 image in several splits"
   )
   assert out[-1] == verdict
 
 
-def test_an_image_twice_within_a_split_is_a_remark(tmp_path, lines, capsys):
+def test_an_image_twice_within_a_split_is_a_warning(tmp_path, lines, capsys):
   for copy, original in (("1.png", "0.png"), ("6.png", "2.png")):
     (tmp_path / copy).write_bytes((tmp_path / original).read_bytes())
   status, out = run(capsys, write(tmp_path, lines))
   assert status == 0
-  assert "remark: one image at several sites: 0.png (train of aachen), 1.png (train of bonn)" in out
-  assert "remark: 1 images are there under several names" in out
+  assert (
+    "warning: same image at several sites: 0.png (train of aachen), 1.png (train of bonn)" in out
+  )
+  assert "warning: 1 images exist under several names" in out
 
 
-def test_a_split_without_images_is_a_remark_and_no_record_at_all_a_fault(tmp_path, lines, capsys):
+def test_a_split_without_images_is_a_warning_and_no_record_is_an_error(tmp_path, lines, capsys):
   for line in lines:
     line["split"] = "train"
   status, out = run(capsys, write(tmp_path, lines))
-  assert status == 0 and "remark: no image is of test" in out
+  assert status == 0 and "warning: test has no images" in out
   status, out = run(capsys, write(tmp_path, []))
-  assert status == 1 and out[-1] == "1 faults: 1 no records"
+  assert status == 1 and out[-1] == "1 errors: 1 no records"
 
 
-def test_a_split_that_the_source_does_not_know_is_a_remark(tmp_path, capsys):
+def test_a_split_without_a_file_is_a_warning(tmp_path, capsys):
   for split in ("val", "test"):
     images = [{"id": i, "file_name": f"{split}{i}.png"} for i in range(4)]
     captions = [{"image_id": i, "caption": "a"} for i in range(4)]
@@ -104,26 +106,26 @@ def test_a_split_that_the_source_does_not_know_is_a_remark(tmp_path, capsys):
     (tmp_path / f"captions_{split}.json").write_text(text)
   write_images(tmp_path, [f"{split}{i}.png" for split in ("test", "val") for i in range(4)])
   status, out = run(capsys, "coco_json", f"--dir={tmp_path}")
-  assert status == 0 and "remark: no image is of train" in out
+  assert status == 0 and "warning: train has no images" in out
 
 
-def test_a_file_that_cannot_be_read_is_a_fault(tmp_path, capsys):
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path, capsys):
   (tmp_path / "annotation.json").write_text("{")
   status, out = run(capsys, "reports", f"--dir={tmp_path}")
   assert status == 1 and f"{tmp_path / 'annotation.json'}: expected JSON; got" in "\n".join(out)
 
 
-def test_a_folder_whose_name_is_like_a_settings_is_none(tmp_path, capsys, monkeypatch):
+def test_a_folder_named_like_a_setting_is_read(tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "data.v1").mkdir()
   (tmp_path / "data.v1" / "annotation.json").write_text("{")
   status, out = run(capsys, "reports", "--dir=data.v1")
-  assert status == 1 and out[-1] == "1 faults: 1 file that cannot be used"
+  assert status == 1 and out[-1] == "1 errors: 1 unusable file"
 
 
 def test_mistakes_are_one_message_and_status_2(tmp_path, capsys):
   for argv, complaint in (
-    ([tmp_path / "none"], "expected a folder with captions.jsonl, or one of shapes, folder,"),
+    ([tmp_path / "none"], "expected a folder with captions.jsonl, or one of coco_captions, "),
     ([tmp_path], f"no captions.jsonl in {tmp_path}"),
     (["flickr", f"--dir={tmp_path}"], "no captions.txt or results.csv"),
     (["tfds:mnist", f"--dir={tmp_path}"], "data.fields: expected a list"),
@@ -135,5 +137,5 @@ def test_mistakes_are_one_message_and_status_2(tmp_path, capsys):
 
 def test_real_data_is_usable(capsys):
   status, out = run(capsys, "vqa_rad", f"--dir={real('vqa_rad')}")
-  assert status == 0 and out[-1] == "usable: no faults"
+  assert status == 0 and out[-1] == "usable: no errors"
   assert ["chest", "77", "13", "17"] in words(out)

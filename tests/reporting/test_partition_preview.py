@@ -18,7 +18,7 @@ def command(shapes_dir, tmp_path):
   ]
 
 
-def test_a_partition_is_shown_and_left_behind(command, tmp_path, capsys):
+def test_a_partition_is_printed_and_written(command, tmp_path, capsys):
   assert main([*command, "--config.data.partition=pathological", "--config.seed=3"]) == 0
   out = capsys.readouterr().out.splitlines()
   folder = tmp_path / "new" / "folder"
@@ -32,7 +32,7 @@ def test_a_partition_is_shown_and_left_behind(command, tmp_path, capsys):
   assert (folder / "partition.png").exists()
 
 
-def test_of_many_clients_the_largest_and_the_smallest_are_shown(command, capsys):
+def test_with_many_clients_the_largest_and_smallest_are_shown(command, capsys):
   assert main([*command, "--config.data.partition=iid", "--config.data.num_clients=50"]) == 0
   out = capsys.readouterr().out.splitlines()
   assert len(out) == 1 + 40 + 1 + 1 + 2
@@ -45,7 +45,7 @@ def test_mistakes_are_one_clear_line_and_status_2(command, tmp_path, capsys):
   (run / "config.json").touch()
   for flags, wanted in (
     (["--config.data.num_clients=3"], "data.num_clients: expected 10"),
-    ([f"--workdir={run}"], "expected a folder that is not a run's"),
+    ([f"--workdir={run}"], "expected a folder that is not a run folder"),
     ([f"--workdir={run / 'config.json' / 'x'}"], "expected a folder that can be written"),
     (["--config.data.alpha=3"], "data.alpha"),
   ):

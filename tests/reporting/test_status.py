@@ -1,4 +1,4 @@
-"""What `afspl status` says of a run, from folders as runs write them."""
+"""`afspl status` of run folders."""
 
 import json
 
@@ -38,10 +38,10 @@ def status(folder, capsys):
   return capsys.readouterr().out.splitlines()
 
 
-def test_a_run_at_work_its_pace_its_scores_and_its_sites(run, capsys):
+def test_a_running_run_shows_its_pace_scores_and_sites(run, capsys):
   head, loss, val, _, *table = status(run, capsys)
   assert head == (
-    "running: round 3 of 5, 5.0 s a round after the first, 9.00 MB up and 3.00 MB down in all"
+    "running: round 3 of 5, 5.0 s per round after the first, 9.00 MB up and 3.00 MB down in total"
   )
   assert (loss, val) == ("train, round 3: loss 0.500", "val, round 3: cider 1.250")
   assert [row.split(maxsplit=6) for row in table] == [
@@ -51,7 +51,7 @@ def test_a_run_at_work_its_pace_its_scores_and_its_sites(run, capsys):
   ]
 
 
-def test_a_run_that_stopped_and_one_that_finished(run, capsys):
+def test_a_stopped_run_and_a_finished_run(run, capsys):
   run.close()
   assert status(run, capsys)[0].startswith("stopped: round 3 of 5")
   with open(run.path / "metrics.jsonl", "a") as file:
@@ -60,15 +60,15 @@ def test_a_run_that_stopped_and_one_that_finished(run, capsys):
   assert lines[0].startswith("finished: round 5 of 5") and "test, round 5: cider 2.000" in lines
 
 
-def test_a_run_without_a_global_prompter_finishes_too(run, capsys):
+def test_a_run_without_a_global_model_finishes_too(run, capsys):
   run.append_metrics({"round": 5, "split": "test_personal", "cider": 2.0})
   run.close()
   assert status(run, capsys)[0].startswith("finished: round 5 of 5")
 
 
-def test_a_folder_that_is_no_run(tmp_path, capsys):
+def test_a_folder_that_is_not_a_run(tmp_path, capsys):
   assert cli.main(["status", str(tmp_path / "nothing")]) == 2
-  assert "nothing: expected a run's folder with config.json; got:" in capsys.readouterr().err
+  assert "nothing: expected a run folder with config.json; got:" in capsys.readouterr().err
 
 
 def test_the_line_of_a_client():

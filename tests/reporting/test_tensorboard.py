@@ -1,4 +1,4 @@
-"""The events that TensorBoard reads: one for every number of a run, however often it went on."""
+"""TensorBoard events: one for every number of a run, however often it was resumed."""
 
 import io
 import os
@@ -85,7 +85,7 @@ def test_every_number_of_a_line_is_a_point_at_its_round(run):
   assert found == wanted and len(wanted) > 50
 
 
-def test_a_run_that_goes_on_has_no_point_twice_and_none_of_the_round_that_was_lost(run):
+def test_a_resumed_run_has_every_point_once_and_none_of_a_lost_round(run):
   lines = read_lines(run / "metrics.jsonl")
   lost = {"round": 3, "split": "train", "loss": 99.0}
   first = TensorBoard(run)
@@ -101,13 +101,13 @@ def test_a_run_that_goes_on_has_no_point_twice_and_none_of_the_round_that_was_lo
   found = scalars(run)
   assert len({(step, tag) for step, tag, _ in found}) == len(found)
   assert 99.0 not in [value for _, _, value in found]
-  # A TensorBoard that looked on drops what it has read before.
+  # A running TensorBoard drops the events that it read before.
   head = events(run)[:2]
   assert head[0].file_version == "brain.Event:2" and head[1].session_log.status == 1
   assert head[1].step == 0
 
 
-def test_a_finished_run_that_is_started_again_stays_as_it_is(run):
+def test_a_finished_run_that_is_started_again_is_unchanged(run):
   seen = []
   for _ in range(2):
     with TensorBoard(run) as board:
@@ -116,7 +116,7 @@ def test_a_finished_run_that_is_started_again_stays_as_it_is(run):
   assert seen[0] == seen[1] and len(seen[0]) == 1
 
 
-def test_images_show_texts_at_each_scored_round_without_those_that_cannot_be_read(run):
+def test_images_show_texts_of_each_scored_round_without_unreadable_images(run):
   with TensorBoard(run) as board:
     board.update(Pictures())
   shown = [
@@ -141,7 +141,7 @@ def test_a_value_that_was_not_finite_has_no_point(run):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said_as_that_of_the_runs_own_files_is(run, monkeypatch):
+def test_a_full_disk_is_reported_like_that_of_the_runs_files(run, monkeypatch):
   lines = read_lines(run / "metrics.jsonl")
   put(run / "metrics.jsonl", lines[:2])
   with TensorBoard(run) as board:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from afspl_jax.cli import main
 from afspl_jax.errors import UserError
-from afspl_jax.evaluation.generate import Generated
+from afspl_jax.evaluation.generate import GeneratedText
 from afspl_jax.runs.trained import model as model_module
 from afspl_jax.runs.use_cli import _files
 
@@ -23,7 +23,7 @@ class Echo:
   def predict(self, asked):
     self.asked.append(len(asked))
     return [
-      Generated(f"{one.image.width} {one.question}".strip(), {"global": 1.0}, {3: 0.5})
+      GeneratedText(f"{one.image.width} {one.question}".strip(), {"global": 1.0}, {3: 0.5})
       for one in asked
     ]
 

@@ -9,8 +9,8 @@ from jaxtyping import Float64, Int64, Num
 
 from afspl_jax.evaluation.metrics.ngrams import MAX_N, count_ngrams
 
-# The evaluator smooths every ratio with these two, so that a caption without any 4-gram scores
-# almost 0 where the formula has 0/0. Items' scores depend on them visibly: 7.4e-9 instead of 0.
+# The evaluator adds these two to every ratio, so that a caption without a 4-gram scores almost 0
+# where the formula is 0/0. The scores of items depend on them visibly: 7.4e-9 instead of 0.
 _TINY = 1e-15
 _SMALL = 1e-9
 
@@ -21,18 +21,18 @@ class BleuScores:
 
   corpus: tuple[float, float, float, float]  # from the summed counts, not a mean over items
   items: Float64[np.ndarray, "items 4"]
-  counts: Int64[np.ndarray, "items 10"]  # of each item, as `from_counts` takes them
+  counts: Int64[np.ndarray, "items 10"]  # of each item, the input of `bleu_from_counts`
 
 
 def _count(prediction: Sequence[str], references: Sequence[Sequence[str]]) -> list[int]:
-  """Matches one prediction with its references (Papineni et al. 2002, sec. 2.1)."""
+  """Counts the matches of one prediction with its references (Papineni et al. 2002, sec. 2.1)."""
   # A union of counters keeps each n-gram's largest count over the references.
   allowed: list[Counter] = [Counter() for _ in range(MAX_N)]
   for reference in references:
     for counts, most in zip(count_ngrams(reference), allowed, strict=True):
       most |= counts
   length = len(prediction)
-  # Of two references equally close in length the shorter counts.
+  # If two references are equally close in length, the shorter one counts.
   reference_length = min((abs(len(r) - length), len(r)) for r in references)[1]
   matches = [
     sum(min(count, most[ngram]) for ngram, count in counts.items())
@@ -41,13 +41,13 @@ def _count(prediction: Sequence[str], references: Sequence[Sequence[str]]) -> li
   return [length, reference_length, *matches, *(max(0, length - n) for n in range(MAX_N))]
 
 
-def from_counts(counts: Num[np.ndarray, "*sets 10"]) -> Float64[np.ndarray, "*sets 4"]:
+def bleu_from_counts(counts: Num[np.ndarray, "*sets 10"]) -> Float64[np.ndarray, "*sets 4"]:
   """BLEU-1..4: geometric means of the precisions, times the brevity penalty (sec. 2.3).
 
   Args:
-    counts: Of a caption, or summed over captions: tokens of the prediction; tokens of the reference
-      closest in length; for n = 1..4, n-grams also found in a reference, at most as often as there;
-      and n-grams of the prediction.
+    counts: counts of one caption, or sums over captions: tokens of the prediction; tokens of the
+      reference that is closest in length; for n = 1..4, the clipped number of n-grams that a
+      reference also has; and n-grams of the prediction.
   """
   length, reference_length = counts[..., 0], counts[..., 1]
   matches, guesses = np.split(counts[..., 2:], 2, axis=-1)
@@ -76,5 +76,5 @@ def bleu(
     raise ValueError("Expected at least one prediction to score; got none.")
   pairs = zip(predictions, references, strict=True)
   counts = np.array([_count(prediction, group) for prediction, group in pairs], np.int64)
-  bleu1, bleu2, bleu3, bleu4 = from_counts(counts.sum(axis=0)).tolist()
-  return BleuScores((bleu1, bleu2, bleu3, bleu4), from_counts(counts), counts)
+  bleu1, bleu2, bleu3, bleu4 = bleu_from_counts(counts.sum(axis=0)).tolist()
+  return BleuScores((bleu1, bleu2, bleu3, bleu4), bleu_from_counts(counts), counts)

@@ -1,4 +1,4 @@
-"""Scores of captions and reports: text in, every caption metric out."""
+"""All caption metrics of texts and their references."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from afspl_jax.evaluation.metrics.rouge import rouge_l
 
 @dataclasses.dataclass(frozen=True)
 class CaptionScores:
-  """Every caption metric, of the whole set and of each item in it.
+  """Every caption metric, for the whole set and for each item.
 
   The BLEU of the set comes from its summed n-gram counts; its CIDEr and ROUGE-L are means over
   items. CIDEr lies between 0 and 10, the others between 0 and 1.
@@ -27,12 +27,12 @@ class CaptionScores:
   cider: float
   rouge_l: float
   bleu_items: Float64[np.ndarray, "items 4"]  # column k is BLEU-(k + 1)
-  bleu_counts: Int64[np.ndarray, "items 10"]  # as `bleu.from_counts` takes them
+  bleu_counts: Int64[np.ndarray, "items 10"]  # the input of `bleu_from_counts`
   cider_items: Float64[np.ndarray, " items"]
   rouge_l_items: Float64[np.ndarray, " items"]
 
   def corpus(self) -> dict[str, float]:
-    """The scores of the whole set by name, ready for a log line or for JSON."""
+    """The scores of the whole set by name."""
     names = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l")
     return {name: getattr(self, name) for name in names}
 
@@ -43,15 +43,16 @@ def score_captions(
   """Scores captions as COCO's evaluator does (Chen et al. 2015, sec. 3).
 
   Args:
-    predictions: One caption per item; it may be empty, and then scores 0.
-    references: For each item its human captions, at least one.
+    predictions: one caption for each item; an empty caption scores 0.
+    references: the human captions of each item, at least one.
 
   Returns:
-    BLEU-1..4, CIDEr and ROUGE-L, of the set and of each item. CIDEr takes its document frequencies
-    from `references`: it compares models on the same items, and is 0 for a single item.
+    BLEU-1..4, CIDEr and ROUGE-L, for the set and for each item. CIDEr takes its document
+    frequencies from `references`: it compares models on the same items, and it is 0 for a single
+    item.
 
   Raises:
-    ValueError: If there is nothing to score, the lengths differ, or an item has no reference.
+    ValueError: there is nothing to score, the lengths differ, or an item has no reference.
   """
   if not predictions:
     raise ValueError("Expected at least one prediction to score; got none.")

@@ -1,7 +1,8 @@
 """CIDEr as COCO's evaluator computes it (Vedantam et al. 2015; pycocoevalcap cider_scorer).
 
-The evaluator's `Cider` is the paper's CIDEr-D but for its stemming: similarities are clipped and a
-Gaussian penalises differences in length (sec. 6). Leaderboards call this number CIDEr; so do we.
+The evaluator's `Cider` is the paper's CIDEr-D without stemming: similarities are clipped and a
+Gaussian penalises differences in length (sec. 6). Leaderboards call this number CIDEr, and so does
+this package.
 """
 
 import dataclasses
@@ -38,9 +39,9 @@ class _Vectors:
 def _vectorise(
   counts: list[Counter[Ngram]], log_frequency: Mapping[Ngram, float], log_items: float
 ) -> _Vectors:
-  """Weighs a caption's n-grams by how few items' references contain them (eq. 1)."""
+  """Weights of a caption's n-grams: the rarer in the references, the larger (eq. 1)."""
   weights = [
-    # An n-gram that no reference contains weighs as much as one that a single item does.
+    # An n-gram without a reference has the same weight as one that occurs in a single item.
     {ngram: count * (log_items - log_frequency.get(ngram, 0.0)) for ngram, count in of_n.items()}
     for of_n in counts
   ]

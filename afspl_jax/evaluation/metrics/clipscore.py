@@ -12,7 +12,7 @@ _WEIGHT = 2.5
 
 @dataclasses.dataclass(frozen=True)
 class ClipScores:
-  """Of each item; the score of a set is the mean."""
+  """Scores of each item; the score of a set is their mean."""
 
   clipscore: Float64[np.ndarray, " items"]  # 2.5 cos(image, caption), not below 0
   refclipscore: Float64[np.ndarray, " items"]  # harmonic mean with the nearest reference's cosine
@@ -24,15 +24,15 @@ def clip_scores(
   references: Float[np.ndarray, "references f"],
   groups: Sequence[Sequence[int]],
 ) -> ClipScores:
-  """Scores captions by the joint features, of any length, of one CLIP.
+  """Scores captions by the joint features of one CLIP; they need not have length 1.
 
   Args:
-    captions: Features of the predictions behind PREFIX.
-    images: Features of their images.
-    references: Features of human captions behind PREFIX.
-    groups: For each item, the rows of its references; at least one.
+    captions: features of PREFIX + prediction.
+    images: features of their images.
+    references: features of PREFIX + human caption.
+    groups: the rows of each item's references, at least one.
   """
-  captions, images, references = (unit(x) for x in (captions, images, references))
+  captions, images, references = (unit_length(x) for x in (captions, images, references))
   seen = _WEIGHT * np.maximum(np.sum(captions * images, axis=1), 0.0)
   near = [
     max(float((references[list(rows)] @ caption).max()), 0.0)
@@ -43,7 +43,7 @@ def clip_scores(
   return ClipScores(seen, both)
 
 
-def unit(features: Float[np.ndarray, "*rows f"]) -> Float64[np.ndarray, "*rows f"]:
-  """Features of length 1."""
+def unit_length(features: Float[np.ndarray, "*rows f"]) -> Float64[np.ndarray, "*rows f"]:
+  """The features, scaled to length 1."""
   features = np.asarray(features, np.float64)
   return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""How evenly a federation serves its clients: what their mean does not say."""
+"""Dispersion of a score over clients: how evenly a federation serves them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,26 +8,26 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Dispersion:
-  """Of one score over clients, each counted once whatever its size."""
+  """Dispersion of one score over clients; each client counts once, whatever its size."""
 
   clients: int
   mean: float
-  sd: float  # over these clients, not an estimate for others (divided by their number)
+  sd: float  # population standard deviation of these clients
   worst: float  # mean of the lowest tenth of clients, at least one (Li et al. 2020, q-FFL, sec. 4)
-  gini: float  # 0: all alike; towards 1: few clients have it all
+  gini: float  # 0: all clients are equal; towards 1: a few clients have almost everything
 
 
-def disperse(scores: Sequence[float]) -> Dispersion:
-  """Describes the scores of clients, none of them negative.
+def measure_dispersion(scores: Sequence[float]) -> Dispersion:
+  """Measures the dispersion of clients' scores, which must not be negative.
 
   Raises:
-    ValueError: If there are none, or one is negative or not a number.
+    ValueError: there is no score, or one is negative or not a number.
   """
   values = np.sort(np.asarray(scores, np.float64))
   if not len(values) or not values[0] >= 0 or not np.isfinite(values).all():
     raise ValueError(f"Expected the scores of clients, 0 or more; got {list(scores)[:9]}.")
   number = len(values)
-  # Mean difference of two clients over twice the mean, from the sorted values in one sum.
+  # Mean difference of two clients divided by twice the mean, as one sum over sorted values.
   ranks = 2 * np.arange(1, number + 1) - number - 1
   total = values.sum()
   return Dispersion(

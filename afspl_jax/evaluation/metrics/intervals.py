@@ -1,4 +1,4 @@
-"""Intervals of scores by the bootstrap over images (Efron & Tibshirani 1993, ch. 13)."""
+"""Confidence intervals of scores by the bootstrap over images (Efron & Tibshirani 1993, ch. 13)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,45 +12,47 @@ _BLOCK = 100  # resamples at a time: 40 MB for 50,000 images
 
 
 class Interval(NamedTuple):
-  """Where 95 % of the resamples' scores lie."""
+  """The range that contains the scores of 95 % of the resamples."""
 
   low: float
   high: float
 
 
-def means(
+def mean_per_resample(
   sums: Float64[np.ndarray, "resamples parts"], items: Float64[np.ndarray, " resamples"]
 ) -> Float64[np.ndarray, "resamples parts"]:
-  """The score of a resample that is a mean over its items."""
+  """The mean over the items of each resample."""
   return sums / items[:, None]
 
 
 def bootstrap(
   parts: Num[np.ndarray, "items parts"],
   images: Sequence[str],
-  score: Callable[[np.ndarray, np.ndarray], np.ndarray] = means,
+  score: Callable[[np.ndarray, np.ndarray], np.ndarray] = mean_per_resample,
   seed: int = 0,
 ) -> list[Interval]:
-  """Percentile intervals of scores that follow from sums over items.
+  """Percentile intervals of scores that are functions of sums over items.
 
-  Images are drawn with replacement, each with all of its items: several questions about one image
-  are not independent. Equal images and seeds give equal resamples, so that scores compare.
+  Images are drawn with replacement, each with all of its items, because several questions about
+  one image are not independent. Equal images and seeds give equal resamples, so that scores are
+  comparable.
 
   Args:
-    parts: What each item adds to the sums: for a mean its score, for BLEU its counts.
-    images: The image of each item.
-    score: From the sums, and the number of items, of all resamples to their scores.
-    seed: Of the resamples.
+    parts: the terms that each item adds to the sums: its score for a mean, its counts for BLEU.
+    images: the image of each item.
+    score: maps the sums and the numbers of items of all resamples to their scores.
+    seed: seeds the resampling.
 
   Returns:
-    An interval for each column of what `score` returns.
+    An interval for each column of the result of `score`.
 
   Raises:
-    ValueError: If there is no item, or not one image for each.
+    ValueError: there is no item, or the number of images is different.
   """
   if not len(parts) or len(parts) != len(images):
     raise ValueError(
-      f"Expected items and as many images; got {len(parts)} items and {len(images)} images."
+      f"Expected at least one item and one image for each; got {len(parts)} items and"
+      f" {len(images)} images."
     )
   _, cluster = np.unique(np.asarray(images), return_inverse=True)
   number = int(cluster.max()) + 1
@@ -64,7 +66,7 @@ def bootstrap(
 
 
 def _drawn(rng: np.random.Generator, number: int) -> Float64[np.ndarray, "block images"]:
-  """How often each of `number` images is in each resample of a block."""
+  """How often each of `number` images occurs in each resample of a block."""
   counts = np.empty((_BLOCK, number))
   for row in counts:
     row[:] = np.bincount(rng.integers(number, size=number), minlength=number)

@@ -1,4 +1,4 @@
-"""Counting n-grams, which BLEU and CIDEr both begin with."""
+"""Counts of n-grams, which BLEU and CIDEr both need."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -4,19 +4,19 @@ Reproduces Stanford's PTBTokenizer 3.4.1 with `-preserveLines -lowerCase`, follo
 evaluator's removal of punctuation (Chen et al. 2015, sec. 3.1; pycocoevalcap
 `tokenizer/ptbtokenizer.py`). One difference is deliberate: there all captions are one text, so a
 final initial ("12th Ave S.") loses its period when the *next* caption happens to begin with "A" or
-"The". Here a caption's tokens depend on nothing else, as if it were followed by an empty line.
+"The". Here the tokens of a caption depend only on that caption, as if an empty line followed it.
 """
 
 import re
 
 from afspl_jax.evaluation.metrics.ptb_rules import PLAIN_WORD, RULES
 
-# The evaluator's list also names -LRB-, -RRB-, -LCB- and -RCB-, but it compares after lower-casing,
-# so brackets survive in its captions as "-lrb-"; for equal scores they survive here too.
+# The evaluator's list also has -LRB-, -RRB-, -LCB- and -RCB-, but it compares after lower-casing,
+# so brackets stay in its captions as "-lrb-". For equal scores they stay here too.
 _REMOVED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-# One character for each of its look-alikes in Windows-1252 and Unicode; hyphens that only mark a
-# possible line break disappear from their word.
+# Maps look-alikes in Windows-1252 and Unicode to one character; hyphens that only mark a possible
+# line break are removed.
 _LOOK_ALIKES = str.maketrans(
   dict.fromkeys("\x91\u2039\u201b", "‘")
   | dict.fromkeys("\x92\u203a", "’")
@@ -98,7 +98,7 @@ def tokenize(text: str) -> list[str]:
   """Tokens of one caption, lower-cased and without punctuation, as COCO's metrics count them.
 
   Args:
-    text: A caption or report; line breaks count as spaces.
+    text: a caption or report; line breaks count as spaces.
 
   Returns:
     The tokens, in order: "it's" gives "it" and "'s", "(" gives "-lrb-", "half." gives "half".

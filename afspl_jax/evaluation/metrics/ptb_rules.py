@@ -1,8 +1,8 @@
 """Token patterns of the Penn Treebank tokenizer, as the COCO caption evaluator runs it.
 
 The scanner in `ptb.py` tries every rule at a position and keeps the longest match; the earlier rule
-wins a tie. Lengths count the whole match, and the group `token` is what is consumed: text after it
-is context that the reference's lexer compares too (it is a DFA with trailing context).
+wins a tie. Lengths count the whole match. Only the group `token` is consumed: the text after it is
+context that the reference's lexer compares too (it is a DFA with trailing context).
 
 The rules were written from the Penn Treebank conventions (Marcus et al. 1993, sec. 2.2; the LDC
 tokenization guide) and from the observed behaviour of Stanford's PTBTokenizer 3.4.1 on probe
@@ -13,8 +13,8 @@ import re
 
 # --- Characters -------------------------------------------------------------------------------
 
-# Letters as the reference sees them: with combining marks and modifier letters, which `\w` leaves
-# out, and without superscripts, fractions and circled numbers, which `\w` takes in.
+# Letters of the reference: they include combining marks and modifier letters, which `\w` does not,
+# and exclude superscripts, fractions and circled numbers, which `\w` includes.
 _MARKS = (
   "\u02c2-\u02df\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u064b-\u065e\u0900-\u0963\u0966-\u0d4d"
   "\u0e31-\u0e4e"
@@ -34,7 +34,7 @@ _SYMBOLS = (
 
 # --- Words that are listed, because no rule finds them -----------------------------------------
 
-# They keep their final period: "Mt.", "etc."
+# These keep their final period: "Mt.", "etc."
 _ABBREVIATIONS = (
   "adj adm adv al ala alex apr ariz assn assoc asst attys? aug ave bancorp bhd bldg blvd brig "
   "bros calif capt cf cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det drs? "
@@ -46,14 +46,14 @@ _ABBREVIATIONS = (
 )
 # As above, but only with a capital: "mass." ends a sentence, "Mass." is a state.
 _CAPITALISED_ABBREVIATIONS = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
-# They keep the period only before a number: "Fig. 2" but "a ripe fig."
+# These keep the period only before a number: "Fig. 2" but "a ripe fig."
 _NUMBERED_ABBREVIATIONS = "art ca figs? nos? op pp prop"
-# They end a file name even after a digit, where a word cannot go on: "2.jpg", "Python 3.x".
+# These end a file name even after a digit, where a word cannot continue: "2.jpg", "Python 3.x".
 _FILE_ENDINGS = (
   "bat bmp c cgi class cpp dll docx? exe gif gz h html? jar java jpe?g mov mp3 pdf php pl png "
   "ppt ps py sql tar txt wav x xml zip"
 )
-# A single initial before one of these ends a sentence ("plan B. The dog"), and loses its period.
+# A single initial before one of these ends a sentence ("plan B. The dog") and loses its period.
 _SENTENCE_STARTERS = (
   "A About According Additionally After An As At But Earlier He Her Here However If In It Last "
   r"Many More Mr\. Ms\. Now Once One Other Our She Since So Some Such That The Their Then There "
@@ -154,7 +154,7 @@ _PATTERNS = (
   r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)",
   # Character entities.
   r"&(?i:amp|lt|gt|quot|apos|nbsp|mdash|ndash);|&#[0-9]+;",
-  # Runs and single marks; what no rule knows (emoji, controls) is dropped, as by the reference.
+  # Runs and single marks. The reference drops characters without a rule (emoji, controls) too.
   r"\.{3,4}|\.(?: \.){2}",
   r"-+|[!?]+|\*+|_+|@+|\#+|''|``|<<|>>|(?:\\\*){1,3}",
   "[`\u2018\u2019\u201c\u201d]{1,2}",
@@ -166,6 +166,6 @@ RULES = tuple(
   for pattern in _PATTERNS
 )
 
-# Most of a caption: words that no rule above can split or prolong. Taking them at once makes the
+# Most of a caption: words that no rule above can split or extend. Matching them first makes the
 # tokenizer several times faster and changes no token.
 PLAIN_WORD = re.compile(r"(?!(?i:cannot|gonna|wanna|gotta|gimme|lemme)\b)[A-Za-z]+(?=,?(?:\s|$))")

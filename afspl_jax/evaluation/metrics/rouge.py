@@ -18,7 +18,7 @@ class RougeScores:
 
 
 def _longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
-  """Its length, a row of the usual table at a time (Hyyro 2004, bit-parallel LCS).
+  """Its length, one row of the usual table at a time (Hyyro 2004, bit-parallel LCS).
 
   Bit i of `row` is 0 where the table rises between columns i and i + 1, so the zeros count the
   length. Ten times faster than the table on captions, far more on reports.
@@ -36,7 +36,7 @@ def _longest_common_subsequence(left: Sequence[str], right: Sequence[str]) -> in
 
 def _score(prediction: Sequence[str], references: Sequence[Sequence[str]]) -> float:
   """F-measure of the best precision and the best recall over the references (Lin 2004, eq. 4)."""
-  # The evaluator splits joined tokens at spaces, which makes of an empty caption one empty token.
+  # The evaluator splits joined tokens at spaces: an empty caption becomes one empty token.
   prediction = prediction or [""]
   references = [reference or [""] for reference in references]
   common = [_longest_common_subsequence(prediction, reference) for reference in references]

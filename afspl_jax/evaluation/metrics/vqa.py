@@ -1,4 +1,4 @@
-"""Accuracy of answers to visual questions, as VQAv2 counts it.
+"""Accuracy of answers to visual questions by the rule of VQAv2.
 
 Antol et al. 2015, sec. 3 (accuracy) and app. (normalisation); GT-Vision-Lab/VQA `vqaEval.py`, the
 official evaluation.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64
 
-_AGREEING_HUMANS = 3  # as many as make an answer fully right
+_AGREEING_HUMANS = 3  # this many make an answer fully correct
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_GROUPS = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
@@ -30,8 +30,8 @@ _NUMBERS = {
   "nine": "9",
   "ten": "10",
 }
-# Where one of their apostrophes is missing ("dont", "couldnt've") it is put back. The evaluation
-# knows no others: "its" and "well" stay, being words of their own.
+# If one of their apostrophes is missing ("dont", "couldnt've"), it is restored. The evaluation has
+# no others: "its" and "well" are words themselves, and stay.
 _CONTRACTED = """
   ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
   haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
@@ -48,7 +48,7 @@ _CONTRACTIONS = {
   for word in _CONTRACTED.split()
   for index, character in enumerate(word)
   if character == "'"
-} | {"somebody'd": "somebodyd"}  # the wrong way round in the evaluation, too
+} | {"somebody'd": "somebodyd"}  # the evaluation has it the wrong way round, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,23 +60,23 @@ class VqaScores:
 
 
 def normalise(answer: str) -> str:
-  """Writes an answer as VQAv2 compares it: "The two dogs." gives "2 dogs".
+  """Normalises an answer as VQAv2 does: "The two dogs." gives "2 dogs".
 
   Args:
-    answer: An answer as a model or a human gave it.
+    answer: the answer of a model or a human.
 
   Returns:
     The answer in lower case without punctuation and articles, numbers to ten as digits,
     contractions with their apostrophes.
   """
   text = answer.replace("\n", " ").replace("\t", " ").strip()
-  # A mark beside a space goes without trace, one between words parts them; with digit groups
-  # ("1,000") in the answer, every mark goes.
+  # A mark beside a space is removed, and a mark between words becomes a space. If the answer has
+  # digit groups ("1,000"), every mark is removed.
   grouped = _DIGIT_GROUPS.search(text) is not None
   result = text
   for mark in _PUNCTUATION:
-    vanishes = grouped or f"{mark} " in text or f" {mark}" in text
-    result = result.replace(mark, "" if vanishes else " ")
+    removed = grouped or f"{mark} " in text or f" {mark}" in text
+    result = result.replace(mark, "" if removed else " ")
   words = [_NUMBERS.get(word, word) for word in _FULL_STOP.sub("", result).lower().split()]
   return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
@@ -94,20 +94,20 @@ def _accuracy(prediction: str, answers: Sequence[str]) -> float:
 def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> VqaScores:
   """Scores answers to visual questions.
 
-  Both sides are normalised. VQAv2's released answers are already, so for them the numbers are the
-  official ones.
+  Predictions and answers are normalised. VQAv2 releases normalised answers, so for them the numbers
+  are the official ones.
 
   Args:
-    predictions: One answer per question.
-    answers: For each question its human answers. With one, a prediction is right (1) or wrong (0).
-      With VQAv2's ten, it scores min(matches / 3, 1) averaged over leaving out each human. The same
-      formula serves other numbers, but it needs four humans who agree for a score of 1.
+    predictions: one answer for each question.
+    answers: the human answers to each question. With one answer, a prediction is correct (1) or
+      wrong (0). With VQAv2's ten, its score is min(matches / 3, 1), averaged over leaving out each
+      human. Other numbers use the same formula; a score of 1 then needs four equal answers.
 
   Returns:
     The mean accuracy and that of each item.
 
   Raises:
-    ValueError: If there is nothing to score, the lengths differ, or a question has no answer.
+    ValueError: there is nothing to score, the lengths differ, or a question has no answer.
   """
   if not predictions:
     raise ValueError("Expected at least one prediction to score; got none.")
@@ -127,13 +127,13 @@ def vqa_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -
 
 
 def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:
-  """The share of predictions that equal their one answer, both normalised as `normalise` does.
+  """The fraction of predictions that equal their one answer after normalisation.
 
   Args:
-    predictions: One answer per question.
-    answers: For each question the right answer.
+    predictions: one answer for each question.
+    answers: the correct answer to each question.
 
   Raises:
-    ValueError: If there is nothing to score or the lengths differ.
+    ValueError: there is nothing to score, or the lengths differ.
   """
   return vqa_accuracy(predictions, [[answer] for answer in answers]).accuracy

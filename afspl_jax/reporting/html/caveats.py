@@ -1,87 +1,132 @@
-"""What a run's scores rest on, said in plain sentences beside them."""
+"""Caveats: plain sentences beside a run's scores on what limits their meaning."""
 
 from collections.abc import Sequence
 
-from afspl_jax.reporting.html.clients import MISSED, outcome
+from afspl_jax.reporting.html.clients import MISSED, update_outcome
 from afspl_jax.reporting.html.curves import TITLES
-from afspl_jax.reporting.html.files import Run
-from afspl_jax.reporting.html.tables import number
+from afspl_jax.reporting.html.files import RunFiles
+from afspl_jax.reporting.html.tables import format_number
 
-_DRAWN = "shapes"  # the source that the tiny pair was pretrained on
+_GENERATED = "shapes"  # the data source that the tiny pair was pretrained on
 
 
-def caveats(run: Run) -> list[str]:
-  """What a reader must know before believing a run's scores."""
-  data, evaluation = run.config.get("data", {}), run.config.get("eval", {})
-  out = []
-  tiny = [kind for kind in ("clip", "t5") if run.config.get("backbone", {}).get(kind) == "tiny"]
-  if tiny:
-    names = " and ".join({"clip": "CLIP", "t5": "T5"}[kind] for kind in tiny)
-    text = f"The frozen {names} that come with the package saw nothing but a drawn world of shapes."
-    if data.get("source") == _DRAWN:
-      text += " So did this run: its scores compare methods, and say nothing about photographs."
-    else:
-      text += " Its texts about real pictures are poor, however well the prompter was trained."
-    out.append(text)
-  if run.state != "finished":
-    scored = run.last("val")
-    where = f"the validation split after round {scored['round']}" if scored else "nothing yet"
-    out.append(f"The run is not finished: its scores are those on {where}.")
-  elif run.config.get("fed", {}).get("rounds") == 0:
-    out.append("Nothing was trained: this is the untrained prompter (zero-shot).")
-  if run.config.get("fed", {}).get("share") == "none":
-    out.append(
-      "Every client trained alone (fed.share=none): only own prompters were trained. Curves, texts"
-      " and scores on the validation split are of the untrained one."
-    )
-  tested = run.last("test") or run.last("test_personal")
-  wanted = evaluation.get("test_examples" if tested else "val_examples", 0)
-  if wanted:
-    out.append(f"Scores are of at most {wanted} examples, spread over the split, not of all of it.")
-  test, blind = run.last("test"), run.last("test_blind")
-  for name in ("cider", "vqa_accuracy"):
-    if test and blind and None not in (test.get(name), blind.get(name)):
-      out.append(
-        f"{TITLES[name]} is {number(blind[name])} when the same prompter is shown no image, and"
-        f" {number(test[name])} with it: only the difference comes from looking."
-      )
-  if hostile := run.facts.get("hostile"):
-    out.append(
-      f"{len(hostile)} sites were made hostile ({run.config.get('attack', {}).get('kind')}), to see"
-      " what the method withstands: scores of clients and of their own prompts are of the others."
-    )
-  lost = [line for line in run.clients if outcome(line) == MISSED]
-  if lost:
-    who = {line["client"] for line in lost}
-    out.append(
-      f"{len(lost)} updates of {len(who)} clients were not used: those rounds average the others."
-    )
-  private, privacy = run.last("train"), run.config.get("privacy", {})
-  if private and "epsilon" in private:
-    out.append(
-      "What the models of all rounds tell of one client is bounded by differential privacy of"
-      f" ε = {number(private['epsilon'])} at δ = {privacy.get('delta')}. That does not cover this"
-      " page: it names who took part, and scores by clients' own prompts are made from their data."
-    )
+def run_caveats(run: RunFiles) -> list[str]:
+  """What a reader must know to interpret a run's scores."""
   return [
-    *out,
-    "CIDEr depends on the references it is computed from, and compares on the same examples only.",
+    *_tiny_backbones(run),
+    *_unfinished(run),
+    *_trained_alone(run),
+    *_sampled(run),
+    *_without_image(run),
+    *_malicious(run),
+    *_lost_updates(run),
+    *_privacy(run),
+    "CIDEr depends on its references: compare it only on the same examples.",
     "One run has one seed: small differences may be chance.",
   ]
 
 
-def comparison(runs: Sequence[Run]) -> list[str]:
-  """Why scores of several runs may not compare."""
+def comparison_caveats(runs: Sequence[RunFiles]) -> list[str]:
+  """Why the scores of several runs may not be comparable."""
   out = []
   if len({str(run.facts.get("data")) for run in runs}) > 1:
     out.append("The runs have different data: do not compare their scores.")
   keys = ("val_examples", "test_examples", "max_tokens", "beams", "length_penalty")
-  asked = {tuple(run.config.get("eval", {}).get(key) for key in keys) for run in runs}
-  if len(asked) > 1:
-    out.append("The runs were scored on different examples, or generated text in different ways.")
+  settings = {tuple(run.config.get("eval", {}).get(key) for key in keys) for run in runs}
+  if len(settings) > 1:
+    out.append("The runs were scored on different examples or with different decoding settings.")
   if len({str(run.facts.get("backbones")) for run in runs}) > 1:
     out.append("The runs have different frozen models.")
   rounds = {run.round for run in runs}
   if len(rounds) > 1:
-    out.append(f"The runs are of different lengths: {min(rounds)} to {max(rounds)} rounds.")
+    out.append(f"The runs have different lengths: {min(rounds)} to {max(rounds)} rounds.")
   return out
+
+
+def _tiny_backbones(run: RunFiles) -> list[str]:
+  tiny = [kind for kind in ("clip", "t5") if run.config.get("backbone", {}).get(kind) == "tiny"]
+  if not tiny:
+    return []
+  names = " and ".join({"clip": "CLIP", "t5": "T5"}[kind] for kind in tiny)
+  text = f"The frozen {names} of the package saw only generated images of shapes in pretraining."
+  if run.config.get("data", {}).get("source") == _GENERATED:
+    return [
+      f"{text} This run uses such images, too: its scores compare methods, and say nothing about"
+      " photographs."
+    ]
+  return [f"{text} Its texts about photographs are poor, however well the prompter is trained."]
+
+
+def _unfinished(run: RunFiles) -> list[str]:
+  if run.state != "finished":
+    scored = run.last("val")
+    if not scored:
+      return ["The run is not finished and has no scores yet."]
+    return [
+      "The run is not finished: its scores are those on the validation split after round"
+      f" {scored['round']}."
+    ]
+  if run.config.get("fed", {}).get("rounds") == 0:
+    return ["Nothing was trained: this is the untrained prompter (zero-shot)."]
+  return []
+
+
+def _trained_alone(run: RunFiles) -> list[str]:
+  if run.config.get("fed", {}).get("share") != "none":
+    return []
+  return [
+    "Every client trained alone (fed.share=none): only the personalised models were trained."
+    " Curves, texts and scores on the validation split belong to the untrained model."
+  ]
+
+
+def _sampled(run: RunFiles) -> list[str]:
+  tested = run.last("test") or run.last("test_personal")
+  key = "test_examples" if tested else "val_examples"
+  number = run.config.get("eval", {}).get(key, 0)
+  if not number:
+    return []
+  return [f"Scores use at most {number} examples, spread evenly over the split, not all of it."]
+
+
+def _without_image(run: RunFiles) -> list[str]:
+  test, blind = run.last("test"), run.last("test_blind")
+  return [
+    f"{TITLES[name]} is {format_number(blind[name])} without the image, and"
+    f" {format_number(test[name])} with it: only the difference comes from the image."
+    for name in ("cider", "vqa_accuracy")
+    if test and blind and None not in (test.get(name), blind.get(name))
+  ]
+
+
+def _malicious(run: RunFiles) -> list[str]:
+  attackers = run.facts.get("hostile")
+  if not attackers:
+    return []
+  kind = run.config.get("attack", {}).get("kind")
+  return [
+    f"{len(attackers)} sites were malicious on purpose ({kind}), to test the method: scores of"
+    " clients and of personalised models exclude them."
+  ]
+
+
+def _lost_updates(run: RunFiles) -> list[str]:
+  lost = [line for line in run.clients if update_outcome(line) == MISSED]
+  if not lost:
+    return []
+  who = {line["client"] for line in lost}
+  return [
+    f"{len(lost)} updates of {len(who)} clients were not used; their rounds average the rest."
+  ]
+
+
+def _privacy(run: RunFiles) -> list[str]:
+  last = run.last("train")
+  if not last or "epsilon" not in last:
+    return []
+  delta = run.config.get("privacy", {}).get("delta")
+  return [
+    "Differential privacy bounds what the models of all rounds reveal about one client:"
+    f" ε = {format_number(last['epsilon'])} at δ = {delta}. This page is not covered: it names the"
+    " clients, and scores of personalised models are computed from their data."
+  ]

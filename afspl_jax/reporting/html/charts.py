@@ -1,6 +1,6 @@
-"""Charts as SVG, drawn by Vega-Lite when a page is made: they need no script to be looked at.
+"""Charts as SVG. Vega-Lite draws them when a page is made, so that the page needs no script.
 
-Colours are the page's (`var(--...)`), so that a chart is light or dark with it.
+Colours are variables of the page (`var(--...)`), so that charts follow its light or dark theme.
 """
 
 import functools
@@ -15,12 +15,12 @@ from markupsafe import Markup
 
 from afspl_jax.reporting.html.tables import Number
 
-Rows = Sequence[dict[str, Any]]
+ChartRows = Sequence[dict[str, Any]]
 Spec = dict[str, Any]
 
-_UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-COLOURS = [f"var(--c{i})" for i in range(1, 9)]
-WIDTH, HEIGHT = 340, 220  # pixels; as wide as a phone, so that no text is ever shrunk
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+SERIES_COLOURS = [f"var(--c{i})" for i in range(1, 9)]
+WIDTH, HEIGHT = 340, 220  # pixels; as wide as a phone, so that text is never shrunk
 _FONT = "system-ui, sans-serif"
 _CONFIG: Spec = {
   "background": None,
@@ -43,7 +43,7 @@ _CONFIG: Spec = {
     "labelFontSize": 11,
     "orient": "top",
     "title": None,
-    "columnPadding": 24,  # a reader's font may be wider than the one that it was measured with
+    "columnPadding": 24,  # the browser's font may be wider than the font used for measuring
     "labelLimit": 300,
   },
 }
@@ -51,46 +51,46 @@ _CONFIG: Spec = {
 
 @dataclass(frozen=True)
 class Chart:
-  """A picture with what a reader needs to understand it."""
+  """A chart with its title and caption."""
 
   title: str
-  caption: str  # what is seen
+  caption: str  # a sentence on what the chart shows
   svg: Markup
 
 
-class Axes(NamedTuple):
+class AxisTitles(NamedTuple):
   """Titles of a chart's axes."""
 
   x: str
   y: str
 
 
-def chart(title: str, caption: str, alt: str, spec: Spec) -> Chart:
+def draw_chart(title: str, caption: str, alt: str, spec: Spec) -> Chart:
   """Draws a chart.
 
   Args:
-    title: of the figure.
-    caption: a sentence on what is seen.
-    alt: what it shows, for those who do not see it.
+    title: the title.
+    caption: a sentence on what the chart shows.
+    alt: its content as text, for screen readers.
     spec: from one of the functions below.
   """
-  _, _, inside = _svg(json.dumps(_shown(spec), sort_keys=True)).partition("<svg ")
+  _, _, inside = _svg(json.dumps(_sanitised(spec), sort_keys=True)).partition("<svg ")
   named = Markup('<svg role="img" aria-label="{}" ').format(f"{title}. {alt}")
   return Chart(title, caption, named + Markup(inside))
 
 
-def lines(rows: Rows, axes: Axes, series: Sequence[str]) -> Spec:
-  """Lines over a number.
+def line_spec(rows: ChartRows, axes: AxisTitles, series: Sequence[str]) -> Spec:
+  """A line chart.
 
   Args:
     rows: `x`, `y` and `series`.
-    axes: their titles.
-    series: in the order of their colours.
+    axes: titles of the axes.
+    series: names in the order of their colours.
   """
   many = len(rows) > 60 * len(series)
   encoding = {
     "x": _number("x", axes.x),
-    # Its title is the chart's, and would lie on long numbers.
+    # No axis title: it is the title of the chart, and would overlap long numbers.
     "y": _number("y", "", zero=False) | {"axis": {"format": ".3~g"}},
     "color": _colour("series", series),
   }
@@ -100,7 +100,7 @@ def lines(rows: Rows, axes: Axes, series: Sequence[str]) -> Spec:
   return _spec(rows, mark, encoding, height=HEIGHT + _legend(series))
 
 
-def bars(rows: Rows, axes: Axes, series: Sequence[str]) -> Spec:
+def bar_spec(rows: ChartRows, axes: AxisTitles, series: Sequence[str]) -> Spec:
   """Stacked bars over whole numbers: `x` to `x2`, `y` and `series`."""
   encoding = {
     "x": _number("x", axes.x) | {"bin": "binned", "scale": {"zero": False, "nice": False}},
@@ -111,13 +111,15 @@ def bars(rows: Rows, axes: Axes, series: Sequence[str]) -> Spec:
   return _spec(rows, {"type": "bar", "aria": False}, encoding)
 
 
-def ranked(rows: Rows, axes: Axes, names: Sequence[str], series: Sequence[str]) -> Spec:
-  """A ring of each series for each name, in the order of `names`: `name`, `x` and `series`."""
+def ranked_spec(
+  rows: ChartRows, axes: AxisTitles, names: Sequence[str], series: Sequence[str]
+) -> Spec:
+  """A ring for each name and series, in the order of `names`: `name`, `x` and `series`."""
   encoding = {
     "y": _name("name", names, axes.y),
     "x": _number("x", axes.x),
     "color": _colour("series", series),
-    # Of different sizes, so that equal values are seen as two.
+    # Different sizes, so that two equal values are both visible.
     "size": {
       "field": "series",
       "type": "nominal",
@@ -128,16 +130,16 @@ def ranked(rows: Rows, axes: Axes, names: Sequence[str], series: Sequence[str]) 
   return _spec(rows, mark, encoding, height=_tall(names))
 
 
-def lengths(rows: Rows, axes: Axes, names: Sequence[str]) -> Spec:
+def length_spec(rows: ChartRows, axes: AxisTitles, names: Sequence[str]) -> Spec:
   """A bar for each name: `name` and `x`."""
   encoding = {"y": _name("name", names, axes.y), "x": _number("x", axes.x)}
-  mark = {"type": "bar", "color": COLOURS[0], "aria": False}
+  mark = {"type": "bar", "color": SERIES_COLOURS[0], "aria": False}
   return _spec(rows, mark, encoding, height=_tall(names))
 
 
-def scatter(rows: Rows, axes: Axes, top: Number) -> Spec:
-  """Points `x`, `y`, and the diagonal on which both are equal, up to `top`."""
-  point = {"type": "point", "filled": True, "size": 18, "opacity": 0.5, "color": COLOURS[0]}
+def scatter_spec(rows: ChartRows, axes: AxisTitles, top: Number) -> Spec:
+  """Points `x`, `y`, and the diagonal of equal values up to `top`."""
+  point = {"type": "point", "filled": True, "size": 18, "opacity": 0.5, "color": SERIES_COLOURS[0]}
   scale = {"domain": [0, top]}
   encoding = {"x": _number("x", axes.x), "y": _number("y", axes.y)}
   for channel in encoding.values():
@@ -151,8 +153,10 @@ def scatter(rows: Rows, axes: Axes, top: Number) -> Spec:
   return _base(HEIGHT) | {"layer": layers}
 
 
-def heat(rows: Rows, axes: Axes, across: Sequence[str], down: Sequence[str]) -> Spec:
-  """Cells as dark as their `value`, of the largest: `across`, `down`, `value`."""
+def heat_spec(
+  rows: ChartRows, axes: AxisTitles, across: Sequence[str], down: Sequence[str]
+) -> Spec:
+  """A heat map: `across`, `down`, and `value`, which sets the opacity."""
   top = max((row["value"] for row in rows), default=0) or 1
   turned = max(map(len, across), default=0) > 3
   encoding = {
@@ -165,13 +169,15 @@ def heat(rows: Rows, axes: Axes, across: Sequence[str], down: Sequence[str]) -> 
       "legend": None,
     },
   }
-  encoding["x"]["axis"]["labelOverlap"] = False if turned else "greedy"  # rounds may be left out
-  mark = {"type": "rect", "color": COLOURS[0], "aria": False}
+  encoding["x"]["axis"]["labelOverlap"] = (
+    False if turned else "greedy"
+  )  # some rounds may have no label
+  mark = {"type": "rect", "color": SERIES_COLOURS[0], "aria": False}
   return _spec(rows, mark, encoding, height=_tall(down) + (40 if turned else 0))
 
 
-def trend(points: Sequence[tuple[Number, Number]], unit: str) -> str:
-  """A line in words: `0.049 at round 0, 1.02 at round 4, between 0.049 and 1.2`."""
+def describe_trend(points: Sequence[tuple[Number, Number]], unit: str) -> str:
+  """A line as text: `0.049 at round 0, 1.02 at round 4, between 0.049 and 1.2`."""
   if not points:
     return "no values"
   (x0, y0), (x1, y1) = points[0], points[-1]
@@ -191,7 +197,7 @@ def _name(field: str, names: Sequence[str], title: str) -> Spec:
 
 
 def _colour(field: str, series: Sequence[str]) -> Spec:
-  colours = [COLOURS[i % len(COLOURS)] for i in range(len(series))]
+  colours = [SERIES_COLOURS[i % len(SERIES_COLOURS)] for i in range(len(series))]
   encoding: Spec = {
     "field": field,
     "type": "nominal",
@@ -201,7 +207,7 @@ def _colour(field: str, series: Sequence[str]) -> Spec:
 
 
 def _columns(series: Sequence[str]) -> int:
-  """Columns of a legend for which there is room."""
+  """Columns of a legend that fit."""
   return max(1, (WIDTH - 60) // (7 * max(map(len, series), default=1) + 40))
 
 
@@ -210,7 +216,7 @@ def _tall(names: Sequence[str]) -> int:
 
 
 def _legend(series: Sequence[str]) -> int:
-  """Pixels that a legend takes of a chart's height, beyond those of one row."""
+  """Height of a legend in pixels beyond its first row."""
   return 16 * (-(-len(series) // _columns(series)) - 1)
 
 
@@ -219,19 +225,19 @@ def _base(height: int) -> Spec:
   return {"width": WIDTH, "height": height, "autosize": fit, "padding": 4, "config": _CONFIG}
 
 
-def _spec(rows: Rows, mark: Spec, encoding: Spec, height: int = HEIGHT) -> Spec:
+def _spec(rows: ChartRows, mark: Spec, encoding: Spec, height: int = HEIGHT) -> Spec:
   return _base(height) | {"data": {"values": list(rows)}, "mark": mark, "encoding": encoding}
 
 
-def _shown(value: Any) -> Any:
-  """The value without characters that no SVG may have: Vega's reader ends the process at one."""
+def _sanitised(value: Any) -> Any:
+  """The value without characters that SVG forbids: Vega's parser aborts the process on them."""
   if isinstance(value, str):
-    return _UNSHOWN.sub("\ufffd", value)
+    return _FORBIDDEN.sub("\ufffd", value)
   if isinstance(value, dict):
-    return {_shown(name): _shown(part) for name, part in value.items()}
-  return [_shown(part) for part in value] if isinstance(value, list | tuple) else value
+    return {_sanitised(name): _sanitised(part) for name, part in value.items()}
+  return [_sanitised(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-@functools.lru_cache(maxsize=256)  # a page that is made again has few new charts
+@functools.lru_cache(maxsize=256)  # most charts of a page that is made again are unchanged
 def _svg(spec: str) -> str:
   return vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])

@@ -1,4 +1,4 @@
-"""What a run's folder says of it, whether the run is at work, ended, or has not begun."""
+"""Reads the files of a run for a page, while it is running, after it ended, or before it starts."""
 
 import os
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from typing import Any
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import known_fields, leaves
 from afspl_jax.errors import UserError
-from afspl_jax.reporting.status import Line, state
+from afspl_jax.reporting.status import JsonLine, run_state
 from afspl_jax.storage.json_shape import JsonShape, find_mismatch
 from afspl_jax.storage.json_text import parse
 from afspl_jax.storage.run_lines import CLIENTS, METRICS, read_clients, read_lines, read_metrics
 
 PARTITION, SITES, FINAL = "partition.json", "sites.jsonl", "test.jsonl"
-_NAMED = (  # settings that a run is described by
+_REQUIRED = (  # settings that a page needs
   "seed",
   "data.source",
   "data.partition",
@@ -47,26 +47,26 @@ _CONFIG: JsonShape = {
 
 
 @dataclass(frozen=True)
-class Run:
-  """The files of a run, but for its predictions, which are read when they are needed."""
+class RunFiles:
+  """The files of a run, except its predictions, which are read when they are needed."""
 
-  name: str  # tells it from the others of a page
+  name: str  # unique on a page
   path: Path
   state: str  # running | finished | stopped | not started
-  config: dict[str, Any] = field(default_factory=dict)  # {}: nothing was written yet
+  config: dict[str, Any] = field(default_factory=dict)  # {}: nothing is written yet
   facts: dict[str, Any] = field(default_factory=dict)
   versions: dict[str, str] = field(default_factory=dict)
   places: list[dict[str, Any]] = field(default_factory=list)
-  metrics: Sequence[Line] = field(default_factory=list)
-  clients: Sequence[Line] = field(default_factory=list)
-  sites: Sequence[Line] = field(default_factory=list)
+  metrics: Sequence[JsonLine] = field(default_factory=list)
+  clients: Sequence[JsonLine] = field(default_factory=list)
+  sites: Sequence[JsonLine] = field(default_factory=list)
   partition: dict[str, Any] = field(default_factory=dict)
 
-  def of(self, split: str) -> list[Line]:
+  def of(self, split: str) -> list[JsonLine]:
     """The lines of metrics.jsonl about a split, by round."""
     return [line for line in self.metrics if line["split"] == split]
 
-  def last(self, split: str) -> Line | None:
+  def last(self, split: str) -> JsonLine | None:
     """The newest line about a split."""
     return next((line for line in reversed(self.metrics) if line["split"] == split), None)
 
@@ -76,7 +76,7 @@ class Run:
     return max((line["round"] for line in self.metrics), default=0)
 
   def rounds(self) -> dict[int, Path]:
-    """Files of predictions on the validation split by their round, those that are whole."""
+    """Predictions files on the validation split by round, without unfinished ones."""
     files = sorted((self.path / "predictions").glob("round_*.jsonl"))
     scored = {line["round"] for line in self.of("val")}
     numbers = {file.stem.removeprefix("round_"): file for file in files}
@@ -84,7 +84,7 @@ class Run:
     return {round: file for round, file in sorted(found.items()) if round in scored}
 
   def predictions(self) -> tuple[str, Path] | None:
-    """The newest file of predictions by the global prompter, after the split it is about."""
+    """The newest predictions of the global model: the split, and the file."""
     final = self.path / "predictions" / FINAL
     if final.exists():
       return "test", final
@@ -92,24 +92,24 @@ class Run:
     return ("validation", rounds[max(rounds)]) if rounds else None
 
 
-def read(path: Path, name: str = "") -> Run:
-  """Reads a run's folder; a file that is not there yet counts as empty.
+def read_run(path: Path, name: str = "") -> RunFiles:
+  """Reads a run folder; a missing file counts as empty.
 
   Args:
-    path: the folder.
-    name: for the reader; default that of the folder.
+    path: the run folder.
+    name: the name on the page; default that of the folder.
 
   Raises:
-    UserError: a damaged file, or a folder with another's files.
+    UserError: a file is damaged or does not belong to a run.
   """
   name = name or path.resolve().name
   found = _json(path / "config.json")
   if not found:
-    return Run(name, path, "not started")
+    return RunFiles(name, path, "not started")
   if not isinstance(found.get("config"), dict):
     raise UserError(f"{path / 'config.json'}: expected a run's config; got {str(found)[:40]!r}")
   _expect(path / "config.json", found, _CONFIG)
-  if absent := [name for name in _NAMED if name not in leaves(found["config"])]:
+  if absent := [name for name in _REQUIRED if name not in leaves(found["config"])]:
     raise UserError(
       f"{path / 'config.json'}: expected a run's config; got one without {', '.join(absent)}"
     )
@@ -119,10 +119,10 @@ def read(path: Path, name: str = "") -> Run:
     _expect(f"{path / SITES}:{number}", line, _SITE)
   partition = _json(path / PARTITION)
   _expect(path / PARTITION, partition, _PARTITION)
-  return Run(
+  return RunFiles(
     name=name,
     path=path,
-    state=state(path, metrics),
+    state=run_state(path, metrics),
     config=found["config"],
     facts=found.get("facts", {}),
     versions=found.get("versions", {}),
@@ -134,36 +134,36 @@ def read(path: Path, name: str = "") -> Run:
   )
 
 
-def read_all(paths: Sequence[Path]) -> list[Run]:
-  """Reads several runs, each under the shortest end of its path that no other has.
+def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
+  """Reads several runs; the name of each is the shortest unique end of its path.
 
   Raises:
-    UserError: not a run's folder, the same one twice, or a damaged file.
+    UserError: not a run folder, the same folder twice, or a damaged file.
   """
-  whole = [path.resolve() for path in paths]
-  if len(set(whole)) < len(whole):
-    raise UserError("expected every run once; got one twice")
+  resolved = [path.resolve() for path in paths]
+  if len(set(resolved)) < len(resolved):
+    raise UserError("expected different runs; got the same one twice")
   runs = []
-  for path, own in zip(paths, whole, strict=True):
+  for path, own in zip(paths, resolved, strict=True):
     depth = 1
-    while any(other != own and other.parts[-depth:] == own.parts[-depth:] for other in whole):
+    while any(other != own and other.parts[-depth:] == own.parts[-depth:] for other in resolved):
       depth += 1
-    run = read(path, "/".join(own.parts[-depth:]))
+    run = read_run(path, "/".join(own.parts[-depth:]))
     if not run.config:
-      raise UserError(f"{path}: expected a run's folder with config.json; got none")
+      raise UserError(f"{path}: expected a run folder with config.json; got none")
     runs.append(run)
   return runs
 
 
-def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
-  """Equal as long as no file that a page is made of has changed: names, times and sizes."""
+def files_stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+  """Names, times and sizes of a page's files: equal as long as none of them has changed."""
   names = ["config.json", METRICS, CLIENTS, SITES, PARTITION]
   files = [path / name for name in names] + sorted((path / "predictions").glob("*.jsonl"))
   return tuple(entry for file in files if (entry := file_stamp(file)))
 
 
 def file_stamp(file: Path) -> tuple[str, int, int] | None:
-  """A file's name, time of change and size; None if it is not there."""
+  """A file's name, modification time and size; None if it does not exist."""
   try:
     found = os.stat(file)
   except FileNotFoundError:
@@ -172,8 +172,8 @@ def file_stamp(file: Path) -> tuple[str, int, int] | None:
 
 
 def _expect(where: Path | str, value: dict[str, Any], form: JsonShape) -> None:
-  if fault := find_mismatch(value, form):
-    raise UserError(f"{where}: expected what a run writes; got it where {fault}")
+  if error := find_mismatch(value, form):
+    raise UserError(f"{where}: expected the form that a run writes; got a value where {error}")
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Texts that a run generated, from the best to the worst, with their images where these are."""
+"""A selection of generated texts, from the best to the worst, with images if they are here."""
 
 import base64
 import dataclasses
@@ -19,56 +19,56 @@ from afspl_jax.errors import UserError
 from afspl_jax.evaluation.metrics.cider import cider
 from afspl_jax.evaluation.metrics.ptb import tokenize
 from afspl_jax.evaluation.metrics.vqa import vqa_accuracy
-from afspl_jax.reporting.html.curves import thinned
-from afspl_jax.reporting.html.files import Run, file_stamp
+from afspl_jax.reporting.html.curves import thin_out
+from afspl_jax.reporting.html.files import RunFiles, file_stamp
 from afspl_jax.storage.run_lines import read_lines
 from afspl_jax.types import Source
 
-_EACH = 4  # examples of a group
-_SCORED = 2000  # texts that the examples are taken from
-_REFERENCES = 2  # of an example that are shown
-_SIDE = 192  # pixels of an image's longer side
+_EACH = 4  # examples in a group
+_SCORED = 2000  # texts from which the examples are selected
+_REFERENCES = 2  # shown references of an example
+_SIDE = 192  # pixels of the longer side of an image
 _PERSONAL = "test_personal.jsonl"
 _ABSENT = "The data are not on this machine: no images are shown."
 
 Stamp = tuple[str, int, int]
 
 
-class Scored(NamedTuple):
-  """A line of a file of predictions with its score."""
+class RankedText(NamedTuple):
+  """A line of a predictions file with its score."""
 
   line: dict[str, Any]
   score: float
 
 
 @dataclass(frozen=True)
-class Item:
-  """An example as it is shown."""
+class GalleryItem:
+  """A shown example."""
 
   id: str
   prediction: str
-  own: str  # what the prompter with the client's own prompt says; "" if that is not known
+  personalised: str  # the text of the personalised model; "" if it is not known
   question: str
   references: Sequence[str]
-  more: int  # references that are not shown
+  more: int  # number of references that are not shown
   score: str
   image: str = ""  # a data URL; "" if the image is not on this machine
 
 
 @dataclass(frozen=True)
 class Gallery:
-  """Groups of examples, and where they and their images are from."""
+  """Groups of examples, and a note on their source."""
 
-  groups: Mapping[str, Sequence[Item]] = field(default_factory=dict)
+  groups: Mapping[str, Sequence[GalleryItem]] = field(default_factory=dict)
   note: str = ""
 
 
-def gallery(run: Run, images: bool) -> Gallery:
-  """The best, median and worst captions, and right and wrong answers, of the newest predictions.
+def make_gallery(run: RunFiles, images: bool) -> Gallery:
+  """Best, median and worst captions, and correct and wrong answers, of the newest predictions.
 
   Args:
-    run: whose.
-    images: whether images are looked for.
+    run: the run.
+    images: whether images are shown.
   """
   found = run.predictions()
   stamp = file_stamp(found[1]) if found else None
@@ -76,7 +76,7 @@ def gallery(run: Run, images: bool) -> Gallery:
     return Gallery()
   split, file = found
   captions, answers, total = _scored(stamp)
-  groups: dict[str, list[Scored]] = {}
+  groups: dict[str, list[RankedText]] = {}
   if captions:
     middle = max(0, len(captions) // 2 - _EACH // 2)
     groups["Best captions"] = captions[:_EACH]
@@ -84,52 +84,58 @@ def gallery(run: Run, images: bool) -> Gallery:
       groups["Median captions"] = captions[middle : middle + _EACH]
     groups["Worst captions"] = captions[_EACH:][-_EACH:]
   if answers:
-    right = [item for item in answers if item.score > 0.5]
-    groups["Right answers"] = thinned(right, _EACH)
-    groups["Wrong answers"] = thinned([item for item in answers if item.score <= 0.5], _EACH)
-  own = _own(file.parent / _PERSONAL) if split == "test" else {}
-  pictures, missing = _pictures(run, split) if images else (None, "Images were not asked for.")
+    correct = [item for item in answers if item.score > 0.5]
+    groups["Correct answers"] = thin_out(correct, _EACH)
+    groups["Wrong answers"] = thin_out([item for item in answers if item.score <= 0.5], _EACH)
+  personalised = _texts(file.parent / _PERSONAL) if split == "test" else {}
+  pictures, missing = _pictures(run, split) if images else (None, "Images are switched off.")
   shown = {
-    name: [_item(item, own, pictures) for item in items] for name, items in groups.items() if items
+    name: [_item(item, personalised, pictures) for item in items]
+    for name, items in groups.items()
+    if items
   }
-  note = f"By the global prompter, {len(captions) + len(answers)} of {total} texts on the {split}"
-  note += f" split ({file.name}), ordered by their CIDEr or their accuracy. {missing}"
+  note = (
+    f"Texts of the global model on the {split} split ({file.name}), ordered by CIDEr or accuracy."
+  )
+  note += f" Selected from {len(captions) + len(answers)} of {total} texts. {missing}"
   return Gallery(shown, note)
 
 
 @functools.lru_cache(maxsize=8)
-def _scored(stamp: Stamp) -> tuple[list[Scored], list[Scored], int]:
-  """Captions from the best to the worst, answers in their order, and how many texts there are."""
+def _scored(stamp: Stamp) -> tuple[list[RankedText], list[RankedText], int]:
+  """Captions from best to worst, answers in file order, and the total number of texts."""
   lines = read_lines(Path(stamp[0]))
-  shown = thinned(lines, _SCORED)
+  shown = thin_out(lines, _SCORED)
   captions = [line for line in shown if not line.get("question")]
   answers = [line for line in shown if line.get("question")]
-  ordered: list[Scored] = []
+  ordered: list[RankedText] = []
   if captions:
-    said = [tokenize(line["prediction"]) for line in captions]
+    predictions = [tokenize(line["prediction"]) for line in captions]
     references = [[tokenize(text) for text in line["references"]] for line in captions]
-    items = cider(said, references).items
-    ordered = [Scored(line, float(s)) for line, s in zip(captions, items, strict=True)]
+    items = cider(predictions, references).items
+    ordered = [RankedText(line, float(s)) for line, s in zip(captions, items, strict=True)]
     ordered.sort(key=lambda item: (-item.score, item.line["id"]))
-  answered: list[Scored] = []
+  answered: list[RankedText] = []
   if answers:
     texts = [line["prediction"] for line in answers]
-    rights = vqa_accuracy(texts, [line["references"] for line in answers]).items
-    answered = [Scored(line, float(s)) for line, s in zip(answers, rights, strict=True)]
+    accuracies = vqa_accuracy(texts, [line["references"] for line in answers]).items
+    answered = [RankedText(line, float(s)) for line, s in zip(answers, accuracies, strict=True)]
   return ordered, answered, len(lines)
 
 
-def _own(file: Path) -> dict[str, str]:
+def _texts(file: Path) -> dict[str, str]:
   return {line["id"]: line["prediction"] for line in read_lines(file)}
 
 
-def _item(scored: Scored, own: Mapping[str, str], pictures: "_Pictures | None") -> Item:
+def _item(
+  scored: RankedText, personalised: Mapping[str, str], pictures: "_Pictures | None"
+) -> GalleryItem:
   line = scored.line
   question, references = line.get("question", ""), line["references"]
-  return Item(
+  return GalleryItem(
     id=line["id"],
     prediction=line["prediction"],
-    own=own.get(line["id"], ""),
+    personalised=personalised.get(line["id"], ""),
     question=question,
     references=references[:_REFERENCES],
     more=max(0, len(references) - _REFERENCES),
@@ -139,7 +145,7 @@ def _item(scored: Scored, own: Mapping[str, str], pictures: "_Pictures | None") 
 
 
 class _Pictures:
-  """Small images of a source's examples, each read once."""
+  """Thumbnails of a source's examples; each is read once."""
 
   def __init__(self, source: Source):
     self._source = source
@@ -154,29 +160,29 @@ class _Pictures:
     if id not in self._urls:
       try:
         self._urls[id] = _data_url(self._source.load_image(self._image[id]))
-      except (UserError, OSError):  # one that is damaged is left out; its text is there
+      except (UserError, OSError):  # a damaged image is left out; the text is still shown
         self._urls[id] = ""
     return self._urls[id]
 
 
-def _pictures(run: Run, split: str) -> tuple[_Pictures | None, str]:
-  """A split's images, or why there are none."""
+def _pictures(run: RunFiles, split: str) -> tuple[_Pictures | None, str]:
+  """A split's images, or the reason why there are none."""
   known = {field.name for field in dataclasses.fields(Data)}
   data = {name: value for name, value in run.config.get("data", {}).items() if name in known}
-  print_ = run.facts.get("data", {}).get(split, "")
-  return _opened(json.dumps(data), split, print_)
+  fingerprint = run.facts.get("data", {}).get(split, "")
+  return _opened(json.dumps(data), split, fingerprint)
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(data: str, split: str, print_: str) -> tuple[_Pictures | None, str]:
+def _opened(data: str, split: str, fingerprint: str) -> tuple[_Pictures | None, str]:
   settings = Data(**json.loads(data))
   try:
-    # Opening it would draw it, and a report only reads.
+    # Opening it would generate it, and a report only reads.
     if settings.source == "shapes" and not is_drawn(settings.dir):
       return None, _ABSENT
     source = open_source(settings, split)
-    if source.fingerprint != print_:
-      return None, "The data on this machine are not the run's: no images are shown."
+    if source.fingerprint != fingerprint:
+      return None, "The data on this machine differ from the data of the run: no images are shown."
     return _Pictures(source), ""
   except (UserError, OSError):
     return None, _ABSENT

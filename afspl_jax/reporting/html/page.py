@@ -1,4 +1,4 @@
-"""A page that shows what runs did: one HTML file that needs no network and no script."""
+"""Renders a report on one or more runs: one HTML file that needs no network and no script."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,35 +10,35 @@ from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.config.fields import leaves
 from afspl_jax.errors import UserError
 from afspl_jax.reporting.html import clients, curves, prompts
-from afspl_jax.reporting.html.caveats import caveats, comparison
+from afspl_jax.reporting.html.caveats import comparison_caveats, run_caveats
 from afspl_jax.reporting.html.charts import Chart
 from afspl_jax.reporting.html.curves import TITLES
-from afspl_jax.reporting.html.files import Run, read_all
-from afspl_jax.reporting.html.gallery import Gallery, gallery
-from afspl_jax.reporting.html.tables import Table, duration, number
-from afspl_jax.reporting.text_table import size
+from afspl_jax.reporting.html.files import RunFiles, read_runs
+from afspl_jax.reporting.html.gallery import Gallery, make_gallery
+from afspl_jax.reporting.html.tables import Table, format_duration, format_number
+from afspl_jax.reporting.text_table import format_bytes
 from afspl_jax.storage.atomic_files import write_text
 
-MOST_RUNS = 8  # that colours tell apart
+MOST_RUNS = 8  # the number of distinct colours
 TEMPLATES = Path(__file__).parent / "templates"
-_KEYS = sorted(TITLES, key="loss".__eq__)  # the loss as the last
+_KEYS = sorted(TITLES, key="loss".__eq__)  # the loss is last
 _VIEWS = {
-  "val": "validation split, global prompter",
-  "test": "test split, global prompter",
-  "test_blind": "test split, global prompter shown no image",
-  "test_mean_fusion": "test split, one set of fusion weights for every sample",
-  "test_common": "examples that every client answers, global prompter",
-  "test_personal_common": "the same examples, own prompters: the mean over clients",
-  "test_personal": "test split, own prompters on their clients' examples",
-  "newcomer_global": "newcomers' examples, global prompter",
-  "newcomer_before": "newcomers' examples, with what they match in the pool",
-  "newcomer_after": "newcomers' examples, after a round of their own training",
+  "val": "validation split, global model",
+  "test": "test split, global model",
+  "test_blind": "test split, global model without the image",
+  "test_mean_fusion": "test split, same fusion weights for every sample",
+  "test_common": "common sample, global model",
+  "test_personal_common": "common sample, personalised models (mean over clients)",
+  "test_personal": "test split, each client's personalised model on its examples",
+  "newcomer_global": "newcomers' examples, global model",
+  "newcomer_before": "newcomers' examples, local prompt matched in the pool",
+  "newcomer_after": "newcomers' examples, after one round of local training",
 }
 
 
 @dataclass(frozen=True)
-class Figure:
-  """A headline figure."""
+class HeadlineFigure:
+  """A headline number."""
 
   name: str
   value: str
@@ -46,12 +46,12 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Part:
-  """What a page says of one run alone."""
+class RunSection:
+  """The content of a page about one run."""
 
-  run: Run
-  what: str
-  figures: Sequence[Figure]
+  run: RunFiles
+  summary: str
+  figures: Sequence[HeadlineFigure]
   clients: Sequence[Chart]
   client_table: Table
   failures: Table | None
@@ -62,24 +62,24 @@ class Part:
   settings: Table
 
 
-def write(paths: Sequence[Path], out: Path | None = None, images: bool = True) -> Path:
-  """Writes a report about one run, or about several beside each other.
+def write_report(paths: Sequence[Path], out: Path | None = None, images: bool = True) -> Path:
+  """Writes a report on one run, or a comparison of several.
 
   Args:
-    paths: folders of the runs.
-    out: the file; default report.html in the folder of the first.
-    images: whether images of examples are in it, where they are on this machine.
+    paths: the run folders.
+    out: the file; default report.html in the first run folder.
+    images: whether images of examples are included, if the data are on this machine.
 
   Returns:
     The file.
 
   Raises:
-    UserError: not a run's folder, too many of them, or a file that cannot be written.
+    UserError: not a run folder, too many runs, or the file cannot be written.
   """
   if len(paths) > MOST_RUNS:
     raise UserError(f"expected at most {MOST_RUNS} runs in a report; got {len(paths)}")
   file = out or paths[0] / "report.html"
-  html = render(read_all(paths), images)
+  html = render_page(read_runs(paths), images)
   try:
     write_text(file, html)
   except OSError as error:
@@ -89,16 +89,18 @@ def write(paths: Sequence[Path], out: Path | None = None, images: bool = True) -
   return file
 
 
-def render(runs: Sequence[Run], images: bool = True, changed: str = "", live: bool = False) -> str:
+def render_page(
+  runs: Sequence[RunFiles], images: bool = True, changed: str = "", live: bool = False
+) -> str:
   """The page as HTML.
 
   Args:
-    runs: what it is about.
-    images: whether images of examples are in it.
-    changed: when the runs' files last changed, for people.
-    live: whether the page keeps itself up to date, by a script from the dashboard.
+    runs: the runs.
+    images: whether images of examples are included.
+    changed: the time of the last change of the files, as text.
+    live: whether the page updates itself with the dashboard's script.
   """
-  begun = [run for run in runs if run.config]
+  started = [run for run in runs if run.config]
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES),
     autoescape=True,
@@ -109,48 +111,50 @@ def render(runs: Sequence[Run], images: bool = True, changed: str = "", live: bo
   return environment.get_template("page.html").render(
     title=", ".join(run.name for run in runs),
     runs=runs,
-    parts=[_part(run, images) for run in begun],
-    caveats=_caveats(begun),
-    measures=curves.measures(begun),
-    curve_table=curves.table(begun),
-    scores=_scores(begun),
-    differences=_differences(begun),
-    origins=_origins(begun),
+    sections=[_section(run, images) for run in started],
+    caveats=_caveats(started),
+    curve_groups=curves.curve_groups(started),
+    curve_table=curves.curves_table(started),
+    scores=_scores(started),
+    differences=_differences(started),
+    origins=_origins(started),
     changed=changed,
     live=live,
   )
 
 
-def _part(run: Run, images: bool) -> Part:
+def _section(run: RunFiles, images: bool) -> RunSection:
   tables = (prompts.fusion_table(run), prompts.pool_table(run))
   settings = [[name, str(value)] for name, value in leaves(run.config).items()]
-  return Part(
+  return RunSection(
     run=run,
-    what=_what(run),
+    summary=_summary(run),
     figures=_figures(run),
-    clients=clients.pictures(run),
-    client_table=clients.table(run),
-    failures=clients.failures(run),
-    partition=clients.partition(run),
-    prompts=[*prompts.fusion(run), *prompts.pool(run)],
+    clients=clients.client_charts(run),
+    client_table=clients.clients_table(run),
+    failures=clients.failures_table(run),
+    partition=clients.partition_chart(run),
+    prompts=[*prompts.fusion_charts(run), *prompts.pool_charts(run)],
     prompt_tables=[table for table in tables if table is not None],
-    gallery=gallery(run, images),
+    gallery=make_gallery(run, images),
     settings=Table("All settings", ["Setting", "Value"], settings, frozenset({1})),
   )
 
 
-def _caveats(runs: Sequence[Run]) -> dict[str, list[str]]:
-  """Sentences about each run by its name; about all of them by ""."""
-  each = {run.name: caveats(run) for run in runs}
+def _caveats(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
+  """The caveats of each run by its name, and those of all runs by ""."""
+  each = {run.name: run_caveats(run) for run in runs}
   if len(runs) < 2:
     return {"": [text for texts in each.values() for text in texts]}
   first, *others = each.values()
   common = [text for text in first if all(text in texts for texts in others)]
   rest = {name: [t for t in texts if t not in common] for name, texts in each.items()}
-  return {"": comparison(runs) + common} | {name: texts for name, texts in rest.items() if texts}
+  return {"": comparison_caveats(runs) + common} | {
+    name: texts for name, texts in rest.items() if texts
+  }
 
 
-def _what(run: Run) -> str:
+def _summary(run: RunFiles) -> str:
   """A run in one sentence."""
   config = run.config
   data, fed, backbone = config["data"], config["fed"], config["backbone"]
@@ -161,50 +165,50 @@ def _what(run: Run) -> str:
   )
 
 
-def _figures(run: Run) -> list[Figure]:
-  own = run.last("test_personal") or {}
-  # Clients that share nothing have no global prompter: that on the validation split is untrained.
-  split = "test" if run.last("test") or own else "val"
+def _figures(run: RunFiles) -> list[HeadlineFigure]:
+  personalised = run.last("test_personal") or {}
+  # If clients share nothing, the model that is scored on the validation split is untrained.
+  split = "test" if run.last("test") or personalised else "val"
   line = run.last(split) or {}
   where = "test split" if split == "test" else f"validation, round {line.get('round', 0)}"
   out = []
   for name in ("cider", "bleu4", "vqa_accuracy"):
-    if line.get(name) is not None or own.get(name) is not None:
+    if line.get(name) is not None or personalised.get(name) is not None:
       note = where if line.get(name) is not None else ""
-      if own.get(name) is not None:
-        note = f"{note}; own prompters {own[name]:.3f}".removeprefix("; ")
-      out.append(Figure(TITLES[name], number(line.get(name)), note))
+      if personalised.get(name) is not None:
+        note = f"{note}; personalised {personalised[name]:.3f}".removeprefix("; ")
+      out.append(HeadlineFigure(TITLES[name], format_number(line.get(name)), note))
   trained = run.of("train")
   up, down = (sum(line[key] for line in trained) for key in ("bytes_up", "bytes_down"))
   total = sum(line.get("seconds", 0) for line in run.metrics)
   training = sum(line["seconds"] for line in trained)
-  outcomes = [clients.outcome(line) for line in run.clients]
+  outcomes = [clients.update_outcome(line) for line in run.clients]
   used, lost = outcomes.count(clients.USED), outcomes.count(clients.MISSED)
   names = {line["client"] for line in run.clients}
   return [
     *out,
-    Figure("Bytes", size(up), f"sent by clients; {size(down)} sent to them"),
-    Figure("Time", duration(total), f"{duration(training)} of it training"),
-    Figure("Updates", f"{used} ok", f"{lost} failed; of {len(names)} clients"),
+    HeadlineFigure("Bytes", format_bytes(up), f"sent by clients; {format_bytes(down)} received"),
+    HeadlineFigure("Time", format_duration(total), f"training: {format_duration(training)}"),
+    HeadlineFigure("Updates", f"{used} used", f"{lost} not used; from {len(names)} clients"),
   ]
 
 
-def _scores(runs: Sequence[Run]) -> Table | None:
-  """Every way in which the runs were scored last."""
+def _scores(runs: Sequence[RunFiles]) -> Table | None:
+  """The last scores of the runs in every view."""
   rows = []
   found = [(run, view, line) for view in _VIEWS for run in runs if (line := run.last(view))]
   keys = [key for key in _KEYS if any(line.get(key) is not None for _, _, line in found)]
   for run, view, line in found:
     cells = [_VIEWS[view], *([run.name] * (len(runs) > 1)), str(line["round"])]
-    rows.append(cells + [number(line.get(key)) for key in keys])
+    rows.append(cells + [format_number(line.get(key)) for key in keys])
   if not rows:
     return None
   head = ["Scored on", *(["Run"] * (len(runs) > 1)), "Round", *(TITLES[key] for key in keys)]
   return Table("Last scores", head, rows, frozenset({1} if len(runs) > 1 else ()))
 
 
-def _differences(runs: Sequence[Run]) -> Table:
-  """Settings of some run that are not the default, with those in which the runs differ first."""
+def _differences(runs: Sequence[RunFiles]) -> Table:
+  """Settings that are not the default in some run; those in which the runs differ come first."""
   default = leaves(to_dict(Experiment()))
   configs = [leaves(run.config) for run in runs]
   names = list(dict.fromkeys(name for config in [default, *configs] for name in config))
@@ -222,8 +226,8 @@ def _differences(runs: Sequence[Run]) -> Table:
   return Table("Settings that are not the default", head, [cells for _, cells in rows], words)
 
 
-def _origins(runs: Sequence[Run]) -> Table:
-  """Versions, devices, and hashes of what went in."""
+def _origins(runs: Sequence[RunFiles]) -> Table:
+  """Versions, devices, and hashes of the inputs."""
   found = [
     {
       **{f"version of {name}": value for name, value in run.versions.items()},
@@ -232,14 +236,14 @@ def _origins(runs: Sequence[Run]) -> Table:
     }
     for run in runs
   ]
-  names = list(dict.fromkeys(name for of in found for name in of))
-  rows = [[name, *(str(of.get(name, "–")) for of in found)] for name in names]
-  head = ["What", *(run.name for run in runs)]
+  names = list(dict.fromkeys(name for one in found for name in one))
+  rows = [[name, *(str(one.get(name, "–")) for one in found)] for name in names]
+  head = ["Item", *(run.name for run in runs)]
   return Table("Versions, devices and hashes", head, rows, frozenset(range(1, len(head))))
 
 
-def _places(run: Run) -> dict[str, str]:
-  """Where a run was at work, one place after the other: it may have gone on elsewhere."""
+def _places(run: RunFiles) -> dict[str, str]:
+  """The machines of a run, in order: it may have been resumed elsewhere."""
   names = dict.fromkeys(name for place in run.places for name in place)
   return {
     name: ", then ".join(str(place[name]) for place in run.places if name in place)

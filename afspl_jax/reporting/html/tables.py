@@ -1,4 +1,4 @@
-"""Tables as pages show them, and numbers as people read them."""
+"""Tables of a page, and readable numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ Number = int | float
 
 @dataclass(frozen=True)
 class Table:
-  """Rows of texts, the first of each being what the row is about."""
+  """Rows of text; the first cell of each row is its heading."""
 
   caption: str
   head: Sequence[str]
   rows: Sequence[Sequence[str]]
-  words: frozenset[int] = frozenset()  # columns of texts; all others but the first are numbers
+  words: frozenset[int] = frozenset()  # columns of text; all others except the first are numbers
 
 
-def number(value: Number | None, digits: int = 3) -> str:
-  """A score or a loss; "–" where there is none."""
+def format_number(value: Number | None, digits: int = 3) -> str:
+  """A score or a loss; "–" if there is none."""
   return "–" if value is None else f"{value:.{digits}f}"
 
 
-def duration(seconds: Number) -> str:
-  """A time: `3 min 12 s`."""
+def format_duration(seconds: Number) -> str:
+  """A duration such as `3 min 12 s`."""
   if seconds < 60:
     return f"{seconds:.1f} s"
   minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""What a study's tables show of a run."""
+"""The numbers of a run that a study's tables show."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ class Column:
   scale: float = 1.0
 
 
-CIDER = Column("CIDEr", "of the global prompter on the common test split", "test", "cider")
-OWN = Column(
-  "CIDEr, own",
-  "every test example answered by its own client's personal prompter",
+CIDER = Column("CIDEr", "of the global model on the common test split", "test", "cider")
+PERSONALISED = Column(
+  "CIDEr, personalised",
+  "each test example by the personalised model of its client",
   "test_personal",
   "cider",
 )
@@ -27,31 +27,48 @@ MEGABYTES = Column(
 )
 MAIN = (
   CIDER,
-  Column("BLEU-4", "the same texts, by their 4-grams", "test", "bleu4"),
-  Column("VQA", "share of right answers of the global prompter", "test", "vqa_accuracy"),
-  OWN,
-  Column("VQA, own", "the same, of questions", "test_personal", "vqa_accuracy"),
-  Column("CIDEr, sample", "of the global prompter on a common sample", "test_common", "cider"),
+  Column("BLEU-4", "4-gram overlap of the same texts", "test", "bleu4"),
+  Column("VQA", "fraction of correct answers of the global model", "test", "vqa_accuracy"),
+  PERSONALISED,
   Column(
-    "own on it",
-    "CIDEr of personal prompters on the same sample, mean over clients",
+    "VQA, personalised",
+    "fraction of correct answers of personalised models",
+    "test_personal",
+    "vqa_accuracy",
+  ),
+  Column("CIDEr, sample", "of the global model on a common sample", "test_common", "cider"),
+  Column(
+    "CIDEr, sample, personalised",
+    "of personalised models on the same sample, mean over clients",
     "test_personal_common",
     "cider",
   ),
   MEGABYTES,
 )
 MORE = (
-  Column("blind", "CIDEr of the global prompter, shown no image", "test_blind", "cider"),
-  Column("VQA, blind", "its right answers, shown no image", "test_blind", "vqa_accuracy"),
-  Column("mean fusion", "CIDEr with fusion weights as their mean", "test_mean_fusion", "cider"),
-  Column("changed", "share of texts that are then others", "test_mean_fusion", "changed"),
+  Column("CIDEr, no image", "of the global model without the image", "test_blind", "cider"),
   Column(
-    "newcomers",
-    "CIDEr of the global prompter at sites that took no part",
+    "VQA, no image",
+    "fraction of correct answers without the image",
+    "test_blind",
+    "vqa_accuracy",
+  ),
+  Column(
+    "CIDEr, mean fusion",
+    "with the mean fusion weights for every sample",
+    "test_mean_fusion",
+    "cider",
+  ),
+  Column("changed texts", "fraction of texts that then differ", "test_mean_fusion", "changed"),
+  Column(
+    "newcomers, global",
+    "CIDEr of the global model at sites that took no part",
     "newcomer_global",
     "cider",
   ),
-  Column("ε", "spent by the last round, at `privacy.delta`", "test", "epsilon", 2),
-  Column("before", "CIDEr of their personal prompters, untrained", "newcomer_before", "cider"),
-  Column("after", "and after a round of training", "newcomer_after", "cider"),
-)  # one by one, where some run has it
+  Column("ε", "privacy spent by the last round, at `privacy.delta`", "test", "epsilon", 2),
+  Column(
+    "newcomers, before", "CIDEr of their personalised models, untrained", "newcomer_before", "cider"
+  ),
+  Column("newcomers, after", "and after one round of training", "newcomer_after", "cider"),
+)  # each one is shown if some run has it

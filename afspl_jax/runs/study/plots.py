@@ -1,4 +1,4 @@
-"""A study's picture: what each method costs on the wire, and what it gives."""
+"""A study's plot: CIDEr of each variant against the bytes that its clients sent."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from afspl_jax.config.study import Study
 from afspl_jax.runs.study.columns import CIDER, MEGABYTES
-from afspl_jax.runs.study.tables import Estimate, Rows, Scored
+from afspl_jax.runs.study.results import CellResult, Estimate, StudyResults
 from afspl_jax.storage.atomic_files import write_figure
 
 if TYPE_CHECKING:
@@ -18,28 +18,28 @@ _LABEL, _LINE_HEIGHT = 8.0, 1.3 * 8.0 / 72  # points and inches
 _MARGIN = 0.9  # inches above and below a panel's axes
 
 
-def write(study: Study, scored: Sequence[Scored], path: Path) -> bool:
-  """Draws CIDEr of the global prompter against bytes sent, a panel per setting.
+def write_plot(study: Study, results: Sequence[CellResult], path: Path) -> bool:
+  """Plots CIDEr of the global model against the bytes sent, one panel for each setting.
 
   Args:
-    study: gives the order of settings and variants, and which two stand out.
-    scored: from `tables.read`.
-    path: a PNG; written whole or not at all.
+    study: gives the order of settings and variants, and the two that are highlighted.
+    results: from `read_results`.
+    path: a PNG file; it is written atomically.
 
   Returns:
-    Whether it was drawn: not without matplotlib (the extra "plots"), and not of no result.
+    False if there is no plot: without matplotlib (the extra "plots"), or without results.
   """
   try:
     from matplotlib.figure import Figure
   except ImportError:
     return False
-  rows = Rows(scored)
+  by_cell = StudyResults(results)
   points = {
     setting: {
       variant: (sent, cider)
       for variant in study.variants
-      if (sent := rows.mean(setting, variant, MEGABYTES))
-      and (cider := rows.mean(setting, variant, CIDER))
+      if (sent := by_cell.mean(setting, variant, MEGABYTES))
+      and (cider := by_cell.mean(setting, variant, CIDER))
     }
     for setting in study.settings
   }
@@ -77,20 +77,20 @@ def _panel(
       zorder=3 if variant in colours else 2,
     )
   axes.set_xlabel("sent by all clients (MB)", fontsize=9)
-  axes.set_ylabel("CIDEr, global prompter", fontsize=9)
+  axes.set_ylabel("CIDEr, global model", fontsize=9)
   axes.tick_params(labelsize=8)
   axes.spines[["top", "right"]].set_visible(False)
 
-  # Many methods send as much as each other: names go into a column, in the order of the points.
+  # Many variants send equally many bytes: names go into a column, in the order of the points.
   low, high = axes.get_ylim()
   order = sorted(found, key=lambda variant: found[variant][1].mean)
   wanted = [(found[variant][1].mean - low) / (high - low) for variant in order]
-  for variant, place in zip(order, spread(wanted, line_height), strict=True):
+  for variant, position in zip(order, separate_labels(wanted, line_height), strict=True):
     sent, cider = found[variant]
     axes.annotate(
       variant,
       xy=(sent.mean, cider.mean),
-      xytext=(1.08, place),
+      xytext=(1.08, position),
       textcoords="axes fraction",
       fontsize=_LABEL,
       color=colours.get(variant, _INK),
@@ -100,24 +100,25 @@ def _panel(
     )
 
 
-def spread(places: Sequence[float], room: float) -> list[float]:
-  """Moves sorted places apart, as little as it takes: neighbours end at least `room` apart.
+def separate_labels(positions: Sequence[float], distance: float) -> list[float]:
+  """Moves sorted label positions as little as possible, so that neighbours do not overlap.
 
   Args:
-    places: ascending, from 0 to 1; so is what is returned, where there is room for all.
-    room: least distance.
+    positions: ascending, from 0 to 1.
+    distance: the minimum distance of neighbours.
 
   Returns:
-    The closest such places in the sense of least squares: overlapping ones share out evenly
-    around their mean (pool adjacent violators; Barlow et al. 1972).
+    The closest such positions in the sense of least squares: overlapping labels are spread evenly
+    around their mean (pool adjacent violators; Barlow et al. 1972). They stay between 0 and 1 if
+    all labels fit.
   """
-  blocks: list[tuple[float, int]] = []  # mean of place minus its offset, and how many
-  for number, place in enumerate(places):
-    mean, count = place - number * room, 1
+  blocks: list[tuple[float, int]] = []  # mean of position minus offset, and the number of labels
+  for number, position in enumerate(positions):
+    mean, count = position - number * distance, 1
     while blocks and blocks[-1][0] > mean:
       before, size = blocks.pop()
       mean, count = (mean * count + before * size) / (count + size), count + size
     blocks.append((mean, count))
-  most = 1 - (len(places) - 1) * room
+  most = 1 - (len(positions) - 1) * distance
   shifts = [max(0.0, min(mean, most)) for mean, count in blocks for _ in range(count)]
-  return [shift + number * room for number, shift in enumerate(shifts)]
+  return [shift + number * distance for number, shift in enumerate(shifts)]

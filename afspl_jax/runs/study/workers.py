@@ -156,13 +156,13 @@ def _run(task: Task, parent: Connection) -> None:
   import jax
   from tqdm import tqdm
 
-  from afspl_jax.runs.run import federate
+  from afspl_jax.runs.run import run_experiment
 
   def say(text: str) -> None:
     print(text)
     parent.send((_PREPARED, ""))
 
-  federate(task.config, task.folder, functools.partial(tqdm, disable=True), say)
+  run_experiment(task.config, task.folder, functools.partial(tqdm, disable=True), say)
   jax.clear_caches()  # the next run needs other programs
   gc.collect()
 

@@ -1,4 +1,4 @@
-"""A run's folder, opened to be used or scored; a process may still be at work in it."""
+"""Reads a run folder: its settings, checkpoints and local leaves; a process may still use it."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -31,24 +31,24 @@ from afspl_jax.types import Params
 
 @dataclass(frozen=True)
 class FinishedRun:
-  """What a run's config.json says."""
+  """The settings of a run, from its config.json."""
 
   path: Path
   config: Experiment
-  facts: dict[str, Any]  # hashes of what the run read
+  facts: dict[str, Any]  # hashes of the files that the run read
 
   @property
   def clients(self) -> Path:
-    """Where clients of this machine keep what is their own."""
-    rehearsal = self.path / "sites" / "clients"  # of --role=local-net
-    return rehearsal if rehearsal.is_dir() else self.path / "clients"
+    """The folder in which the clients on this machine keep their state."""
+    local_net = self.path / "sites" / "clients"  # with --role=local-net
+    return local_net if local_net.is_dir() else self.path / "clients"
 
 
 def open_run(path: Path | str) -> FinishedRun:
   """Reads a run's config.json.
 
   Raises:
-    UserError: no run's folder, or that of a run which never began or is of another version.
+    UserError: not a run folder, or the run never started or was made by another version.
   """
   path = Path(path)
   file = path / "config.json"
@@ -56,11 +56,11 @@ def open_run(path: Path | str) -> FinishedRun:
     found = parse(file.read_bytes())
     config, facts = found["config"], found["facts"]
     if not isinstance(facts["backbones"], dict) or not isinstance(config, dict):
-      raise TypeError("no settings in it")
+      raise TypeError("no settings")
   except (OSError, ValueError, KeyError, TypeError) as error:
     why = f"no {error} in config.json" if isinstance(error, KeyError) else error
     raise UserError(
-      f"{path}: expected the folder of a run that began, with config.json; got: {why}"
+      f"{path}: expected the folder of a run that started, with config.json; got: {why}"
     ) from error
   try:
     experiment = from_dict(config)
@@ -69,63 +69,67 @@ def open_run(path: Path | str) -> FinishedRun:
     versions = found.get("versions")
     made = versions.get("afspl_jax", "unknown") if isinstance(versions, dict) else "unknown"
     raise UserError(
-      f"{file}: expected the settings of afspl_jax {installed_version('afspl_jax')}; got those of"
-      f" {made}: {error}. Use the version that made the run"
+      f"{file}: expected settings of afspl_jax {installed_version('afspl_jax')}; got settings of"
+      f" {made}:"
+      f" {error}. Use the version that made the run"
     ) from error
   return FinishedRun(path, experiment, facts)
 
 
-def find_pair(
-  config: Experiment, prints: Mapping[str, str], given: Mapping[str, str]
+def find_backbones(
+  config: Experiment, hashes: Mapping[str, str], folders: Mapping[str, str]
 ) -> dict[str, Path]:
-  """The folders of the two backbones that a prompter was trained on.
+  """Finds the two backbones that a prompter was trained on.
 
   Args:
-    config: names them.
-    prints: their hashes.
-    given: where they lie instead, of "clip" and "t5"; "" or absent where nothing is said.
+    config: gives their names.
+    hashes: their hashes, of "clip" and "t5".
+    folders: other folders for them; "" or absent means the one in the config.
+
+  Returns:
+    The folders of "clip" and "t5".
 
   Raises:
-    UserError: one is missing, or is another than the prompter's; names both.
+    UserError: one is missing or has another hash; the message names both.
   """
-  folders, faults = {}, []
+  found, errors = {}, []
   for kind in ("clip", "t5"):
-    name = given.get(kind) or getattr(config.backbone, kind)
+    name = folders.get(kind) or getattr(config.backbone, kind)
     try:
-      folders[kind] = locate(name, kind)
+      found[kind] = locate(name, kind)
     except MissingBackbone as error:
-      fault = str(error).replace(f"--config.backbone.{kind}=", f"--{kind}=")
-      faults.append(f"{fault}\n  It is the one with hash {prints.get(kind)}")
+      message = str(error).replace(f"--config.backbone.{kind}=", f"--{kind}=")
+      errors.append(f"{message}\n  The run used the one with hash {hashes.get(kind)}")
       continue
-    found = fingerprint(folders[kind])
-    if found != prints.get(kind):
-      faults.append(
-        f"{folders[kind]}: expected the {kind} of the run, with hash {prints.get(kind)}; got"
-        f" {found}. Give the folder of the right one: --{kind}=FOLDER"
+    actual = fingerprint(found[kind])
+    if actual != hashes.get(kind):
+      errors.append(
+        f"{found[kind]}: expected the {kind} of the run, with hash {hashes.get(kind)}; got"
+        f" {actual}. Give the correct folder: --{kind}=FOLDER"
       )
-  if faults:
-    raise UserError("\n".join(faults))
-  return folders
+  if errors:
+    raise UserError("\n".join(errors))
+  return found
 
 
-def outline(config: Experiment, pair: FrozenPair) -> Prompter:
-  """A prompter of which only the structure is there, without what only training needs.
+def abstract_prompter(config: Experiment, pair: FrozenPair) -> Prompter:
+  """The structure of a prompter, without values and without the parts that only training needs.
 
   Raises:
-    UserError: sizes that do not fit.
+    UserError: sizes do not fit each other.
   """
   return nnx.eval_shape(lambda: make_prompter(config, pair, contrast=False))
 
 
 def find_round(run: FinishedRun, round: int | None = None) -> int:
-  """A round whose checkpoint is there; quick, to be asked before models are loaded.
+  """Finds a round that has a checkpoint; fast, so it can run before models are loaded.
 
   Args:
     run: the run.
-    round: the one that is wanted; by default the newest.
+    round: the wanted round; by default the newest.
 
   Raises:
-    UserError: no checkpoint, or none of this round.
+    UserError: there is no checkpoint, or none of this round.
   """
   with _checkpoints(run) as checkpoints:
     kept = checkpoints.rounds()
@@ -136,21 +140,21 @@ def find_round(run: FinishedRun, round: int | None = None) -> int:
   return kept[-1] if round is None else round
 
 
-def shared_leaves(
+def load_shared_leaves(
   run: FinishedRun, template: Params, round: int | None = None
 ) -> tuple[int, Params]:
-  """What was scored of the server's state after a round.
+  """Loads the shared leaves that are scored after a round: the average, if the run keeps one.
 
   Args:
     run: the run.
-    template: the prompter's leaves that travel, or anything with their shapes.
-    round: one that has a checkpoint; by default the newest.
+    template: the shared leaves, or their shapes.
+    round: a round with a checkpoint; by default the newest.
 
   Returns:
     The round and the leaves (NumPy).
 
   Raises:
-    UserError: no checkpoint, or none of this round.
+    UserError: there is no checkpoint, or none of this round.
   """
   config, round = run.config, find_round(run, round)
   strategy = strategies.get(config.fed.strategy, config.data.num_clients - config.fed.newcomers)
@@ -158,55 +162,55 @@ def shared_leaves(
   state |= first_bound(config.privacy)
   with _checkpoints(run) as checkpoints:
     restored = checkpoints.restore(state, round)
-  assert restored is not None, "a round that is kept"
+  assert restored is not None, "find_round found this round"
   return restored[0], scored_params(restored[1])
 
 
-def own_leaves(clients: Path, site: str, round: int, template: Params) -> Params:
-  """What a site used of its own after a round.
+def load_local_leaves(clients: Path, site: str, round: int, template: Params) -> Params:
+  """Loads the local leaves of a site after a round.
 
   Args:
-    clients: folder in which sites keep what is their own.
-    site: its name.
-    round: the newest state that is not of a later one is taken.
-    template: the leaves, or anything with their shapes.
+    clients: the folder in which clients keep their state.
+    site: the name of the site.
+    round: the newest state up to this round is loaded.
+    template: the local leaves, or their shapes.
 
   Raises:
-    UserError: the site has nothing of its own there, or never has in such a run.
+    UserError: the site has no local leaves there, or the run has none at all.
   """
   if not template:
-    raise UserError("--site: expected a run whose sites have prompts of their own; got one without")
+    raise UserError("--site: expected a run whose sites have local prompts; got one without")
   store = ClientStore(clients, read_only=True)
   state = store.load(site, round + 1, {"own": zeros_like(template)}, part=True)
   if state is None:
-    known = ", ".join(store.sites()) or "nobody"
+    known = ", ".join(store.sites()) or "no site"
     raise UserError(
-      f"{clients}: expected what {site!r} kept of its own up to round {round}; got that of {known}."
-      " A site's prompt lies where the site trained: say where with --own=RUN"
+      f"{clients}: expected the local prompt of {site!r} up to round {round}; got that of {known}."
+      " It is on the machine where the site trained: give that run's folder with --own=RUN"
     )
   return state["own"]
 
 
-def used_leaves(config: Experiment, prompter: Prompter) -> tuple[Params, Params]:
-  """Shapes of a prompter's leaves as (what travels, what stays)."""
+def leaf_shapes(config: Experiment, prompter: Prompter) -> tuple[Params, Params]:
+  """Shapes of a prompter's leaves as (shared, local)."""
   return split(leaves(prompter), config.fed.share)
 
 
-def agree(run: Path, trained_on: Mapping[str, str], found: Mapping[str, str]) -> None:
-  """Compares hashes of what is found now with those of what a run was trained on.
+def require_same_data(run: Path, trained_on: Mapping[str, str], found: Mapping[str, str]) -> None:
+  """Requires that the data have the same hashes as when the run was trained.
 
   Args:
-    run: its folder.
-    trained_on: by name.
-    found: by name, perhaps fewer.
+    run: the run folder.
+    trained_on: hashes of the run, by name.
+    found: hashes of now, by name; some names may be absent.
 
   Raises:
-    UserError: some differ; one line that names them.
+    UserError: some differ; the message names them.
   """
   if changed := differences({name: trained_on.get(name) for name in found}, dict(found)):
     raise UserError(
       f"{run}: expected the data that the run was trained on; changed: {'; '.join(changed)}."
-      " Scores of other examples are not those of this run"
+      " Scores on other examples do not belong to this run"
     )
 
 
@@ -215,8 +219,8 @@ def _checkpoints(run: FinishedRun) -> Iterator[Checkpoints]:
   folder = run.path / "checkpoints"
   if not folder.is_dir():
     raise UserError(
-      f"{run.path}: expected a run with checkpoints; got none. A site keeps none of what the server"
-      " averages: ask for a file of `afspl export`, and use it with --site=NAME --own=RUN"
+      f"{run.path}: expected a run with checkpoints; got none. A site has no checkpoints of the"
+      " global model: get a file of `afspl export`, and use it with --site=NAME --own=RUN"
     )
   checkpoints = Checkpoints(folder, read_only=True)
   try:

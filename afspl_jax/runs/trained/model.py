@@ -1,4 +1,4 @@
-"""A trained prompter with its two frozen models, for captions and answers in a few lines."""
+"""Captions and answers of a trained prompter in a few lines: `load`, and the model it returns."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,90 +11,91 @@ from PIL import Image
 
 from afspl_jax.data.images import decode
 from afspl_jax.errors import UserError
-from afspl_jax.evaluation.generate import Generated, decoding, generated
+from afspl_jax.evaluation.generate import GeneratedText, decoding_settings, generated_texts
 from afspl_jax.models.captioner import Captioner, leaves
 from afspl_jax.models.decoding import make_decoder
 from afspl_jax.models.prompter.local import join
-from afspl_jax.runs.trained.trained_model import Trained, open_trained
+from afspl_jax.runs.trained.trained_prompter import TrainedPrompter, open_trained_prompter
 from afspl_jax.training.train_step import make_mesh, replicate
 from afspl_jax.types import Batch
 
-Photo = Image.Image | Path | str  # an image, or its file
+ImageLike = Image.Image | Path | str  # an image, or its file
 
 
-class Asked(NamedTuple):
-  """An image, and what is asked of it; without a question, a caption."""
+class ImageQuestion(NamedTuple):
+  """An image and a question about it; without a question, a caption is generated."""
 
-  image: Photo
+  image: ImageLike
   question: str = ""
 
 
 class Model:
   """Writes captions and answers questions; made by `load`.
 
-  Every batch is filled up to one size, so that a model compiles once, and says the same of an
-  image whatever else it is asked.
+  Every batch is padded to one size, so that the model compiles once, and the text for an image does
+  not depend on the rest of the batch.
 
   Args:
     trained: the prompter and its frozen models.
-    batch_size: images at a time, rounded up to a multiple of the devices.
+    batch_size: images at a time, rounded up to a multiple of the number of devices.
 
   Raises:
-    UserError: no batch, or a setting that no text can be generated with.
+    UserError: the batch size or a decoding setting is out of range.
   """
 
-  def __init__(self, trained: Trained, batch_size: int = 8):
+  def __init__(self, trained: TrainedPrompter, batch_size: int = 8):
     if batch_size < 1:
       raise UserError(f"batch_size: expected at least 1; got {batch_size}")
     mesh = make_mesh()
     self.config, self.round, self.site = trained.config, trained.round, trained.site
     self.batch_size = -(-batch_size // mesh.size) * mesh.size
     self._pair = trained.pair
-    self._params = replicate(join(trained.shared, trained.own), mesh)
+    self._params = replicate(join(trained.shared, trained.local), mesh)
     self._frozen = replicate(leaves(self._pair.language_model), mesh)
     captioner = Captioner(trained.prompter, self._pair.language_model)
-    self._decode = make_decoder(captioner, decoding(self.config.eval), mesh)
-    self._texts: tuple[list[str], np.ndarray] | None = None  # the last batch's, with directions
+    self._decode = make_decoder(captioner, decoding_settings(self.config.eval), mesh)
+    # The questions of the last batch, with their features.
+    self._questions: tuple[list[str], np.ndarray] | None = None
 
-  def caption(self, images: Sequence[Photo]) -> list[str]:
-    """Describes images, each in one text.
+  def caption(self, images: Sequence[ImageLike]) -> list[str]:
+    """Writes a caption for each image.
 
     Args:
-      images: files, or images of PIL; "RGB" of any size.
+      images: files, or PIL images in mode "RGB" and of any size.
 
     Raises:
-      UserError: a file that is no image.
+      UserError: a file is not an image.
     """
-    return [said.text for said in self.predict([Asked(image) for image in images])]
+    return [found.text for found in self.predict([ImageQuestion(image) for image in images])]
 
-  def answer(self, image: Photo, question: str) -> str:
+  def answer(self, image: ImageLike, question: str) -> str:
     """Answers a question about an image.
 
     Raises:
-      UserError: no question, or a file that is no image.
+      UserError: the question is empty, or the file is not an image.
     """
     if not question.strip():
-      raise UserError("question: expected some words; got none")
-    (said,) = self.predict([Asked(image, question)])
-    return said.text
+      raise UserError("question: expected some words; got an empty text")
+    (found,) = self.predict([ImageQuestion(image, question)])
+    return found.text
 
-  def predict(self, asked: Sequence[Asked]) -> list[Generated]:
-    """Captions and answers in any order, with the prompts that each was made with.
+  def predict(self, questions: Sequence[ImageQuestion]) -> list[GeneratedText]:
+    """Captions and answers in the order of the questions, with the prompts that were used.
 
     Raises:
-      UserError: a file that is no image.
+      UserError: a file is not an image.
     """
     out = []
-    for start in range(0, len(asked), self.batch_size):
-      part = asked[start : start + self.batch_size]
+    for start in range(0, len(questions), self.batch_size):
+      part = questions[start : start + self.batch_size]
       decoded = self._decode(self._params, self._frozen, self._batch(part))
-      out += generated(decoded, len(part), self._pair.tokenizer)
+      out += generated_texts(decoded, len(part), self._pair.tokenizer)
     return out
 
-  def _batch(self, asked: Sequence[Asked]) -> Batch:
+  def _batch(self, part: Sequence[ImageQuestion]) -> Batch:
     pair, size, data = self._pair, self.batch_size, self.config.data
-    seen = pair.encoder.look([_opened(one.image) for one in asked], size)
-    questions = [one.question or data.caption_instruction for one in asked]
+    seen = pair.encoder.look([_opened(one.image) for one in part], size)
+    questions = [one.question or data.caption_instruction for one in part]
     distinct = sorted(set(questions))
     row = [distinct.index(question) for question in questions]
     _, mask = pair.tokenizer.tokenize(distinct, data.instruction_length + 1)
@@ -104,14 +105,14 @@ class Model:
           f"cut after {data.instruction_length} tokens, as in training: {question!r}", stacklevel=4
         )
     ids, mask = pair.tokenizer.tokenize(distinct, data.instruction_length)
-    text = self._directions(distinct)
+    text = self._features(distinct)
     nothing = np.zeros((size, 1), np.int32)
     arrays: dict[str, Any] = {
-      "tokens": _filled(seen.tokens, size),
-      "image": _filled(seen.joint, size),
-      "text": _filled(text[row], size),
-      "instruction": _filled(ids[row], size),
-      "instruction_mask": _filled(mask[row], size),
+      "tokens": _padded(seen.tokens, size),
+      "image": _padded(seen.joint, size),
+      "text": _padded(text[row], size),
+      "instruction": _padded(ids[row], size),
+      "instruction_mask": _padded(mask[row], size),
       "targets": nothing,
       "targets_mask": nothing.astype(bool),
       "personal": np.full(size, bool(self.site)),
@@ -119,11 +120,11 @@ class Model:
     }
     return Batch(**{name: jnp.asarray(array) for name, array in arrays.items()})
 
-  def _directions(self, texts: list[str]) -> np.ndarray:
-    """CLIP's of the questions; a batch mostly asks what the one before it did."""
-    before = self._texts
-    if before is None or before[0] != texts:
-      before = self._texts = texts, self._pair.encoder.directions(texts, keep=False)
+  def _features(self, questions: list[str]) -> np.ndarray:
+    """CLIP features of the questions; most batches have those of the batch before."""
+    before = self._questions
+    if before is None or before[0] != questions:
+      before = self._questions = questions, self._pair.encoder.directions(questions, keep=False)
     return before[1]
 
 
@@ -142,27 +143,27 @@ def load(
 
   Args:
     run: the folder of a finished or running run, or a file of `afspl export`.
-    round: one whose checkpoint is kept; by default the newest.
-    site: whose own prompt is used; by default none, and the prompter is the global one.
-    own: the run's folder at that site, if it is another than `run`.
-    clip: where the CLIP lies, if not where the run found it.
-    t5: where the T5 lies.
+    round: a round with a checkpoint; by default the newest.
+    site: the site whose local prompt is used; by default none: the global model.
+    own: the run folder at that site, if it is not `run`.
+    clip: the folder of CLIP, if it is not the one in the run's config.
+    t5: the folder of T5, if it is not the one in the run's config.
     batch_size: images at a time.
-    **generation: other than in the run's config: max_tokens, min_tokens, beams, length_penalty,
-      no_repeat_ngram.
+    **generation: changes to the run's decoding settings: max_tokens, min_tokens, beams,
+      length_penalty, no_repeat_ngram.
 
   Raises:
-    UserError: something is missing, damaged, or does not belong together.
+    UserError: something is missing or damaged, or the parts do not belong together.
   """
-  given = {"clip": clip, "t5": t5}
-  trained = open_trained(Path(run), round, site, own, given, generation)
+  folders = {"clip": clip, "t5": t5}
+  trained = open_trained_prompter(Path(run), round, site, own, folders, generation)
   return Model(trained, batch_size)
 
 
-def _filled(rows: np.ndarray, size: int) -> np.ndarray:
-  """As many rows as a batch has, by copies of the first."""
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+  """The rows, padded to `size` with copies of the first."""
   return np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
 
 
-def _opened(image: Photo) -> Image.Image:
+def _opened(image: ImageLike) -> Image.Image:
   return image if isinstance(image, Image.Image) else decode(Path(image), str(image))

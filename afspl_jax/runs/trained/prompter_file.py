@@ -1,7 +1,7 @@
-"""A trained prompter as one safetensors file, to be used elsewhere with the same two backbones.
+"""A trained prompter as one safetensors file, for use elsewhere with the same two backbones.
 
-The file may come from anyone: it is compared with what its own settings ask for before it is used,
-and nothing in it is executed.
+The file is untrusted: its contents are checked against its own settings before they are used, and
+nothing in it is executed.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ from afspl_jax.storage.versions import installed_version
 from afspl_jax.types import Params
 
 _FORMAT = 1
-_KEY = "afspl_jax"  # of the file's metadata: all of ours, as JSON
-_LONGEST = 1 << 20  # characters of it
-# What settings may ask for before anything is allocated, by field or by group; real ones are far
-# below. Others, such as numbers of examples, allocate nothing where a file is used.
+_KEY = "afspl_jax"  # of the file's metadata; the value is JSON
+_LONGEST = 1 << 20  # characters of this JSON
+# Upper bounds of settings that allocate memory, by field or by group; real values are far below.
+# Other settings, such as numbers of examples, allocate nothing where a file is used.
 _LARGEST = {
   "prompter": 1 << 16,
   "data.instruction_length": 1 << 12,
@@ -43,58 +43,57 @@ _LARGEST = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Described:
-  """What a file says of its prompter."""
+class PrompterInfo:
+  """The description of a prompter in its file."""
 
   config: Experiment  # without paths of the machine that it was trained on
   backbones: dict[str, str]  # hashes of "clip" and "t5"
-  round: int  # after which it was taken
-  site: str = ""  # whose own prompt is in the file; "": the global prompter alone
+  round: int  # the round after which the leaves were saved
+  site: str = ""  # the site whose local prompt is in the file; "": only the global model
   scores: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # by split
 
 
-def write(file: Path, described: Described, shared: Params, own: Params) -> Described:
-  """Writes a file, whole or not at all.
+def write_prompter(file: Path, info: PrompterInfo, shared: Params, local: Params) -> PrompterInfo:
+  """Writes a prompter file atomically.
 
   Args:
     file: its name ends with .safetensors.
-    described: what is said of the prompter.
-    shared: the leaves that travel (NumPy).
-    own: those of `described.site`, or {}: they were never meant to leave it.
+    info: the description of the prompter.
+    shared: the shared leaves (NumPy).
+    local: the local leaves of `info.site`, or {}; they are private to that site.
 
   Returns:
-    What the file says: without the paths of this machine.
+    The description in the file: without the paths of this machine.
 
   Raises:
-    UserError: another ending, or the disk refuses.
+    UserError: the name has another ending, or the file cannot be written.
   """
   if file.suffix != ".safetensors":
     raise UserError(f"{file}: expected a name that ends with .safetensors")
-  described = dataclasses.replace(described, config=_without_paths(described.config))
-  said = {
+  info = dataclasses.replace(info, config=_without_paths(info.config))
+  metadata = {
     "format": _FORMAT,
     "version": installed_version("afspl_jax"),
-    **dataclasses.asdict(described),
-    "config": to_dict(described.config),
+    **dataclasses.asdict(info),
+    "config": to_dict(info.config),
   }
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    leaves = named_leaves(join(shared, own))
-    metadata = {_KEY: json.dumps(said, sort_keys=True)}
+    leaves, text = named_leaves(join(shared, local)), json.dumps(metadata, sort_keys=True)
     with replaced_file(file) as scratch:
-      save_file(leaves, scratch, metadata=metadata)
-      if not described.site:
-        scratch.chmod(0o644)  # safetensors makes it readable by its owner alone
+      save_file(leaves, scratch, metadata={_KEY: text})
+      if not info.site:
+        scratch.chmod(0o644)  # safetensors makes the file readable only by its owner
   except (OSError, SafetensorError) as error:
     raise UserError(f"{file}: expected to write a prompter; got: {error}") from error
-  return described
+  return info
 
 
-def describe(file: Path) -> Described:
-  """Reads what a file says of its prompter.
+def read_prompter_info(file: Path) -> PrompterInfo:
+  """Reads the description of a prompter from its file.
 
   Raises:
-    UserError: it is no such file, or its settings are none that can be used.
+    UserError: it is not a prompter file, or its settings are not valid.
   """
   try:
     with safe_open(file, framework="np") as opened:
@@ -103,43 +102,46 @@ def describe(file: Path) -> Described:
     raise UserError(f"{file}: expected a file of `afspl export`; got: {error}") from error
   try:
     if not 0 < len(text) <= _LONGEST:
-      raise ValueError(f"{len(text)} characters about a prompter")
-    said = parse(text)
-    if said["format"] != _FORMAT:
+      raise ValueError(f"{len(text)} characters of metadata")
+    metadata = parse(text)
+    if metadata["format"] != _FORMAT:
       raise ValueError(
-        f"format {said['format']!r} of afspl_jax {said.get('version')!r}; this one reads {_FORMAT}"
+        f"format {metadata['format']!r} of afspl_jax {metadata.get('version')!r};"
+        f" this version reads format {_FORMAT}"
       )
-    described = Described(
-      config=from_dict(said["config"]),
-      backbones={kind: _name(said["backbones"][kind]) for kind in ("clip", "t5")},
-      round=int(said["round"]),
-      site=_name(said["site"]),
-      scores=_scores(said["scores"]),
+    info = PrompterInfo(
+      config=from_dict(metadata["config"]),
+      backbones={kind: _name(metadata["backbones"][kind]) for kind in ("clip", "t5")},
+      round=int(metadata["round"]),
+      site=_name(metadata["site"]),
+      scores=_scores(metadata["scores"]),
     )
-    _check(described.config)
+    _require_safe(info.config)
   except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
     raise UserError(
       f"{file}: expected a file of `afspl export`; got {type(error).__name__}: {str(error)[:300]}"
     ) from error
-  return described
+  return info
 
 
-def read(file: Path, described: Described, shared: Params, own: Params) -> tuple[Params, Params]:
-  """Reads a file's leaves.
+def read_prompter_leaves(
+  file: Path, info: PrompterInfo, shared: Params, local: Params
+) -> tuple[Params, Params]:
+  """Reads the leaves of a prompter file.
 
   Args:
-    file: as `describe` took it.
-    described: what that gave.
-    shared: shapes of the leaves that travel.
-    own: shapes of a site's own; those of the file are read if it has a site.
+    file: the file.
+    info: the result of `read_prompter_info`.
+    shared: shapes of the shared leaves.
+    local: shapes of the local leaves; they are read if the file has a site.
 
   Returns:
-    NumPy leaves of both; zeros of what is not in the file.
+    Shared and local leaves (NumPy); local leaves that are not in the file are zeros.
 
   Raises:
-    UserError: names, shapes or types are not those of its settings, or a value is not finite.
+    UserError: names, shapes or types do not match the settings, or a value is not finite.
   """
-  wanted = join(shared, own if described.site else {})
+  wanted = join(shared, local if info.site else {})
   expected = named_leaves(wanted)
   form = {name: f"F32{list(leaf.shape)}" for name, leaf in expected.items()}
   try:
@@ -149,7 +151,8 @@ def read(file: Path, described: Described, shared: Params, own: Params) -> tuple
       for name in sorted(found.keys() | form.keys()):
         if found.get(name) != form.get(name):
           raise ValueError(
-            f"{name[:100]} is {found.get(name, 'missing')} and not {form.get(name, 'one of them')}"
+            f"{name[:100]} is {found.get(name, 'missing')}, expected"
+            f" {form.get(name, 'no such leaf')}"
           )
       leaves = [opened.get_tensor(name) for name in expected]
     for name, leaf in zip(expected, leaves, strict=True):
@@ -157,15 +160,15 @@ def read(file: Path, described: Described, shared: Params, own: Params) -> tuple
         raise ValueError(f"{name} has values that are not finite")
   except (OSError, SafetensorError, ValueError) as error:
     raise UserError(
-      f"{file}: expected the {len(form)} leaves of its own settings; got: {error}"
+      f"{file}: expected the {len(form)} leaves of its settings; got: {error}"
     ) from error
   tree = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-  rest = zeros_like(own)
-  return {name: tree[name] for name in shared}, {name: tree.get(name, rest[name]) for name in own}
+  rest = zeros_like(local)
+  return {name: tree[name] for name in shared}, {name: tree.get(name, rest[name]) for name in local}
 
 
 def _without_paths(config: Experiment) -> Experiment:
-  """The settings without what tells of this machine: of a folder, its last name alone."""
+  """The settings without the paths of this machine: only the last part of a folder stays."""
   changes = {"data.dir": ""}
   for kind in ("clip", "t5"):
     folder = Path(getattr(config.backbone, kind)).expanduser()
@@ -174,8 +177,8 @@ def _without_paths(config: Experiment) -> Experiment:
   return changed(config, changes)
 
 
-def _check(config: Experiment) -> None:
-  """Refuses settings that no run has, or that would fill the memory."""
+def _require_safe(config: Experiment) -> None:
+  """Rejects settings that are not valid, or that would fill the memory."""
   check(config)
   for name, value in known_fields(config):
     largest = _LARGEST.get(name, _LARGEST.get(name.split(".")[0], math.inf))
@@ -185,14 +188,14 @@ def _check(config: Experiment) -> None:
   if tokens.isdigit() and int(tokens) > _LARGEST["prompter"]:
     raise ValueError(f"prompter.mapper of {tokens} tokens, more than {_LARGEST['prompter']}")
   for kind in ("clip", "t5"):
-    path = Path(_name(getattr(config.backbone, kind)))  # it is shown where the backbone is missing
+    path = Path(_name(getattr(config.backbone, kind)))  # shown if the backbone is missing
     if path.is_absolute() or ".." in path.parts or "~" in str(path):
       raise ValueError(f"backbone.{kind} of {str(path)[:100]!r}, a path of another machine")
 
 
 def _name(value: Any) -> str:
   if not isinstance(value, str) or len(value) > 200 or not (value.isprintable()):
-    raise ValueError(f"{str(value)[:100]!r}, which is no name")
+    raise ValueError(f"{str(value)[:100]!r}, which is not a name")
   return value
 
 

@@ -23,7 +23,7 @@ def test_a_perfect_caption_scores_one():
   np.testing.assert_allclose(scores.items, 1.0, atol=1e-6)
 
 
-def test_repeated_words_count_as_often_as_in_one_reference():
+def test_repeated_words_are_clipped_to_their_count_in_one_reference():
   # Papineni et al. 2002, sec. 2.1: the modified unigram precision is 2/7.
   references = [
     ["the", "cat", "is", "on", "the", "mat"],

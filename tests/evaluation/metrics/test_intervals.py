@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap as scipy_bootstrap
 
-from afspl_jax.evaluation.metrics.bleu import bleu, from_counts
+from afspl_jax.evaluation.metrics.bleu import bleu, bleu_from_counts
 from afspl_jax.evaluation.metrics.intervals import RESAMPLES, bootstrap
 
 WORDS = np.array(["a", "the", "dog", "cat", "runs", "sleeps", "on", "grass", "sofa"])
@@ -24,7 +24,9 @@ def test_intervals_of_bleu_are_those_of_whole_corpora_scored_again():
   texts = [[list(rng.choice(WORDS, rng.integers(4, 9))) for _ in range(3)] for _ in range(12)]
   predictions, references = [group[0] for group in texts], [group[1:] for group in texts]
   counts = bleu(predictions, references).counts
-  found = bootstrap(counts, [str(i) for i in range(12)], lambda sums, _: from_counts(sums), seed=3)
+  found = bootstrap(
+    counts, [str(i) for i in range(12)], lambda sums, _: bleu_from_counts(sums), seed=3
+  )
   rng = np.random.default_rng(3)
   drawn = np.concatenate([rng.integers(12, size=(100, 12)) for _ in range(RESAMPLES // 100)])
   order = np.argsort([f"{i}" for i in range(12)])  # images are numbered in the order of their names

@@ -39,7 +39,7 @@ def test_lines_with_a_question_are_scored_as_answers(tmp_path):
   }
 
 
-def test_exact_match_is_of_answers_with_one_reference_alone(tmp_path):
+def test_exact_match_counts_only_answers_with_one_reference(tmp_path):
   many = {"question": "what ?", "prediction": "cat", "references": ["cat"] * 3 + ["dog"] * 7}
   single = {"question": "what ?", "prediction": "The cat.", "references": ["CAT"]}
   wrong = {"question": "what ?", "prediction": "cat", "references": ["cats"]}
@@ -50,7 +50,7 @@ def test_exact_match_is_of_answers_with_one_reference_alone(tmp_path):
   assert scores["vqa_accuracy"] == pytest.approx((0.9 + 1 + 0) / 3)
 
 
-def test_other_keys_blank_lines_windows_ends_and_marks_are_accepted(tmp_path):
+def test_other_keys_blank_lines_and_windows_line_ends_are_accepted(tmp_path):
   plain = score_file(write(tmp_path, "\n".join(map(json.dumps, [GOOD, OTHER]))))
   lines = [json.dumps(GOOD | {"id": 7}), "", json.dumps(OTHER), "", ""]
   assert score_file(write(tmp_path, b"\xef\xbb\xbf" + "\r\n".join(lines).encode())) == plain
@@ -91,6 +91,6 @@ def test_an_empty_file_is_an_error(tmp_path, content):
   assert str(error.value).startswith(f"{path}:1: ")
 
 
-def test_a_missing_file_is_the_systems_error(tmp_path):
+def test_a_missing_file_raises_the_system_error(tmp_path):
   with pytest.raises(FileNotFoundError):
     score_file(tmp_path / "none.jsonl")

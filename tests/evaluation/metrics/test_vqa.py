@@ -41,7 +41,7 @@ def test_answers_are_normalised_as_officially(answer, expected):
 @pytest.mark.parametrize(
   ("matches", "score"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)]
 )
-def test_ten_humans_score_softly_leaving_one_out(matches, score):
+def test_ten_answers_give_the_leave_one_out_score(matches, score):
   # With 3 matches of 10: 7 times all 3 remain (score 1), 3 times only 2 do (2/3).
   answers = ["cat"] * matches + [f"other {index}" for index in range(10 - matches)]
   assert vqa_accuracy(["cat"], [answers]).accuracy == pytest.approx(score)

@@ -15,7 +15,7 @@ from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.contracts import CohortApp
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.transport.local_grid import LocalGrid
-from afspl_jax.runs.prepare import find, prepare
+from afspl_jax.runs.prepare import find_inputs, prepare_setup
 from tests.recorded_run import FIELDS
 
 OF_TEST = {
@@ -34,7 +34,9 @@ def made(tmp_path_factory, tiny_checkpoints, shapes_dir):
   config = changed(Experiment(), fields)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    return prepare(config, find(config), ClientStore(folder / "clients")), folder / "clients"
+    return prepare_setup(
+      config, find_inputs(config), ClientStore(folder / "clients")
+    ), folder / "clients"
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from afspl_jax.federation import strategies
 from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.server.server_app import run_local
-from afspl_jax.runs.prepare import find, prepare
-from afspl_jax.runs.trained import rescore
+from afspl_jax.runs.prepare import find_inputs, prepare_setup
+from afspl_jax.runs.scoring.rescore import EvaluationRequest, evaluate_run
 from afspl_jax.runs.validate import check
 from afspl_jax.types import Example
 from tests.federation.least_squares import LeastSquares, assert_same_bits, init_params
@@ -164,7 +164,7 @@ def clean(run, tmp_path_factory):
   folder = tmp_path_factory.mktemp("clean")
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(run.path.parent / "features"))
-    return prepare(config, find(config), ClientStore(folder / "clients"))
+    return prepare_setup(config, find_inputs(config), ClientStore(folder / "clients"))
 
 
 def steps_of(setup, client):
@@ -216,7 +216,7 @@ def test_who_was_hostile_is_in_the_runs_facts_and_in_no_clients_scores(run):
 
 def test_a_run_that_is_scored_again_asks_no_hostile_site(run, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(run.path.parent / "features"))
-  again = rescore.evaluate(run.path, rescore.Request(personal=True)).summary
+  again = evaluate_run(run.path, EvaluationRequest(personalised=True)).summary
   asked = {line["client"] for line in again["clients"]}
   assert asked == {line["client"] for line in run.lines("sites.jsonl")}
   assert again["scores"]["cider"]["value"] == run.line("test_personal")["cider"]

@@ -10,7 +10,7 @@ from afspl_jax.config.fields import changed
 from afspl_jax.errors import UserError
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.dp_sgd_batches import PoissonBatches
-from afspl_jax.runs.prepare import find, prepare
+from afspl_jax.runs.prepare import find_inputs, prepare_setup
 from afspl_jax.runs.validate import check
 from tests.recorded_run import FIELDS
 
@@ -32,7 +32,7 @@ def setup(tmp_path_factory, tiny_checkpoints, shapes_dir):
   check(config)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    yield prepare(config, find(config), ClientStore(folder / "clients"))
+    yield prepare_setup(config, find_inputs(config), ClientStore(folder / "clients"))
 
 
 @pytest.fixture
@@ -80,7 +80,9 @@ def test_a_client_with_less_than_a_batch_is_in_every_one_whole(setup, secret, mo
 
 def test_noise_is_of_the_stated_size_everywhere_and_never_the_same(setup, secret):
   sites = list(setup.clients["train"])[:2]
-  noise = [flat(secret.sample_batches(sites, setup.whole(setup.shared))[1].noise) for _ in range(2)]
+  noise = [
+    flat(secret.sample_batches(sites, setup.global_params(setup.shared))[1].noise) for _ in range(2)
+  ]
   for each in noise:
     assert stats.kstest(each / (0.5 * 2.0), "norm").pvalue > 1e-6
   both = np.concatenate(noise)
@@ -142,7 +144,7 @@ def test_a_round_is_paid_for_before_anything_of_it_is_kept_or_sent(setup, monkey
 def test_a_new_clients_own_prompt_is_not_made_of_its_examples(setup):
   own = [setup.trainer.personal(setup.shared, client, -1)["local"]["prompt"] for client in (0, 1)]
   np.testing.assert_array_equal(own[0], own[1])
-  np.testing.assert_array_equal(own[0], setup.own["local"]["prompt"])
+  np.testing.assert_array_equal(own[0], setup.local["local"]["prompt"])
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ async function main([url, executablePath, shots]) {
       overflow: await page.evaluate(
         () => document.documentElement.scrollWidth - document.documentElement.clientWidth
       ),
-      executed: await page.evaluate(() => Boolean(window.hostile)),
+      executed: await page.evaluate(() => Boolean(window.malicious)),
     };
     if (name === "light") out.keyboard = await keyboard(page);
     await context.close();

@@ -1,4 +1,4 @@
-"""A run's folder as a run of any size would have written it."""
+"""Run folders with made-up content of any size."""
 
 import json
 import random
@@ -7,7 +7,7 @@ from pathlib import Path
 from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.config.fields import changed
 
-HOSTILE = '<script>window.hostile = 1</script><img src=x onerror="window.hostile=1">'
+MALICIOUS = '<script>window.malicious = 1</script><img src=x onerror="window.malicious=1">'
 SOURCES = ("global", "visual", "textual", "local")
 
 
@@ -74,9 +74,9 @@ def predict(file, number, name, rng):
   words = ["red", "disc", "blue", "square", "left", "right"]
   lines = []
   for i in range(number):
-    said = " ".join(rng.choices(words, k=5))
-    line = {"id": f"{name}-{i}", "prediction": f"{said} {name}"}
-    line["references"] = [f"{said} {name}", " ".join(words)] if i % 3 else ["a green ring"]
+    text = " ".join(rng.choices(words, k=5))
+    line = {"id": f"{name}-{i}", "prediction": f"{text} {name}"}
+    line["references"] = [f"{text} {name}", " ".join(words)] if i % 3 else ["a green ring"]
     if i % 4 == 0:
       line |= {"question": f"what is {name} ?", "prediction": "yes", "references": ["yes"]}
     weights = [0.5, 0.3 - i / 1000, 0.2 + i / 1000, 0.0]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from afspl_jax.reporting.html.files import read, read_all
-from afspl_jax.reporting.html.page import render
-from tests.reporting.html.made_run import HOSTILE, made_run
+from afspl_jax.reporting.html.files import read_run, read_runs
+from afspl_jax.reporting.html.page import render_page
+from tests.reporting.html.made_run import MALICIOUS, made_run
 
 LOOK = Path(__file__).parent / "look.js"
 
@@ -36,18 +36,18 @@ def look():
   return run
 
 
-def hostile(folder):
-  return [read(made_run(folder / "hostile", clients=40, name=HOSTILE))]
+def malicious(folder):
+  return [read_run(made_run(folder / "malicious", clients=40, name=MALICIOUS))]
 
 
 def several(folder):
-  return read_all([made_run(folder / name, clients=3, rounds=2) for name in "ab"])
+  return read_runs([made_run(folder / name, clients=3, rounds=2) for name in "ab"])
 
 
-@pytest.mark.parametrize("make", [hostile, several])
+@pytest.mark.parametrize("make", [malicious, several])
 def test_everyone_can_read_the_page(tmp_path, look, make):
   file = tmp_path / "report.html"
-  file.write_text(render(make(tmp_path), images=False))
+  file.write_text(render_page(make(tmp_path), images=False))
   found = look(file.as_uri())
   keyboard = found.pop("keyboard")
   assert keyboard["unseen"] == 0 and keyboard["reached"] >= keyboard["wanted"] > 8

@@ -9,8 +9,8 @@ from PIL import Image
 
 from afspl_jax.config.experiment import Data
 from afspl_jax.data.sources import open_source
-from afspl_jax.reporting.html.files import read
-from afspl_jax.reporting.html.gallery import gallery
+from afspl_jax.reporting.html.files import read_run
+from afspl_jax.reporting.html.gallery import make_gallery
 from tests.reporting.html.made_run import made_run, put
 
 
@@ -23,11 +23,11 @@ def run(tmp_path, shapes_dir):
   lines, captions = [], [example for example in examples if not example.question]
   for i, example in enumerate(captions):
     words = example.references[0].split()
-    said = " ".join(words[: 1 + i * len(words) // len(captions)])
-    lines.append({"id": example.id, "prediction": said, "references": example.references})
+    text = " ".join(words[: 1 + i * len(words) // len(captions)])
+    lines.append({"id": example.id, "prediction": text, "references": example.references})
   for i, example in enumerate(e for e in examples if e.question):
-    said = example.references[0] if i % 2 else "no idea"
-    lines.append({"id": example.id, "prediction": said, "references": example.references})
+    text = example.references[0] if i % 2 else "no idea"
+    lines.append({"id": example.id, "prediction": text, "references": example.references})
     lines[-1]["question"] = example.question
   put(path / "predictions" / "test.jsonl", [line | {"fusion": {}} for line in lines])
   put(path / "predictions" / "test_personal.jsonl", [lines[0] | {"prediction": "my own words"}])
@@ -38,7 +38,7 @@ def run(tmp_path, shapes_dir):
 
 
 def test_the_best_are_better_than_the_median_and_these_than_the_worst(run):
-  groups = gallery(read(run), images=False).groups
+  groups = make_gallery(read_run(run), images=False).groups
   scores = {
     name: [float(item.score.removeprefix("CIDEr ")) for item in items]
     for name, items in groups.items()
@@ -47,14 +47,14 @@ def test_the_best_are_better_than_the_median_and_these_than_the_worst(run):
   assert list(scores) == ["Best captions", "Median captions", "Worst captions"]
   assert min(scores["Best captions"]) > max(scores["Median captions"])
   assert min(scores["Median captions"]) > max(scores["Worst captions"])
-  assert {item.score for item in groups["Right answers"]} == {"accuracy 1.00"}
+  assert {item.score for item in groups["Correct answers"]} == {"accuracy 1.00"}
   assert {item.score for item in groups["Wrong answers"]} == {"accuracy 0.00"}
-  assert all(item.question for item in groups["Right answers"])
-  assert "my own words" in [item.own for item in groups["Worst captions"]]
+  assert all(item.question for item in groups["Correct answers"])
+  assert "my own words" in [item.personalised for item in groups["Worst captions"]]
 
 
-def test_an_image_is_that_of_its_example(run, shapes_dir):
-  item = gallery(read(run), images=True).groups["Best captions"][0]
+def test_each_example_has_its_image(run, shapes_dir):
+  item = make_gallery(read_run(run), images=True).groups["Best captions"][0]
   head, _, data = item.image.partition(",")
   assert head == "data:image/jpeg;base64"
   shown = Image.open(io.BytesIO(base64.b64decode(data)))
@@ -66,22 +66,24 @@ def test_an_image_is_that_of_its_example(run, shapes_dir):
   assert all(abs(a - b) < 4 for a, b in zip(mean(shown), mean(image), strict=True))
 
 
-def test_images_of_other_data_than_the_runs_are_not_shown(run):
+def test_images_of_other_data_are_not_shown(run):
   config = json.loads((run / "config.json").read_text())
   config["facts"]["data"]["test"] = "other"
   (run / "config.json").write_text(json.dumps(config))
-  found = gallery(read(run), images=True)
-  assert "The data on this machine are not the run's" in found.note
+  found = make_gallery(read_run(run), images=True)
+  assert "The data on this machine differ" in found.note
   assert not any(item.image for items in found.groups.values() for item in items)
 
 
-def test_a_world_that_is_not_there_is_not_drawn(tmp_path):
+def test_a_missing_shapes_world_is_not_generated(tmp_path):
   folder = tmp_path / "none"
-  found = gallery(read(made_run(tmp_path / "run", **{"data.dir": str(folder)})), images=True)
+  found = make_gallery(
+    read_run(made_run(tmp_path / "run", **{"data.dir": str(folder)})), images=True
+  )
   assert "The data are not on this machine" in found.note and not folder.exists()
 
 
-def test_data_that_are_not_here_leave_the_texts(tmp_path):
+def test_without_data_the_texts_are_shown(tmp_path):
   fields = {"data.source": "coco_captions", "data.dir": str(tmp_path)}
-  found = gallery(read(made_run(tmp_path / "run", **fields)), images=True)
+  found = make_gallery(read_run(made_run(tmp_path / "run", **fields)), images=True)
   assert "The data are not on this machine" in found.note and "Best captions" in found.groups

@@ -1,4 +1,4 @@
-"""The report as a file: valid, closed to the network, safe with any text, small, and right."""
+"""The report file: valid, without network access, safe with any text, small, and correct."""
 
 import itertools
 import json
@@ -9,9 +9,9 @@ import html5lib
 import pytest
 
 from afspl_jax import cli
-from afspl_jax.reporting.html.files import read, read_all
-from afspl_jax.reporting.html.page import render
-from tests.reporting.html.made_run import HOSTILE, made_run, put
+from afspl_jax.reporting.html.files import read_run, read_runs
+from afspl_jax.reporting.html.page import render_page
+from tests.reporting.html.made_run import MALICIOUS, made_run, put
 
 XHTML, SVG = "{http://www.w3.org/1999/xhtml}", "{http://www.w3.org/2000/svg}"
 
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(run):
-  return render([read(run)], images=False)
+  return render_page([read_run(run)], images=False)
 
 
 def test_the_command_writes_a_valid_file_beside_the_run(run, capsys):
@@ -50,7 +50,7 @@ def test_the_command_writes_a_valid_file_beside_the_run(run, capsys):
   ]
 
 
-def test_nothing_is_fetched_and_no_script_is_in_it(page):
+def test_the_page_loads_nothing_and_has_no_script(page):
   tree = parsed(page)
   for element in tree.iter():
     for name, value in element.attrib.items():
@@ -71,7 +71,7 @@ def test_ids_are_used_once_and_links_lead_to_them(page):
   assert links and set(links) <= set(ids)
 
 
-def test_every_chart_has_words_and_every_table_a_name(page):
+def test_every_chart_has_a_description_and_every_table_a_name(page):
   tree = parsed(page)
   charts = list(tree.iter(f"{SVG}svg"))
   assert len(charts) > 15
@@ -85,12 +85,12 @@ def test_every_chart_has_words_and_every_table_a_name(page):
 
 def test_headings_do_not_skip_a_level(run, page, tmp_path):
   beside = made_run(tmp_path / "beside")
-  for html in (page, render(read_all([run, beside]), images=False)):
+  for html in (page, render_page(read_runs([run, beside]), images=False)):
     levels = [int(n) for n in re.findall(r"<h([1-6])", html)]
     assert levels[0] == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
 
 
-def test_headline_figures_and_what_they_rest_on(page):
+def test_headline_figures_and_caveats(page):
   tree = parsed(page)
   figures = dict(zip(texts(tree, "dt"), texts(tree, "dd")[::2], strict=True))
   assert figures == {
@@ -99,25 +99,25 @@ def test_headline_figures_and_what_they_rest_on(page):
     "VQA accuracy": "0.500",
     "Bytes": "2.0 MB",
     "Time": "14.0 s",
-    "Updates": "36 ok",
+    "Updates": "36 used",
   }
-  said = " ".join(texts(tree, "li"))
-  assert "saw nothing but a drawn world" in said and "compare methods" in said
-  assert "CIDEr is 0.250 when the same prompter is shown no image, and 1.500 with it" in said
-  assert "4 updates of 4 clients were not used" in said
+  sentences = " ".join(texts(tree, "li"))
+  assert "saw only generated images of shapes" in sentences and "compare methods" in sentences
+  assert "CIDEr is 0.250 without the image, and 1.500 with it" in sentences
+  assert "4 updates of 4 clients were not used" in sentences
 
 
 @pytest.mark.parametrize(
   "fields, sentence",
   [
-    ({"data.source": "coco_captions"}, "texts about real pictures are poor"),
+    ({"data.source": "coco_captions"}, "texts about photographs are poor"),
     ({"backbone.clip": "/models/clip", "backbone.t5": "/models/t5"}, None),
     ({"eval.test_examples": 100}, "at most 100 examples"),
   ],
 )
-def test_the_page_says_what_the_scores_rest_on(tmp_path, fields, sentence):
-  html = render([read(made_run(tmp_path / "run", **fields))], images=False)
-  assert sentence in html if sentence else "drawn world" not in html
+def test_the_page_shows_caveats(tmp_path, fields, sentence):
+  html = render_page([read_run(made_run(tmp_path / "run", **fields))], images=False)
+  assert sentence in html if sentence else "generated images" not in html
 
 
 def test_clients_that_trained_alone_have_no_global_score(tmp_path):
@@ -126,41 +126,43 @@ def test_clients_that_trained_alone_have_no_global_score(tmp_path):
   lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
   left = [line for line in lines if line["split"] not in ("test", "test_blind")]
   put(path / "metrics.jsonl", left)
-  tree = parsed(render([read(path)], images=False))
+  tree = parsed(render_page([read_run(path)], images=False))
   values, notes = texts(tree, "dd")[::2], texts(tree, "dd")[1::2]
   assert list(zip(texts(tree, "dt"), values, notes, strict=True))[:3] == [
-    ("CIDEr", "–", "own prompters 2.500"),
-    ("BLEU-4", "–", "own prompters 0.250"),
-    ("VQA accuracy", "–", "own prompters 0.500"),
+    ("CIDEr", "–", "personalised 2.500"),
+    ("BLEU-4", "–", "personalised 0.250"),
+    ("VQA accuracy", "–", "personalised 0.500"),
   ]
-  said = " ".join(texts(tree, "li"))
-  assert "Every client trained alone" in said and "at most 100 examples" in said
+  sentences = " ".join(texts(tree, "li"))
+  assert "Every client trained alone" in sentences and "at most 100 examples" in sentences
 
 
-def test_a_run_that_went_on_elsewhere_names_every_place(tmp_path):
+def test_a_run_resumed_elsewhere_names_every_machine(tmp_path):
   path = made_run(tmp_path / "run")
   config = json.loads((path / "config.json").read_text())
   config["places"].append({"devices": "4 x tpu"})
   (path / "config.json").write_text(json.dumps(config))
-  tree = parsed(render([read(path)], images=False))
+  tree = parsed(render_page([read_run(path)], images=False))
   rows = dict(rows_of(tree, "Versions, devices and hashes"))
   assert rows["devices"] == "1 x cpu, then 4 x tpu"
 
 
-def test_a_run_that_was_attacked_says_so(tmp_path):
+def test_a_run_with_malicious_sites_is_marked(tmp_path):
   attack = {"attack.kind": "scale", "attack.share": 0.2}
   file = made_run(tmp_path / "run", **attack) / "config.json"
   whole = json.loads(file.read_text())
   whole["facts"]["hostile"] = ["site 0003", "site 0007"]
   file.write_text(json.dumps(whole))
-  assert "2 sites were made hostile (scale), to see" in render([read(file.parent)], images=False)
+  assert "2 sites were malicious on purpose (scale)" in render_page(
+    [read_run(file.parent)], images=False
+  )
 
 
-def test_a_run_that_was_stopped_says_so_and_shows_what_there_is(tmp_path):
+def test_a_stopped_run_is_marked_and_shown(tmp_path):
   path = made_run(tmp_path / "run", finished=False, rounds=3)
   with open(path / "metrics.jsonl", "a") as file:
     file.write('{"round": 4, "spl')  # killed while it wrote
-  html = render([read(path)], images=False)
+  html = render_page([read_run(path)], images=False)
   assert "<strong>stopped</strong>, round 3 of 3" in html
   assert (
     "The run is not finished: its scores are those on the validation split after round 3" in html
@@ -172,22 +174,22 @@ def test_a_run_without_partition_sites_and_predictions_has_a_page(tmp_path):
   path = made_run(tmp_path / "run")
   for file in [path / "partition.json", path / "sites.jsonl", *(path / "predictions").iterdir()]:
     file.unlink()
-  headings = texts(parsed(render([read(path)], images=False)), "h2")
+  headings = texts(parsed(render_page([read_run(path)], images=False)), "h2")
   assert headings == ["Figures", "Curves", "Clients", "Prompts", "Settings"]
 
 
-def test_a_hostile_text_stays_a_text(tmp_path):
-  path = made_run(tmp_path / "run", name=HOSTILE)
-  html = render([read(path)], images=False)
+def test_a_malicious_text_is_escaped(tmp_path):
+  path = made_run(tmp_path / "run", name=MALICIOUS)
+  html = render_page([read_run(path)], images=False)
   tree = parsed(html)
   assert not list(tree.iter(f"{XHTML}script")) and not list(tree.iter(f"{XHTML}img"))
   assert not any(name.startswith("on") for element in tree.iter() for name in element.attrib)
-  assert any(HOSTILE in text for text in texts(tree, "td"))
+  assert any(MALICIOUS in text for text in texts(tree, "td"))
 
 
 def test_a_thousand_clients_have_a_page_of_bounded_size(tmp_path):
   path = made_run(tmp_path / "run", clients=1000, rounds=12)
-  html = render([read(path)], images=False)
+  html = render_page([read_run(path)], images=False)
   assert 100_000 < len(html) < 1_500_000
   tree = parsed(html)
   assert sum("site 0" in text for text in texts(tree, "th")) >= 1000  # each is in the table
@@ -204,9 +206,9 @@ def test_several_runs_beside_each_other(tmp_path):
   assert texts(tree, "h1") == ["a/run, b/run"]
   rows = {cells[0]: cells[1:] for cells in rows_of(tree, "Settings that are not the default")}
   assert rows["seed"] == ["0", "1", "2", "yes"] and rows["fed.rounds"] == ["30", "4", "6", "yes"]
-  assert "The runs are of different lengths: 4 to 6 rounds." in html
+  assert "The runs have different lengths: 4 to 6 rounds." in html
   scores = rows_of(tree, "Last scores")
-  assert [row[1] for row in scores if row[0] == "test split, global prompter"] == ["a/run", "b/run"]
+  assert [row[1] for row in scores if row[0] == "test split, global model"] == ["a/run", "b/run"]
   ids = [element.attrib["id"] for element in tree.iter() if "id" in element.attrib]
   assert len(ids) == len(set(ids))
 
@@ -221,7 +223,7 @@ def rows_of(tree, caption):
 @pytest.mark.parametrize(
   "make, message",
   [
-    (lambda path: path, "expected a run's folder with config.json; got none"),
+    (lambda path: path, "expected a run folder with config.json; got none"),
     (lambda path: damage(path, "config.json", "{"), "config.json: expected a file of a run; got"),
     (
       lambda path: damage(path, "config.json", '{"config": {"seed": 1}}'),
@@ -231,7 +233,7 @@ def rows_of(tree, caption):
     (lambda path: damage(path, "metrics.jsonl", "3\n"), "metrics.jsonl:1: expected a JSON object"),
   ],
 )
-def test_a_folder_that_is_no_run_is_said_in_one_line(tmp_path, capsys, make, message):
+def test_a_folder_that_is_not_a_run_is_one_line(tmp_path, capsys, make, message):
   assert cli.main(["report", str(make(tmp_path / "run"))]) == 2
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1
@@ -243,7 +245,7 @@ def damage(path, name, text):
   return path
 
 
-def test_without_the_extra_the_command_says_what_to_install(run, capsys, monkeypatch):
+def test_without_the_extra_the_command_names_what_to_install(run, capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, "afspl_jax.reporting.html.page", None)
   monkeypatch.delitem(sys.modules, "afspl_jax.reporting.html.page")
   monkeypatch.setitem(sys.modules, "jinja2", None)
@@ -251,8 +253,8 @@ def test_without_the_extra_the_command_says_what_to_install(run, capsys, monkeyp
   assert "jinja2" in (error := capsys.readouterr().err) and "'afspl-jax[report]'" in error
 
 
-def test_values_that_were_not_finite_leave_gaps(tmp_path):
+def test_infinite_values_leave_gaps(tmp_path):
   path = made_run(tmp_path / "run")
   lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
   put(path / "metrics.jsonl", [line | {"loss": None} for line in lines])
-  assert "Loss by round" not in render([read(path)], images=False)
+  assert "Loss by round" not in render_page([read_run(path)], images=False)

@@ -1,4 +1,4 @@
-"""`afspl ablate` as a user starts it, judged by its exit status and its files."""
+"""`afspl ablate` as a user starts it: its exit status and its files."""
 
 import json
 import multiprocessing
@@ -16,13 +16,12 @@ import pytest
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.study import Study
 from afspl_jax.errors import UserError
-from afspl_jax.runs.study.ablate import ablate
+from afspl_jax.runs.study.ablate import run_study
 from afspl_jax.runs.study.workers import Task, TaskResult, run_all
 
 STUDY = """
-from afspl_jax.config import Backbone, Data, Eval, Experiment, Fed, Optim, Prompter
-from afspl_jax.study import Study
-from afspl_jax.workers import Task, TaskResult, run_all
+from afspl_jax.config.experiment import Backbone, Data, Eval, Experiment, Fed, Optim, Prompter
+from afspl_jax.config.study import Study
 
 
 def get_study():
@@ -158,7 +157,7 @@ def test_a_failing_run_is_named_and_the_others_go_on(whole):
   assert f"- broken, seed 0, 1: {reason}" in table(folder)
 
 
-def test_the_table_has_the_mean_of_what_the_runs_measured(whole):
+def test_the_table_has_the_means_of_the_runs(whole):
   folder, _ = whole
   found = json.loads((folder / "cells.json").read_text())
   lines = metrics(folder)
@@ -171,7 +170,7 @@ def test_the_table_has_the_mean_of_what_the_runs_measured(whole):
   assert f"| terse | {sum(ciders) / 2:.3f} ± " in table(folder)
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(troubled):
+def test_ctrl_c_stops_cleanly_and_names_the_command_to_resume(troubled):
   _, (interrupted, _), _, _ = troubled
   assert interrupted.returncode == 130
   assert "Traceback" not in interrupted.stderr
@@ -179,7 +178,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(troubled):
   assert last.endswith("Go on with: afspl ablate small.py --workdir=troubled --jobs=2")
 
 
-def test_a_study_killed_in_the_middle_ends_as_one_that_never_was(whole, troubled):
+def test_a_killed_study_ends_with_the_same_results(whole, troubled):
   folder, (_, killed), finished, last = troubled
   assert killed.returncode == -signal.SIGKILL
   assert finished and last.returncode == 1, last.stderr
@@ -187,12 +186,12 @@ def test_a_study_killed_in_the_middle_ends_as_one_that_never_was(whole, troubled
   assert table(folder) == table(whole[0])
 
 
-def test_finished_runs_are_not_touched_again(troubled):
+def test_finished_runs_are_not_repeated(troubled):
   _, _, finished, _ = troubled
   assert {path: path.parent.stat().st_mtime_ns for path in finished} == finished
 
 
-def test_table_runs_nothing_and_makes_the_same_table_again(ablation, whole):
+def test_table_only_makes_the_table_again(ablation, whole):
   folder, _ = whole
   before, written = table(folder), metrics(folder)
   (folder / "table.md").unlink()
@@ -215,7 +214,7 @@ def test_table_runs_nothing_and_makes_the_same_table_again(ablation, whole):
 def test_a_wrong_flag_is_one_line_before_anything_runs(tmp_path, how, part):
   study = Study(Experiment(), {"": {}}, {"full AFSPL": {}, "dense FedAvg": {"fed.rounds": 1}}, (0,))
   with pytest.raises(UserError) as error:
-    ablate(study, tmp_path, **how)
+    run_study(study, tmp_path, **how)
   assert part in str(error.value) and "\n" not in str(error.value)
   assert list(tmp_path.iterdir()) == []
 
@@ -233,7 +232,7 @@ def test_a_worker_that_dies_is_a_failed_run(tmp_path):
   assert list(run_all([task], 1, tmp_path / "compiled")) == [TaskResult(task, reason)]
 
 
-def test_after_a_fault_the_next_run_has_a_process_of_its_own(tmp_path):
+def test_after_a_failure_the_next_run_has_a_new_process(tmp_path):
   config = Experiment()
   config.seed = None  # type: ignore[assignment]
   tasks = [Task(config, tmp_path / name, tmp_path / f"{name}.log") for name in ("a", "b")]

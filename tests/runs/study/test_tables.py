@@ -6,7 +6,14 @@ import pytest
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.study import Study, cells
-from afspl_jax.runs.study.tables import FINISHED, Estimate, estimate, markdown, read, write
+from afspl_jax.runs.study.results import (
+  FINISHED,
+  Estimate,
+  estimate,
+  read_results,
+  write_results,
+)
+from afspl_jax.runs.study.tables import format_tables, write_tables
 
 STUDY = Study(
   base=Experiment(),
@@ -32,7 +39,7 @@ def put(workdir: Path, setting: str, variant: str, seed: int, done=True, **split
 def tables(workdir: Path) -> dict[str, dict[str, list[dict[str, str]]]]:
   """Rows by setting and variant, of every table: text by the column's name."""
   out: dict = {}
-  for line in markdown(STUDY, read(STUDY, workdir), "afspl ablate x").splitlines():
+  for line in format_tables(STUDY, read_results(STUDY, workdir), "afspl ablate x").splitlines():
     if line.startswith("## "):
       heads, setting = [], out.setdefault(line.removeprefix("## ").split(" (")[0], {})
     elif line.startswith("| ---"):
@@ -67,7 +74,7 @@ def test_a_cell_of_the_table_is_the_mean_over_seeds_with_its_interval(tmp_path):
   (row,) = tables(tmp_path)["iid"]["full AFSPL"]
   assert row["CIDEr"] == "2.000 ± 2.484"
   assert row["BLEU-4"] == "0.500 ± 0.000" and row["VQA"] == "0.250 ± 0.000"
-  assert row["CIDEr, own"] == "4.000 ± 0.000"
+  assert row["CIDEr, personalised"] == "4.000 ± 0.000"
   assert row["MB up"] == "3.00 ± 0.00"
 
 
@@ -94,7 +101,7 @@ def test_settings_together_are_paired_by_setting_and_seed(tmp_path):
   (row,) = together["other"]
   assert row == {
     "CIDEr − full AFSPL": "+1.000 ± 2.484",
-    "CIDEr, own − full AFSPL": "–",
+    "CIDEr, personalised − full AFSPL": "–",
     "pairs": "3",
   }
   assert together["dense FedAvg"][0]["pairs"] == "0"
@@ -119,21 +126,29 @@ def test_a_reference_that_sends_nothing_gives_no_percentage(tmp_path):
   assert row["MB up"] == "0.00" and row["% of dense FedAvg"] == "–"
 
 
-def test_what_was_not_measured_or_not_finite_is_a_dash(tmp_path):
+def test_a_missing_or_infinite_number_is_a_dash(tmp_path):
   put(tmp_path, "iid", "full AFSPL", 0, test={"cider": 1.0, "bleu4": None})
   (row,) = tables(tmp_path)["iid"]["full AFSPL (1 of 3 seeds)"]
   assert row["CIDEr"] == "1.000"
-  for name in ("BLEU-4", "VQA", "CIDEr, own", "VQA, own", "CIDEr, sample", "own on it", "MB up"):
+  for name in (
+    "BLEU-4",
+    "VQA",
+    "CIDEr, personalised",
+    "VQA, personalised",
+    "CIDEr, sample",
+    "CIDEr, sample, personalised",
+    "MB up",
+  ):
     assert row[name] == "–"
   (empty,) = tables(tmp_path)["natural"]["other"]
   assert set(empty.values()) == {"–"}
 
 
-def test_a_second_table_has_what_only_some_runs_measure(tmp_path):
+def test_a_second_table_has_the_numbers_of_some_runs(tmp_path):
   put(tmp_path, "iid", "full AFSPL", 0, test={"cider": 1.0}, test_mean_fusion={"changed": 0.5})
   found = tables(tmp_path)["iid"]
-  assert found["full AFSPL (1 of 3 seeds)"][1] == {"changed": "0.500"}
-  assert found["other"][1] == {"changed": "–"}
+  assert found["full AFSPL (1 of 3 seeds)"][1] == {"changed texts": "0.500"}
+  assert found["other"][1] == {"changed texts": "–"}
 
 
 def test_a_missing_run_is_named_with_its_last_reason(tmp_path):
@@ -144,21 +159,21 @@ def test_a_missing_run_is_named_with_its_last_reason(tmp_path):
   failures = [
     {"run": runs["other", 1], "reason": "first"},
     {"run": runs["other", 1], "reason": "out of memory"},
-    {"run": runs["full AFSPL", 0], "reason": "mended since"},
+    {"run": runs["full AFSPL", 0], "reason": "fixed since"},
   ]
   text = "".join(json.dumps(line) + "\n" for line in failures)
   (tmp_path / "failures.jsonl").write_text(text + '{"run": "cut sh')
-  table = markdown(STUDY, read(STUDY, tmp_path), "x")
+  table = format_tables(STUDY, read_results(STUDY, tmp_path), "x")
   iid = table[table.index("## iid") : table.index("## natural")]
-  assert "- full AFSPL, seed 2: not run to its end" in iid
+  assert "- full AFSPL, seed 2: not finished" in iid
   assert "- other, seed 1: out of memory" in iid
-  assert "- other, seed 0, 2: not run to its end" in iid
-  assert "first" not in iid and "mended" not in table
+  assert "- other, seed 0, 2: not finished" in iid
+  assert "first" not in iid and "fixed" not in table
 
 
-def test_the_table_says_how_it_was_made_and_what_every_column_means(tmp_path):
+def test_the_table_names_its_command_and_explains_every_column(tmp_path):
   put(tmp_path, "iid", "full AFSPL", 0, test={"cider": 1.0}, newcomer_after={"cider": 1.0})
-  text = markdown(STUDY, read(STUDY, tmp_path), "afspl ablate c.py --workdir=w")
+  text = format_tables(STUDY, read_results(STUDY, tmp_path), "afspl ablate c.py --workdir=w")
   assert "`afspl ablate c.py --workdir=w`" in text.splitlines()[0]
   assert "## iid (3 seeds)" in text
   rows = tables(tmp_path)["iid"]["full AFSPL (1 of 3 seeds)"]
@@ -168,7 +183,9 @@ def test_the_table_says_how_it_was_made_and_what_every_column_means(tmp_path):
 
 def test_results_hold_every_number_of_every_cell(tmp_path):
   put(tmp_path, "iid", "other", 1, test={"cider": 1.0, "anything": 2}, test_blind={"cider": 0.5})
-  write(STUDY, tmp_path, "x")
+  results = read_results(STUDY, tmp_path)
+  write_tables(STUDY, results, "x", tmp_path / "table.md")
+  write_results(results, tmp_path / "results.json")
   found = json.loads((tmp_path / "results.json").read_text())
   assert len(found) == len(cells(STUDY)) == 18
   (one,) = [line for line in found if line["metrics"]]

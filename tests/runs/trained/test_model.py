@@ -1,4 +1,4 @@
-"""A trained prompter in use: on a run that was, whose texts are known."""
+"""Captions and answers of a trained model, on a run whose predictions are known."""
 
 import json
 import shutil
@@ -13,8 +13,10 @@ from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.models.huggingface import weights
 from afspl_jax.runs import frozen
-from afspl_jax.runs.trained import finished_run, model, rescore, trained_model
-from afspl_jax.runs.trained.model import Asked, Model
+from afspl_jax.runs.scoring.rescore import EvaluationRequest, evaluate_run
+from afspl_jax.runs.trained import finished_run, model, trained_prompter
+from afspl_jax.runs.trained.model import ImageQuestion, Model
+from afspl_jax.runs.trained.trained_prompter import open_trained_prompter
 from afspl_jax.training.train_step import make_mesh
 
 SITE = "elm"
@@ -27,7 +29,7 @@ def run(rich):
 
 @pytest.fixture(scope="module")
 def opened(run):
-  return trained_model.open_trained(run.path)
+  return open_trained_prompter(run.path)
 
 
 @pytest.fixture(scope="module")
@@ -37,31 +39,31 @@ def loaded(opened):
 
 @pytest.fixture(scope="module")
 def asked(run, shapes_dir):
-  """The test split, as if someone came with its images."""
+  """The test split as images and questions."""
   source = open_source(Data(dir=str(shapes_dir)), "test")
   return [
-    Asked(source.load_image(example.image), example.question)
+    ImageQuestion(source.load_image(example.image), example.question)
     for example in run.setup.splits["test"].examples
   ]
 
 
-def said_in(file):
+def lines_of(file):
   return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_a_model_says_what_the_run_said_when_it_was_scored(run, loaded, asked):
-  lines = said_in(run.path / "predictions" / "test.jsonl")
+def test_a_model_reproduces_the_predictions_of_its_run(run, loaded, asked):
+  lines = lines_of(run.path / "predictions" / "test.jsonl")
   found = loaded.predict(asked)
-  assert [said.text for said in found] == [line["prediction"] for line in lines]
-  for said, line in zip(found, lines, strict=True):
-    assert said.fusion == pytest.approx(line["fusion"], abs=2e-4)
-    assert said.prompts == pytest.approx({int(k): w for k, w in line["prompts"].items()}, abs=2e-4)
+  assert [found_text.text for found_text in found] == [line["prediction"] for line in lines]
+  for found_text, line in zip(found, lines, strict=True):
+    assert found_text.fusion == pytest.approx(line["fusion"], abs=2e-4)
+    assert found_text.prompts == pytest.approx(
+      {int(k): w for k, w in line["prompts"].items()}, abs=2e-4
+    )
   assert loaded.round == 3 and loaded.site == ""
 
 
-def test_an_image_is_told_the_same_alone_among_others_and_on_one_device(
-  loaded, opened, asked, monkeypatch
-):
+def test_a_text_does_not_depend_on_the_batch_or_the_devices(loaded, opened, asked, monkeypatch):
   some = asked[:6]
   together = loaded.predict(some)
   assert [loaded.predict([one])[0] for one in some] == together
@@ -69,7 +71,9 @@ def test_an_image_is_told_the_same_alone_among_others_and_on_one_device(
   monkeypatch.setattr(model, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
   alone = Model(opened, batch_size=1)
   assert (alone.batch_size, loaded.batch_size) == (1, 4)
-  assert [said.text for said in alone.predict(some)] == [said.text for said in together]
+  assert [found_text.text for found_text in alone.predict(some)] == [
+    found_text.text for found_text in together
+  ]
 
 
 def test_captions_and_answers_are_texts(loaded, asked, tmp_path):
@@ -87,7 +91,7 @@ def test_captions_and_answers_are_texts(loaded, asked, tmp_path):
     loaded.answer(image, "how many " * 9 + "?")
 
 
-def test_what_every_batch_asks_is_encoded_once(loaded, asked, monkeypatch):
+def test_a_repeated_question_is_encoded_once(loaded, asked, monkeypatch):
   encoder, encoded = loaded._pair.encoder, []
   directions = encoder.directions
 
@@ -97,26 +101,26 @@ def test_what_every_batch_asks_is_encoded_once(loaded, asked, monkeypatch):
 
   monkeypatch.setattr(encoder, "directions", count)
   images = [one.image for one in asked[:9]]
-  fresh = [loaded.predict([Asked(image, "what is it ?")])[0] for image in images]
+  fresh = [loaded.predict([ImageQuestion(image, "what is it ?")])[0] for image in images]
   assert encoded == [["what is it ?"]]
   described = loaded.caption(images)  # three batches
   assert encoded[1:] == [[loaded.config.data.caption_instruction]]
-  assert loaded.predict([Asked(image, "what is it ?") for image in images]) == fresh
+  assert loaded.predict([ImageQuestion(image, "what is it ?") for image in images]) == fresh
   assert loaded.caption(images) == described and len(encoded) == 4
 
 
-def test_a_site_is_answered_with_its_own_prompt(run, asked):
+def test_a_site_uses_its_local_prompt(run, asked):
   rows = run.setup.clients["test"][SITE].tolist()
-  personal = said_in(run.path / "predictions" / "test_personal.jsonl")
+  personal = lines_of(run.path / "predictions" / "test_personal.jsonl")
   ids = {line["id"]: line for line in personal}
   wanted = [ids[run.setup.splits["test"].examples[row].id] for row in rows]
-  mine = trained_model.open_trained(run.path, site=SITE)
+  mine = open_trained_prompter(run.path, site=SITE)
   found = Model(mine, batch_size=4).predict([asked[row] for row in rows])
-  assert [said.text for said in found] == [line["prediction"] for line in wanted]
-  assert all(said.fusion["local"] > 0 for said in found)
+  assert [found_text.text for found_text in found] == [line["prediction"] for line in wanted]
+  assert all(found_text.fusion["local"] > 0 for found_text in found)
 
 
-def test_how_texts_are_generated_may_be_chosen(run, asked):
+def test_decoding_settings_can_be_changed(run, asked):
   short = model.load(run.path, batch_size=4, max_tokens=2, beams=2)
   assert all(len(text.split()) <= 2 for text in short.caption([one.image for one in asked[:4]]))
   with pytest.raises(UserError, match=r"eval\.beam: no such field"):
@@ -127,29 +131,31 @@ def test_how_texts_are_generated_may_be_chosen(run, asked):
     model.load(run.path, batch_size=0)
 
 
-def test_what_a_run_has_not_got_is_one_clear_message(run, tmp_path):
+def test_a_missing_part_of_a_run_is_one_clear_message(run, tmp_path):
   for options, wanted in (
     ({"round": 1}, "expected a checkpoint of round 1; got rounds 2, 3"),
-    ({"site": "zoe"}, "what 'zoe' kept of its own up to round 3; got that of alder"),
+    ({"site": "zoe"}, "expected the local prompt of 'zoe' up to round 3; got that of alder"),
   ):
     with pytest.raises(UserError, match=wanted):
-      trained_model.open_trained(run.path, **options)
-  with pytest.raises(UserError, match="expected the folder of a run that began"):
-    trained_model.open_trained(tmp_path)
+      open_trained_prompter(run.path, **options)
+  with pytest.raises(UserError, match="expected the folder of a run that started"):
+    open_trained_prompter(tmp_path)
   site = tmp_path / "site"
   shutil.copytree(run.path, site, ignore=shutil.ignore_patterns("checkpoints"))
-  with pytest.raises(UserError, match="ask for a file of `afspl export`"):
-    trained_model.open_trained(site)
+  with pytest.raises(UserError, match="get a file of `afspl export`"):
+    open_trained_prompter(site)
   text = (site / "config.json").read_text()
   (site / "config.json").write_text(text.replace('"beams"', '"beens"'))
   with pytest.raises(UserError, match=r"eval.beens: no such field.*version that made the run"):
-    trained_model.open_trained(site)
+    open_trained_prompter(site)
 
 
-def test_a_missing_round_is_said_before_models_are_loaded(run, monkeypatch):
-  monkeypatch.setattr(trained_model, "find_pair", lambda *args: pytest.fail("looks for models"))
+def test_a_missing_round_is_reported_before_models_are_loaded(run, monkeypatch):
+  monkeypatch.setattr(
+    trained_prompter, "find_backbones", lambda *args: pytest.fail("searched for models")
+  )
   with pytest.raises(UserError, match="expected a checkpoint of round 1"):
-    trained_model.open_trained(run.path, round=1)
+    open_trained_prompter(run.path, round=1)
 
 
 def test_backbones_are_hashed_once(run, monkeypatch):
@@ -161,26 +167,26 @@ def test_backbones_are_hashed_once(run, monkeypatch):
 
   monkeypatch.setattr(finished_run, "fingerprint", count)
   monkeypatch.setattr(frozen, "fingerprint", count)
-  found = trained_model.open_trained(run.path)
+  found = open_trained_prompter(run.path)
   assert (
     sorted(hashed) == ["clip", "t5"] and found.pair.fingerprints == run.setup.facts["backbones"]
   )
-  rescore.evaluate(run.path, rescore.Request(examples=1))
+  evaluate_run(run.path, EvaluationRequest(examples=1))
   assert sorted(hashed) == ["clip", "clip", "t5", "t5"]
 
 
-def test_other_backbones_than_the_runs_are_named_with_both_hashes(run, tmp_path):
+def test_other_backbones_are_reported_with_both_hashes(run, tmp_path):
   other = tmp_path / "clip"
   shutil.copytree(run.config.backbone.clip, other)
   config = json.loads((other / "preprocessor_config.json").read_text())
   (other / "preprocessor_config.json").write_text(json.dumps(config | {"do_resize": False}))
   wanted = run.setup.facts["backbones"]["clip"]
   with pytest.raises(UserError, match=f"expected the clip of the run, with hash {wanted}; got "):
-    trained_model.open_trained(run.path, folders={"clip": str(other)})
+    open_trained_prompter(run.path, folders={"clip": str(other)})
   nowhere = {"clip": str(tmp_path / "no"), "t5": str(tmp_path / "neither")}
   with pytest.raises(UserError) as error:  # both are named at once
-    trained_model.open_trained(run.path, folders=nowhere)
-  assert f"--clip=FOLDER\n  It is the one with hash {wanted}" in str(error.value)
+    open_trained_prompter(run.path, folders=nowhere)
+  assert f"--clip=FOLDER\n  The run used the one with hash {wanted}" in str(error.value)
   assert "--t5=FOLDER" in str(error.value)
 
 

@@ -1,4 +1,4 @@
-// Asks for the page again while it is looked at, and replaces the parts that changed.
+// Requests the page again while it is visible, and replaces the parts that changed.
 const EVERY = 2000; // milliseconds
 let tag = null;
 
@@ -23,16 +23,16 @@ async function refresh() {
   tag = answer.headers.get("ETag");
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   const ids = (page) => [...page.querySelectorAll("[data-live]")].map((part) => part.id).join();
-  if (ids(document) !== ids(fresh)) return location.reload(); // parts came or went
+  if (ids(document) !== ids(fresh)) return location.reload(); // parts were added or removed
   for (const part of fresh.querySelectorAll("[data-live]")) put(document.getElementById(part.id), part);
 }
 
 async function follow() {
-  let text = "This page follows the run.";
+  let text = "This page updates itself.";
   try {
     if (!document.hidden) await refresh();
   } catch (error) {
-    text = error instanceof TypeError ? "The dashboard does not answer: start it again." : error.message;
+    text = error instanceof TypeError ? "The dashboard does not respond: start it again." : error.message;
   }
   const link = document.getElementById("link");
   if (link.textContent !== text) link.textContent = text;

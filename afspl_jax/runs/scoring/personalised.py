@@ -1,0 +1,70 @@
+"""Predictions and scores of personalised models: each client with its own local leaves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from afspl_jax.evaluation.metrics.captions import score_captions
+from afspl_jax.evaluation.metrics.vqa import vqa_accuracy
+from afspl_jax.evaluation.predictions import Prediction
+from afspl_jax.evaluation.scores import client_means
+from afspl_jax.runs.prepare import Setup
+from afspl_jax.types import Params
+
+
+def personalised_predictions(
+  setup: Setup, shared: Params, round: int, split: str, rows: Sequence[int], clients: Sequence[str]
+) -> dict[int, Prediction]:
+  """Predictions of each client's personalised model for its own examples among `rows`.
+
+  Args:
+    setup: the setup of a run whose clients are here.
+    shared: the server's leaves after the round (NumPy).
+    round: the round whose local leaves are used.
+    split: the split that contains the examples.
+    rows: positions in the split.
+    clients: names of the clients that predict.
+
+  Returns:
+    The predictions by row; rows of other clients are absent.
+  """
+  trainer, names = setup.trainer, sorted(setup.clients["train"])
+  assert trainer is not None, "clients are here"
+  by_row: dict[int, Prediction] = {}
+  for client in clients:
+    held = set(setup.clients[split][client].tolist())
+    its_rows = [row for row in rows if row in held]
+    params = trainer.personal(shared, names.index(client), round)
+    found = setup.evaluator.predict(params, setup.splits[split], its_rows, personalised=True)
+    by_row.update(zip(its_rows, found, strict=True))
+  return by_row
+
+
+def site_scores(
+  clients: Sequence[str], examples: Sequence[Prediction], texts: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
+  """Mean scores of each client's examples by every model, as sites.jsonl holds them.
+
+  CIDEr uses the document frequencies of all clients' examples, so that clients are comparable.
+
+  Args:
+    clients: the client of each example.
+    examples: give the questions and references.
+    texts: by model, its text for each example.
+  """
+  lines = {name: {"client": name, "examples": clients.count(name)} for name in sorted(set(clients))}
+  for is_answer, key in ((False, "cider"), (True, "vqa_accuracy")):
+    index = [i for i, p in enumerate(examples) if bool(p.question) == is_answer]
+    if not index:
+      continue
+    references = [examples[i].references for i in index]
+    for model, its_texts in texts.items():
+      predicted = [its_texts[i] for i in index]
+      items = (
+        vqa_accuracy(predicted, references).items
+        if is_answer
+        else score_captions(predicted, references).cider_items
+      )
+      means = client_means(items, index, clients)
+      for name, line in lines.items():
+        line[f"{model}_{key}"] = means.get(name)
+  return list(lines.values())

@@ -1,0 +1,147 @@
+"""Opens a trained prompter with its frozen models, from a run folder or an exported file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from afspl_jax.config.experiment import Experiment, differences, to_dict
+from afspl_jax.config.fields import changed
+from afspl_jax.errors import UserError
+from afspl_jax.evaluation.generate import decoding_settings
+from afspl_jax.models.prompter.prompter import Prompter
+from afspl_jax.runs.frozen import FrozenPair, load_pair
+from afspl_jax.runs.trained.finished_run import (
+  FinishedRun,
+  abstract_prompter,
+  find_backbones,
+  find_round,
+  leaf_shapes,
+  load_local_leaves,
+  load_shared_leaves,
+  open_run,
+)
+from afspl_jax.runs.trained.prompter_file import (
+  PrompterInfo,
+  read_prompter_info,
+  read_prompter_leaves,
+  write_prompter,
+)
+from afspl_jax.storage.pytrees import zeros_like
+from afspl_jax.storage.run_lines import METRICS, read_lines
+from afspl_jax.types import Params
+
+_SCORES = ("loss", "cider", "bleu4", "rouge_l", "vqa_accuracy", "exact_match")
+
+
+class TrainedPrompter(NamedTuple):
+  """A trained prompter, and everything that is needed to use it."""
+
+  config: Experiment  # how it was trained, and how texts are generated
+  pair: FrozenPair
+  prompter: Prompter  # only its structure
+  shared: Params  # the shared leaves (NumPy)
+  local: Params  # the local leaves of `site`; zeros, which are not used, without a site
+  round: int  # the round after which the leaves were saved
+  site: str  # the site whose local prompt is used; "": none
+  scores: dict[str, dict[str, float]]  # of the global model after this round, by split
+
+
+def open_trained_prompter(
+  path: Path,
+  round: int | None = None,
+  site: str = "",
+  own: Path | str = "",
+  folders: Mapping[str, str] | None = None,
+  generation: Mapping[str, Any] | None = None,
+) -> TrainedPrompter:
+  """Opens a trained prompter.
+
+  Args:
+    path: the folder of a finished or running run, or a file of `afspl export`.
+    round: a round with a checkpoint; by default the newest.
+    site: the site whose local prompt is used; by default the one in the file, if any.
+    own: the run folder at that site, if it is not `path`.
+    folders: other folders of "clip" and "t5" than those in the run's config.
+    generation: changes to fields of `eval`.
+
+  Raises:
+    UserError: something is missing or damaged, or the parts do not belong together.
+  """
+  if path.is_file():
+    info = read_prompter_info(path)
+    _require_in_file(path, info, round, site, own)
+  else:
+    run = open_run(path)
+    find_round(run, round)
+    info = PrompterInfo(run.config, run.facts["backbones"], -1)
+  config = changed(info.config, {f"eval.{n}": value for n, value in (generation or {}).items()})
+  decoding_settings(config.eval)
+  if config.fed.share == "none" and not (site or info.site):
+    raise UserError(f"{path}: expected --site=NAME, because its sites share nothing; got no site")
+  site_run = open_run(own or path) if site and site != info.site else None
+  if site_run:
+    _require_same_federation(path, info, site_run)
+  # Everything that is fast to check was checked; loading takes long.
+  found = find_backbones(config, info.backbones, folders or {})
+  pair = load_pair(config, found, info.backbones)
+  prompter = abstract_prompter(config, pair)
+  shapes, local_shapes = leaf_shapes(config, prompter)
+  if path.is_file():
+    round, scores = info.round, info.scores
+    shared, local = read_prompter_leaves(path, info, shapes, local_shapes)
+  else:
+    round, shared = load_shared_leaves(run, shapes, round)
+    scores, local = _scores(path, round), zeros_like(local_shapes)
+  if site_run:
+    local = load_local_leaves(site_run.clients, site, round, local_shapes)
+  return TrainedPrompter(config, pair, prompter, shared, local, round, site or info.site, scores)
+
+
+def export_prompter(trained: TrainedPrompter, file: Path) -> PrompterInfo:
+  """Writes a prompter as one file, including the local leaves if it has a site.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  info = PrompterInfo(
+    trained.config, trained.pair.fingerprints, trained.round, trained.site, trained.scores
+  )
+  return write_prompter(file, info, trained.shared, trained.local if trained.site else {})
+
+
+def _require_in_file(
+  file: Path, info: PrompterInfo, round: int | None, site: str, own: Path | str
+) -> None:
+  """Rejects a request for another round or site than those in a file."""
+  if round not in (None, info.round):
+    raise UserError(f"{file}: expected --round={info.round}, the round of the file; got {round}")
+  if info.site and site not in ("", info.site):
+    raise UserError(f"{file}: expected --site={info.site}, the site of the file; got {site}")
+  if site and not info.site and not own:
+    raise UserError(
+      f"--site={site}: expected --own=RUN, the run folder of that site, with a file; got none"
+    )
+
+
+def _require_same_federation(path: Path, info: PrompterInfo, site_run: FinishedRun) -> None:
+  """Rejects local leaves that were trained with another prompter."""
+
+  def terms(config: Experiment, hashes: Mapping[str, Any]) -> dict[str, Any]:
+    found = {"prompter": to_dict(config)["prompter"], "seed": config.seed}
+    return found | {"fed.share": config.fed.share, "backbones": dict(hashes)}
+
+  expected = terms(info.config, info.backbones)
+  if differ := differences(expected, terms(site_run.config, site_run.facts["backbones"])):
+    raise UserError(
+      f"--own={site_run.path}: expected the run of a site in the federation of {path}; got one"
+      f" that differs: {'; '.join(differ)}"
+    )
+
+
+def _scores(run: Path, round: int) -> dict[str, dict[str, float]]:
+  """The scores of the global model after a round, from metrics.jsonl."""
+  return {
+    line["split"]: {name: line[name] for name in _SCORES if line.get(name) is not None}
+    for line in read_lines(run / METRICS)
+    if line["round"] == round and line["split"] in ("val", "test")
+  }
