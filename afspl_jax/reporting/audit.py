@@ -13,7 +13,7 @@ from afspl_jax.config.fields import from_dict
 from afspl_jax.errors import UserError
 from afspl_jax.federation.protocol import disclosure_list
 from afspl_jax.federation.protocol.logged_values import Line, is_array, said
-from afspl_jax.storage.client_status import parse_status
+from afspl_jax.storage.client_status import Outcome, parse_status
 from afspl_jax.storage.json_shape import JsonShape, find_mismatch
 from afspl_jax.storage.json_text import parse
 from afspl_jax.storage.run_lines import WIRE, read_clients, read_lines
