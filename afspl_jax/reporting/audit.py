@@ -12,7 +12,7 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import from_dict
 from afspl_jax.errors import UserError
 from afspl_jax.federation.protocol import disclosure_list
-from afspl_jax.federation.protocol.logged_values import Line, is_array, said
+from afspl_jax.federation.protocol.logged_values import LogLine, describe_value, is_array
 from afspl_jax.storage.client_status import Outcome, parse_status
 from afspl_jax.storage.json_shape import JsonShape, find_mismatch
 from afspl_jax.storage.json_text import parse
@@ -74,7 +74,7 @@ def audit(run: Path, client: str = "") -> Found:
       f"{run}: expected {WIRE}, which clients write as they answer; got none. Give the folder of a"
       " run in one process, or a site's own: the server of other hosts has no such record"
     )
-  by_client: dict[str, list[Line]] = {}
+  by_client: dict[str, list[LogLine]] = {}
   for line in (line for file in files for line in _departures(file)):
     by_client.setdefault(line["client"], []).append(line)
   if client and client not in by_client:
@@ -109,7 +109,7 @@ def _config(run: Path) -> Experiment:
     raise UserError(f"{run}: expected a run's folder with config.json; got: {error}") from error
 
 
-def _departures(file: Path) -> Iterator[Line]:
+def _departures(file: Path) -> Iterator[LogLine]:
   """The lines of a record, each with the leaves of its structure.
 
   Raises:
@@ -129,11 +129,11 @@ def _departures(file: Path) -> Iterator[Line]:
       yield line | {"leaves": leaves.get(line.get("structure", ""), [])}
 
 
-def _records(line: Line) -> Mapping[str, Any]:
+def _records(line: LogLine) -> Mapping[str, Any]:
   return line.get("records", {})
 
 
-def _client(name: str, lines: Sequence[Line]) -> Found:
+def _client(name: str, lines: Sequence[LogLine]) -> Found:
   trained = [line["round"] for line in lines if line["type"] == disclosure_list.TRAIN]
   arrays = [array for line in lines for array in _arrays(line)]
   return {
@@ -147,7 +147,7 @@ def _client(name: str, lines: Sequence[Line]) -> Found:
   }
 
 
-def _arrays(line: Line) -> Iterator[Mapping[str, Any]]:
+def _arrays(line: LogLine) -> Iterator[Mapping[str, Any]]:
   for record in _records(line).values():
     yield from filter(is_array, record["entries"].values())
 
@@ -156,7 +156,7 @@ def _size(array: Mapping[str, Any]) -> int:
   return math.prod(array["shape"])
 
 
-def _names(lines: Sequence[Line]) -> list[Found]:
+def _names(lines: Sequence[LogLine]) -> list[Found]:
   """A line for every message type, record, entry and leaf; what is in something stands below it."""
   out: dict[tuple[str, ...], Found] = {}
 
@@ -197,18 +197,18 @@ def _keep(found: Found, value: Any) -> None:
     low, high = found.get("range", (value, value))
     found["range"] = [min(low, value), max(high, value)]
     return
-  text = value if isinstance(value, str) else said(value)
+  text = value if isinstance(value, str) else describe_value(value)
   texts = found.setdefault("values", [])
   if text not in texts and len(texts) < _MOST_VALUES:
     texts.append(text)
 
 
-def _down(lines: Sequence[Line]) -> Found:
+def _down(lines: Sequence[LogLine]) -> Found:
   names = Counter(name for line in lines for name in line["down"]["names"])
   return {"bytes": sum(line["down"]["bytes"] for line in lines), "names": dict(names)}
 
 
-def _outside(lines: Sequence[Line], config: Experiment) -> list[Found]:
+def _outside(lines: Sequence[LogLine], config: Experiment) -> list[Found]:
   """What is not on the list, each once, with how often and where first."""
   out: dict[tuple[str, str], Found] = {}
   allowed = disclosure_list.allow_list(config)
@@ -224,7 +224,7 @@ def _outside(lines: Sequence[Line], config: Experiment) -> list[Found]:
   return list(out.values())
 
 
-def _missing(run: Path, by_client: Mapping[str, Sequence[Line]], client: str) -> Iterator[Found]:
+def _missing(run: Path, by_client: Mapping[str, Sequence[LogLine]], client: str) -> Iterator[Found]:
   """What the server of the same folder has had of a client in a round, and nobody noted.
 
   Sums, since a round may be asked for in several messages, and again after a crash.
