@@ -55,13 +55,13 @@ def shorter(reply):
   ("stage", "spoil", "status"),
   [
     ("keys", cut("keys"), "rejected: keys: secure: keys: expected 96 bytes; got 95"),
-    ("keys", changed("keys"), "rejected: expected keys of its own; got another's"),
+    ("keys", changed("keys"), "rejected: expected new keys; got another client's"),
     ("shares", cut("sealed"), "rejected: shares: secure: sealed: expected 144 bytes; got 143"),
     ("shares", extra, "rejected: shares: secure: expected {'sealed': 'bytes'}; got"),
     ("train", plain_update, "rejected: train: expected the one array 'masked'; got ['flat']"),
     ("train", shorter, "rejected: train: expected uint8 of shape ("),
     ("unmask", cut("shares"), "rejected: unmask: secure: shares: expected 64 bytes; got 63"),
-    ("unmask", changed("shares"), "rejected: a share that it gave is not the one it was given"),
+    ("unmask", changed("shares"), "rejected: it gave another share than it was given"),
   ],
 )
 def test_what_is_not_agreed_on_is_rejected_and_the_others_are_summed(plan, stage, spoil, status):
