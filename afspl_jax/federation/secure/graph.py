@@ -15,9 +15,7 @@ from scipy.stats import hypergeom
 
 COLLUDING = 0.2  # share of a round's clients that may collude with the server
 DROPPING = 0.2  # share of a round's clients that may drop out
-INSECURE = (
-  2.0**-40
-)  # probability, over the order, that the colluding parties learn more than the sum
+INSECURE = 2.0**-40  # probability, over the order, that these learn more than the sum
 FAILING = 2.0**-10  # probability that a round fails though no more than these drop out; it can
 # be repeated
 
