@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from jaxtyping import Array, Float
 
 from afspl_jax.storage.client_status import Outcome
 from afspl_jax.types import Params
@@ -26,6 +27,13 @@ class Rejected(ValueError):
 
 class SiteError(RuntimeError):
   """What the server may know of a failure in a site's local training: the type of the error."""
+
+
+class StepNoise(NamedTuple):
+  """The random part of a cohort's DP-SGD: noise, and what is public about the sampling."""
+
+  noise: Params  # [k c ...]: for the sum of each step's clipped gradients
+  expected: Float[Array, " c"]  # examples in a batch, on average
 
 
 class Update(NamedTuple):

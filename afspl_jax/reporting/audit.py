@@ -12,7 +12,7 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import from_dict
 from afspl_jax.errors import UserError
 from afspl_jax.federation.protocol import disclosure_list
-from afspl_jax.federation.protocol.logged_values import Line, is_array, said
+from afspl_jax.federation.protocol.logged_values import LogLine, describe_value, is_array
 from afspl_jax.storage.client_status import Outcome, parse_status
 from afspl_jax.storage.json_shape import JsonShape, find_mismatch
 from afspl_jax.storage.json_text import parse
@@ -74,7 +74,7 @@ def audit_run(run: Path, client: str = "") -> JsonObject:
       f"{run}: expected {WIRE}, which clients write when they reply; got none. Give the folder of a"
       " run in one process, or of one site: a server of remote sites has no such log"
     )
-  by_client: dict[str, list[Line]] = {}
+  by_client: dict[str, list[LogLine]] = {}
   for line in (line for file in files for line in _messages(file)):
     by_client.setdefault(line["client"], []).append(line)
   if client and client not in by_client:
@@ -109,7 +109,7 @@ def _config(run: Path) -> Experiment:
     raise UserError(f"{run}: expected a run folder with config.json; got: {error}") from error
 
 
-def _messages(file: Path) -> Iterator[Line]:
+def _messages(file: Path) -> Iterator[LogLine]:
   """The messages of a log, each with the leaves of its structure.
 
   Raises:
@@ -129,11 +129,11 @@ def _messages(file: Path) -> Iterator[Line]:
       yield line | {"leaves": leaves.get(line.get("structure", ""), [])}
 
 
-def _records(line: Line) -> Mapping[str, Any]:
+def _records(line: LogLine) -> Mapping[str, Any]:
   return line.get("records", {})
 
 
-def _client(name: str, lines: Sequence[Line]) -> JsonObject:
+def _client(name: str, lines: Sequence[LogLine]) -> JsonObject:
   trained = [line["round"] for line in lines if line["type"] == disclosure_list.TRAIN]
   arrays = [array for line in lines for array in _arrays(line)]
   return {
@@ -147,7 +147,7 @@ def _client(name: str, lines: Sequence[Line]) -> JsonObject:
   }
 
 
-def _arrays(line: Line) -> Iterator[Mapping[str, Any]]:
+def _arrays(line: LogLine) -> Iterator[Mapping[str, Any]]:
   for record in _records(line).values():
     yield from filter(is_array, record["entries"].values())
 
@@ -156,7 +156,7 @@ def _size(array: Mapping[str, Any]) -> int:
   return math.prod(array["shape"])
 
 
-def _disclosures(lines: Sequence[Line]) -> list[JsonObject]:
+def _disclosures(lines: Sequence[LogLine]) -> list[JsonObject]:
   """A line for each message type, record, entry and leaf; parts follow what contains them."""
   found = _Disclosures()
   for line in lines:
@@ -170,7 +170,7 @@ class _Disclosures:
   def __init__(self) -> None:
     self._lines: dict[tuple[str, ...], JsonObject] = {}
 
-  def add_message(self, line: Line) -> None:
+  def add_message(self, line: LogLine) -> None:
     """Adds one message of the disclosure log."""
     kind, records = line["type"], _records(line)
     self._add(kind, bytes=line["bytes"])
@@ -215,18 +215,18 @@ class _Disclosures:
       low, high = line.get("range", (value, value))
       line["range"] = [min(low, value), max(high, value)]
       return
-    text = value if isinstance(value, str) else said(value)
+    text = value if isinstance(value, str) else describe_value(value)
     texts = line.setdefault("values", [])
     if text not in texts and len(texts) < _MOST_VALUES:
       texts.append(text)
 
 
-def _down(lines: Sequence[Line]) -> JsonObject:
+def _down(lines: Sequence[LogLine]) -> JsonObject:
   names = Counter(name for line in lines for name in line["down"]["names"])
   return {"bytes": sum(line["down"]["bytes"] for line in lines), "names": dict(names)}
 
 
-def _outside(lines: Sequence[Line], config: Experiment) -> list[JsonObject]:
+def _outside(lines: Sequence[LogLine], config: Experiment) -> list[JsonObject]:
   """Values that are not on the allow-list: each once, with its count and first message."""
   out: dict[tuple[str, str], JsonObject] = {}
   allowed = disclosure_list.allow_list(config)
@@ -243,7 +243,7 @@ def _outside(lines: Sequence[Line], config: Experiment) -> list[JsonObject]:
 
 
 def _missing(
-  run: Path, by_client: Mapping[str, Sequence[Line]], client: str
+  run: Path, by_client: Mapping[str, Sequence[LogLine]], client: str
 ) -> Iterator[JsonObject]:
   """Replies that the server of the same folder received, but that are not in the log.
 

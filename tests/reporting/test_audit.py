@@ -171,7 +171,7 @@ LEAKS = {
   ),
   "a caption in an error": (
     lambda run: Error(2, f"KeyError: {example(run).references[0]}"),
-    "train error: a text of another kind than WireError",
+    "train error: expected an error of type WireError",
   ),
 }
 

@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class _Task(NamedTuple):
-  """What a message asks of its client; equal for all messages of a round."""
+  """The task that a message gives to its client; equal for all messages of a round."""
 
   params: Params  # the global ones
   round: int
@@ -33,7 +33,7 @@ class _Task(NamedTuple):
 
 
 class _Request(NamedTuple):
-  """A message that asks to train, as far as it is needed for the reply."""
+  """A message that asks to train, with what the reply needs."""
 
   message: Message
   client: int
@@ -98,7 +98,7 @@ class SiteApp(ClientApp):
         yield attempt(self._reply, asked, results[place].pop(asked.client))
 
   def _train_one(self, message: Message, context: Context) -> Message:
-    """Answers one message that asks to train: over the network, each client is a cohort."""
+    """Answers one message that asks to train; over the network, each client is a cohort of one."""
     (answer,) = self.answer_together([(message, context)])
     if isinstance(answer, Exception):
       raise answer
@@ -150,7 +150,7 @@ class SiteApp(ClientApp):
     if isinstance(result, FloatingPointError):
       raise result
     if isinstance(result, Exception):
-      # Its text may quote a caption, an id or a path, and what is raised here travels.
+      # Its text may quote a caption, an id or a path, and the server gets the text of our error.
       _LOG.error("%s: round %d failed", site, task.round, exc_info=result)
       kind = type(result).__name__
       raise SiteError(f"{kind} in local training; the site's own log has the rest")

@@ -1,8 +1,9 @@
-"""What a client keeps between rounds, on its own disk.
+"""What a client keeps on its disk between rounds.
 
-Its own prompt, what it has not sent, and its control (strategies/scaffold.py). One file a client
-and round, so that a round that is repeated after a crash starts from what the client knew before
-it, as if the crash had not been. Nothing here is ever sent; of a control, what was added to it is.
+Its local leaves, its residual (the rows that it has not sent), and its control
+(strategies/scaffold.py). There is one file per client and round, so that a round that is repeated
+after a crash starts from the same state as the first time. Nothing of a file is ever sent, except
+the change of a control.
 """
 
 from collections.abc import Mapping
@@ -24,33 +25,33 @@ _KEEP = 3  # rounds: those of the server's two checkpoints, and the one before t
 
 
 class ClientStore:
-  """States of the clients of this process, by site and round.
+  """The states of this process's clients, by site and round.
 
   Args:
-    folder: of the run; each site gets a folder in it.
-    read_only: the run is only looked at: nothing is saved, and no error says to delete anything.
+    folder: each site gets a folder in it.
+    read_only: nothing is saved, and no error message says to delete anything.
   """
 
   def __init__(self, folder: Path | str, *, read_only: bool = False):
     self.folder, self._read_only = Path(folder), read_only
 
   def save(self, site: str, round: int, state: Params) -> None:
-    """Keeps a client's state after a round, whole, in place of any of that round or later.
+    """Writes a client's state after a round, and deletes states of later rounds.
 
     Raises:
-      UserError: the disk refuses.
+      UserError: it cannot be written.
     """
     if self._read_only:
-      raise ValueError(f"{self.folder}: this store is only read")
+      raise ValueError(f"{self.folder}: this store is read-only")
     file = self._site(site) / f"round_{round:06d}.safetensors"
     try:
-      self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the sites' own eyes only
+      self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # readable by its owner only
       file.parent.mkdir(exist_ok=True)
       with replaced_file(file) as scratch:
         save_file(_contiguous(state), scratch)
       rounds = self._rounds(site)
       here = rounds.index(file)
-      # What is newer is of a run that began again further back, and knew what this one does not.
+      # Later states are from before the run went back to an earlier round.
       for stale in (*rounds[: max(here + 1 - _KEEP, 0)], *rounds[here + 1 :]):
         stale.unlink()
     except (OSError, SafetensorError) as error:
@@ -60,7 +61,7 @@ class ClientStore:
       ) from error
 
   def sites(self) -> list[str]:
-    """The names of those that have a state here."""
+    """The names of the sites that have a state here."""
     files = self.folder.glob("*/round_*.safetensors")
     return sorted({unquote(file.parent.name) for file in files})
 
@@ -69,12 +70,12 @@ class ClientStore:
 
     Args:
       site: its name.
-      before: a round; what the client learned in it or later is not looked at.
+      before: a round; states of this round or later are ignored.
       template: a state of the expected structure, shapes and dtypes.
-      part: the state may hold more than the template, which is then not returned.
+      part: the file may have more leaves than the template; they are ignored.
 
     Raises:
-      UserError: the file is damaged or of another model.
+      UserError: the file is damaged or belongs to another model.
     """
     files = [file for file in self._rounds(site) if int(file.stem.split("_")[1]) < before]
     if not files:
@@ -88,8 +89,8 @@ class ClientStore:
         raise ValueError(f"leaves {_form(found)}")
     except (OSError, SafetensorError, ValueError) as error:
       advice = "Delete the file to go on from the round before"
-      if self._read_only:  # it may be the only copy, or whole and of another run
-        advice = "Leave the file where it is. Another round's may be whole: --round=N"
+      if self._read_only:  # it may be the only copy, or intact and of another run
+        advice = "Leave the file where it is. Another round's file may be intact: --round=N"
       raise UserError(
         f"{files[-1]}: expected the state of {site} with leaves {_form(expected)}; got: {error}."
         f" {advice}"
@@ -97,7 +98,7 @@ class ClientStore:
     return jax.tree.unflatten(jax.tree.structure(template), [found[name] for name in expected])
 
   def _site(self, site: str) -> Path:
-    # Whatever it is called, a folder of its own and inside ours: quote leaves dots as they are.
+    # Any name gives one folder inside ours. quote() does not escape dots.
     return self.folder / quote(site, safe="").replace(".", "%2E")
 
   def _rounds(self, site: str) -> list[Path]:

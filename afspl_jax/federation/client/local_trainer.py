@@ -1,4 +1,4 @@
-"""Local training of simulated clients: cohorts in one compiled program, one frozen copy for all."""
+"""Local training: clients of a cohort train in one compiled program over one frozen copy."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from afspl_jax.types import Batch, Params
 
 
 class _Task(NamedTuple):
-  """What a cohort's clients are asked to do."""
+  """The task of a cohort; equal for all of its clients."""
 
   shared: Params  # the global params
   round: int
@@ -34,14 +34,14 @@ class _Task(NamedTuple):
 
 
 class _Start(NamedTuple):
-  """What a client brings to its cohort."""
+  """The state and the data with which a client starts a round."""
 
   state: Params  # from its earlier rounds
   batches: Batch | None  # of its local steps; None with DP-SGD, which draws those of a cohort
 
 
 class _Trained(NamedTuple):
-  """What local training made of a client."""
+  """The result of a client's local training."""
 
   params: Params  # all leaves
   metrics: StepMetrics  # [k ...]
@@ -54,13 +54,13 @@ class LocalTrainer:
   Args:
     captioner: the forward passes.
     frozen: T5's leaves, replicated over the mesh.
-    untrained: all of the prompter's leaves before the first round (NumPy).
+    untrained: all leaves of the prompter before the first round (NumPy).
     data: the training split.
     clients: indices of each client's examples, by its name.
     config: of the experiment.
     strategy: its client half adds to the local loss, and may correct gradients.
     mesh: devices that share a batch.
-    store: keeps what never leaves the clients.
+    store: keeps the clients' local state.
     in_process: whether all clients of a round train in this process, in one call. Where their
       number is left to chance, cohorts are then filled up to one size: one compiled program serves
       every round.
@@ -83,10 +83,10 @@ class LocalTrainer:
     self._frozen, self._data, self._mesh, self._store = frozen, data, mesh, store
     self._names = sorted(clients)
     self._clients, self._config = clients, config
-    shared, self._own = split(untrained, config.fed.share)
+    shared, self._local = split(untrained, config.fed.share)
     self._zeros = zeros_like(shared)
     self._feedback = config.uplink.select != "dense" and config.uplink.error_feedback != "none"
-    self._template = {"own": self._own}
+    self._template = {"own": self._local}
     if self._feedback:
       self._template["residual"] = self._zeros
     self._controlled = isinstance(strategy, Controlled)
@@ -114,10 +114,10 @@ class LocalTrainer:
     return len(self._clients[self._names[client]])
 
   def personal(self, shared: Params, client: int, round: int) -> Params:
-    """The client's whole prompter after a round: the shared leaves with its own.
+    """The client's personalised prompter after a round: shared and local leaves.
 
-    The own prompt of a client that has not trained yet is what its examples match in the pool, with
-    DP-SGD the untrained one.
+    The local prompt of a client that has not trained yet is the mean of the pool prompts that its
+    examples match; with DP-SGD it is the untrained one.
     """
     return join(shared, self._state(shared, client, round + 1)["own"])
 
@@ -189,21 +189,21 @@ class LocalTrainer:
     """Runs the compiled program; a cohort below `size` is filled up with copies of a client."""
     names = [*starts, *[next(iter(starts))] * (size - len(starts))]
     states = [starts[name].state for name in names]
-    shared, own = task.shared, [state["own"] for state in states]
+    shared, local = task.shared, [state["own"] for state in states]
     residuals = [state.get("residual", self._zeros) for state in states]
     begun = [uplink.begin(shared, residual, self._config.uplink) for residual in residuals]
     if self.private_batches:
       sites = [self._names[name] for name in names]
-      batches, *more = self.private_batches.sample_batches(sites, join(shared, self._own))
+      batches, *more = self.private_batches.sample_batches(sites, join(shared, self._local))
     else:
       batches, more = stacked([starts[name].batches for name in names], axis=1), []
     if self._controlled:
       away = [jax.tree.map(np.subtract, task.control, state["control"]) for state in states]
       more = [stacked(away)]
     trained = self.program(
-      replicate(stacked([join(*each) for each in zip(begun, own, strict=True)]), self._mesh),
+      replicate(stacked([join(*each) for each in zip(begun, local, strict=True)]), self._mesh),
       self._frozen,
-      stacked([join(shared, each) for each in own]),
+      stacked([join(shared, each) for each in local]),
       batches,
       jnp.asarray(task.first_step, jnp.int32),
       *more,
@@ -219,7 +219,7 @@ class LocalTrainer:
     }
 
   def _finish(self, client: int, before: Params, trained: _Trained, task: _Task) -> Update:
-    """Keeps what stays with the client, and gives what it sends.
+    """Stores the client's state, and returns its update.
 
     Raises:
       FloatingPointError: no step had a finite loss and gradient.
@@ -230,11 +230,11 @@ class LocalTrainer:
         f"none of {len(metrics.finite)} local steps had a finite loss and gradient; lower"
         " optim.prompt_lr and optim.mapper_lr, or look for bad examples"
       )
-    shared, own = split(trained.params, self._config.fed.share)
+    shared, local = split(trained.params, self._config.fed.share)
     residual = before.get("residual", self._zeros)
     draw_key = self._config.seed, task.round
     sent = uplink.compress(shared, task.shared, residual, self._config.uplink, draw_key)
-    keep = {"own": own, "residual": sent.residual, "control": gradient}
+    keep = {"own": local, "residual": sent.residual, "control": gradient}
     if self.private_batches:
       self.private_batches.charge(site)
     self._store.save(site, task.round, {name: keep[name] for name in self._template})
@@ -243,12 +243,12 @@ class LocalTrainer:
       sent.params,
       sent.masks,
       self.num_examples(client),
-      {} if self.private_batches else _means(metrics),  # they are of the examples, without noise
+      {} if self.private_batches else _means(metrics),  # metrics have no noise
       jax.tree.map(np.subtract, gradient, before["control"]) if self._controlled else None,
     )
 
   def _batches(self, client: int, round: int) -> Batch:
-    """The client's batches of a round, which depend on nothing but its data and the seed."""
+    """The client's batches of a round; they depend only on its data and the seed."""
     optim = self._config.optim
     rng = np.random.default_rng((self._config.seed, round, client))
     personal = 1.0 - self._config.prompter.local_drop
@@ -256,24 +256,24 @@ class LocalTrainer:
     return self._data.local_batches(indices, optim.local_steps, optim.batch_size, rng, personal)
 
   def _state(self, shared: Params, client: int, before: int) -> Params:
-    """What the client knows, or what a new one starts from."""
+    """The client's newest state of a round below `before`; for a new client, its first one."""
     site = self._names[client]
     state = self._store.load(site, before, self._template)
-    if state is not None or self.private_batches or "prompt" not in self._own.get(LOCAL, {}):
+    if state is not None or self.private_batches or "prompt" not in self._local.get(LOCAL, {}):
       return state or self._template
     rows = self._clients[site]
     size = self._config.eval.batch_size
     batch = self._data.batch(rows[:: -(-len(rows) // size)], size)
-    prompt = np.asarray(self._matching(join(shared, self._own), batch))
-    own = self._own | {LOCAL: self._own[LOCAL] | {"prompt": prompt}}
-    return self._template | {"own": own}
+    prompt = np.asarray(self._matching(join(shared, self._local), batch))
+    local = self._local | {LOCAL: self._local[LOCAL] | {"prompt": prompt}}
+    return self._template | {"own": local}
 
 
 def _means(metrics: StepMetrics) -> dict[str, float]:
-  """What a client reports of its local steps: means over those that were finite."""
+  """A client's metrics: means over its finite local steps."""
   finite = np.asarray(metrics.finite)
   usage = np.mean(metrics.usage[finite], axis=0)
-  # Before any step was taken: what q-FedAvg weighs a site by, estimated on one batch.
+  # The loss before any step, estimated on one batch: q-FedAvg weights a site by it.
   first_loss = {"first_loss": float(metrics.loss[0])} if finite[0] else {}
   return (
     {

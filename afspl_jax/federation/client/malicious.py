@@ -1,13 +1,13 @@
-"""Sites that harm the federation on purpose: what a method withstands can be measured.
+"""Malicious clients: studies measure which attacks a strategy withstands.
 
-Each kind of attack changes one thing at the hostile sites, and nothing anywhere else:
+An attack changes one thing at the malicious clients, and nothing anywhere else:
 
-- "sign_flip": what is sent of the update, taken to the other side of the global params.
-- "scale": what is sent of the update, times `attack.scale`.
-- "label_flip": the targets of local training; an example has those of another one of the site:
-  a caption that of another image, an answer that to another question which begins alike.
+- "sign_flip": the update that is sent has the opposite sign.
+- "scale": the update that is sent is multiplied by `attack.scale`.
+- "label_flip": local training uses wrong targets. An example gets those of another example of the
+  same client: a caption of another image, or the answer to a question with the same beginning.
 
-A hostile site says the truth of all else: its number of examples, its loss.
+A malicious client reports its number of examples and its loss truthfully.
 """
 
 import hashlib
@@ -39,12 +39,12 @@ def check(attack: Attack, num_sites: int) -> None:
 
 
 def malicious_sites(sites: Collection[str], attack: Attack, seed: int) -> tuple[str, ...]:
-  """The hostile ones of the sites that take part, sorted; they depend on names and seed alone."""
+  """The malicious ones of the sites that take part, sorted; chosen by names and seed alone."""
 
-  def lot(site: str) -> bytes:
+  def rank(site: str) -> bytes:
     return hashlib.sha256(f"{seed}/hostile/{site}".encode()).digest()
 
-  return tuple(sorted(sorted(sites, key=lot)[: _count(attack, len(sites))]))
+  return tuple(sorted(sorted(sites, key=rank)[: _count(attack, len(sites))]))
 
 
 def _count(attack: Attack, num_sites: int) -> int:
@@ -52,20 +52,21 @@ def _count(attack: Attack, num_sites: int) -> int:
 
 
 def wrong_targets(
-  examples: Sequence[Example], hostile: Sequence[Int[np.ndarray, " rows"]]
+  examples: Sequence[Example], malicious: Sequence[Int[np.ndarray, " rows"]]
 ) -> Int[np.ndarray, " examples"]:
-  """For each example, the one whose references a "label_flip" teaches; of honest sites, itself.
+  """For each example, the example whose references "label_flip" trains it on.
 
-  Sites' examples are exchanged among those of one kind: captions, or questions with the same first
-  two words. They are sorted by their references and turned by half, so that an answer stays right
-  only where more than half of the kind have it.
+  Examples of honest clients keep their own. A malicious client exchanges references among examples
+  of one kind: captions, or questions with the same first two words. They are sorted by their
+  references and rotated by half, so that a target stays right only if more than half of the kind
+  have it.
 
   Args:
     examples: of a split.
-    hostile: the rows of each hostile site.
+    malicious: the rows of each malicious client.
   """
   taught = np.arange(len(examples))
-  for rows in hostile:
+  for rows in malicious:
     kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row in sorted(rows.tolist(), key=lambda row: (examples[row].references, row)):
       kinds[tuple(examples[row].question.split()[:2])].append(row)
@@ -75,27 +76,27 @@ def wrong_targets(
 
 
 class MaliciousTrainer:
-  """A trainer some of whose clients send something else than what they found.
+  """A trainer that multiplies the updates of its malicious clients by a factor.
 
   Args:
-    trainer: does the work.
-    hostile: names of the clients that do not send it.
-    factor: what these multiply their update by.
+    trainer: trains all clients.
+    malicious: names of the malicious ones.
+    factor: multiplies their updates.
   """
 
-  def __init__(self, trainer: Trainer, hostile: Collection[str], factor: float):
-    self._trainer, self._hostile, self._factor = trainer, frozenset(hostile), factor
+  def __init__(self, trainer: Trainer, malicious: Collection[str], factor: float):
+    self._trainer, self._malicious, self._factor = trainer, frozenset(malicious), factor
     self.site, self.num_examples = trainer.site, trainer.num_examples
 
   def train_cohort(
     self, params: Params, clients: Sequence[int], round: int, *, control: Params | None = None
   ) -> dict[int, Update | Exception]:
-    """Trains the clients; the update of a hostile one is not what training found."""
+    """Trains the clients, and changes the updates of the malicious ones."""
     given = {} if control is None else {"control": control}
     results = self._trainer.train_cohort(params, clients, round, **given)
     return {
       client: self._changed(result, params)
-      if self.site(client) in self._hostile and not isinstance(result, Exception)
+      if self.site(client) in self._malicious and not isinstance(result, Exception)
       else result
       for client, result in results.items()
     }
@@ -108,7 +109,7 @@ class MaliciousTrainer:
     return result._replace(params=jax.tree.map(sent, result.params, start))
 
 
-def with_attack(trainer: Trainer, hostile: Collection[str], attack: Attack) -> Trainer:
-  """The trainer, with what hostile clients do to what they send."""
+def with_attack(trainer: Trainer, malicious: Collection[str], attack: Attack) -> Trainer:
+  """The trainer whose malicious clients change their updates as the attack says."""
   factor = {"sign_flip": -1.0, "scale": attack.scale}.get(attack.kind)
-  return trainer if factor is None else MaliciousTrainer(trainer, hostile, factor)
+  return trainer if factor is None else MaliciousTrainer(trainer, malicious, factor)

@@ -1,4 +1,4 @@
-"""Differential privacy: noise, bounds on what one client or example can do, and what was spent.
+"""Differential privacy: clipping, noise, and the account of what was spent.
 
-docs/security.md says which promise is made to whom, and what it rests on.
+docs/security.md says who is protected from whom, and under which assumptions.
 """

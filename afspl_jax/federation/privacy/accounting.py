@@ -1,12 +1,12 @@
-"""What was spent of a privacy budget: epsilon at a delta, by dp-accounting.
+"""The privacy budget that was spent: epsilon at a delta, computed by dp-accounting.
 
-Two runs are neighbours if one client (of `example_epsilon`: one example) takes part in one of them
-and not in the other. What counts is how a release's participants were drawn:
+Two runs are neighbours if they differ in one client (for `example_epsilon`: one example). The cost
+depends on how the participants of a release are chosen:
 
-- by secret coins, each with the same probability (`fed.selection=poisson`): a release is a Poisson-
-  subsampled Gaussian mechanism, and nobody but a client itself knows that it took part;
-- in a way that others can compute: a client pays the whole Gaussian mechanism for every release
-  that it took part in, and nothing for the others. The epsilon is that of who took part most often.
+- by Poisson sampling with a secret key (`fed.selection=poisson`): a release is a Poisson-subsampled
+  Gaussian mechanism, and only a client itself knows that it took part;
+- in a way that others can compute: a client pays for the full Gaussian mechanism in every release
+  that it takes part in, and nothing for the others. Epsilon is that of the most frequent client.
 """
 
 import functools
@@ -20,14 +20,14 @@ _TOLERANCE = 1e-3  # of a calibrated noise multiplier
 # Of privacy losses; the library's default, 1e-4, takes ten times as long (0.5 s instead of 0.05 for
 # 30 releases to a tenth of the clients), for an epsilon that is lower by 1e-5 (0.004 of 10,000).
 _INTERVAL = 1e-3
-_HARDLY = 0.03  # noise below which epsilon is in the hundreds, and Renyi's bound will do
+_HARDLY = 0.03  # noise below which epsilon is in the hundreds, and the Renyi bound is sufficient
 
 
 class Mechanism(NamedTuple):
-  """A release of a noisy sum in which one client's part is bounded."""
+  """A release of a noisy sum in which each client's contribution is bounded."""
 
-  noise: float  # standard deviation over the most that a client moves the sum, in the L2 norm
-  probability: float = 1.0  # of a client, by a secret coin; 1: it is known who takes part
+  noise: float  # standard deviation over the largest contribution of a client, in the L2 norm
+  probability: float = 1.0  # of a client in the Poisson sample; 1: participants are known
 
 
 def epsilon(mechanism: Mechanism, times: int, delta: float, method: str = "pld") -> float:
@@ -35,11 +35,11 @@ def epsilon(mechanism: Mechanism, times: int, delta: float, method: str = "pld")
 
   Args:
     mechanism: every release's.
-    times: releases; where it is known who took part, those of the client in question.
-    delta: from 0 to 1, both left out.
+    times: releases; if participants are known, those of the client in question.
+    delta: between 0 and 1.
     method: "pld", by privacy loss distributions (Koskela et al. 2020; Doroshenko et al. 2022), an
-      upper bound that is all but tight; "rdp", by Renyi divergences (Mironov 2017), which is looser
-      and independent of it.
+      almost tight upper bound; "rdp", by Renyi divergences (Mironov 2017), which is looser
+      and computed independently.
 
   Raises:
     UserError: dp-accounting is not installed.
@@ -48,7 +48,7 @@ def epsilon(mechanism: Mechanism, times: int, delta: float, method: str = "pld")
     return 0.0
   if mechanism.noise == 0:
     return math.inf
-  hardly = mechanism.noise < _HARDLY * math.sqrt(times)  # the losses' table would be endless
+  hardly = mechanism.noise < _HARDLY * math.sqrt(times)  # the table of losses would be huge
   return _epsilon(mechanism, times, delta, "rdp" if hardly else method)
 
 
@@ -62,12 +62,12 @@ def _epsilon(mechanism: Mechanism, times: int, delta: float, method: str) -> flo
 
 @functools.lru_cache(maxsize=16)
 def noise_for(budget: float, delta: float, probability: float, times: int) -> float:
-  """The least noise multiplier with which so many releases stay within a budget.
+  """The smallest noise multiplier with which a number of releases stay within a budget.
 
   Args:
     budget: epsilon, above 0.
-    delta: as `epsilon` takes it.
-    probability: of a mechanism.
+    delta: as for `epsilon`.
+    probability: as of a Mechanism.
     times: releases, at least 1.
 
   Raises:
@@ -94,7 +94,7 @@ def _event(mechanism: Mechanism, times: int):
   if mechanism.probability < 1:
     once = dp.PoissonSampledDpEvent(mechanism.probability, dp.GaussianDpEvent(mechanism.noise))
     return dp.SelfComposedDpEvent(once, times)
-  # Of Gaussian mechanisms the composition is one, exactly; this spares the others' convolution.
+  # The composition of Gaussian mechanisms is exactly one Gaussian mechanism: no convolution needed.
   return dp.GaussianDpEvent(mechanism.noise / math.sqrt(times))
 
 

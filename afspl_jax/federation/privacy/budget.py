@@ -1,4 +1,4 @@
-"""Settings of privacy: which of them make a promise that holds, and how much noise they ask for."""
+"""Privacy settings: which combinations give a valid guarantee, and how much noise they need."""
 
 import math
 
@@ -11,11 +11,11 @@ from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.clipping import Adaptive
 from afspl_jax.federation.protocol import uplink
 
-LEDGER = "privacy.json"  # in the folder of who adds the noise
+LEDGER = "privacy.json"  # in the folder of the side that adds the noise
 
 
 def is_private(config: Experiment) -> bool:
-  """Whether updates are bounded and summed before anyone may use them."""
+  """Whether updates are clipped and summed before they are used."""
   return config.privacy.dp != "none"
 
 
@@ -88,12 +88,12 @@ def _check_promise(config: Experiment) -> None:
 
 
 def clients(config: Experiment) -> int:
-  """How many take part in the federation."""
+  """The number of clients in the federation."""
   return config.data.num_clients - config.fed.newcomers
 
 
 def planned(config: Experiment) -> tuple[float, int]:
-  """The probability with which a client takes part unseen, and the releases that it pays for."""
+  """The sampling probability of a client, and the number of releases that it pays for."""
   fed, sites = config.fed, clients(config)
   if fed.selection == POISSON:
     return fed.clients_per_round / sites, fed.rounds
@@ -101,7 +101,7 @@ def planned(config: Experiment) -> tuple[float, int]:
 
 
 def noise_multiplier(config: Experiment) -> float:
-  """`privacy.noise`, or the least that pays for all rounds."""
+  """`privacy.noise`, or the smallest multiplier whose cost for all rounds is within the budget."""
   privacy = config.privacy
   if privacy.noise or not config.fed.rounds:
     return privacy.noise
@@ -110,20 +110,21 @@ def noise_multiplier(config: Experiment) -> float:
 
 
 def first_bound(privacy: Privacy) -> dict[str, np.float64]:
-  """What a server's state has besides before the first round: a bound that moves, if it does."""
+  """Additional entries of the server's first state: the bound, if it is adaptive."""
   adapts = privacy.dp != "none" and privacy.clipping == "adaptive"
   return {"clip": np.float64(privacy.clip)} if adapts else {}
 
 
 def adaptive(config: Experiment) -> Adaptive:
-  """How the bound moves, where it does."""
+  """The rule of an adaptive bound."""
   privacy = config.privacy
   return Adaptive(privacy.clip_quantile, privacy.clip_lr, config.fed.clients_per_round)
 
 
 def most_moved(privacy: Privacy) -> float:
-  """How far a client moves what noise is added to, over `clip`: of two updates, and of one or none.
+  """The sensitivity of a release, over `clip`.
 
-  Where every client adds noise, its part is there in any case, and only what it says is hidden.
+  It is 1 for the presence of a client in a sum, and 2 where every client adds its own noise: its
+  release is there in any case, and the noise hides which of two updates it has.
   """
   return 2.0 if privacy.dp == "local" else 1.0

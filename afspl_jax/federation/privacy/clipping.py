@@ -1,4 +1,4 @@
-"""Bounds on what one client can do to a sum: the L2 norm of its update, fixed or adaptive."""
+"""Bounds on a client's contribution to a sum: the L2 norm of its update, fixed or adaptive."""
 
 import math
 from typing import NamedTuple
@@ -28,8 +28,8 @@ def norm(update: Params) -> float:
 def clip(update: Params, bound: float) -> Clipped:
   """The update, scaled down to the bound if it is larger; zeros if it is not finite.
 
-  A reply's numbers are finite, but not always its norm: such an update says nothing that could be
-  kept, and must not reach the others through their sum.
+  The numbers of a reply are finite, but their norm may not be. Such an update is useless, and must
+  not spoil the sum.
   """
   size = norm(update)
   if not math.isfinite(size):
@@ -40,7 +40,7 @@ def clip(update: Params, bound: float) -> Clipped:
 
 
 class Adaptive(NamedTuple):
-  """How the bound follows a quantile of the updates' norms, privately.
+  """The rule by which the bound follows a quantile of the updates' norms, privately.
 
   Andrew et al. 2021, "Differentially Private Learning with Adaptive Clipping", algorithm 1: with b
   the noisy share of clients whose update was within the bound C, C <- C exp(-lr (b - quantile)).
@@ -53,12 +53,12 @@ class Adaptive(NamedTuple):
   def count_noise(self, noise: float) -> float:
     """Standard deviation of the noise on the number of clients within the bound.
 
-    The paper's, but with few clients more, so that no more than a quarter of the budget goes there.
+    As in the paper, but larger with few clients, so that it takes at most a quarter of the budget.
     """
     return max(self.clients / _SHARE_OF_COUNT, noise)
 
   def update_noise(self, noise: float) -> float:
-    """The noise multiplier of the updates, so that with the count's both cost what `noise` does.
+    """The noise multiplier of the updates; together with the count's it costs as much as `noise`.
 
     Theorem 1 of the paper: each client counts as 1/2 or -1/2.
     """

@@ -1,8 +1,8 @@
-"""What DP-SGD needs of its client besides the step (dpsgd.py): secret draws, noise, an account.
+"""The random part of DP-SGD: Poisson-sampled batches and noise, and the account of what they cost.
 
-Nothing here follows from the run's seed. Whenever a round is trained, also again after a crash,
-examples are drawn and noise is made from the operating system's randomness, and it is counted anew.
-How many examples a client has is taken as known to all; which batch an example is in is not.
+Nothing here depends on the run's seed. Whenever a round is trained, also again after a crash,
+examples are sampled and noise is made from the operating system's randomness, and counted anew. The
+number of a client's examples counts as public; which batch an example is in does not.
 """
 
 import math
@@ -20,14 +20,14 @@ from afspl_jax.config.experiment import Experiment, expect
 from afspl_jax.data.batches import Split
 from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies
+from afspl_jax.federation.contracts import StepNoise
 from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.accounting import Mechanism
-from afspl_jax.federation.privacy.dp_sgd_step import StepNoise
 from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.federation.privacy.noise import gaussian
 from afspl_jax.types import Batch, Params
 
-LEDGER = "examples.json"  # in the folder of the clients' states: the rounds that each trained
+LEDGER = "examples.json"  # in the folder of the clients' states: each client's rounds
 
 
 def check(config: Experiment, strategy: strategies.Strategy) -> None:
@@ -63,7 +63,7 @@ def check(config: Experiment, strategy: strategies.Strategy) -> None:
 
 
 class PoissonBatches:
-  """Draws the batches of DP-SGD and its noise, and keeps count.
+  """Samples the batches of DP-SGD and its noise, and counts the rounds.
 
   Args:
     config: the experiment.
@@ -72,7 +72,7 @@ class PoissonBatches:
     folder: of the clients' states.
 
   Raises:
-    UserError: dp-accounting is not installed, or `privacy.delta` says nothing of so many examples.
+    UserError: dp-accounting is not installed, or `privacy.delta` is too large for so many examples.
   """
 
   def __init__(
@@ -90,14 +90,15 @@ class PoissonBatches:
         f"privacy.delta: expected well below 1 / {most}, the examples of a client; got"
         f" {config.privacy.delta:g}"
       )
-    accounting.epsilon(Mechanism(1.0), 1, config.privacy.delta)  # before the first round, if at all
+    # Fails here, and not after the first round, if the library is missing.
+    accounting.epsilon(Mechanism(1.0), 1, config.privacy.delta)
 
   def sample_batches(self, sites: Sequence[str], params: Params) -> tuple[Batch, StepNoise]:
-    """Batches of the clients' local steps, `[k c b ...]`, and what else the step needs.
+    """Batches of the clients' local steps, `[k c b ...]`, and their noise.
 
-    Every example is in every batch with a client's own probability, whatever else is. All that were
-    drawn are in it: there are as many rows as the largest batch of all asks for, in whole
-    `optim.batch_size`, and twice that as a rule, so that one compiled program does for most.
+    Every example is in every batch independently, with its client's probability. No sampled example
+    is left out: the number of rows is a multiple of `optim.batch_size` that the largest batch fits
+    into, and at least twice `optim.batch_size`, so that one compiled program serves most rounds.
 
     Args:
       sites: names of the clients, in the cohort's order.
@@ -124,18 +125,17 @@ class PoissonBatches:
       return gaussian((steps, len(sites), *leaf.shape), std).astype(np.float32)
 
     expected = [self._probability(site) * len(self._clients[site]) for site in sites]
-    secret = StepNoise(jax.tree.map(noise, params), jnp.asarray(expected, jnp.float32))
-    return stacked(batches, axis=1), secret
+    step_noise = StepNoise(jax.tree.map(noise, params), jnp.asarray(expected, jnp.float32))
+    return stacked(batches, axis=1), step_noise
 
   def charge(self, site: str) -> None:
-    """Counts a round of the client; to be done before anything of it leaves."""
+    """Counts a round of the client; call it before anything of the round is sent."""
     self._ledger.charge([site])
 
   def epsilon(self, site: str, rounds: int = 0) -> float:
-    """What one example of the client has spent at `privacy.delta`, or would with more rounds.
+    """The epsilon of one example of the client at `privacy.delta`, after `rounds` more rounds.
 
-    Examples of the same image are different ones. Neighbours are two data sets of which one has
-    an example more.
+    Neighbouring data sets differ by one example. Two examples of one image count as two.
     """
     privacy = self._config.privacy
     times = (self._ledger.took_part(site) + rounds) * self._config.optim.local_steps
@@ -143,7 +143,7 @@ class PoissonBatches:
     return accounting.epsilon(mechanism, times, privacy.delta)
 
   def spent_text(self) -> str:
-    """What the client spent that spent most, for the user."""
+    """The largest epsilon of any client, for the user."""
     privacy = self._config.privacy
     spent = {site: self.epsilon(site) for site in self._clients}
     most = max(spent, key=lambda site: spent[site])
@@ -153,7 +153,7 @@ class PoissonBatches:
     )
 
   def _probability(self, site: str) -> float:
-    """With which an example is in a batch: `optim.batch_size` of them are expected, or all."""
+    """The probability of an example to be in a batch: `optim.batch_size` are expected, or all."""
     return min(1.0, self._config.optim.batch_size / len(self._clients[site]))
 
 

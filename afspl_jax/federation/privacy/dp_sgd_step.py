@@ -1,17 +1,16 @@
-"""DP-SGD: local steps in which no example weighs more than a bound, under noise.
+"""DP-SGD: local steps in which the gradient of each example is bounded, and noise is added.
 
-Abadi et al. 2016, algorithm 1. Rows meet nowhere but in the sum of their gradients: an example's is
-that of its own token mean. What T5's backward pass gives for the rows' prefixes is that gradient up
-to the prompter. So T5 sees the rows of all clients as one batch, as in the ordinary step, and only
-the way through the prompter is taken example by example, a few at a time. Beside the ordinary step
-of as many rows it takes 1.06 times as long and no more memory; `jax_privacy.clipped_grad`, which
-maps the whole loss over examples, takes 1.7 times as long and six times the memory (10 clients of
-16 rows, the tiny pair, two cores).
+Abadi et al. 2016, algorithm 1. The gradient of an example is that of its own mean over tokens; rows
+meet only in the sum of their gradients. T5's backward pass gives, for the rows' prefixes, the
+gradient up to the prompter. So T5 gets the rows of all clients as one batch, as in the ordinary
+step, and only the way back through the prompter is taken example by example, a few at a time. With
+as many rows it takes 1.06 times as long as the ordinary step and no more memory;
+`jax_privacy.clipped_grad`, which maps the whole loss over examples, takes 1.7 times as long and six
+times the memory (10 clients with 16 rows, the tiny pair, two cores).
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from afspl_jax.config.experiment import Optim, Privacy
+from afspl_jax.federation.contracts import StepNoise
 from afspl_jax.federation.privacy.noise import grid
 from afspl_jax.models.captioner import Captioner, prefix
 from afspl_jax.training.chunked_t5_loss import RowLoss
@@ -36,17 +36,10 @@ from afspl_jax.training.train_step import (
 )
 from afspl_jax.types import Batch, Params
 
-_FLOATS = 2**24  # of examples' gradients that are held at a time
+_FLOATS = 2**24  # of examples' gradients in memory at a time
 
-# Float32 rounds norms and sums, so examples are held to a bound this much below the stated one.
+# Float32 rounds norms and sums, so examples are clipped to a bound that is smaller by this share.
 _MARGIN = 1e-5
-
-
-class StepNoise(NamedTuple):
-  """What comes from the operating system's randomness, and what is public of a client's draws."""
-
-  noise: Params  # [k c ...]: for the sum of each step's bounded gradients
-  expected: Float[Array, " c"]  # examples in a batch, on average
 
 
 def make_private_training(
@@ -59,41 +52,90 @@ def make_private_training(
 ) -> Callable[..., tuple[Params, StepMetrics]]:
   """Compiles a cohort's round of DP-SGD.
 
-  It takes what `step.make_local_training`'s program takes, and `StepNoise` last. Batches are of any
-  number of rows that the devices divide, and hold the examples that were drawn and rows that do
-  not count. Noise and the division by what is expected, which tells nothing of the draw, are in the
-  gradient that Adam sees; so all that comes after a step follows from what is already private.
-  What is told of the steps (StepMetrics) is not, and must not leave a client.
+  The program takes what that of `train_step.make_local_training` takes, and `StepNoise` last.
+  Batches have any number of rows that the devices divide: the sampled examples, and rows that do
+  not count. The gradient that Adam gets has the noise, and is divided by the expected number of
+  examples, which reveals nothing about the sample; so everything after a step depends only on what
+  is private already. The metrics of the steps (StepMetrics) have no noise and must not be sent.
 
   Raises:
     UserError: batches that cannot be split evenly over the devices.
   """
   check_divides(optim.batch_size, mesh, "optim.batch_size")
-  optimizer, schedule = make_optimizer(optim), make_schedule(optim, rounds)
-  row_loss = RowLoss(captioner, optim.label_smoothing, mesh, optim.target_cuts)
-  noisy = functools.partial(_noisy, std=privacy.example_clip * privacy.example_noise)
+  program = _PrivateTraining(captioner, optim, privacy, rounds, penalty, mesh)
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  rows = NamedSharding(mesh, PartitionSpec(None, None, "data"))
+  return jax.jit(
+    program.run_round,
+    in_shardings=(everywhere, everywhere, everywhere, rows, everywhere, everywhere),
+    out_shardings=everywhere,
+    donate_argnums=0,
+  )
 
-  def train_step(
-    state: TrainState, frozen: Params, start: Params, batch: Batch, noise: Params, expected: Array
+
+class _PrivateTraining:
+  """The pure functions of `make_private_training`."""
+
+  def __init__(
+    self,
+    captioner: Captioner,
+    optim: Optim,
+    privacy: Privacy,
+    rounds: int,
+    penalty: Penalty,
+    mesh: Mesh,
+  ):
+    self._captioner, self._penalty, self._mesh = captioner, penalty, mesh
+    self._clip = privacy.example_clip
+    self._optimizer, self._schedule = make_optimizer(optim), make_schedule(optim, rounds)
+    self._row_loss = RowLoss(captioner, optim.label_smoothing, mesh, optim.target_cuts)
+    self._noisy = functools.partial(_noisy, std=privacy.example_clip * privacy.example_noise)
+
+  def run_round(
+    self,
+    params: Params,
+    frozen: Params,
+    global_params: Params,
+    batches: Batch,
+    first_step: Int[Array, ""],
+    noise: StepNoise,
+  ) -> tuple[Params, StepMetrics]:
+    """The local steps of a round."""
+
+    def step(state: TrainState, inputs: tuple[Batch, Params]) -> tuple[TrainState, StepMetrics]:
+      return self._step(state, frozen, global_params, *inputs, noise.expected)
+
+    start = TrainState(params, jax.vmap(self._optimizer.init)(params), first_step)
+    state, metrics = jax.lax.scan(step, start, (batches, noise.noise))
+    return state.params, metrics
+
+  def _step(
+    self,
+    state: TrainState,
+    frozen: Params,
+    start: Params,
+    batch: Batch,
+    noise: Params,
+    expected: Array,
   ) -> tuple[TrainState, StepMetrics]:
     merged, clients = merge_clients(batch), len(batch.targets)
-    prompted = jax.vmap(captioner.prompt)(state.params, batch)
+    prompted = jax.vmap(self._captioner.prompt)(state.params, batch)
     tokens = jnp.maximum(jnp.sum(merged.targets_mask, axis=1, dtype=jnp.float32), 1.0)
 
     def of_rows(made: Array) -> tuple[Array, Array]:
-      costs, nats = row_loss(frozen, made, merged, 1 / tokens)
+      costs, nats = self._row_loss(frozen, made, merged, 1 / tokens)
       return costs.sum(), nats
 
     pull, nats = jax.grad(of_rows, has_aux=True)(merge_clients(jax.vmap(prefix)(prompted)))
     sums = clipped_sums(
-      captioner, privacy.example_clip, state.params, batch, split_clients(pull, clients), mesh
+      self._captioner, self._clip, state.params, batch, split_clients(pull, clients), self._mesh
     )
     means = jax.vmap(lambda of, by: jax.tree.map(lambda x: x / by, of))(
-      jax.tree.map(noisy, sums, noise), expected
+      jax.tree.map(self._noisy, sums, noise), expected
     )
-    pulls = jax.vmap(jax.grad(penalty))(state.params, start)
+    pulls = jax.vmap(jax.grad(self._penalty))(state.params, start)
     grads = jax.tree.map(jnp.add, means, pulls)
-    move = functools.partial(take_step, optimizer, schedule(state.step))
+    move = functools.partial(take_step, self._optimizer, self._schedule(state.step))
     nothing = jnp.zeros(clients)
     moved = jax.vmap(move)(nothing, grads, state.params, state.opt_state)
     params, opt_state, _, norm, finite = moved
@@ -105,30 +147,6 @@ def make_private_training(
     metrics = StepMetrics(loss, nothing, nothing, norm, finite, usage)
     return TrainState(params, opt_state, state.step + 1), metrics
 
-  def training(
-    params: Params,
-    frozen: Params,
-    global_params: Params,
-    batches: Batch,
-    first_step: Int[Array, ""],
-    secret: StepNoise,
-  ) -> tuple[Params, StepMetrics]:
-    def step(state: TrainState, drawn: tuple[Batch, Params]) -> tuple[TrainState, StepMetrics]:
-      return train_step(state, frozen, global_params, *drawn, secret.expected)
-
-    start = TrainState(params, jax.vmap(optimizer.init)(params), first_step)
-    state, metrics = jax.lax.scan(step, start, (batches, secret.noise))
-    return state.params, metrics
-
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  rows = NamedSharding(mesh, PartitionSpec(None, None, "data"))
-  return jax.jit(
-    training,
-    in_shardings=(everywhere, everywhere, everywhere, rows, everywhere, everywhere),
-    out_shardings=everywhere,
-    donate_argnums=0,
-  )
-
 
 def clipped_sums(
   captioner: Captioner,
@@ -138,15 +156,15 @@ def clipped_sums(
   pull: Float[Array, "c b x d"],
   mesh: Mesh,
 ) -> Params:
-  """Each client's sum of its examples' gradients, none longer than `clip`, shared and own leaves.
+  """Each client's sum of its examples' clipped gradients, for shared and local leaves.
 
   An example whose gradient is not finite adds nothing.
 
   Args:
     captioner: the forward passes.
-    clip: the L2 norm that no example's gradient exceeds.
+    clip: the largest L2 norm of an example's gradient.
     params: of each client.
-    batch: of each client; of its targets nothing is looked at.
+    batch: of each client; its targets are not used.
     pull: the gradient of each example's loss for its prefix.
     mesh: devices that share the rows.
   """
@@ -184,14 +202,14 @@ def clipped_sums(
 
 
 def _rows_at_once(rows: int, floats: int, devices: int) -> int:
-  """The most rows of each client, dividing `rows`, whose gradients are not too many to hold."""
+  """The largest divisor of `rows` with which the gradients fit into `_FLOATS`."""
   fit = max(_FLOATS // floats, 1)
   whole = (n for n in range(devices, rows + 1, devices) if rows % n == 0)
   return max((n for n in whole if n <= fit), default=devices)
 
 
 def _noisy(total: Array, noise: Array, std: float) -> Array:
-  """The noisy sum, without the low digits that would tell what the noise was added to."""
+  """The noisy sum, without the low digits that could reveal the sum without noise."""
   if not std:
     return total + noise
   step = grid(std)

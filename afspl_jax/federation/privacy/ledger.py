@@ -1,4 +1,4 @@
-"""How often noise was drawn, and who was in the sum: what an epsilon is computed from."""
+"""The number of noisy releases, and the sites in them: epsilon is computed from these counts."""
 
 import json
 from collections.abc import Iterable
@@ -10,16 +10,16 @@ from afspl_jax.storage.json_text import parse
 
 
 class Ledger:
-  """Counts of releases, on disk before the noise of any is drawn.
+  """Counts releases, on disk before the noise of a release is drawn.
 
-  A run that goes on after a crash repeats a round with other noise: who saw both knows more. So
-  entries are never taken back, not even those of a round that came to nothing.
+  A run that goes on after a crash repeats a round with other noise, and both releases reveal
+  something. So counts are never reduced, not even for a round that failed.
 
   Args:
     file: of a run's folder; it need not exist yet.
 
   Raises:
-    UserError: it is not a ledger.
+    UserError: the file is not a ledger.
   """
 
   def __init__(self, file: Path):
@@ -30,11 +30,11 @@ class Ledger:
       self._read()
 
   def took_part(self, site: str) -> int:
-    """Releases that the site was in."""
+    """The number of releases that had the site."""
     return self._took_part.get(site, 0)
 
   def most(self, sites: Iterable[str] = ()) -> int:
-    """Releases with the site that was in most of them, if these sites were in one more."""
+    """The largest count of any site, if these sites were in one more release."""
     once_more = max((self._took_part.get(site, 0) + 1 for site in sites), default=0)
     return max(once_more, max(self._took_part.values(), default=0))
 
@@ -49,8 +49,8 @@ class Ledger:
       write_text(self._file, json.dumps(entries, indent=1) + "\n")
     except OSError as error:
       raise UserError(
-        f"{self._file}: expected to write what privacy costs; got: {error}. Free the disk and start"
-        " the same command again to go on"
+        f"{self._file}: expected to write the count of releases; got: {error}. Free the disk and"
+        " start the same command again to go on"
       ) from error
 
   def _read(self) -> None:
@@ -58,10 +58,10 @@ class Ledger:
       found = parse(self._file.read_bytes())
       counts = [found["releases"], *found["took_part"].values()]
       if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError("counts that are no whole numbers")
+        raise ValueError("counts that are not whole numbers")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
       raise UserError(
-        f"{self._file}: expected the count of releases of this run; got: {error!r:.300}. What"
-        " was spent is not known without it: begin in another --workdir"
+        f"{self._file}: expected the count of releases of this run; got: {error!r:.300}. Without"
+        " it the privacy budget that was spent is unknown. Start in another --workdir"
       ) from error
     self.releases, self._took_part = found["releases"], found["took_part"]

@@ -1,8 +1,8 @@
-"""The one source of noise: Gaussian numbers that nobody can predict or draw again.
+"""The source of all privacy noise: Gaussian numbers that nobody can predict or repeat.
 
-A key comes from the operating system for every call, so no noise is ever reused: a round that is
-repeated after a crash has other noise, and is a release of its own (ledger.py). Its stream is
-AES-256 in counter mode, since the state of NumPy's or JAX's generators follows from what they gave.
+Every call takes a new key from the operating system, so noise is never reused: a round that is
+repeated after a crash has other noise, and is another release (ledger.py). The stream is AES-256 in
+counter mode, because the state of NumPy's or JAX's generators can be computed from their output.
 """
 
 import math
@@ -16,14 +16,14 @@ from scipy.special import ndtri
 
 from afspl_jax.types import Params
 
-_DIGITS = 10  # binary ones of the standard deviation that stay
+_DIGITS = 10  # binary digits of the standard deviation that are kept
 
 
 def gaussian(shape: tuple[int, ...], std: float) -> Float64[np.ndarray, "..."]:
   """Independent normal numbers of mean 0, by the inverse of the normal distribution.
 
-  A number takes 52 random bits, as many as stay off 0 and 1 in float64, so none is further than 8.2
-  standard deviations from 0; of the true distribution 2e-16 lies there.
+  A number takes 52 random bits, the most with which float64 stays between 0 and 1. So no number is
+  more than 8.2 standard deviations from 0; the true distribution has 2e-16 of its mass there.
 
   Args:
     shape: of the array.
@@ -39,9 +39,9 @@ def gaussian(shape: tuple[int, ...], std: float) -> Float64[np.ndarray, "..."]:
 def grid(std: float) -> float:
   """The step of the grid that noisy values are rounded to: a power of two, at most std / 1000.
 
-  Floating-point noise has gaps, by which a number's low digits tell what it was added to (Mironov
-  2012, "On Significance of the Least Significant Bits for Differential Privacy"). On the grid they
-  are gone.
+  Floating-point noise has gaps, so that the low digits of a noisy number can reveal the number
+  without noise (Mironov 2012, "On Significance of the Least Significant Bits for Differential
+  Privacy"). Rounding to the grid removes these digits.
 
   Args:
     std: of the noise, above 0.
@@ -50,10 +50,10 @@ def grid(std: float) -> float:
 
 
 def snapped(values: Float64[np.ndarray, "..."], std: float) -> Float64[np.ndarray, "..."]:
-  """Noisy values, rounded to the noise's grid; as they are for 0.
+  """Noisy values, rounded to the noise's grid; unchanged if `std` is 0.
 
-  What `gaussian` lacks of the true distribution moves a number to another point of the grid with a
-  probability below 2**-38. The rounding adds a ten-millionth to the variance.
+  The error of `gaussian` moves a number to another point of the grid with a probability below
+  2**-38. The rounding adds a ten-millionth to the variance.
   """
   if not std:
     return values
@@ -62,6 +62,6 @@ def snapped(values: Float64[np.ndarray, "..."], std: float) -> Float64[np.ndarra
 
 
 def noisy(values: Params, std: float) -> Params:
-  """A tree with noise of its own on every number, in float64; as it is for 0."""
+  """A tree with independent noise on every number, in float64; unchanged if `std` is 0."""
   add = lambda leaf: np.asarray(leaf + gaussian(np.shape(leaf), std))  # noqa: E731
   return jax.tree.map(lambda leaf: snapped(add(leaf), std), values) if std else values

@@ -1,8 +1,9 @@
-"""What of the clients' updates leaves the server under privacy: the client's half is guard.py.
+"""The server's half of client-level privacy; the client's half is update_clipping.py.
 
-The server bounds every update again, sums them, adds noise where it is the one to be trusted, and
-divides by the number of clients that is expected in a round, whoever came: a mean over those who
-did would tell how many they were. The strategy sees this mean as the one reply of the round.
+The server clips every update again, sums them, adds noise if it is trusted to (privacy.dp=central),
+and divides by the number of clients that is expected in a round. It does not divide by the number
+that took part, because the mean would reveal it. The strategy gets this mean as the round's only
+update.
 
 McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models", algorithm 1, with
 equal weights and the estimator with a fixed denominator.
@@ -41,24 +42,24 @@ class BudgetSpent(Exception):
 
 
 class Total(NamedTuple):
-  """A sum over clients, each bounded."""
+  """A sum over clients, each clipped."""
 
-  update: Params  # float64: of what they added to the global params
-  within: float  # how many were within the bound
-  clients: int  # how many it is of
+  update: Params  # float64: sum of the updates
+  within: float  # number of clients whose update was within the bound
+  clients: int  # number of clients
 
 
 class Release:
-  """The server's half.
+  """Releases sums of clipped updates with noise, and accounts for them.
 
   Args:
     config: the experiment's.
-    ledger: of the server's side.
+    ledger: counts the releases.
   """
 
   def __init__(self, config: Experiment, ledger: Ledger):
     self._config, self._privacy, self._ledger = config, config.privacy, ledger
-    self._clients = config.fed.clients_per_round  # in a round; with coins, expected
+    self._clients = config.fed.clients_per_round  # in a round; with Poisson sampling, on average
     self.noise = noise_multiplier(config)
     probability, _ = planned(config)
     self._mechanism = Mechanism(self.noise / most_moved(config.privacy), probability)
@@ -66,18 +67,18 @@ class Release:
     self._adaptive = adaptive(config) if first_bound(config.privacy) else None
 
   def first_state(self) -> dict[str, np.float64]:
-    """What is kept between rounds besides the params and the strategy's own."""
+    """Additional entries of the server's state before the first round."""
     return first_bound(self._privacy)
 
   def bound(self, state: dict[str, Any]) -> float:
-    """Of a client's update in the round that follows a state."""
+    """The bound on updates in the round that follows a state."""
     return float(state.get("clip", self._privacy.clip))
 
   def afford(self, sites: Collection[str]) -> None:
-    """Lets a round begin that these sites take part in.
+    """Checks that the budget allows a round with these sites.
 
     Raises:
-      BudgetSpent: it would cost too much.
+      BudgetSpent: it does not.
     """
     cost, budget = self._epsilon(sites, 1), self._privacy.epsilon
     if budget and cost > budget:
@@ -85,17 +86,17 @@ class Release:
         f"another round would bring epsilon to {cost:.4g} at delta {self._privacy.delta:g}, beyond"
         f" privacy.epsilon={budget:g}"
       )
-    if not self._at_server:  # what sites send is out, whatever becomes of the round
+    if not self._at_server:  # sites send noisy updates, even if the round then fails
       self._ledger.charge(sites)
 
   def screen(self, reply: Update, round: int) -> Update:
-    """The reply, if it has no more than was agreed on.
+    """The update, if it reveals only what was agreed on.
 
     Raises:
-      Rejected: otherwise.
+      Rejected: it has other rows, metrics or weights.
     """
-    lot = self._config.seed, round
-    rows = uplink.shared_rows(reply.params, self._config.uplink, lot)
+    draw_key = self._config.seed, round
+    rows = uplink.shared_rows(reply.params, self._config.uplink, draw_key)
     if not jax.tree.all(jax.tree.map(np.array_equal, reply.masks, rows)):
       raise Rejected("expected the rows that all send in this round; got others")
     expected = {WITHIN} if self._adaptive else set()
@@ -120,10 +121,10 @@ class Release:
 
     Args:
       params: the global params that the sites started from.
-      total: of the round.
+      total: the round's sum.
       bound: of each client's update in this round.
       round: the round.
-      sites: who was asked.
+      sites: those that were asked.
     """
     metrics, kept = {"clip": bound}, {}
     if self._at_server:
@@ -151,12 +152,12 @@ class Release:
 
 
 def release_of(config: Experiment, folder: Path) -> "Release | None":
-  """The server's half, where there is one; `folder` is for what it spends."""
+  """The server's half, if updates are private; `folder` gets the account of what is spent."""
   return Release(config, Ledger(folder / LEDGER)) if is_private(config) else None
 
 
 def total_of(params: Params, replies: Sequence[Update], bound: float) -> Total:
-  """The sum of the updates, each bounded here whatever its client did."""
+  """The sum of the updates, each clipped here whether or not its client did."""
   total = zeros_like(params, np.float64)
   for reply in replies:
     update, _ = clip(uplink.added(reply.params, params), bound)

@@ -1,19 +1,20 @@
-"""Sparse uplink: which rows of its update a client sends, and what becomes of the others.
+"""Sparse uplink: which rows of its update a client sends, and what happens to the others.
 
-A *row* is what is sent or not: `leaf[i, ..., :]` of a leaf with two or more axes (of a prompt leaf
-`[m p d]`: one prompt token), a leaf with fewer as a whole. A *mask* of a leaf says which of its
-rows are meant; it has the leaf's shape with 1 for the last axis, and so broadcasts against it.
+A *row* is the unit that is sent or not: `leaf[i, ..., :]` of a leaf with two or more axes (of a
+prompt leaf `[m p d]`: one prompt token), and a leaf with fewer axes as a whole. The *mask* of a
+leaf marks some of its rows; it has the leaf's shape with 1 for the last axis, so that it
+broadcasts.
 
-What was not sent is not lost (error feedback). Stich et al. 2018, "Sparsified SGD with Memory",
-algorithm 1, and Karimireddy et al. 2019, "Error Feedback Fixes SignSGD", algorithm 1, add it to the
-next update ("add"). That is meant for gradients. A client that trains many steps from the global
-params learns in them again what its residual already holds, and the sum overshoots; so the default
-is that local training goes on from the global params plus the residual ("resume").
+Rows that are not sent are kept (error feedback). Stich et al. 2018, "Sparsified SGD with Memory",
+algorithm 1, and Karimireddy et al. 2019, "Error Feedback Fixes SignSGD", algorithm 1, add them to
+the next update ("add"). Both papers send gradients. A client that trains many steps from the global
+params learns again what its residual already has, and the sum overshoots. So by default local
+training starts from the global params plus the residual ("resume").
 
-With `weighing="cohort"` a row is averaged over all replies, an unsent one counting as unchanged, so
-that every update reaches the server once, at the client's own weight. With `"coverage"` it is
-averaged over those who sent it: it moves faster, and their updates count fully, for the clients
-that did not send too.
+With `weighing="cohort"` a row is averaged over all replies, and counts as unchanged where it was
+not sent: every update reaches the server once, with the client's own weight. With `"coverage"` a
+row is averaged over the clients that sent it: it moves faster, and these clients decide for the
+others.
 """
 
 import math
@@ -28,14 +29,14 @@ from afspl_jax.config import experiment as settings
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
-Lot = tuple[int, int]  # the experiment's seed, and the round
-SAME_ROWS = ("shared", "dense")  # ways to select that send the same rows of every client
+DrawKey = tuple[int, int]  # the experiment's seed, and the round
+SAME_ROWS = ("shared", "dense")  # with these, all clients send the same rows
 
-_LOT = 0x10C  # keeps the draw apart from others of the same seed
+_STREAM = 0x10C  # separates these random numbers from others with the same seed
 
 
 class Sent(NamedTuple):
-  """One round of a client's uplink."""
+  """What a client sends in a round, and what it keeps."""
 
   params: Params  # as the server rebuilds them: the global params where a row was not sent
   masks: Params  # the rows that were sent
@@ -63,42 +64,43 @@ def everywhere(params: Params) -> Params:
 
 
 def added(new: Params, old: Params) -> Params:
-  """What was added to `old`, in float64."""
+  """`new - old`, in float64."""
   return jax.tree.map(lambda a, b: np.subtract(a, b, dtype=np.float64), new, old)
 
 
 def where_sent(new: Params, old: Params, sent: Params) -> Params:
-  """`new` in the dtypes of `old` in the rows that were sent, `old` to the last bit elsewhere."""
+  """`new`, in the dtypes of `old`, in rows that were sent; `old`, bit for bit, in the others."""
   pick = lambda a, b, mask: np.where(mask, a.astype(b.dtype), b)  # noqa: E731
   return jax.tree.map(pick, new, old, sent)
 
 
 def moved(params: Params, update: Params, masks: Params, by: int = 1) -> Params:
-  """The params plus an update over a number, in the rows of the masks.
+  """The params plus an update divided by a number, in the rows of the masks.
 
   Args:
     params: pytree of float arrays.
-    update: in float64: what is added, or a sum of that.
-    masks: of the rows that it is of.
-    by: how many the sum is of.
+    update: float64: an update, or a sum of several.
+    masks: its rows.
+    by: how many updates were summed.
   """
   return where_sent(jax.tree.map(lambda a, b: a + b / by, params, update), params, masks)
 
 
-def shared_rows(params: Params, config: settings.Uplink, lot: Lot) -> Params:
-  """The masks of the rows that all clients send in a round, whatever they hold.
+def shared_rows(params: Params, config: settings.Uplink, draw_key: DrawKey) -> Params:
+  """The masks of the rows that all clients send in a round; they do not depend on data.
 
-  With "dense" all; with "shared" the share `config.ratio` of each leaf's rows, rounded up, by lot.
-  Which they are tells nothing of a client, and sums of what clients send are sums of equal rows.
+  With "dense" all; with "shared" the share `config.ratio` of each leaf's rows, rounded up,
+  chosen at random.
+  The choice reveals nothing about a client, and clients' updates can be summed row by row.
 
   Args:
     params: pytree of anything with a shape.
     config: the rule.
-    lot: what the draw depends on.
+    draw_key: seed and round, which choose the rows.
   """
   if config.select == "dense":
     return everywhere(params)
-  rng = np.random.default_rng((_LOT, *lot))
+  rng = np.random.default_rng((_STREAM, *draw_key))
 
   def of_leaf(leaf):
     mask = np.zeros(mask_shape(leaf.shape), np.bool_)
@@ -108,10 +110,10 @@ def shared_rows(params: Params, config: settings.Uplink, lot: Lot) -> Params:
   return jax.tree.map(of_leaf, params)
 
 
-def choose(update: Params, config: settings.Uplink, lot: Lot = (0, 0)) -> Params:
+def choose(update: Params, config: settings.Uplink, draw_key: DrawKey = (0, 0)) -> Params:
   """The masks of the rows to send.
 
-  Energy is the sum of squares, in float64; of equal rows the one with the lower index goes first.
+  The energy of a row is its sum of squares, in float64; of equal rows the first one wins.
   "energy" sends of each leaf the fewest rows that reach the share `config.energy` of the leaf's
   energy, and never a row of zeros; "ratio" the share `config.ratio` of its rows, rounded up;
   "shared" and "dense" those of `shared_rows`.
@@ -119,7 +121,7 @@ def choose(update: Params, config: settings.Uplink, lot: Lot = (0, 0)) -> Params
   Args:
     update: pytree of float arrays: what local training added to the global params.
     config: the rule.
-    lot: of "shared".
+    draw_key: for "shared".
 
   Returns:
     A tree of masks like `update`.
@@ -128,14 +130,14 @@ def choose(update: Params, config: settings.Uplink, lot: Lot = (0, 0)) -> Params
     FloatingPointError: "energy" or "ratio" of an update that is not finite.
   """
   if config.select in SAME_ROWS:
-    return shared_rows(update, config, lot)
+    return shared_rows(update, config, draw_key)
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: _choose_rows(path, leaf, config), update
   )
 
 
 def begin(global_params: Params, residual: Params, config: settings.Uplink) -> Params:
-  """Where a client's local training starts from."""
+  """The params from which a client's local training starts."""
   return _plus(global_params, residual) if config.error_feedback == "resume" else global_params
 
 
@@ -144,7 +146,7 @@ def compress(
   global_params: Params,
   residual: Params,
   config: settings.Uplink,
-  lot: Lot = (0, 0),
+  draw_key: DrawKey = (0, 0),
 ) -> Sent:
   """What a client sends after local training, and what it keeps.
 
@@ -153,11 +155,11 @@ def compress(
     global_params: what the server sent.
     residual: what earlier rounds did not send; zeros at first.
     config: the rule.
-    lot: of "shared".
+    draw_key: for "shared".
 
   Returns:
-    The offer, `params`, with "add" `params + residual`, as far as it is sent. With "dense" and no
-    residual it is `params` to the last bit.
+    What is sent of `params`, or with "add" of `params + residual`. With "dense" and no residual it
+    is `params`, bit for bit.
 
   Raises:
     FloatingPointError: "energy" or "ratio" of an update that is not finite.
@@ -165,7 +167,7 @@ def compress(
   params, global_params, residual = jax.device_get((params, global_params, residual))
   offered = _plus(params, residual) if config.error_feedback == "add" else params
   update = jax.tree.map(np.subtract, offered, global_params)
-  masks = choose(update, config, lot)
+  masks = choose(update, config, draw_key)
   sent = jax.tree.map(np.where, masks, offered, global_params)
   kept = zeros_like(params)
   if config.error_feedback != "none":
@@ -174,7 +176,7 @@ def compress(
 
 
 def _plus(params: Params, residual: Params) -> Params:
-  # Where there is no residual nothing is added, since -0.0 + 0.0 is another number than -0.0.
+  # Where there is no residual nothing is added, because -0.0 + 0.0 is not -0.0 bit for bit.
   return jax.tree.map(lambda p, r: np.where(r == 0, p, p + r), params, residual)
 
 

@@ -1,9 +1,9 @@
-"""What travels: a pytree as one flat float32 array, and its bytes as Flower serializes them.
+"""The messages between server and sites: params as one flat float32 array, and their bytes.
 
-One array, because every array is a request of its own on Flower's transport, so that a round
-would cost more the more leaves a model has. A sparse uplink has a second one: a bit for every row
-of every leaf (uplink.py), set for those whose values follow. What comes from a peer is checked
-before it is used.
+There is one array because Flower sends every array in a request of its own: with one array per leaf
+a round would take longer the more leaves a model has. A sparse uplink has a second array: a bit for
+every row of every leaf (uplink.py), set for the rows that are sent. Everything from a peer is
+checked before it is used.
 """
 
 import math
@@ -20,27 +20,27 @@ from afspl_jax.federation.protocol import uplink
 from afspl_jax.storage.pytrees import named_leaves, zeros_like
 from afspl_jax.types import Params
 
-# Names of the records in a message, and of what is in them. The first three and "num-examples"
-# are the defaults of Flower's own strategies and mods, so that those can be used as they are.
+# Names of records in messages, and of their entries. The first three and "num-examples" are those
+# of Flower's own strategies and mods, so that these can be used.
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
-CONTROL = "control"  # the server's control, or what a site added to its own; packed like the params
+CONTROL = "control"  # the server's control, or the change of a site's; packed like the params
 NUM_EXAMPLES = "num-examples"
 STRUCTURE, ROUND, SITE, TERMS = "structure", "round", "site", "terms"
-CLIP = "clip"  # the bound of an update's norm in a round, where it has one
+CLIP = "clip"  # the bound on an update's norm, if the round has one
 FLAT = "flat"  # array of the ArrayRecord: the values
-ROWS = "rows"  # array of a sparse ArrayRecord: which rows they are of
+ROWS = "rows"  # array of a sparse ArrayRecord: the rows that were sent
 TRAIN, HELLO = "train", "query.hello"  # message types
 
 _EXACT_IN_FLOAT32 = ("float32", "bfloat16", "float16")
-_NPY = b"\x93NUMPY\x01\x00"  # how the data of an array begin: .npy format, version 1.0
+_NPY = b"\x93NUMPY\x01\x00"  # the first bytes of an array: .npy format, version 1.0
 
 
 class WireError(ValueError):
-  """A payload that is not what was agreed on."""
+  """A message that does not follow the protocol."""
 
 
 def spec(params: Params) -> list[tuple[str, tuple[int, ...], str]]:
-  """Path, shape and dtype of every leaf, in the order in which they travel.
+  """Path, shape and dtype of every leaf, in the order of the flat array.
 
   Raises:
     WireError: a leaf's dtype does not embed exactly in float32.
@@ -55,25 +55,25 @@ def spec(params: Params) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def structure_digest(params: Params) -> str:
-  """A short hash of paths, shapes and dtypes: peers that differ in it must not exchange arrays."""
+  """A short hash of paths, shapes and dtypes; server and sites must have the same."""
   return experiment.digest(spec(params))
 
 
 def terms(params: Params, more: dict[str, Any]) -> dict[str, Any]:
-  """What server and sites must have in common before they exchange anything."""
+  """The settings that server and sites must share, by name."""
   return {STRUCTURE: structure_digest(params)} | more
 
 
 def pack(params: Params, masks: Params | None = None) -> ArrayRecord:
-  """The tree, or some rows of it; `unpack` and `unpack_update` restore every value bit for bit.
+  """Packs a tree, or some of its rows; `unpack` and `unpack_update` restore it bit for bit.
 
   Args:
     params: pytree of float32, bfloat16 or float16 arrays of any shape.
-    masks: which rows travel; by default all.
+    masks: the rows to send; by default all.
 
   Returns:
     A record with the array `flat`: float32, in the order of leaves and rows. Unless all rows
-    travel, also with the array `rows`: uint8, `np.packbits` of all masks.
+    are sent, also with the array `rows`: uint8, `np.packbits` of all masks.
 
   Raises:
     WireError: a leaf's dtype does not embed exactly in float32.
@@ -89,10 +89,10 @@ def pack(params: Params, masks: Params | None = None) -> ArrayRecord:
 
 
 def unpack(record: ArrayRecord, template: Params) -> Params:
-  """A peer's record of all rows as a tree like the template.
+  """Unpacks a peer's record of all rows to a tree like the template.
 
   Args:
-    record: what `pack` made, or what a peer claims that it made.
+    record: of `pack`, or of a peer that may not be trusted.
     template: pytree of anything with `shape` and `dtype`.
 
   Returns:
@@ -107,10 +107,10 @@ def unpack(record: ArrayRecord, template: Params) -> Params:
 
 
 def unpack_update(record: ArrayRecord, base: Params) -> tuple[Params, Params]:
-  """A client's record of all rows or some, laid over the params that it started from.
+  """Unpacks a client's record of some or all rows over the params that it started from.
 
   Args:
-    record: what `pack` made, or what a client claims that it made.
+    record: of `pack`, or of a client that may not be trusted.
     base: the global params, with NumPy leaves.
 
   Returns:
@@ -172,16 +172,16 @@ def update_content(update: Update) -> RecordDict:
 
 
 def values_sent(base: Params, masks: Params) -> list[int]:
-  """How many values of each leaf travel."""
+  """The number of values of each leaf that are sent."""
   leaves = zip(jax.tree.leaves(base), jax.tree.leaves(masks), strict=True)
   return [int(np.count_nonzero(mask)) * (leaf.shape or (1,))[-1] for leaf, mask in leaves]
 
 
 def sent_values(params: Params, base: Params, masks: Params) -> Float64[np.ndarray, " n"]:
-  """What a client's sent rows add to the base, in the order in which values travel.
+  """The differences of the sent rows from the base, in the order of the flat array.
 
   Args:
-    params: what a client offers.
+    params: of the client.
     base: the global params.
     masks: which rows are sent.
   """
@@ -209,7 +209,7 @@ def values_as_tree(values: Float64[np.ndarray, " n"], base: Params, masks: Param
 
 
 def record_bytes(message_or_record: Any) -> int:
-  """Bytes of a Flower message or record as it travels: headers and metadata are counted too."""
+  """Bytes of a Flower message or record on the network, with headers and metadata."""
   return sum(map(len, serialized(message_or_record).values()))
 
 
@@ -222,9 +222,9 @@ def serialized(message_or_record: Any) -> dict[str, bytes]:
 
 
 def _serialized(object_id: str, value: Any) -> dict[str, bytes]:
-  """The same, by an id that is known: a child would hash its data again for its own.
+  """The same for a known id, so that no child hashes its data again.
 
-  A reply of 0.9 million floats is noted, delivered and counted in 44 instead of 66 ms.
+  For a reply of 0.9 million floats, logging, delivery and counting take 44 instead of 66 ms.
   """
   objects: dict[str, bytes] = {}
   for child_id, child in (value.children or {}).items():
@@ -236,10 +236,10 @@ def _serialized(object_id: str, value: Any) -> dict[str, bytes]:
 def _rows(leaf: np.ndarray) -> Num[np.ndarray, "rows d"]:
   """The leaf's rows, as `uplink.mask_shape` counts them; a view.
 
-  To pick rows and not elements takes 0.4 instead of 2.2 ms for 0.9 million floats.
+  Selecting rows instead of elements takes 0.4 instead of 2.2 ms for 0.9 million floats.
   """
   shape = leaf.shape or (1,)
-  # Not -1, which no leaf without elements has.
+  # Not -1, which reshape cannot compute for a leaf without elements.
   return leaf.reshape(math.prod(shape[:-1]), shape[-1])
 
 
@@ -259,10 +259,10 @@ def _unpack_masks(array: Array, base: Params) -> Params:
 
 
 def decode(name: str, array: Array, dtype: np.dtype, size: int) -> Num[np.ndarray, " n"]:
-  """Reads an array of known dtype and size, whose header can then be but one.
+  """Reads an array of known dtype and size.
 
-  It is compared, not parsed: `np.load` allocates whatever a header claims, and NumPy's parser
-  raises what Python's does, from SyntaxError to MemoryError, for one that was made to.
+  Its header is compared with the only possible one, not parsed: `np.load` allocates whatever a
+  header claims, and NumPy's parser can raise anything from SyntaxError to MemoryError.
   """
   data, start = array.data, len(_NPY) + 2
   if data[: len(_NPY)] != _NPY:

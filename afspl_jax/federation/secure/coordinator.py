@@ -1,4 +1,4 @@
-"""The server's half of secure aggregation, for one session: who shares with whom, and the sum."""
+"""The server's half of secure aggregation for one session: the graph of clients, and the sum."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -14,43 +14,43 @@ from afspl_jax.federation.secure.party import (
   Rules,
   commitment,
   holders,
-  own_mask,
   pair_mask,
+  self_mask,
 )
 from afspl_jax.storage.client_status import Outcome, Status
 
 
 class Aborted(ValueError):
-  """The round cannot be finished; what was masked stays so."""
+  """The round cannot be finished; its updates stay masked."""
 
 
 class Introduction(NamedTuple):
-  """What a client is told before it shares."""
+  """What the server sends to a client before the client shares its secrets."""
 
-  number: int  # its own
+  number: int  # of this client
   clients: int  # in the round
   peers: dict[int, Keys]  # its neighbours, by number
 
 
 class Question(NamedTuple):
-  """What a client is asked at the end: its neighbours that shared, by number."""
+  """What the server asks a client at the end, about its neighbours that shared."""
 
-  survivors: list[int]  # whose update came
-  lost: list[int]  # whose did not
+  survivors: list[int]  # numbers of those whose update arrived
+  lost: list[int]  # numbers of those whose update did not
 
 
 class Coordinator:
-  """Takes the clients through a session; each stage goes on with those that did the one before.
+  """Leads the clients through a session; each stage has the clients that completed the one before.
 
   Args:
     session: a new one.
     rules: the federation's.
-    fewest: updates without which there is no sum; never less than FEWEST.
+    fewest: the smallest number of updates in a sum; at least FEWEST.
   """
 
   def __init__(self, session: Session, rules: Rules, fewest: int = FEWEST):
     self.session = session
-    self.left_out: dict[str, Status] = {}  # clients that the session goes on without: why
+    self.left_out: dict[str, Status] = {}  # clients that the session continues without, and why
     self._rules, self._fewest = rules, max(FEWEST, fewest)
     self._names: list[str] = []  # by number
     self._keys: dict[int, Keys] = {}
@@ -60,17 +60,17 @@ class Coordinator:
     self._survivors: set[int] = set()
 
   def introduce(self, keys: Mapping[str, Keys]) -> dict[str, Introduction]:
-    """Numbers the clients and joins them to a graph.
+    """Numbers the clients and connects them in a graph.
 
     Raises:
-      Aborted: too few have keys that can be used.
+      Aborted: too few clients have valid keys.
     """
     times = Counter(key for each in keys.values() for key in each)
     for name, each in keys.items():
       if any(times[key] > 1 for key in each):
-        self.left_out[name] = Status(Outcome.REJECTED, "expected keys of its own; got another's")
+        self.left_out[name] = Status(Outcome.REJECTED, "expected new keys; got another client's")
       elif not (crypto.is_public(each.mask) and crypto.is_public(each.seal)):
-        self.left_out[name] = Status(Outcome.REJECTED, "expected public keys; got what is none")
+        self.left_out[name] = Status(Outcome.REJECTED, "expected public keys; got other bytes")
     self._names = sorted(keys.keys() - self.left_out.keys())
     count = len(self._names)
     self._expect(count, self._fewest, "clients with keys")
@@ -84,35 +84,35 @@ class Coordinator:
     }
 
   def forward(self, sealed: Mapping[str, Mapping[int, bytes]]) -> dict[str, dict[int, bytes]]:
-    """Gives every client what its neighbours sealed for it.
+    """Returns for every client what its neighbours sealed for it.
 
     Args:
-      sealed: of those that shared, what each sealed for its neighbours, by their numbers.
+      sealed: by client that shared, what it sealed for each neighbour, by the neighbour's number.
 
     Raises:
       Aborted: too few clients are left that have enough neighbours.
     """
-    given = {self._names.index(name): texts for name, texts in sealed.items()}
-    self._shared = set(given)
+    received = {self._names.index(name): texts for name, texts in sealed.items()}
+    self._shared = set(received)
     while lonely := {i for i in self._shared if self._around(i, self._shared) < self._threshold}:
-      self._shared -= lonely  # and so may others be then
-    for number in sorted(given.keys() - self._shared):
+      self._shared -= lonely  # which may make others lonely
+    for number in sorted(received.keys() - self._shared):
       self.left_out[self._names[number]] = Status(
         Outcome.DROPPED, f"fewer than {self._threshold} of it and its neighbours shared"
       )
     self._expect(len(self._shared), self._fewest, "clients that share masks")
     return {
       self._names[number]: {
-        peer: given[peer][number] for peer in self._near[number] if peer in self._shared
+        peer: received[peer][number] for peer in self._near[number] if peer in self._shared
       }
       for number in sorted(self._shared)
     }
 
   def ask(self, masked: Collection[str]) -> dict[str, Question]:
-    """What to ask whom, once it is known whose masked updates are in the sum.
+    """The question for each client, once it is known whose masked updates are in the sum.
 
     Raises:
-      Aborted: too few came, in all or near one client, for the masks to be taken off.
+      Aborted: too few updates arrived, in total or around one client, to remove the masks.
     """
     self._survivors = {self._names.index(name) for name in masked}
     self._expect(len(self._survivors), self._fewest, "masked updates")
@@ -130,25 +130,25 @@ class Coordinator:
     }
 
   def unmask(self, total: np.ndarray, shares: Mapping[str, Mapping[int, bytes]]) -> None:
-    """Takes the masks off the sum of the masked updates.
+    """Removes the masks from the sum of the masked updates.
 
     Args:
       total: words; changed in place.
-      shares: what those that answered gave, by the number of the client that it is of.
+      shares: by client that answered, its shares by the number of the client they belong to.
 
     Raises:
       Aborted: too few answered, or their shares do not give a client's secret.
     """
-    given = {self._names.index(name): of for name, of in shares.items()}
+    received = {self._names.index(name): of for name, of in shares.items()}
     liars: set[int] = set()
     for number in sorted(self._survivors):
-      seed = self._recover(number, given, liars, self._commitment, self._keys[number].own)
-      crypto.add_mask(total, own_mask(seed, self.session), -1)
+      seed = self._recover(number, received, liars, self._commitment, self._keys[number].own)
+      crypto.add_mask(total, self_mask(seed, self.session), -1)
     for number in sorted(self._shared - self._survivors):
       near = [peer for peer in self._near[number] if peer in self._survivors]
-      if not near:  # nobody added a mask with it
+      if not near:  # no update has a mask with it
         continue
-      seed = self._recover(number, given, liars, self._public, self._keys[number].mask)
+      seed = self._recover(number, received, liars, self._public, self._keys[number].mask)
       private = crypto.private_key(seed, self.session)
       for peer in near:
         crypto.add_mask(
@@ -156,26 +156,26 @@ class Coordinator:
         )
     for liar in liars:
       self.left_out[self._names[liar]] = Status(
-        Outcome.REJECTED, "a share that it gave is not the one it was given"
+        Outcome.REJECTED, "it gave another share than it was given"
       )
 
   def _recover(
     self,
     number: int,
-    given: Mapping[int, Mapping[int, bytes]],
+    received: Mapping[int, Mapping[int, bytes]],
     liars: set[int],
     show: Callable[[bytes], bytes],
     shown: bytes,
   ) -> bytes:
-    """The seed of what a client has shown, from the shares that were given of it.
+    """Recovers a client's seed from its shares, and compares it with what the client has shown.
 
-    Adds to `liars` one whose share is false, where there is another to take in its place.
+    If one share is false and there is a spare one, its sender is added to `liars`.
     """
     places = {holder: at for at, holder in enumerate(holders(number, self._near[number]))}
     found = {
-      holder: given[holder][number]
+      holder: received[holder][number]
       for holder in places
-      if holder in given and number in given[holder] and holder not in liars
+      if holder in received and number in received[holder] and holder not in liars
     }
     what = f"shares of {self._names[number]}'s secret"
     self._expect(len(found), self._threshold, what)
@@ -186,7 +186,7 @@ class Coordinator:
       if show(seed) == shown:
         liars |= set() if wrong is None else {wrong}
         return seed
-    raise Aborted(f"{what} do not fit together: it, or some that gave them, sent false ones")
+    raise Aborted(f"{what} do not fit together: false ones were sent")
 
   def _commitment(self, seed: bytes) -> bytes:
     return commitment(seed, self.session)
@@ -195,7 +195,7 @@ class Coordinator:
     return crypto.public_bytes(crypto.private_key(seed, self.session))
 
   def _around(self, number: int, among: Collection[int]) -> int:
-    """How many of a client and its neighbours are among these."""
+    """The number of these among a client and its neighbours."""
     return sum(holder in among for holder in holders(number, self._near[number]))
 
   def _expect(self, found: int, least: int, what: str) -> None:

@@ -1,7 +1,7 @@
-"""What secure aggregation needs of cryptography: thin calls to `cryptography` and PyCryptodome.
+"""The cryptography of secure aggregation: thin calls to `cryptography` and PyCryptodome.
 
-Every key is used for one thing: it is derived with HKDF from the purpose, the session and, where
-there are two, both parties in order.
+Every key has one purpose: it is derived with HKDF from the purpose, the session and, if there are
+two parties, both in order.
 """
 
 from typing import NamedTuple
@@ -15,27 +15,27 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-SEED = 16  # bytes of a seed: what Shamir's scheme of PyCryptodome shares
+SEED = 16  # bytes of a seed; PyCryptodome's Shamir scheme shares exactly 16
 KEY = 32  # bytes of every other key, public or not
 SESSION = 16  # bytes of a session's name
 TAG = 16  # bytes that sealing adds
 
 _PROTOCOL = b"afspl_jax secure aggregation 1"
-_CHUNK = 1 << 18  # bytes of a mask that are made at a time; they stay in the cache
+_CHUNK = 1 << 18  # bytes of a mask that are made at a time; they fit into the cache
 
 
 class CryptoError(ValueError):
-  """A key, a share or a sealed text that is not what it should be."""
+  """An invalid key, share or sealed text."""
 
 
 class Session(NamedTuple):
-  """One attempt at one round; keys of one are of no use in another."""
+  """One attempt at one round; its keys are useless in any other."""
 
   name: bytes  # SESSION random bytes
   round: int  # from 1
 
   def info(self, purpose: str, *parties: int) -> bytes:
-    """What a key is for, as bytes that say nothing else."""
+    """The purpose of a key, as bytes."""
     numbers = (self.round, *parties)
     return b"|".join([_PROTOCOL, purpose.encode(), self.name, *(b"%d" % n for n in numbers)])
 
@@ -56,19 +56,19 @@ def public_bytes(key: X25519PrivateKey) -> bytes:
 
 
 def agree(own: X25519PrivateKey, peer: bytes, info: bytes) -> bytes:
-  """The key that the owners of both keys can derive and nobody else.
+  """The key that only the two parties can derive.
 
   Raises:
-    CryptoError: the peer's is no public key, or one that makes every agreement the same.
+    CryptoError: the peer's public key is invalid, or gives every party the same key.
   """
   try:
     return derive(own.exchange(X25519PublicKey.from_public_bytes(peer)), info)
   except ValueError as error:
-    raise CryptoError(f"expected a public key; got one that is of no use: {error}") from error
+    raise CryptoError(f"expected a public key; got an invalid one: {error}") from error
 
 
 def is_public(key: bytes) -> bool:
-  """Whether keys can be agreed on with the owner of a public key."""
+  """Whether a public key can be used for key agreement."""
   try:
     agree(X25519PrivateKey.generate(), key, b"")
   except CryptoError:
@@ -77,7 +77,7 @@ def is_public(key: bytes) -> bool:
 
 
 def seal(key: bytes, text: bytes, session: Session, sender: int, receiver: int) -> bytes:
-  """Encrypts and authenticates the one text that the key is used for."""
+  """Encrypts and authenticates a text; each key is used for one text."""
   return AESGCM(key).encrypt(bytes(12), text, session.info("sealed", sender, receiver))
 
 
@@ -85,25 +85,26 @@ def unseal(key: bytes, sealed: bytes, session: Session, sender: int, receiver: i
   """The text.
 
   Raises:
-    CryptoError: it was sealed with another key, by or for another, elsewhere, or was changed.
+    CryptoError: it was sealed with another key, for other parties or in another session, or
+    changed.
   """
   try:
     return AESGCM(key).decrypt(bytes(12), sealed, session.info("sealed", sender, receiver))
   except InvalidTag:
-    raise CryptoError("expected a text that its sender sealed; got another") from None
+    raise CryptoError("expected the text that its sender sealed; got another") from None
 
 
 def add_mask(total: np.ndarray, key: bytes, sign: int = 1) -> None:
-  """Adds to a vector, modulo its words, the numbers that AES-256 in counter mode makes of a key.
+  """Adds the numbers of an AES-256 counter-mode stream to a vector, modulo its word size.
 
   Args:
     total: uint32 or uint64 `[n]`, contiguous; changed in place.
-    key: KEY bytes, used for this and nothing else, which is why the counter may start at 0.
+    key: KEY bytes, used for nothing else, so that the counter can start at 0.
     sign: 1 to add, -1 to subtract.
   """
   encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
   step = _CHUNK // total.itemsize
-  zeros, out = bytes(_CHUNK), bytearray(_CHUNK + 15)  # which OpenSSL asks for
+  zeros, out = bytes(_CHUNK), bytearray(_CHUNK + 15)  # OpenSSL needs the extra bytes
   combine = np.add if sign > 0 else np.subtract
   for start in range(0, len(total), step):
     part = total[start : start + step]
@@ -112,11 +113,11 @@ def add_mask(total: np.ndarray, key: bytes, sign: int = 1) -> None:
 
 
 def split(seed: bytes, threshold: int, holders: int) -> list[bytes]:
-  """Shares of a seed, of SEED bytes each: any `threshold` give it, fewer nothing (Shamir 1979)."""
+  """Shares of SEED bytes: any `threshold` of them give the seed, fewer reveal nothing (Shamir)."""
   return [share for _, share in Shamir.split(threshold, holders, seed, ssss=False)]
 
 
 def combine(shares: dict[int, bytes]) -> bytes:
-  """The seed of exactly as many shares as it takes, by their place from 0."""
+  """The seed from exactly `threshold` shares, by their place from 0."""
   numbered = [(place + 1, share) for place, share in shares.items()]
   return Shamir.combine(numbered, ssss=False)

@@ -1,7 +1,8 @@
-"""Who shares masks and secrets with whom: each client with `degree` others.
+"""The graph of clients that share masks and secrets: each has `degree` neighbours.
 
-Bell et al. 2020, section 3.2: the nodes of a cycle in random order, each joined to the nearest on
-both sides. A few dozen neighbours are as safe as all, and the work of a client grows with them.
+Bell et al. 2020, section 3.2: a cycle in random order, in which each node is connected to the
+nearest ones on both sides. A few dozen neighbours are as safe as all clients, and a client's work
+grows with their number.
 """
 
 import math
@@ -12,18 +13,18 @@ from functools import cache
 
 from scipy.stats import hypergeom
 
-COLLUDING = 0.2  # share of a round's clients that may tell the server all they know
-DROPPING = 0.2  # share of a round's clients that may be lost in it
-INSECURE = 2.0**-40  # probability, over the order, that these colluding learn more than the sum
-FAILING = 2.0**-10  # probability that a round fails though no more than these are lost; it may
-# be tried again
+COLLUDING = 0.2  # share of a round's clients that may collude with the server
+DROPPING = 0.2  # share of a round's clients that may drop out
+INSECURE = 2.0**-40  # probability, over the order, that these learn more than the sum
+FAILING = 2.0**-10  # probability that a round fails though no more than these drop out; it can
+# be repeated
 
-_ALL_UP_TO = 32  # clients; the graph of so few is complete: a few milliseconds buy every margin
+_ALL_UP_TO = 32  # clients; up to here the graph is complete, which costs a few milliseconds
 
 
 @cache
 def degree(clients: int, threshold: float, neighbours: int = 0) -> int:
-  """How many neighbours each client has.
+  """The number of neighbours of each client.
 
   Args:
     clients: in the round.
@@ -31,7 +32,7 @@ def degree(clients: int, threshold: float, neighbours: int = 0) -> int:
     neighbours: config's `secure.neighbours`.
 
   Returns:
-    The even number that is asked for, or is the least that is safe; at most all others.
+    The given number, made even, or the smallest safe one; at most all other clients.
   """
   everyone = clients - 1
   if neighbours:
@@ -42,12 +43,12 @@ def degree(clients: int, threshold: float, neighbours: int = 0) -> int:
 
 
 def needed(neighbours: int, threshold: float) -> int:
-  """How many of a client and its neighbours must stay: as many shares give a secret."""
+  """How many of a client and its neighbours must stay: this many shares give a secret."""
   return math.ceil(Fraction(str(threshold)) * (neighbours + 1))
 
 
 def connect(clients: Sequence[int], neighbours: int) -> dict[int, tuple[int, ...]]:
-  """Each client's neighbours, sorted; in an order drawn anew from the operating system's chance."""
+  """Each client's neighbours, sorted; the order comes from the operating system's randomness."""
   order = list(clients)
   secrets.SystemRandom().shuffle(order)
   if neighbours >= len(order) - 1:
@@ -59,10 +60,10 @@ def connect(clients: Sequence[int], neighbours: int) -> dict[int, tuple[int, ...
 
 
 def parted(clients: int, neighbours: int, others: int) -> float:
-  """At most so probable it is that all but some `others` fall into two parts.
+  """An upper bound on the probability that the graph without `others` clients is disconnected.
 
-  The sums of both would be known. It takes two gaps of `neighbours` / 2 others in the cycle: there
-  are fewer pairs of places than pairs of clients.
+  The sum of each part would then be known. It takes two gaps of `neighbours` / 2 others in the
+  cycle; there are fewer pairs of gaps than pairs of clients.
   """
   if others < neighbours:
     return 0.0
@@ -71,13 +72,13 @@ def parted(clients: int, neighbours: int, others: int) -> float:
 
 
 def _is_safe(clients: int, neighbours: int, threshold: float) -> bool:
-  """Whether both probabilities are within their bounds, for any clients lost and colluding that
-  were not picked by the order."""
+  """Whether both probabilities are within their bounds, if clients drop out and collude
+  independently of the order."""
   colluding, lost = math.ceil(COLLUDING * clients), math.ceil(DROPPING * clients)
   shares = needed(neighbours, threshold)
-  # Too many of one client's neighbours collude: they and the server have both of its secrets.
+  # Too many neighbours of one client collude: with the server they have both of its secrets.
   exposed = clients * hypergeom.sf(shares - 1, clients - 1, colluding, neighbours)
-  # Too few of one client's neighbours stay.
+  # Too few neighbours of one client stay.
   failing = clients * hypergeom.cdf(shares - 1, clients - 1, clients - 1 - lost, neighbours)
   return bool(
     exposed + parted(clients, neighbours, colluding + lost) <= INSECURE and failing <= FAILING

@@ -1,7 +1,7 @@
-"""What the stages of secure aggregation say to each other, as records of Flower's messages.
+"""The messages of secure aggregation, as records of Flower's messages.
 
-Bytes of known lengths: what comes from a peer is compared with what it must be, and cut; nothing in
-it says how long anything is.
+All fields have known lengths: a peer's bytes are compared with the expected length and split;
+no field gives the length of another.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,7 +25,7 @@ _NUMBER = np.dtype("<u4")  # a client's number as it travels
 
 
 def session_record(session: Session) -> ConfigRecord:
-  """What begins a session."""
+  """The record that begins a session."""
   return ConfigRecord({_SESSION: session.name, wire.ROUND: session.round})
 
 
@@ -33,17 +33,17 @@ def read_session(content: RecordDict) -> Session:
   """The session that a message begins.
 
   Raises:
-    WireError: it is none.
+    WireError: the record is malformed.
   """
   record = _record(content, {_SESSION: bytes, wire.ROUND: int})
   return Session(_cut(record, _SESSION, SESSION, 1)[0], record[wire.ROUND])
 
 
 def session_name(content: RecordDict) -> bytes:
-  """Which session a message is of; it is to be checked.
+  """The session that a message names; the caller must check it.
 
   Raises:
-    WireError: it says none.
+    WireError: it names none.
   """
   name = content.get(SECURE, {}).get(_SESSION)
   if not isinstance(name, bytes):
@@ -52,37 +52,37 @@ def session_name(content: RecordDict) -> bytes:
 
 
 def keys_record(keys: Keys) -> ConfigRecord:
-  """What a client shows."""
+  """The public keys of a client."""
   return ConfigRecord({"keys": b"".join(keys)})
 
 
 def read_keys(content: RecordDict) -> Keys:
-  """What a client has shown.
+  """Parses the public keys of a client.
 
   Raises:
-    WireError: something else.
+    WireError: the record is malformed.
   """
   return Keys(*_cut(_record(content, {"keys": bytes}), "keys", KEY, 3))
 
 
-def introduction_record(session: Session, told: Introduction) -> ConfigRecord:
-  """What a client is told before it shares."""
+def introduction_record(session: Session, introduction: Introduction) -> ConfigRecord:
+  """The record of an introduction."""
   return ConfigRecord(
     {
       _SESSION: session.name,
-      "number": told.number,
-      "clients": told.clients,
-      _PEERS: _numbers(told.peers),
-      "keys": b"".join(b"".join(keys) for keys in told.peers.values()),
+      "number": introduction.number,
+      "clients": introduction.clients,
+      _PEERS: _numbers(introduction.peers),
+      "keys": b"".join(b"".join(keys) for keys in introduction.peers.values()),
     }
   )
 
 
 def read_introduction(content: RecordDict) -> Introduction:
-  """What the server tells.
+  """Parses the server's introduction.
 
   Raises:
-    WireError: something else.
+    WireError: the record is malformed.
   """
   expected = {_SESSION: bytes, "number": int, "clients": int, _PEERS: bytes, "keys": bytes}
   record = _record(content, expected)
@@ -93,31 +93,31 @@ def read_introduction(content: RecordDict) -> Introduction:
 
 
 def sealed_record(sealed: Mapping[int, bytes]) -> ConfigRecord:
-  """What a client has sealed, for its neighbours in order."""
+  """The sealed shares of a client for its neighbours, in order."""
   return ConfigRecord({"sealed": b"".join(sealed[peer] for peer in sorted(sealed))})
 
 
 def read_sealed(content: RecordDict, peers: Collection[int]) -> dict[int, bytes]:
-  """What a client has sealed for each neighbour.
+  """Parses the sealed shares of a client for each neighbour.
 
   Raises:
-    WireError: something else.
+    WireError: the record is malformed.
   """
   record = _record(content, {"sealed": bytes})
   return dict(zip(sorted(peers), _cut(record, "sealed", SEALED, len(peers)), strict=True))
 
 
 def forwarded_record(session: Session, sealed: Mapping[int, bytes]) -> ConfigRecord:
-  """What a client's neighbours have sealed for it."""
+  """The sealed shares of a client's neighbours for it."""
   texts = b"".join(sealed[peer] for peer in sorted(sealed))
   return ConfigRecord({_SESSION: session.name, _PEERS: _numbers(sealed), "sealed": texts})
 
 
 def read_forwarded(content: RecordDict) -> dict[int, bytes]:
-  """What a client's neighbours have sealed for it.
+  """Parses the sealed shares of a client's neighbours for it.
 
   Raises:
-    WireError: something else.
+    WireError: the record is malformed.
   """
   record = _record(content, {_SESSION: bytes, _PEERS: bytes, "sealed": bytes})
   peers = _read_numbers(record, _PEERS)
@@ -131,10 +131,10 @@ def masked_content(packed: UInt8[np.ndarray, " bytes"], structure: str) -> Recor
 
 
 def read_masked(content: RecordDict, size: int, structure: str) -> UInt8[np.ndarray, " bytes"]:
-  """A client's masked update of so many bytes.
+  """Parses a client's masked update of `size` bytes.
 
   Raises:
-    WireError: something else.
+    WireError: the message is malformed.
   """
   expected = {wire.ARRAYS: "ArrayRecord", wire.CONFIG: "ConfigRecord"}
   found = {name: type(record).__name__ for name, record in content.items()}
@@ -149,7 +149,7 @@ def read_masked(content: RecordDict, size: int, structure: str) -> UInt8[np.ndar
 
 
 def question_record(session: Session, question: Question) -> ConfigRecord:
-  """What a client is asked at the end."""
+  """The record of the last question."""
   return ConfigRecord(
     {
       _SESSION: session.name,
@@ -160,25 +160,25 @@ def question_record(session: Session, question: Question) -> ConfigRecord:
 
 
 def read_question(content: RecordDict) -> Question:
-  """What the server asks at the end.
+  """Parses the server's last question.
 
   Raises:
-    WireError: something else.
+    WireError: the record is malformed.
   """
   record = _record(content, {_SESSION: bytes, "survivors": bytes, "lost": bytes})
   return Question(_read_numbers(record, "survivors"), _read_numbers(record, "lost"))
 
 
 def shares_record(shares: Mapping[int, bytes]) -> ConfigRecord:
-  """What a client gives at the end, in the order of whom it is of."""
+  """The shares that a client gives at the end, in the order of the clients they belong to."""
   return ConfigRecord({"shares": b"".join(shares[of] for of in sorted(shares))})
 
 
 def read_shares(content: RecordDict, number: int, question: Question) -> dict[int, bytes]:
-  """What the client of a number gave to a question.
+  """Parses the shares that the client `number` gave to a question.
 
   Raises:
-    WireError: something else.
+    WireError: the record is malformed.
   """
   of = sorted({number, *question.survivors, *question.lost})
   record = _record(content, {"shares": bytes})
@@ -186,7 +186,7 @@ def read_shares(content: RecordDict, number: int, question: Question) -> dict[in
 
 
 def _record(content: RecordDict, expected: Mapping[str, type]) -> ConfigRecord:
-  """The record SECURE with these values and no others; its message may hold more records."""
+  """The record SECURE, if it has exactly these values; the message may have more records."""
   record = content.config_records.get(SECURE, {})
   found = {name: type(value) for name, value in record.items()}
   if found != dict(expected):
@@ -196,7 +196,7 @@ def _record(content: RecordDict, expected: Mapping[str, type]) -> ConfigRecord:
 
 
 def _cut(record: ConfigRecord, name: str, size: int, count: int) -> list[bytes]:
-  """A value as `count` texts of `size` bytes."""
+  """Splits a value into `count` parts of `size` bytes."""
   value = record[name]
   if len(value) != size * count:
     raise WireError(f"{SECURE}: {name}: expected {size * count} bytes; got {len(value)}")
@@ -208,7 +208,7 @@ def _numbers(clients: Collection[int]) -> bytes:
 
 
 def _read_numbers(record: ConfigRecord, name: str) -> list[int]:
-  """Numbers of clients, each above the one before."""
+  """Parses numbers of clients, in ascending order."""
   value = record[name]
   if len(value) % _NUMBER.itemsize:
     raise WireError(f"{SECURE}: {name}: expected whole numbers; got {len(value)} bytes")

@@ -1,4 +1,4 @@
-"""A client's half of secure aggregation, for one session: what it knows, gives and refuses."""
+"""A client's half of secure aggregation for one session."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -13,27 +13,27 @@ from afspl_jax.federation.secure.crypto import SEED, Session
 
 SEALED = 2 * SEED + crypto.TAG  # bytes of a sealed pair of shares
 
-FEWEST = 3  # clients in a round: of two, each could tell the other's update from the sum
-_MOST = 1 << 14  # that a client believes in: at the default threshold a second finds its degree
+FEWEST = 3  # clients in a round: of two, each could compute the other's update from the sum
+_MOST = 1 << 14  # clients that a client accepts; to compute their degree takes a second
 
 
 class PartyError(ValueError):
-  """What a client is asked to do is not what the protocol, or its own settings, provide for."""
+  """The server asks a client for something that the protocol or its settings do not allow."""
 
 
 class Rules(NamedTuple):
-  """What all of a federation have agreed on; a client goes by its own, not by what it is told."""
+  """What a federation has agreed on; a client uses its own settings, not the server's."""
 
   threshold: float  # config's `secure.threshold`
   neighbours: int = 0  # config's `secure.neighbours`
 
 
 class Keys(NamedTuple):
-  """What a client shows of a session's secrets, KEY bytes each."""
+  """The public side of a client's secrets in a session, KEY bytes each."""
 
-  mask: bytes  # public key: masks with each neighbour
-  seal: bytes  # public key: what one neighbour writes to another
-  own: bytes  # by which the seed of its own mask is known to be the right one
+  mask: bytes  # public key, for the mask with each neighbour
+  seal: bytes  # public key, for messages between neighbours
+  own: bytes  # commitment to the seed of the self mask
 
 
 class _Stage(IntEnum):
@@ -41,45 +41,45 @@ class _Stage(IntEnum):
 
 
 class Party:
-  """One client in one session, each stage once and in order; all secrets are in memory only.
+  """One client in one session: each stage once and in order; secrets are only in memory.
 
   Args:
-    session: of the server's making.
+    session: the server's.
     rules: the client's own settings.
   """
 
   def __init__(self, session: Session, rules: Rules):
     self.session, self._rules = session, rules
     self._stage = _Stage.NEW
-    self.clients = 0  # in the round, once they are known
+    self.clients = 0  # in the round, once it is known
     self._number, self._threshold = -1, 0
     self._peers: dict[int, Keys] = {}
-    self._held: dict[int, tuple[bytes, bytes]] = {}  # shares of neighbours: of mask key, of seed
+    self._held: dict[int, tuple[bytes, bytes]] = {}  # neighbours' shares: of mask key, of seed
 
   def advertise(self) -> Keys:
-    """Makes the session's secrets, and shows what of them is public."""
+    """Makes the session's secrets, and returns their public side."""
     self._begin(_Stage.ADVERTISED)
-    self._mask_seed, self._own_seed = os.urandom(SEED), os.urandom(SEED)
+    self._mask_seed, self._self_seed = os.urandom(SEED), os.urandom(SEED)
     self._mask_key = crypto.private_key(self._mask_seed, self.session)
     self._seal_key = crypto.private_key(os.urandom(SEED), self.session)
     self._shown = Keys(
       crypto.public_bytes(self._mask_key),
       crypto.public_bytes(self._seal_key),
-      commitment(self._own_seed, self.session),
+      commitment(self._self_seed, self.session),
     )
     self._stage = _Stage.ADVERTISED
     return self._shown
 
   def share(self, number: int, clients: int, peers: Mapping[int, Keys]) -> dict[int, bytes]:
-    """Splits the secrets over this client and its neighbours.
+    """Splits the secrets among this client and its neighbours.
 
     Args:
       number: of this client in the round.
       clients: in the round, numbered from 0.
-      peers: what its neighbours have shown.
+      peers: the public keys of its neighbours.
 
     Returns:
-      For each neighbour its shares, sealed for it.
+      For each neighbour its sealed shares.
 
     Raises:
       PartyError: too few clients or neighbours, or keys that are not all different.
@@ -99,10 +99,10 @@ class Party:
       raise PartyError(f"expected other clients' numbers below {clients}; got {sorted(peers)}")
     shown = [key for keys in (self._shown, *peers.values()) for key in keys]
     if len(set(shown)) < len(shown):
-      raise PartyError("expected keys of every neighbour's own; got one twice")
+      raise PartyError("expected different keys of all neighbours; got one key twice")
     self.clients, self._number, self._peers = clients, number, dict(peers)
     self._threshold = graph.needed(neighbours, self._rules.threshold)
-    seeds = self._mask_seed, self._own_seed
+    seeds = self._mask_seed, self._self_seed
     split = [crypto.split(seed, self._threshold, neighbours + 1) for seed in seeds]
     shares = dict(zip(holders(number, peers), zip(*split, strict=True), strict=True))
     self._held = {number: shares.pop(number)}
@@ -116,14 +116,14 @@ class Party:
   def mask(
     self, words: UInt[np.ndarray, " m"], sealed: Mapping[int, bytes]
   ) -> UInt[np.ndarray, " m"]:
-    """The client's integers under its own mask and one with each neighbour that shared.
+    """The client's integers plus its self mask and one mask with each neighbour that shared.
 
     Args:
       words: modulo 2**32 or 2**64.
       sealed: what neighbours sealed for this client.
 
     Raises:
-      PartyError: too few neighbours, one that is none, or shares that it did not seal.
+      PartyError: too few or unknown neighbours, or shares that their sender did not seal.
     """
     self._begin(_Stage.MASKED)
     if not sealed.keys() <= self._peers.keys():
@@ -138,7 +138,7 @@ class Party:
         raise PartyError(f"shares of client {peer}: expected {2 * SEED} bytes; got {len(plain)}")
       self._held[peer] = plain[:SEED], plain[SEED:]
     total = words.copy()
-    crypto.add_mask(total, own_mask(self._own_seed, self.session))
+    crypto.add_mask(total, self_mask(self._self_seed, self.session))
     for peer in sealed:
       other = self._peers[peer].mask
       key, sign = pair_mask(self._mask_key, other, self.session, self._number, peer)
@@ -147,22 +147,22 @@ class Party:
     return total
 
   def unmask(self, survivors: Collection[int], lost: Collection[int]) -> dict[int, bytes]:
-    """The shares with which the server takes the masks off the sum; all secrets are then gone.
+    """The shares with which the server removes the masks; all secrets are deleted.
 
     Args:
       survivors: neighbours whose update is in the sum.
-      lost: neighbours that shared, and whose update is not.
+      lost: neighbours that shared, but whose update is not in it.
 
     Returns:
-      Of this client's and each survivor's own mask a share of the seed, of each lost one's mask
-      key a share of its seed: never both of one client.
+      A share of the self-mask seed of this client and each survivor, and a share of the mask-key
+      seed of each lost one: never both of one client.
 
     Raises:
-      PartyError: a neighbour that is both, neither or unknown, or too few survivors.
+      PartyError: a neighbour is both, neither or unknown, or there are too few survivors.
     """
     self._begin(_Stage.DONE)
     held, self._held = self._held, {}
-    del self._mask_seed, self._own_seed, self._mask_key, self._seal_key
+    del self._mask_seed, self._self_seed, self._mask_key, self._seal_key
     both = sorted(set(survivors) & set(lost))
     if both:
       raise PartyError(f"expected clients to be survivors or lost; got {both} as both")
@@ -177,7 +177,7 @@ class Party:
     }
 
   def _begin(self, stage: _Stage) -> None:
-    """Refuses any stage but the next; a session of which one has failed does not go on."""
+    """Rejects any stage but the next; a session ends with the first stage that fails."""
     before, self._stage = self._stage, _Stage.DONE
     if stage != before + 1:
       raise PartyError(
@@ -193,7 +193,7 @@ class Party:
       )
 
   def _sealing(self, sender: int, receiver: int | None = None) -> bytes:
-    """The key by which one neighbour writes to another: each way has its own."""
+    """The key for messages from one neighbour to another; each direction has its own."""
     receiver = self._number if receiver is None else receiver
     other = self._peers[receiver if sender == self._number else sender].seal
     info = self.session.info("sealing key", sender, receiver)
@@ -204,27 +204,27 @@ class Party:
 
 
 def holders(client: int, neighbours: Collection[int]) -> list[int]:
-  """Who holds the shares of a client's secrets, by their place."""
+  """The clients that hold the shares of a client's secrets, by place."""
   return sorted({client, *neighbours})
 
 
-def commitment(own_seed: bytes, session: Session) -> bytes:
-  """By which the seed of a client's own mask is known, and from which it cannot be found."""
-  return crypto.derive(own_seed, session.info("commitment"))
+def commitment(self_seed: bytes, session: Session) -> bytes:
+  """A commitment to the seed of a client's self mask, which does not reveal the seed."""
+  return crypto.derive(self_seed, session.info("commitment"))
 
 
-def own_mask(own_seed: bytes, session: Session) -> bytes:
-  """The key of a client's own mask."""
-  return crypto.derive(own_seed, session.info("own mask"))
+def self_mask(self_seed: bytes, session: Session) -> bytes:
+  """The key of a client's self mask."""
+  return crypto.derive(self_seed, session.info("own mask"))
 
 
 def pair_mask(
   key: crypto.X25519PrivateKey, peer_key: bytes, session: Session, client: int, peer: int
 ) -> tuple[bytes, int]:
-  """The key of the mask of two clients, and its sign at the first: the other's is the opposite.
+  """The key of the mask of two clients, and its sign at `client`; `peer` has the opposite sign.
 
   Raises:
-    PartyError: the peer's is no key.
+    PartyError: the peer's key is invalid.
   """
   try:
     agreed = crypto.agree(

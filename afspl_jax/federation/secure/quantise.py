@@ -1,13 +1,12 @@
-"""Updates as integers that can be summed under masks: bounds by which no sum can overflow.
+"""Updates as integers that can be summed under masks, with bounds so that no sum overflows.
 
-A client's update is a vector of floats; what it sends is `weight * round(update / step)`, and with
-it the weight and, if asked for, other counts, each from 0 to the weight. All are summed modulo
-256**width, where width is the least number of bytes that holds every possible sum.
+A client's update is a vector of floats. It sends `weight * round(update / step)`, the weight, and
+other counts if there are any, each from 0 to the weight. All are summed modulo 256**width, where
+width is the smallest number of bytes that holds every possible sum.
 
-Rounding is to the nearest step: a client's error is at most half a step a number, and neither
-probability nor one more source of chance is needed to say so. It can make a vector longer, which
-would break what differential privacy counts on; so a vector is first clipped to what rounding
-leaves within the bound.
+Rounding is to the nearest step, so that a client's error is at most half a step per number, without
+any randomness. Rounding can make a vector longer than the bound of differential privacy. So a
+vector is first clipped to the bound minus the largest error of rounding.
 """
 
 import math
@@ -18,11 +17,11 @@ import numpy as np
 from jaxtyping import Float, UInt, UInt8
 
 EXACT = 2**53  # integers up to it are float64s
-_MOST_LOST = 0.1  # share of the bound that may be kept free for rounding
+_MOST_LOST = 0.1  # largest share of the bound that is reserved for rounding
 
 
 class Sum(NamedTuple):
-  """What the clients' integers add up to."""
+  """The sum of the clients' integers."""
 
   values: Float[np.ndarray, " n"]  # sum over clients of weight * update, up to rounding
   weight: int  # sum of the weights
@@ -31,18 +30,18 @@ class Sum(NamedTuple):
 
 @dataclass(frozen=True)
 class Quantiser:
-  """One round's way from floats to integers and back; client and server make the same.
+  """Converts floats to integers and back in one round; client and server make equal ones.
 
   Attributes:
     size: floats in an update.
     bound: the largest L2 norm of an update as it is sent; above 0.
     bits: a float is one of 2**bits steps from -bound to bound.
-    clients: that may send one.
+    clients: number of clients that may send an update.
     max_weight: the largest weight of a client.
-    counts: other counts that are summed.
+    counts: number of other counts that are summed.
 
   Raises:
-    ValueError: float64 could not hold every sum, or rounding would take too much of the bound.
+    ValueError: float64 cannot hold every sum, or rounding takes too much of the bound.
   """
 
   size: int
@@ -70,12 +69,12 @@ class Quantiser:
 
   @property
   def step(self) -> float:
-    """Between one integer and the next."""
+    """The distance between two integers, as a float."""
     return self.bound / 2 ** (self.bits - 1)
 
   @property
   def margin(self) -> float:
-    """The most that rounding adds to the norm of a vector."""
+    """The largest amount that rounding adds to the norm of a vector."""
     return self.step / 2 * math.sqrt(self.size)
 
   @property
@@ -85,12 +84,12 @@ class Quantiser:
 
   @property
   def width(self) -> int:
-    """Bytes of one integer as it is sent: of the least modulus in which no two sums are equal."""
+    """Bytes of one integer as it is sent: the smallest modulus in which all sums differ."""
     return -(-(2 * self._largest + 1).bit_length() // 8)
 
   @property
   def word(self) -> np.dtype:
-    """In which is calculated: what overflows in it is a multiple of the modulus."""
+    """The dtype of calculations: its overflow is a multiple of the modulus."""
     return np.dtype(np.uint32 if self.width <= 4 else np.uint64)
 
   @property
@@ -111,7 +110,7 @@ class Quantiser:
       `length` words.
 
     Raises:
-      ValueError: another size, weight or count than agreed on, or a number that is not finite.
+      ValueError: the size, weight or a count is not as agreed on, or a number is not finite.
     """
     if update.shape != (self.size,) or len(counts) != self.counts:
       got = f"{update.shape} and {len(counts)}"
@@ -120,10 +119,10 @@ class Quantiser:
       raise ValueError(f"weight: expected 1 to {self.max_weight} (fed.max_examples); got {weight}")
     if not all(0 <= count <= weight for count in counts):
       raise ValueError(f"counts: expected 0 to {weight}; got {counts}")
-    norm = math.sqrt(float(np.square(update).sum()))  # not BLAS: its threads take longer
+    norm = math.sqrt(float(np.square(update).sum()))  # without BLAS, whose threads take longer
     if not math.isfinite(norm):
       raise ValueError("expected an update of finite norm")
-    # A little more than rounding takes, so that the division's own rounding cannot matter.
+    # Slightly more than rounding needs, because the division is rounded, too.
     free = (self.bound - self.margin) * (1 - 2.0**-40)
     scale = min(1.0, free / norm if norm else 1.0)
     steps = np.rint(update * (scale / self.step)).astype(np.int64)
@@ -131,10 +130,10 @@ class Quantiser:
     return integers.astype(self.word)  # modulo the word: two's complement
 
   def decode(self, total: UInt[np.ndarray, " m"], clients: int) -> Sum:
-    """The sum of the integers of so many clients as floats.
+    """The sum of the integers of `clients` clients, as floats.
 
     Raises:
-      ValueError: they cannot be the sum of what so many clients may send.
+      ValueError: no valid updates have this sum.
     """
     spare = 8 * (self.word.itemsize - self.width)
     signed = np.dtype(f"i{self.word.itemsize}")

@@ -1,4 +1,4 @@
-"""Settings of secure aggregation: which can be summed under masks, and by what all go."""
+"""Settings of secure aggregation: valid combinations, and the terms that all sides share."""
 
 from dataclasses import dataclass
 
@@ -18,37 +18,37 @@ _BITS = (8, 32)
 
 @dataclass(frozen=True)
 class Terms:
-  """What server and sites must have in common; each makes them of its own settings."""
+  """What server and sites must have in common; each side makes them from its own settings."""
 
   rules: Rules
   bits: int
-  clip: float  # bound of an update's norm where the round has none of its own
+  clip: float  # bound on an update's norm, if the round has none
   max_weight: int
   counts: tuple[str, ...] = ()  # metrics of 0 or 1 that are summed
 
   @property
   def weighted(self) -> bool:
-    """Whether an update counts by its site's examples."""
+    """Whether updates are weighted by the number of examples."""
     return self.max_weight > 1
 
   def quantiser(self, size: int, clients: int, bound: float | None) -> Quantiser:
-    """How updates of `size` numbers of so many clients are summed.
+    """The conversion of updates with `size` numbers of `clients` clients.
 
     Raises:
-      ValueError: there is no way.
+      ValueError: they cannot be summed.
     """
     clip = self.clip if bound is None else bound
     return Quantiser(size, clip, self.bits, clients, self.max_weight, len(self.counts))
 
 
 def terms_of(config: Experiment) -> Terms | None:
-  """The terms, where there is secure aggregation."""
+  """The terms, if the experiment has secure aggregation."""
   secure, privacy = config.secure, config.privacy
   if not secure.aggregation:
     return None
   alike = budget.is_private(config)
-  # Unless that would be one more release without noise, how often the bound bites is known: as a
-  # sum, and so that the bound can be chosen.
+  # The number of clipped updates is summed, too, so that the bound can be chosen; except where it
+  # would be a further release without noise.
   counts = (WITHIN,) if budget.first_bound(privacy) or not alike else ()
   rules = Rules(secure.threshold, secure.neighbours)
   weight = 1 if alike else config.fed.max_examples

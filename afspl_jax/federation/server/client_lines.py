@@ -9,7 +9,7 @@ from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.server.exchange import Answer
 from afspl_jax.storage.client_status import Outcome, Status
 
-_LONGEST_REASON = 300  # characters of what a peer sends that go into our files
+_LONGEST = 300  # characters of a text with words of a peer, in our files
 
 
 @dataclass
@@ -57,10 +57,11 @@ def late_lines(round: int, late: Iterable[tuple[str, int, Answer]]) -> list[Clie
 
 def status_of(error: Rejected) -> Status:
   """The status of a client whose reply was rejected; its reason may quote what a peer sent."""
-  return Status(error.outcome, one_line(str(error)))
+  first = f"{error.outcome}: "
+  return Status(error.outcome, one_line(first + str(error))[len(first) :])
 
 
 def one_line(text: str) -> str:
   """What a peer sends, as far as it goes into our files and onto a terminal: one short line."""
   line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-  return line[:_LONGEST_REASON]
+  return line[:_LONGEST]

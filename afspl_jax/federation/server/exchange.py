@@ -1,4 +1,4 @@
-"""Messages to sites and their replies: which come by a deadline, are still due, or are late."""
+"""Messages to sites, and their replies: in time, still due, or late."""
 
 import time
 from collections.abc import Hashable, Mapping
@@ -7,13 +7,13 @@ from typing import Generic, NamedTuple, TypeVar
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-To = TypeVar("To", bound=Hashable)  # what the asker calls those whom it asks
+To = TypeVar("To", bound=Hashable)  # names a receiver: a site's name or a node's id
 
 POLL = 0.2  # seconds between looks for replies; Flower's own loop sleeps for 3
 
 
 class Answer(NamedTuple):
-  """What came back for a message."""
+  """The reply to a message, if it has come."""
 
   message: Message | None  # None: nothing yet, or it could not be sent
   seconds: float  # from sending to arrival
@@ -27,9 +27,9 @@ class _Due(NamedTuple, Generic[To]):
 
 
 class Exchange(Generic[To]):
-  """Asks many at once, and keeps account of who has not answered.
+  """Sends messages to many receivers, and tracks the replies that have not come.
 
-  Replies are told apart by the message they answer: Flower's own error replies come from the
+  A reply is matched by the id of its message, because Flower's own error replies come from the
   server's node.
 
   Args:
@@ -42,11 +42,11 @@ class Exchange(Generic[To]):
     self._due: dict[str, _Due[To]] = {}  # by message id
 
   def due(self) -> dict[To, int]:
-    """Those whose answer has not come, with the round it is of."""
+    """The receivers whose reply has not come, with the round of their message."""
     return {due.to: due.round for due in self._due.values()}
 
   def send(self, messages: Mapping[To, Message], round: int) -> set[To]:
-    """Sends each its message; returns those to whom it could not be."""
+    """Sends the messages; returns the receivers that could not be reached."""
     begin, unsent = time.monotonic(), set()
     ids = list(self._grid.push_messages(list(messages.values())))
     for to, message_id in zip(messages, ids or [None] * len(messages), strict=True):
@@ -57,7 +57,7 @@ class Exchange(Generic[To]):
     return unsent
 
   def collect(self) -> list[tuple[To, int, Answer]]:
-    """What has come since the last look: from whom, of which round, and the answer."""
+    """The replies that have come since the last call: receiver, round of the message, answer."""
     if not self._due:
       return []
     out = []
@@ -70,15 +70,15 @@ class Exchange(Generic[To]):
   def ask(
     self, messages: Mapping[To, Message], round: int, deadline: float
   ) -> tuple[dict[To, Answer], list[tuple[To, int, Answer]]]:
-    """Sends each its message, and waits until all have answered or the deadline has passed.
+    """Sends the messages, and waits until all have answered or the deadline has passed.
 
     Args:
-      messages: by whom they are for.
+      messages: by receiver.
       round: of these messages.
       deadline: seconds.
 
     Returns:
-      An answer of each, and the answers to earlier rounds that came meanwhile: they are too late.
+      An answer for each receiver, and the late answers to messages of earlier rounds.
     """
     begin, late = time.monotonic(), []
     unsent = self.send(messages, round)

@@ -1,4 +1,4 @@
-"""Who trains in a round: of the sites that are there and free, those that the run's rule picks."""
+"""Chooses the sites that train in a round, among those that are connected and free."""
 
 import secrets
 import time
@@ -33,15 +33,15 @@ class RoundFailed(Stopped):
 
 
 class TooFewSites(RoundFailed):
-  """They were waited for as long as they may be."""
+  """Not enough sites came within `fed.wait`."""
 
 
 class Chosen(NamedTuple):
-  """Who trains in a round."""
+  """The sites of a round."""
 
-  nodes: dict[str, int]  # where each is reached, by name, sorted
-  absent: dict[str, Status]  # who would have been chosen, and the status of each
-  late: list[tuple[str, int, Answer]]  # answers to earlier rounds that have come since
+  nodes: dict[str, int]  # node ids of those that train, by name, sorted
+  absent: dict[str, Status]  # sites that would have been chosen, and why they are not
+  late: list[tuple[str, int, Answer]]  # replies to earlier rounds that have come since
 
   def lines(self, round: int) -> list[ClientLine]:
     """Lines about the sites that are not asked."""
@@ -50,16 +50,16 @@ class Chosen(NamedTuple):
 
 
 class RollCall:
-  """Knows the sites, what they last reported, and who still owes an answer.
+  """Tracks the sites, their last reports, and the replies that are still due.
 
   Args:
     grid: reaches the sites.
-    sites: who is there.
+    sites: the connected ones.
     fed: the federation's settings.
     seed: the experiment's.
-    num_sites: that are waited for at first; in a new federation all of them must come.
-    lines: of clients.jsonl so far, for what sites last reported.
-    say: tells the user of waits.
+    num_sites: sites to wait for at the start; in a new federation all of them must come.
+    lines: of clients.jsonl so far, with the sites' last reports.
+    say: tells the user about waits.
   """
 
   def __init__(
@@ -74,7 +74,7 @@ class RollCall:
   ):
     self.exchange: Exchange[str] = Exchange(grid)
     self._sites, self._fed, self._seed, self._say = sites, fed, seed, say
-    self._expected = num_sites  # until they were there once, or were waited for in vain
+    self._expected = num_sites  # 0 once they were all here, or the wait is over
     self._probability = fed.clients_per_round / num_sites  # of a site, with Poisson sampling
     # Key of the Poisson samples. All attempts at a round have the same sample: to sample again
     # after a failure would favour samples that do not fail, and epsilon is of unbiased ones.
@@ -82,14 +82,13 @@ class RollCall:
     self._reported = {
       line["client"]: Candidate(line["num_examples"], line["loss"])
       for line in lines
-      if line["num_examples"] is not None  # valid, also where the attempt at its round failed
+      if line["num_examples"] is not None  # a valid reply, also if the attempt at the round failed
     }
 
   def choose(self, round: int) -> Chosen:
-    """Waits until enough sites are there and free, and picks among them.
+    """Waits until enough sites are connected and free, and chooses among them.
 
-    A site that still owes the answer to an earlier message is not sent another one, which it could
-    only begin after that.
+    A site that is still busy with an earlier message gets no other one.
 
     Raises:
       TooFewSites: fewer than `min_replies` after `wait` seconds.
@@ -123,7 +122,7 @@ class RollCall:
     return select(self._fed.selection, candidates, count, self._seed, round)
 
   def _gather(self, late: list[tuple[str, int, Answer]]) -> dict[str, ConnectedSite]:
-    """The sites that are there, once they are enough; adds late answers to the list."""
+    """The connected sites, once they are enough; adds late answers to the list."""
     begin = time.monotonic()
     speak = begin + _PATIENCE
     while True:

@@ -1,4 +1,4 @@
-"""What the server checks of a site's reply before it is used."""
+"""The checks of a site's reply before it is used."""
 
 import math
 import re
@@ -14,8 +14,8 @@ from afspl_jax.federation.server.client_lines import one_line
 from afspl_jax.storage.client_status import Outcome
 from afspl_jax.types import Params
 
-_MOST_METRICS = 1 << 17  # every prompt of the largest pool has one
-_METRIC = re.compile(r"[A-Za-z0-9_-]{1,80}")  # a key of our files, and of what reads them
+_MOST_METRICS = 1 << 17  # one for every prompt of the largest pool
+_METRIC = re.compile(r"[A-Za-z0-9_-]{1,80}")  # the name becomes a key of our files
 
 _RECORDS = {wire.ARRAYS: "ArrayRecord", wire.METRICS: "MetricRecord", wire.CONFIG: "ConfigRecord"}
 
@@ -23,18 +23,18 @@ _RECORDS = {wire.ARRAYS: "ArrayRecord", wire.METRICS: "MetricRecord", wire.CONFI
 def screen(
   site: str, answer: Message, params: Params, structure: str, fed: Fed, controlled: bool
 ) -> Update:
-  """The site's reply, if all of it is what was agreed on.
+  """The update of a site's reply, if the reply follows the protocol.
 
   Args:
     site: its name.
     answer: its message.
     params: the global params that it started from.
     structure: their digest.
-    fed: sets the bounds on what a site claims and on how far it moves the params.
-    controlled: whether sites were sent a control, and answer with what they added to theirs.
+    fed: sets the largest number of examples and the largest norm of an update.
+    controlled: whether sites got a control, and reply with the change of theirs.
 
   Raises:
-    Rejected: otherwise, with the reason.
+    Rejected: it does not; with the reason.
   """
   if answer.has_error():
     reason = answer.error.reason or f"Flower error {answer.error.code}"
@@ -76,10 +76,10 @@ def screen(
 
 
 def screen_examples(claimed: Any, most: int) -> int:
-  """The number of examples that a site says it holds: its weight in the average.
+  """The number of examples that a site reports: its weight in the average.
 
   Raises:
-    Rejected: it is none, or more than `most`.
+    Rejected: not a positive int, or more than `most`.
   """
   if type(claimed) is not int or not 0 < claimed <= most:
     raise Rejected(

@@ -1,7 +1,7 @@
 """Which sites train in a round.
 
-All that is random follows from a hash of (seed, round, site) alone: every role, host and library
-version draws the same, and no draw depends on the order in which sites connected. Only the
+Randomness comes from a hash of (seed, round, site) only: every role, host and library version
+selects the same sites, and the order in which they connect has no influence. Only the
 sample of "poisson" is secret: who knows the seed must not know who took part.
 """
 
@@ -16,10 +16,10 @@ _CANDIDATES = 2  # power of choice: candidates per site to select, d / m
 
 
 class Candidate(NamedTuple):
-  """What is known of a site."""
+  """What the server knows about a site."""
 
   num_examples: int  # from 0 on
-  loss: float | None  # that it reported when it last trained; None: it has not trained yet
+  loss: float | None  # of its last training; None: it has not trained yet
 
 
 _Sites = Mapping[str, Candidate]
@@ -35,7 +35,7 @@ def poisson_sample(sites: Iterable[str], probability: float, key: int, round: in
     round: the round.
 
   Returns:
-    The names drawn, sorted; there may be none.
+    The chosen names, sorted; there may be none.
   """
   below = probability * 2**256
   return sorted(s for s in sites if int.from_bytes(_hash(s, key, round), "big") < below)
@@ -44,26 +44,26 @@ def poisson_sample(sites: Iterable[str], probability: float, key: int, round: in
 def select(
   method: str, sites: Mapping[str, Candidate], count: int, seed: int, round: int
 ) -> list[str]:
-  """Draws `count` sites without replacement.
+  """Chooses `count` sites without replacement.
 
   Args:
     method: the experiment's `fed.selection`, one of METHODS.
     sites: all sites, by name.
-    count: sites to draw.
+    count: sites to choose.
     seed: the experiment's seed.
     round: the round.
 
   Returns:
-    The names drawn, sorted.
+    The chosen names, sorted.
 
   Raises:
     UserError: no such method.
     ValueError: fewer sites than `count`, or `count` below 1.
   """
-  draw = _METHODS[choice("fed.selection", method, METHODS)]
+  method_of = _METHODS[choice("fed.selection", method, METHODS)]
   if not 1 <= count <= len(sites):
     raise ValueError(f"fed.clients_per_round: expected 1 to {len(sites)} (sites); got {count}")
-  return sorted(draw(sites, count, seed, round))
+  return sorted(method_of(sites, count, seed, round))
 
 
 def _hash(site: str, seed: int, round: int) -> bytes:
@@ -79,8 +79,8 @@ def _size(sites: _Sites, count: int, seed: int, round: int) -> list[str]:
   """One after the other, each with probability by its number of examples among those left.
 
   Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir", algorithm A: the
-  highest u^(1/w) for a uniform u of each site, here as the lowest -log(u) / w. Of equal sizes it
-  draws what `_uniform` draws. A site without examples comes after all others.
+  highest u^(1/w) for a uniform u of each site, here as the lowest -log(u) / w. With equal
+  sizes it chooses as `_uniform` does. A site without examples comes after all others.
   """
 
   def key(site: str) -> tuple[float, bytes]:
@@ -99,7 +99,7 @@ def _round_robin(sites: _Sites, count: int, seed: int, round: int) -> list[str]:
 
 
 def _power_of_choice(sites: _Sites, count: int, seed: int, round: int) -> list[str]:
-  """Of twice as many candidates, drawn by size, those of the highest losses.
+  """Of twice as many candidates, chosen by size, those with the highest losses.
 
   Cho, Wang and Joshi 2020, "Client Selection in Federated Learning: Convergence Analysis and
   Power-of-Choice Selection Strategies", in the variant rpow-d, which asks no site for its loss but

@@ -20,7 +20,7 @@ from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.types import Params
 
 
-def make_server_app(plan: Plan, num_sites: int, progress: Progress) -> ServerApp:
+def make_server_app(plan: Plan, num_sites: int, progress: Progress = SILENT) -> ServerApp:
   """The ServerApp that runs the plan, for any Grid; the result is in the run's folder.
 
   Args:

@@ -1,6 +1,6 @@
-"""Who is there: sites by name, and whether they run what the server runs.
+"""The connected sites by name, and whether they have the same settings as the server.
 
-A node's id is random and may change; a site's name is what rounds, files and people know it by.
+A node's id is random and may change. Rounds, files and people use a site's name.
 """
 
 import json
@@ -22,8 +22,8 @@ _LONGEST_NAME = 80  # characters
 class ConnectedSite(NamedTuple):
   """A site that is connected and may take part."""
 
-  node: int  # where it is reached
-  num_examples: int  # that it says it holds
+  node: int  # its id
+  num_examples: int  # that it reports
 
 
 @runtime_checkable
@@ -43,9 +43,9 @@ class Sites:
 
   Args:
     grid: reaches the nodes.
-    terms: what a site must have in common with the server, by name; plain nested values.
-    max_examples: the most that a site may say it holds.
-    say: tells the user of sites that come, go and are rejected.
+    terms: settings that a site must share with the server, by name; plain nested values.
+    max_examples: the largest number that a site may report.
+    say: tells the user about sites that come, go and are rejected.
   """
 
   def __init__(
@@ -60,11 +60,11 @@ class Sites:
     self._exchange: Exchange[int] = Exchange(grid)
     self._greeted: set[int] = set()
     self._present: dict[str, ConnectedSite] = {}
-    self.known: dict[str, ConnectedSite] = {}  # all that were ever there
-    self.rejected: dict[int, str] = {}  # nodes that are connected and left out: why
+    self.known: dict[str, ConnectedSite] = {}  # all that were ever connected
+    self.rejected: dict[int, str] = {}  # connected nodes that are left out, and why
 
   def look(self) -> dict[str, ConnectedSite]:
-    """Who is there now, by name, sorted; greets nodes that are new, without waiting for them."""
+    """The connected sites by name, sorted; greets new nodes without waiting for them."""
     here = set(self._grid.get_node_ids())
     for name, site in list(self._present.items()):
       if site.node not in here:
@@ -93,7 +93,7 @@ class Sites:
     return dict(sorted(self._present.items()))
 
   def _read(self, node: int, reply: Message) -> tuple[str, int]:
-    """The name and number of examples that a node answered with."""
+    """The name and the number of examples in a node's answer."""
     if reply.has_error():
       raise Rejected(f"{one_line(reply.error.reason or str(reply.error.code))}")
     answer = reply.content.config_records.get(wire.CONFIG, {})
@@ -106,5 +106,5 @@ class Sites:
     if site not in (None, name):
       raise Rejected(f"expected the name that its key is registered for, {site!r}; got {name!r}")
     if name in self._present:
-      raise Rejected(f"expected a site name of its own; got {name!r}, which is here")
+      raise Rejected(f"expected a new site name; got {name!r}, which is connected already")
     return name, screen_examples(answer.get(wire.NUM_EXAMPLES), self._max_examples)

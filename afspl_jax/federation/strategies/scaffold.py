@@ -15,9 +15,10 @@ y_i = x - lr sum_k (g_k + c - c_i), that is the mean of the g_k, the gradients w
 Here it is that mean for any optimizer: with Adam, clipping and schedules, x - y_i is no sum of
 gradients. The correction is added first, before clipping and Adam.
 
-Two things to know. What a site sends of its control adds up to it, so the server can learn the mean
-gradient of the site's last local steps. And what a site sends in vain, late or refused, is missing
-from c from then on, since the site has moved on: c is then no longer the mean of the c_i.
+Note two things. The changes that a site sends add up to its control, so the server can compute the
+mean gradient of the site's last local steps. And if a reply comes too late or is rejected, its
+change is missing in c from then on, because the site keeps its new control: c is then no longer the
+mean of the c_i.
 """
 
 import math

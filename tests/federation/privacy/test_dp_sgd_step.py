@@ -10,8 +10,8 @@ import pytest
 
 from afspl_jax.config.experiment import Optim, Privacy
 from afspl_jax.errors import UserError
+from afspl_jax.federation.contracts import StepNoise
 from afspl_jax.federation.privacy.dp_sgd_step import (
-  StepNoise,
   _noisy,
   clipped_sums,
   make_private_training,

@@ -1,4 +1,4 @@
-"""The closed list itself: it says what the docs say, and gets shorter with privacy."""
+"""The allow-list: the docs show it, and it is shorter with privacy."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_names_are_those_of_the_code():
   )
   assert any(entry.name == WITHIN for entry in disclosure_list.ENTRIES)
   kinds = (wire.WireError, SiteError, party.PartyError, FloatingPointError)
-  assert set(disclosure_list.FAULTS) == {kind.__name__ for kind in kinds}
+  assert set(disclosure_list.ERROR_TYPES) == {kind.__name__ for kind in kinds}
 
 
 HELLO = {"query.hello config site", "query.hello config num-examples"}

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chi2_contingency, chisquare
 
 from afspl_jax.federation.secure import crypto
-from afspl_jax.federation.secure.party import Party, PartyError, commitment, own_mask, pair_mask
+from afspl_jax.federation.secure.party import Party, PartyError, commitment, pair_mask, self_mask
 from tests.federation.secure.rounds_of import RULES, Told, new_session, some_updates
 
 
@@ -90,7 +90,7 @@ def test_an_update_that_comes_too_late_stays_under_its_own_mask():
     masks, sign = pair_mask(key, shown, told.session, number, peer)
     crypto.add_mask(late, masks, -sign)
   assert looks_uniform(told.quantiser.pack(late))
-  crypto.add_mask(late, own_mask(told.parties["site_03"]._own_seed, told.session), -1)
+  crypto.add_mask(late, self_mask(told.parties["site_03"]._self_seed, told.session), -1)
   assert np.array_equal(late, told.quantiser.encode(np.zeros(2000), 1))  # nothing else is on it
 
 
@@ -115,7 +115,7 @@ def test_every_stage_is_done_once_and_in_order():
   told, party = a_party("unmask")
   with pytest.raises(PartyError, match=r"done: expected each stage .* after done"):
     party.unmask(*told.asked["site_01"])
-  for name in ("_mask_seed", "_own_seed", "_mask_key", "_seal_key"):
+  for name in ("_mask_seed", "_self_seed", "_mask_key", "_seal_key"):
     assert not hasattr(party, name)
   assert not party._held
 
@@ -167,5 +167,5 @@ def test_keys_of_other_purposes_sessions_and_parties_are_others():
 def test_what_a_client_shows_does_not_hold_its_secrets():
   party = Party(new_session(), RULES)
   shown = b"".join(party.advertise())
-  assert party._own_seed not in shown and party._mask_seed not in shown
-  assert commitment(party._own_seed, party.session) in shown
+  assert party._self_seed not in shown and party._mask_seed not in shown
+  assert commitment(party._self_seed, party.session) in shown

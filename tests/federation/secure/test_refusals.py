@@ -55,13 +55,13 @@ def shorter(reply):
   ("stage", "spoil", "status"),
   [
     ("keys", cut("keys"), "rejected: keys: secure: keys: expected 96 bytes; got 95"),
-    ("keys", changed("keys"), "rejected: expected keys of its own; got another's"),
+    ("keys", changed("keys"), "rejected: expected new keys; got another client's"),
     ("shares", cut("sealed"), "rejected: shares: secure: sealed: expected 144 bytes; got 143"),
     ("shares", extra, "rejected: shares: secure: expected {'sealed': 'bytes'}; got"),
     ("train", plain_update, "rejected: train: expected the one array 'masked'; got ['flat']"),
     ("train", shorter, "rejected: train: expected uint8 of shape ("),
     ("unmask", cut("shares"), "rejected: unmask: secure: shares: expected 64 bytes; got 63"),
-    ("unmask", changed("shares"), "rejected: a share that it gave is not the one it was given"),
+    ("unmask", changed("shares"), "rejected: it gave another share than it was given"),
   ],
 )
 def test_what_is_not_agreed_on_is_rejected_and_the_others_are_summed(plan, stage, spoil, status):
@@ -122,17 +122,17 @@ def later_round(content):
 @pytest.mark.parametrize(
   ("stage", "change", "why"),
   [
-    ("train", without_secure, "sends updates under masks alone"),
+    ("train", without_secure, "sends only masked updates"),
     ("train", setting(session=bytes(16)), "expected the session that this site has keys of"),
     ("train", later_round, "expected round 1 of the session; got 2"),
-    ("train", setting(peers=numbers(0, 1), sealed=bytes(96)), "a text that its sender sealed"),
+    ("train", setting(peers=numbers(0, 1), sealed=bytes(96)), "the text that its sender sealed"),
     ("train", setting(peers=numbers(3), sealed=bytes(48)), "at least 3 of this client and its nei"),
     ("train", setting(peers=numbers(1, 0), sealed=bytes(96)), "in order, each once"),
     ("shares", setting(clients=5), "expected 4 neighbours among 5 clients"),
     ("shares", setting(clients=1 << 15), "expected at most 16384 clients in the round; got 32768"),
     ("shares", setting(number=1), "expected other clients' numbers"),
     ("shares", setting(peers=numbers(0, 1, 9)), "expected other clients' numbers"),
-    ("shares", setting(keys=bytes(288)), "expected keys of every neighbour's own"),
+    ("shares", setting(keys=bytes(288)), "expected different keys of all neighbours"),
     ("shares", setting(clients=2, peers=numbers(0), keys=bytes(96)), "at least 3 clients in"),
     ("unmask", setting(lost=numbers(0)), "got [0] as both"),
     ("unmask", setting(survivors=numbers(0)), "each neighbour that shared to be a survivor"),

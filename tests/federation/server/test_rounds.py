@@ -156,7 +156,7 @@ class HalfSilent(LeastSquares):
       "mapper": {"kernel": np.zeros((self.width, 1), bool), "bias": np.ones(1, bool)},
       "scale": np.zeros((), bool),
     }
-    return result._replace(masking=masks)
+    return result._replace(masks=masks)
 
 
 @pytest.mark.parametrize("weighing, clients", [("coverage", [0, 1]), ("cohort", range(CLIENTS))])

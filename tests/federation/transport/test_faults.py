@@ -121,7 +121,7 @@ def run(base, superlink, hosts, module_patch):
       module_patch.setattr(exchange, "time", clock)
       skip_deadline_when_replied(grid, clock, lambda: finished[-1] + 1)
       params = run_rounds(grid, plan, len(SITES), watching)
-    yield folder, params, watching.said
+    yield folder, params, watching.said + watching.sites
 
 
 def lines(run, round, client=None):
