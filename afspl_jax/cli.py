@@ -165,17 +165,17 @@ def _keys(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
   from afspl_jax.config.experiment import Data
-  from afspl_jax.data.sources import SOURCES
+  from afspl_jax.config.registry import SOURCES
   from afspl_jax.reporting.data_check import check_data_set
 
-  if args.source.partition(":")[0] in SOURCES:
+  if args.source.partition(":")[0] in SOURCES.names():
     data = Data(source=args.source, dir=args.dir, fields=args.fields)
   elif Path(args.source).expanduser().is_dir() and not args.dir:
     data = Data(source="folder", dir=args.source)
   else:
     raise UserError(
-      f"expected a folder with captions.jsonl, or one of {', '.join(SOURCES)} with --dir=FOLDER;"
-      f" got {args.source!r}"
+      "expected a folder with captions.jsonl, or one of"
+      f" {', '.join(SOURCES.names())} with --dir=FOLDER; got {args.source!r}"
     )
   report = check_data_set(data, args.jobs)
   print(report.text)

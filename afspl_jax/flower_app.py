@@ -38,7 +38,7 @@ from afspl_jax.runs.prepare import (
   find_inputs,
   prepare_setup,
 )
-from afspl_jax.runs.validate import check_networked
+from afspl_jax.runs.validate import validate_networked
 from afspl_jax.storage.run_folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def _launch(context: Context, *flags: str) -> Launch:
   overrides = [f"--config.{text}" for text in shlex.split(str(given["overrides"]))]
   words = [f"--config={given['config']}", *overrides, f"--workdir={given['workdir']}", *flags]
   launch = parse(["flwr run", *words], CONFIGS)
-  check_networked(launch.config, "flwr run")
+  validate_networked(launch.config, "flwr run")
   if launch.config.secure.aggregation:
     raise UserError(
       "secure.aggregation: expected False with `flwr run`, which starts a process for every"

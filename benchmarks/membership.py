@@ -31,7 +31,7 @@ from afspl_jax.runs.prepare import (
   prepare_setup,
 )
 from afspl_jax.runs.run import in_process, plan_of
-from afspl_jax.runs.validate import check
+from afspl_jax.runs.validate import validate
 from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Batch, Params
@@ -112,7 +112,7 @@ class LossReader:
 
 def train(config: Experiment, folder: Path, others: int) -> AttackedRun:
   """Trains the first clients; `others` examples of the remaining ones are non-members."""
-  check(config)
+  validate(config)
   with RunFolder.open(folder, to_dict(config)) as opened:
     setup = prepare_setup(config, find_inputs(config, SITE_SPLITS), ClientStore(folder / "clients"))
     checkpoints = Checkpoints(folder / "checkpoints")

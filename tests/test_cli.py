@@ -27,7 +27,7 @@ def test_a_bad_line_or_file_is_one_clear_line_and_status_2(tmp_path, capsys):
 
 STUDY = """
 from afspl_jax.config import Experiment
-from afspl_jax.study import Study
+from afspl_jax.config import Study
 
 def get_study():
   variants = {"full AFSPL": {}, "dense FedAvg": {"fed.rounds": 1, **EXTRA}}

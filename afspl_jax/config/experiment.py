@@ -1,235 +1,299 @@
-"""Every setting of an experiment: one field a line, with its unit and meaning.
+"""Every setting of an experiment: one field with its default, meaning, unit and legal values.
 
 An experiment is a file in `configs/` whose `get_config()` returns an `Experiment`.
 """
 
 import dataclasses
-import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from afspl_jax.errors import SettingError
+from afspl_jax.config.registry import PARTITIONS, SOURCES, STRATEGIES
+from afspl_jax.config.setting import group, setting
 
 
 @dataclass
 class Data:
-  """Where the examples come from and how they are split over clients."""
+  """Where the examples come from and how clients share them."""
 
-  source: str = "shapes"  # a name in data/sources.py; "tfds:NAME" of tensorflow-datasets
-  dir: str = ""  # where the data set lies or is prepared; "" = tensorflow-datasets' default
-  fields: str = ""  # of "tfds:NAME": what is where, such as "image=image,captions=caption/text"
-  max_bad: int = 0  # malformed records that may be left out
-  partition: str = "natural"  # a name in data/partitions/, or manifest:PATH of a partition.json
-  dirichlet_alpha: float = 0.5  # dirichlet, quantity: concentration; small = clients differ more
-  categories: int = 2  # pathological: labels that a client has images of
-  capacity_ratio: float = 10.0  # capacity: how much more the ablest client has than the least able
-  num_clients: int = 10  # sites in the federation
-  min_examples: int = 8  # floor per client; fewer is an error
-  instruction_length: int = 16  # tokens of the instruction, padded or cut
-  target_length: int = 44  # tokens of the caption or answer, padded or cut
-  caption_instruction: str = "describe the picture ."  # asked of every image without a question
+  source: str = setting(
+    "shapes", "data set; tfds:NAME is one of tensorflow-datasets", plugins=SOURCES, agreed="split"
+  )
+  dir: str = setting("", "folder of the data set; empty: the default of tensorflow-datasets")
+  fields: str = setting(
+    "", 'columns of a tfds:NAME, as "image=image,captions=caption/text"', agreed="split"
+  )
+  max_bad: int = setting(0, "malformed records to leave out before it is an error", "records", ge=0)
+  partition: str = setting(
+    "natural",
+    "how clients share the examples; manifest:FILE reads a partition.json",
+    plugins=PARTITIONS,
+    agreed="split",
+  )
+  dirichlet_alpha: float = setting(
+    0.5, "dirichlet, quantity: the smaller, the more clients differ", gt=0, agreed="split"
+  )
+  categories: int = setting(
+    2, "pathological: different labels at a client", "labels", ge=1, agreed="split"
+  )
+  capacity_ratio: float = setting(
+    10.0, "capacity: the strongest client's over the weakest's", ge=1, agreed="split"
+  )
+  num_clients: int = setting(10, "clients in the federation", "clients", ge=1, agreed="split")
+  min_examples: int = setting(
+    8, "fewest examples of a client; a client with fewer is an error", "examples", agreed="split"
+  )
+  instruction_length: int = setting(
+    16, "length of the instruction; padded or cut", "tokens", ge=1, agreed="always"
+  )
+  target_length: int = setting(
+    44, "length of the caption or answer; padded or cut", "tokens", ge=1, agreed="always"
+  )
+  caption_instruction: str = setting(
+    "describe the picture .", "instruction for an image without a question", agreed="always"
+  )
 
 
 @dataclass
 class Backbone:
-  """The frozen models: Hugging Face checkpoint folders, or the pair shipped in the package."""
+  """The two frozen models: Hugging Face checkpoints, or the pair in this package."""
 
-  clip: str = "tiny"  # folder, or "tiny"
-  t5: str = "tiny"  # folder, or "tiny"
-  dtype: str = "float32"  # compute dtype: float32 | bfloat16
+  clip: str = setting("tiny", "CLIP: a folder, a Hugging Face name, or tiny")
+  t5: str = setting("tiny", "T5: a folder, a Hugging Face name, or tiny")
+  dtype: str = setting(
+    "float32", "type to compute in", choices=("float32", "bfloat16"), agreed="always"
+  )
 
 
 @dataclass
 class Prompter:
-  """The trainable part (BUILD.md, "Method")."""
+  """The trainable part: prompts, their selection and fusion, and the visual mapper."""
 
-  local: bool = True  # each client has a prompt of its own, which never leaves it
-  local_drop: float = 0.5  # share of rows trained without it, as the global prompter is used
-
-  tokens: int = 16  # tokens per prompt (p)
-  pool: int = 8  # candidate prompts in the pool (m)
-  pool_mode: str = "adaptive"  # adaptive | fixed | dense
-  pool_mass: float = 0.98  # adaptive: smallest k whose mass reaches this
-  k_min: int = 1  # fewest prompts chosen for a sample
-  k_max: int = 4  # most prompts chosen for a sample; the k of "fixed"
-  key_dim: int = 64  # width of keys and query (h)
-  temperature: float = 0.1  # of the softmax over cosine similarities
-  fusion: str = "dynamic"  # static | learned | dynamic
-  fusion_weights: tuple[float, ...] = ()  # static: one per source; () = equal
-  fusion_hidden: int = 64  # width of the fusion network
-  init: str = "vocabulary"  # prompt tokens start as: random | vocabulary (words' embeddings) | text
-  init_text: str = ""  # "text": as embeddings of these words: of classes, or an instruction
-  mapper: str = "linear"  # linear | mlp | pooled:N (joint feature -> N tokens)
-  mapper_hidden: int = 256  # width of the mlp mapper
-  patch_pool: int = 2  # average k x k neighbouring patches before the mapper
-  see_image: bool = True  # False: the image-blind baseline; all image features are zero
+  local: bool = setting(True, "each client has a local prompt that never leaves it")
+  local_drop: float = setting(
+    0.5, "share of training examples without the local prompt, as at new clients", ge=0, lt=1
+  )
+  tokens: int = setting(16, "length of a prompt (p)", "tokens", ge=1)
+  pool: int = setting(8, "candidate prompts in the pool (m)", "prompts", ge=1)
+  pool_mode: str = setting(
+    "adaptive",
+    "prompts that a sample gets: enough for pool_mass, k_max, or all",
+    choices=("adaptive", "fixed", "dense"),
+  )
+  pool_mass: float = setting(0.98, "adaptive: probability that the chosen prompts reach", gt=0)
+  k_min: int = setting(1, "adaptive: fewest prompts for a sample", "prompts", ge=1)
+  k_max: int = setting(4, "adaptive: most prompts for a sample; fixed: all", "prompts", ge=1)
+  key_dim: int = setting(64, "width of keys and query (h)", "features", ge=1)
+  temperature: float = setting(0.1, "temperature of the softmax over query-key similarities", gt=0)
+  fusion: str = setting(
+    "dynamic",
+    "weights of the prompt sources: given, trained, or computed for each sample",
+    choices=("static", "learned", "dynamic"),
+  )
+  fusion_weights: tuple[float, ...] = setting(
+    (), "static: a weight for each source; empty: equal weights", ge=0
+  )
+  fusion_hidden: int = setting(64, "dynamic: width of the network's hidden layer", "units", ge=1)
+  init: str = setting(
+    "vocabulary",
+    "start of the prompts: noise, embeddings of random words, or those of init_text",
+    choices=("random", "vocabulary", "text"),
+  )
+  init_text: str = setting("", "words for init=text: names of classes, or an instruction")
+  mapper: str = setting(
+    "linear",
+    "from CLIP's patches to T5; pooled:N makes N tokens of the joint feature",
+    choices=("linear", "mlp", "pooled:N"),
+  )
+  mapper_hidden: int = setting(256, "mlp: width of the mapper's hidden layer", "units", ge=1)
+  patch_pool: int = setting(
+    2, "side of the squares of patches that are averaged first", "patches", ge=1
+  )
+  see_image: bool = setting(True, "False: all image features are zero, a baseline")
 
 
 @dataclass
 class Optim:
-  """Local optimisation at a client."""
+  """Local training at a client, by Adam."""
 
-  batch_size: int = 16  # examples a local step
-  local_steps: int = 16  # steps a client trains each round
-  prompt_lr: float = 3e-1  # Adam; prompts and the mapper's place embedding
-  local_lr: float = 3e-1  # Adam; the client's own prompt
-  key_lr: float = 1e-2  # Adam; the pool's keys and query
-  fusion_lr: float = 1e-2  # Adam; fusion, and the contrastive projection
-  mapper_lr: float = 1e-2  # Adam; the mapper's layers
-  schedule: str = "cosine"  # constant | cosine, over all local steps of all rounds
-  final_lr: float = 0.1  # cosine: fraction of the peak reached in the last round
-  warmup_rounds: float = 1.0  # rounds of linear warm-up
-  b1: float = 0.9  # Adam's first-moment decay
-  b2: float = 0.99  # Adam's second-moment decay
-  weight_decay: float = 0.0  # decoupled, per step and unit of learning rate
-  clip_norm: float = 1.0  # global gradient norm bound
-  label_smoothing: float = 0.0  # cross-entropy's epsilon
-  target_cuts: tuple[float, ...] = (0.2, 0.5)  # of target_length, each compiled: ends of short ones
-  balance: float = 0.01  # weight of the pool's load-balancing loss
-  contrast: float = 0.0  # weight of the contrastive loss; 0 = none
-  contrast_temperature: float = 0.1  # of its softmax over cosine similarities
-  contrast_warmup: float = 1.0  # rounds over which its weight grows from 0
+  batch_size: int = setting(16, "examples in a local step", "examples", ge=1)
+  local_steps: int = setting(16, "steps of a client in each round", "steps", ge=1)
+  prompt_lr: float = setting(3e-1, "learning rate of prompts and of place embeddings", gt=0)
+  local_lr: float = setting(3e-1, "learning rate of the local prompt", gt=0)
+  key_lr: float = setting(1e-2, "learning rate of the pool's keys and query", gt=0)
+  fusion_lr: float = setting(1e-2, "learning rate of fusion and contrastive projection", gt=0)
+  mapper_lr: float = setting(1e-2, "learning rate of the mapper's layers", gt=0)
+  schedule: str = setting(
+    "cosine", "learning rates over all steps of all rounds", choices=("constant", "cosine")
+  )
+  final_lr: float = setting(0.1, "cosine: last learning rate over the peak", ge=0)
+  warmup_rounds: float = setting(1.0, "linear warm-up of the learning rates", "rounds", ge=0)
+  b1: float = setting(0.9, "decay of the first moment", ge=0, lt=1)
+  b2: float = setting(0.99, "decay of the second moment", ge=0, lt=1)
+  weight_decay: float = setting(0.0, "decoupled weight decay, times the learning rate", ge=0)
+  clip_norm: float = setting(1.0, "largest norm of a gradient", gt=0)
+  label_smoothing: float = setting(0.0, "epsilon of the cross-entropy", ge=0, le=1)
+  target_cuts: tuple[float, ...] = setting(
+    (0.2, 0.5), "shorter targets to compile for, as shares of data.target_length"
+  )
+  balance: float = setting(0.01, "weight of the pool's load-balancing loss", ge=0)
+  contrast: float = setting(0.0, "weight of the contrastive loss; 0: none", ge=0)
+  contrast_temperature: float = setting(0.1, "temperature of the contrastive loss", gt=0)
+  contrast_warmup: float = setting(1.0, "time in which `contrast` grows from 0", "rounds", ge=0)
 
 
 @dataclass
 class Uplink:
-  """What a client sends of its update: rows of leaves (of prompts: tokens) of most energy."""
+  """What a client sends of its update: rows of leaves; a row of a prompt is a token."""
 
-  select: str = "energy"  # energy | ratio | shared (all send the same, drawn by lot) | dense (all)
-  energy: float = 0.6  # "energy": of each leaf, the fewest rows with this share of its energy
-  ratio: float = 0.35  # "ratio", "shared": of each leaf, this share of its rows
-  error_feedback: str = "resume"  # what was not sent: resume (trained on from) | add | none (lost)
-  weighing: str = "coverage"  # a row is averaged over: coverage (who sent it) | cohort (all)
+  select: str = setting(
+    "energy",
+    "rows to send: most energy up to a share, most energy, random but the same of all, or all",
+    choices=("energy", "ratio", "shared", "dense"),
+  )
+  energy: float = setting(0.6, "energy: share of a leaf's energy to reach", gt=0, le=1)
+  ratio: float = setting(0.35, "ratio, shared: share of a leaf's rows", gt=0, le=1)
+  error_feedback: str = setting(
+    "resume",
+    "rows that were not sent: train on from them, add them to the next update, or drop them",
+    choices=("resume", "add", "none"),
+  )
+  weighing: str = setting(
+    "coverage",
+    "average of a row: over the clients that sent it, or over all of the round",
+    choices=("coverage", "cohort"),
+  )
 
 
 @dataclass
 class Fed:
-  """The federation."""
+  """Rounds, and the clients in them."""
 
-  rounds: int = 30  # rounds in all; 0 scores the untrained prompter (zero-shot)
-  clients_per_round: int = 10  # selected each round, seeded by (seed, round)
-  cohort: int = 10  # clients that one step trains together; memory grows with it
-  selection: str = "uniform"  # uniform | size | round_robin | power_of_choice (by last loss)
-  # | poisson (each by a secret coin; clients_per_round is the mean)
-  min_replies: int = 1  # valid replies without which a round fails
-  retries: int = 1  # times that a failed round is tried again before the run stops
-  deadline: float = 3600.0  # seconds after which a round closes without late replies (networked)
-  wait: float = 600.0  # seconds to wait for sites: at the start all, later min_replies (networked)
-  max_examples: int = 10_000_000  # that a site may claim: its weight in the average
-  max_update_norm: float = 0.0  # largest L2 norm of a site's update; 0 = any
-  strategy: str = "fedavg"  # a name in federation/strategies, with options: "fedadam:tau=0.01"
-  share: str = "all"  # all | none: every client trains alone (the local-only baseline)
-  newcomers: int = 0  # sites kept out of all rounds, to be scored as new ones after the last
+  rounds: int = setting(
+    30, "training rounds; 0 scores the untrained prompter", "rounds", ge=0, agreed="always"
+  )
+  clients_per_round: int = setting(
+    10, "clients selected in each round; poisson: their mean number", "clients", ge=1
+  )
+  cohort: int = setting(10, "clients trained at once; memory grows with it", "clients", ge=1)
+  selection: str = setting(
+    "uniform",
+    "who trains in a round; power_of_choice goes by the last loss, poisson is secret",
+    choices=("uniform", "size", "round_robin", "power_of_choice", "poisson"),
+  )
+  min_replies: int = setting(1, "fewest valid replies; a round with fewer fails", "replies", ge=1)
+  retries: int = setting(1, "new attempts at a failed round before the run stops", "times", ge=0)
+  deadline: float = setting(
+    3600.0, "network: a round closes without later replies", "seconds", gt=0
+  )
+  wait: float = setting(
+    600.0, "network: wait for all sites at the start, for min_replies later", "seconds", ge=0
+  )
+  max_examples: int = setting(
+    10_000_000, "most examples that a site may report, its weight", "examples", ge=1, le=2**29
+  )  # up to 2**29 products with float32 are exact
+  max_update_norm: float = setting(0.0, "largest L2 norm of an update; 0: any", ge=0)
+  strategy: str = setting(
+    "fedavg",
+    "how updates are combined; options follow a colon, as in fedadam:tau=0.01",
+    plugins=STRATEGIES,
+    agreed="always",
+  )
+  share: str = setting(
+    "all", "none: every client trains alone, a baseline", choices=("all", "none"), agreed="always"
+  )
+  newcomers: int = setting(0, "sites that join no round and are scored at the end", "sites", ge=0)
 
 
 @dataclass
 class Privacy:
-  """Differential privacy of a client, and of an example at its client (docs/security.md)."""
+  """Differential privacy for clients, and for single examples (docs/security.md)."""
 
-  dp: str = "none"  # none | central (the server adds noise) | local (every client does)
-  epsilon: float = 0.0  # budget at `delta`; the run ends before it is exceeded; 0 = none
-  delta: float = 1e-5  # well below 1 / data.num_clients
-  noise: float = 0.0  # standard deviation over `clip`; 0 = the least that pays for all rounds
-  clip: float = 1.0  # largest L2 norm of a client's update; "adaptive": in the first round
-  clipping: str = "fixed"  # fixed | adaptive (towards `clip_quantile` of the norms)
-  clip_quantile: float = 0.5  # adaptive: share of updates to leave whole
-  clip_lr: float = 0.2  # adaptive: step of the logarithm of the bound
-  example_clip: float = 0.0  # DP-SGD: largest L2 norm of an example's gradient; 0 = no DP-SGD
-  example_noise: float = 1.0  # DP-SGD: standard deviation over `example_clip`
+  dp: str = setting(
+    "none",
+    "who adds noise: nobody, the server, or each client",
+    choices=("none", "central", "local"),
+  )
+  epsilon: float = setting(0.0, "budget; the run ends before exceeding it; 0: none", ge=0)
+  delta: float = setting(1e-5, "delta of the budget; well below 1 / data.num_clients", gt=0)
+  noise: float = setting(
+    0.0, "noise multiplier: standard deviation over clip; 0: least for epsilon", ge=0
+  )
+  clip: float = setting(1.0, "largest L2 norm of an update; adaptive: in the first round", gt=0)
+  clipping: str = setting(
+    "fixed", "adaptive: clip moves towards clip_quantile", choices=("fixed", "adaptive")
+  )
+  clip_quantile: float = setting(0.5, "adaptive: share of updates below the bound", gt=0, lt=1)
+  clip_lr: float = setting(0.2, "adaptive: step of the bound's logarithm", ge=0)
+  example_clip: float = setting(0.0, "DP-SGD: largest norm of an example's gradient; 0: off", ge=0)
+  example_noise: float = setting(1.0, "DP-SGD: standard deviation over example_clip", ge=0)
 
 
 @dataclass
 class Secure:
-  """Secure aggregation: the server learns the sum of the updates and no client's own."""
+  """Secure aggregation: the server learns the sum of the updates, and no single update."""
 
-  aggregation: bool = False  # on or off
-  threshold: float = 0.6  # share of a client's neighbours that must stay until a round's end
-  neighbours: int = 0  # others that a client shares masks with; 0 = as many as safety asks for
-  bits: int = 20  # a number is sent as one of 2**bits steps from -privacy.clip to privacy.clip
+  aggregation: bool = setting(False, "turns secure aggregation on")
+  threshold: float = setting(
+    0.6, "share of a client's neighbours that must stay until the round ends", gt=0.5, lt=1
+  )  # at 0.5 a server could ask two halves of the neighbours for two secrets of one client
+  neighbours: int = setting(
+    0, "clients that a client shares masks with; 0: as many as needed", "clients", ge=0
+  )
+  bits: int = setting(20, "size of a number between -clip and clip", "bits", ge=8, le=32)
 
 
 @dataclass
 class Attack:
-  """Sites made hostile, to see what a method withstands; for studies in one process only."""
+  """Malicious clients, to measure what a strategy withstands; in one process only."""
 
-  kind: str = "none"  # none | sign_flip | scale | label_flip (federation/hostile.py)
-  share: float = 0.0  # of the sites that take part, drawn by lot from the seed, rounded down
-  scale: float = 10.0  # "scale": what a hostile site multiplies its update by
+  kind: str = setting(
+    "none",
+    "negate the update, scale it, or train on wrong targets",
+    choices=("none", "sign_flip", "scale", "label_flip"),
+  )
+  share: float = setting(0.0, "share of clients that are malicious, rounded down", ge=0, lt=1)
+  scale: float = setting(10.0, "scale: factor of the update", gt=0)
 
 
 @dataclass
 class Eval:
-  """Evaluation of the global prompter, and of each client's with its own prompt."""
+  """How the global and the personalised models are scored."""
 
-  every: int = 10  # rounds between evaluations on `val`; the last round always is one
-  val_examples: int = 200  # of the validation split; 0 = all
-  test_examples: int = 0  # of the test split, scored after the last round; 0 = all
-  batch_size: int = 96  # examples decoded at a time
-  max_tokens: int = 44  # longest generated text, end token included
-  min_tokens: int = 0  # fewest tokens before the end token
-  beams: int = 1  # texts followed at a time; 1 = greedy
-  length_penalty: float = 1.0  # beams > 1: scores are divided by length**this
-  no_repeat_ngram: int = 0  # no so many tokens come twice in a row; 0 = any may
-  ema: float = 0.0  # decay a round of the averaged prompter that is scored; 0 = the newest itself
-  common_examples: int = 100  # of the test split, answered by every client's own prompter
+  every: int = setting(10, "rounds between validations; the last round has one too", "rounds", ge=1)
+  val_examples: int = setting(200, "size of a validation; 0 or less: all", "examples")
+  test_examples: int = setting(0, "size of the test at the end; 0 or less: all", "examples")
+  batch_size: int = setting(96, "examples decoded at a time", "examples", ge=1)
+  max_tokens: int = setting(44, "longest text, with the end token", "tokens", ge=1)
+  min_tokens: int = setting(0, "shortest text, without the end token", "tokens", ge=0)
+  beams: int = setting(1, "texts that a search follows; 1: greedy", "texts", ge=1)
+  length_penalty: float = setting(1.0, "beams > 1: scores are divided by length**this")
+  no_repeat_ngram: int = setting(0, "no sequence this long comes twice; 0: any may", "tokens", ge=0)
+  ema: float = setting(
+    0.0, "scores an average of rounds with this decay; 0: the newest", ge=0, lt=1
+  )
+  common_examples: int = setting(
+    100, "test examples for every personalised model; 0 or less: all", "examples"
+  )
 
 
 @dataclass
 class Experiment:
   """One run, whole."""
 
-  seed: int = 0  # every random number of the run follows from it
-  data: Data = field(default_factory=Data)
-  backbone: Backbone = field(default_factory=Backbone)
-  prompter: Prompter = field(default_factory=Prompter)
-  optim: Optim = field(default_factory=Optim)
-  fed: Fed = field(default_factory=Fed)
-  uplink: Uplink = field(default_factory=Uplink)
-  privacy: Privacy = field(default_factory=Privacy)
-  secure: Secure = field(default_factory=Secure)
-  attack: Attack = field(default_factory=Attack)
-  eval: Eval = field(default_factory=Eval)
+  seed: int = setting(0, "decides every random number but the secret ones", ge=0, agreed="always")
+  data: Data = group(Data)
+  backbone: Backbone = group(Backbone)
+  prompter: Prompter = group(Prompter, agreed="always")
+  optim: Optim = group(Optim, agreed="always")
+  fed: Fed = group(Fed)
+  uplink: Uplink = group(Uplink, agreed="always")
+  privacy: Privacy = group(Privacy, agreed="always")
+  secure: Secure = group(Secure, agreed="always")
+  attack: Attack = group(Attack)
+  eval: Eval = group(Eval)
 
 
 def to_dict(config: Experiment) -> dict[str, Any]:
   """The config as plain nested values, as config.json stores it."""
   return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-  """Names the leaves in which two nested dicts differ, as `field: old -> new`."""
-  lines = []
-  for key in sorted(old.keys() | new.keys()):
-    a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
-    if isinstance(a, dict) and isinstance(b, dict):
-      lines += differences(a, b, f"{prefix}{key}.")
-    elif a != b:
-      lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
-  return lines
-
-
-def digest(value: Any) -> str:
-  """A short hash of any JSON value; equal values have equal digests."""
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-  """Returns `value` if it is one of `allowed`.
-
-  Raises:
-    SettingError: otherwise, naming the field and what it may be.
-  """
-  if value not in allowed:
-    raise SettingError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
-  return value
-
-
-def expect(name: str, value: Any, holds: bool, expected: str) -> None:
-  """Refuses a setting's value unless `holds`.
-
-  Raises:
-    SettingError: naming the field, what it may be, and what it is.
-  """
-  if not holds:
-    raise SettingError(f"{name}: expected {expected}; got {value!r}")

@@ -6,32 +6,40 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import config_flags
 
-from afspl_jax.config.experiment import Experiment, choice
+from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import check_type, known_fields, unknown
 from afspl_jax.config.files import find, first_line, load, names
+from afspl_jax.config.reference import help_text
+from afspl_jax.config.setting import require
 from afspl_jax.errors import UserError
 
 ROLES = ("local", "server", "client", "local-net")
 
-_USAGE = """usage: python launch.py [--config=NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
-                        [--role=local|server|client|local-net] [--superlink=HOST:PORT]
-                        [--keys=FOLDER] [--site=NAME] [--data=FOLDER] [--insecure]
+_USAGE = """usage: {program} [--config=NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
+       [--role=local|server|client|local-net] [--superlink=HOST:PORT] [--keys=FOLDER]
+       [--site=NAME] [--data=FOLDER] [--insecure]
 
-  --config     an experiment: a file in configs/ ({names}), or a path to one; default shapes.py
-  --workdir    the run's folder; default runs/NAME, of a client runs/NAME-SITE. The same command
-               again goes on after the last finished round.
-  --role       local (default): every client in this process; server: the sites are on other hosts;
-               client: this host is a site; local-net: server and sites on this host, over TLS
-  --superlink  HOST:PORT. Of a client: the server's. Of a server: what it listens on; default
-               0.0.0.0:8000
-  --keys       folder of `afspl keys`; default keys. A server finds sites' public keys in
+Runs an experiment. The same command again continues after the last finished round.
+
+  --config     experiment: a file in configs/, or a path to one; default shapes.py.
+               In configs/: {names}
+  --workdir    folder of the run; default runs/NAME, of a client runs/NAME-SITE
+  --role       local (default): all clients in this process
+               server: sites on other hosts connect to this one
+               client: this host is a site
+               local-net: server and sites on this host, over TLS
+  --superlink  HOST:PORT of the server; at a server: where to listen, default 0.0.0.0:8000
+  --keys       folder of `afspl keys`; default keys. A server reads the sites' public keys from
                FOLDER/sites
-  --site       a client's name in the federation
-  --data       a client's own data, all of it (config.data.dir); without it, the client trains on
+  --site       name of this client in the federation
+  --data       folder with all data of this client (data.dir); without it, the client trains on
                its part of the experiment's data
-  --insecure   no TLS and no keys: whoever reaches the port can read and take part. For experiments
+  --insecure   no TLS and no keys: anyone who reaches the port can read and take part. For
+               experiments only
+  --help       this text; `--help GROUP` lists the fields of one group
 
-fields that --config.FIELD=VALUE sets:
+Fields, set by --config.FIELD=VALUE [legal values; unit]:
+
 {fields}"""
 
 
@@ -52,7 +60,7 @@ def parse(argv: list[str], configs: Path) -> Launch:
   """Reads the config file that the flags name, and applies their overrides.
 
   Args:
-    argv: as in sys.argv.
+    argv: as in sys.argv; the first is what help calls the program.
     configs: folder where `--config=NAME.py` is looked up first.
 
   Raises:
@@ -60,8 +68,8 @@ def parse(argv: list[str], configs: Path) -> Launch:
       the role lacks or has no use for.
     SystemExit: after printing what `--help` asks for.
   """
-  if any(arg in ("-h", "--help") for arg in argv[1:]):
-    print(_help(configs))
+  if any(arg.partition("=")[0] in ("-h", "--help") for arg in argv[1:]):
+    print(_help(argv, configs))
     raise SystemExit(0)
   path = find(_config_name(argv), configs, "--config=")
   config = load(path, "get_config", Experiment)
@@ -114,7 +122,8 @@ _TAKES = {
 
 
 def _check_role(values: flags.FlagValues) -> None:
-  role = choice("--role", values.role, ROLES)
+  role = values.role
+  require("--role", role, role in ROLES, f"one of {', '.join(ROLES)}")
   for name in _OF_ROLES:
     if values[name].value and name not in _TAKES[role]:
       takers = " or ".join(f"--role={other}" for other in ROLES if name in _TAKES[other])
@@ -152,6 +161,12 @@ def _wrong_type(given: list[str], fields: dict[str, object], error: BaseExceptio
   return first_line(error)
 
 
-def _help(configs: Path) -> str:
-  fields = [f"  {name} = {value!r}" for name, value in known_fields(Experiment())]
-  return _USAGE.format(names=names(configs), fields="\n".join(fields))
+def _help(argv: list[str], configs: Path) -> str:
+  """The text for `--help`, `--help GROUP` and `--help=GROUP`."""
+  at = next(i for i, arg in enumerate(argv) if i and arg.partition("=")[0] in ("-h", "--help"))
+  _, _, group = argv[at].partition("=")
+  if not group and at + 1 < len(argv) and not argv[at + 1].startswith("-"):
+    group = argv[at + 1]
+  if group:
+    return help_text(group).lstrip()
+  return _USAGE.format(program=argv[0], names=names(configs), fields=help_text())

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from afspl_jax.config.experiment import Experiment, digest, to_dict
+from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.config.fields import changed
+from afspl_jax.config.nested_values import digest
 from afspl_jax.errors import UserError
 
 Overrides = Mapping[str, Any]  # values by dotted field name: {"prompter.local": False}

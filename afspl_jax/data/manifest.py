@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from afspl_jax.config.experiment import digest
+from afspl_jax.config.nested_values import digest
 from afspl_jax.errors import UserError
 from afspl_jax.storage.atomic_files import write_text
 from afspl_jax.storage.json_text import parse

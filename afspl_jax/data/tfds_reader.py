@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from afspl_jax.config.experiment import digest
+from afspl_jax.config.nested_values import digest
 from afspl_jax.data import images
 from afspl_jax.data.bad_records import Faults, Malformed, MissingData
 from afspl_jax.errors import UserError

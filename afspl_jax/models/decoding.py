@@ -4,7 +4,6 @@ Token for token what transformers' `generate` says of the same T5 (`do_sample=Fa
 `early_stopping=False`), up to padding: there a text of beam search is filled up with end tokens.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from afspl_jax.config.fields import check_values
+from afspl_jax.config.setting import require
 from afspl_jax.errors import UserError
 from afspl_jax.models import beam_search
 from afspl_jax.models.captioner import Captioner
@@ -36,20 +37,13 @@ class Decoding:
   no_repeat_ngram: int = 0  # no so many tokens come twice in a row; 0 = any may
 
   def __post_init__(self):
-    def check(fine: bool, name: str, expected: str, advice: str) -> None:
-      if not fine:
-        got = getattr(self, name)
-        raise UserError(f"eval.{name}: expected {expected}; got {got}. {advice}")
-
-    longest = self.max_tokens
-    check(longest >= 1, "max_tokens", "at least 1", "Give the longest text that is wanted.")
-    advice = "Lower it, or raise max_tokens."
-    check(0 <= self.min_tokens <= longest, "min_tokens", f"0 to max_tokens, {longest}", advice)
-    check(self.beams >= 1, "beams", "at least 1", "Take 1 for greedy decoding.")
-    advice = "Take 1 for the mean log-probability of a token, 0 for their sum."
-    check(math.isfinite(self.length_penalty), "length_penalty", "a finite number", advice)
-    advice = "Take 0 to let any repeat."
-    check(self.no_repeat_ngram >= 0, "no_repeat_ngram", "a number of tokens", advice)
+    check_values(self, "eval")
+    require(
+      "eval.min_tokens",
+      self.min_tokens,
+      self.min_tokens <= self.max_tokens,
+      f"at most eval.max_tokens, {self.max_tokens}",
+    )
 
 
 class Decoded(NamedTuple):

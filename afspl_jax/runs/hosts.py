@@ -42,7 +42,7 @@ from afspl_jax.runs.prepare import (
   find_inputs,
   prepare_setup,
 )
-from afspl_jax.runs.validate import check, check_networked
+from afspl_jax.runs.validate import validate, validate_networked
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
 
@@ -66,7 +66,7 @@ def federate(launch: Launch, notify: Notify = tqdm.write) -> dict[str, dict[str,
     UserError: a mistake in the flags, missing keys, or a port in use.
     Stopped: too few sites or valid replies, or the SuperLink was lost repeatedly.
   """
-  check_networked(launch.config, f"--role={launch.role}")
+  validate_networked(launch.config, f"--role={launch.role}")
   carry = (_local_sites if launch.role == "local-net" else _remote_sites)(launch, notify)
   return run.run_experiment(
     launch.config, launch.workdir, say=notify, run_plan=carry, splits=SERVER_SPLITS
@@ -123,7 +123,7 @@ def join_federation(launch: Launch, notify: Notify = tqdm.write) -> None:
   Raises:
     UserError: a mistake in the flags, wrong keys, or missing data.
   """
-  check_networked(launch.config, f"--role={launch.role}")
+  validate_networked(launch.config, f"--role={launch.role}")
   credentials = None
   if launch.insecure:
     notify("--insecure: no TLS and no key. Others on the network can read the messages")
@@ -153,7 +153,7 @@ def _answer_for_sites(
     only_site: the site whose own data all of the local data is; "": the data is partitioned.
     notify: gets each message for the user.
   """
-  check(config)
+  validate(config)
   enable_compilation_cache()
   inputs = find_inputs(config, SITE_SPLITS)
   setup = prepare_setup(config, inputs, ClientStore(folder.path / "clients"), site=only_site)

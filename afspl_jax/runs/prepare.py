@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from afspl_jax.config.experiment import Experiment, digest, to_dict
+from afspl_jax.config import fields
+from afspl_jax.config.experiment import Experiment, to_dict
+from afspl_jax.config.nested_values import digest
 from afspl_jax.data import manifest
 from afspl_jax.data.bad_records import MissingData
 from afspl_jax.data.batches import Split
@@ -68,39 +70,19 @@ class Setup:
   @property
   def terms(self) -> dict[str, Any]:
     """Settings that the server and its sites must share, besides the structure of messages."""
-    config = to_dict(self.config)
-    common = {
-      group: config[group] for group in ("prompter", "optim", "uplink", "privacy", "secure")
-    }
-    common |= {group: {n: config[group][n] for n in names} for group, names in _COMMON.items()}
-    if config["secure"]["aggregation"]:  # the largest weight determines the width of its integers
-      common["fed"]["max_examples"] = config["fed"]["max_examples"]
+    flat = fields.leaves(to_dict(self.config))
+    agreed = fields.agreed_names("always")
+    if self.config.secure.aggregation:  # the largest weight determines the width of its integers
+      agreed += ("fed.max_examples",)
     terms = {
       "version": installed_version("afspl_jax"),
       "backbones": self.facts["backbones"],
-      "config": common | {"seed": config["seed"]},
+      "config": fields.nested({name: flat[name] for name in agreed}),
     }
     if not self.single_site:  # otherwise two sites could train on the same examples
-      terms["split"] = {f"data.{name}": config["data"][name] for name in _PARTITION}
+      terms["split"] = {name: flat[name] for name in fields.agreed_names("split")}
       terms["split"]["data.partition"] = manifest.agreed(self.config.data.partition)
     return terms
-
-
-_PARTITION = (
-  "source",
-  "fields",
-  "partition",
-  "dirichlet_alpha",
-  "categories",
-  "capacity_ratio",
-  "num_clients",
-  "min_examples",
-)
-_COMMON = {
-  "data": ("instruction_length", "target_length", "caption_instruction"),
-  "backbone": ("dtype",),
-  "fed": ("rounds", "strategy", "share"),
-}
 
 
 def enable_compilation_cache() -> None:

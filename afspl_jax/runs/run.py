@@ -27,7 +27,7 @@ from afspl_jax.runs.prepare import (
 )
 from afspl_jax.runs.progress_bar import ProgressBar
 from afspl_jax.runs.scoring.final_scores import score_finished_run
-from afspl_jax.runs.validate import check
+from afspl_jax.runs.validate import validate
 from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
@@ -106,7 +106,7 @@ def run_experiment(
     UserError: a mistake of the user; the message says what to do.
     RoundFailed: too few clients sent a valid reply.
   """
-  check(config)
+  validate(config)
   enable_compilation_cache()
   inputs = find_inputs(config, splits)
   with RunFolder.open(workdir, to_dict(config)) as folder, TensorBoard(folder.path) as board:

@@ -1,132 +1,288 @@
-"""What an experiment's settings must fulfil, checked before anything is loaded."""
+"""Which settings fit together, checked before anything is loaded.
 
-import math
+Rules of one setting stand on its field in config/experiment.py; rules of several are listed here.
+"""
 
-from afspl_jax.config.experiment import Experiment, choice, expect
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+from afspl_jax.config import experiment as settings
+from afspl_jax.config.fields import check_values
+from afspl_jax.config.setting import require
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import decoding_settings
 from afspl_jax.federation import strategies
-from afspl_jax.federation.client import malicious
+from afspl_jax.federation.client.malicious import num_malicious
 from afspl_jax.federation.contracts import POISSON
-from afspl_jax.federation.privacy import budget, dp_sgd_batches
-from afspl_jax.federation.protocol import uplink
-from afspl_jax.federation.secure import terms as secure
-from afspl_jax.federation.server import selection
-
-MAX_EXAMPLES = 2**29  # as a weight it leaves the mean of equal float32 params what they are
+from afspl_jax.federation.privacy import budget
+from afspl_jax.federation.protocol.uplink import SAME_ROWS
+from afspl_jax.federation.secure import terms
+from afspl_jax.federation.secure.party import FEWEST
 
 
-def check(config: Experiment) -> None:
-  """Refuses values that no later layer would name as well.
+class _Case(NamedTuple):
+  """An experiment, with what its rules ask about."""
+
+  experiment: settings.Experiment
+  clients: int  # that train: all but the newcomers
+  strategy: strategies.Strategy
+  data: settings.Data
+  optim: settings.Optim
+  fed: settings.Fed
+  uplink: settings.Uplink
+  privacy: settings.Privacy
+  secure: settings.Secure
+  attack: settings.Attack
+
+
+_Condition = Callable[[_Case], bool]
+
+
+class Rule(NamedTuple):
+  """A rule of several settings."""
+
+  field: str  # that an error names, with its value
+  holds: _Condition
+  expected: str  # what an error says; `{c.clients}` and so on are filled in
+  when: _Condition = lambda c: True  # the rule applies
+
+
+def _where(when: _Condition, *rules: Rule) -> tuple[Rule, ...]:
+  """Rules that apply under one condition."""
+  return tuple(rule._replace(when=when) for rule in rules)
+
+
+def _poisson(c: _Case) -> bool:
+  return c.fed.selection == POISSON
+
+
+def _private(c: _Case) -> bool:
+  return c.privacy.dp != "none"
+
+
+def _secure(c: _Case) -> bool:
+  return c.secure.aggregation
+
+
+def _attacked(c: _Case) -> bool:
+  return c.attack.kind != "none"
+
+
+def _same_rows(c: _Case) -> bool:
+  return c.uplink.select in SAME_ROWS
+
+
+def _has_controls(c: _Case) -> bool:
+  return isinstance(c.strategy, strategies.Controlled)
+
+
+def _mean_suffices(c: _Case) -> bool:
+  return strategies.of_mean(c.strategy)
+
+
+def _countable_selection(c: _Case) -> bool:
+  everyone = c.fed.selection == "uniform" and c.fed.clients_per_round == c.clients
+  return everyone or c.fed.selection in (POISSON, "round_robin")
+
+
+_ROWS = " or ".join(SAME_ROWS)
+
+_SELECTION = (
+  Rule(
+    "fed.clients_per_round",
+    lambda c: c.fed.clients_per_round <= c.clients,
+    "at most data.num_clients without fed.newcomers, {c.clients}",
+  ),
+  Rule(
+    "fed.strategy",
+    lambda c: c.fed.strategy == "fedavg",
+    "fedavg with fed.share=none, where there is nothing to average",
+    when=lambda c: c.fed.share == "none",
+  ),
+  Rule(
+    "uplink.select",
+    lambda c: c.uplink.select == "dense",
+    "dense with fed.strategy={c.fed.strategy}, whose controls count every gradient: a row that is"
+    " sent later would count twice",
+    when=_has_controls,
+  ),
+  Rule(
+    "secure.neighbours",
+    lambda c: c.secure.neighbours == 0 or 2 <= c.secure.neighbours < c.clients,
+    "0, or at least 2 and less than the number of clients, {c.clients}",
+  ),
+)
+
+_ATTACK = (
+  Rule(
+    "attack.share",
+    lambda c: num_malicious(c.attack, c.clients) == 0,
+    "0 with attack.kind=none",
+    when=lambda c: not _attacked(c),
+  ),
+  Rule(
+    "attack.share",
+    lambda c: num_malicious(c.attack, c.clients) > 0,
+    "a share of at least one of {c.clients} clients with attack.kind={c.attack.kind}",
+    when=_attacked,
+  ),
+  Rule(
+    "attack.kind",
+    lambda c: not _attacked(c),
+    "none with secure.aggregation, where a malicious client would not bound its update",
+    when=_secure,
+  ),
+)
+
+_PRIVACY = (
+  Rule(
+    "privacy.delta",
+    lambda c: c.privacy.delta <= 1 / c.data.num_clients / 2,
+    "well below 1 / data.num_clients, at most half of 1 / {c.data.num_clients}",
+  ),
+  Rule(
+    "fed.selection",
+    lambda c: not _poisson(c),
+    "another selection with privacy.dp=none: the secret draws of poisson cannot be repeated",
+    when=lambda c: not _private(c),
+  ),
+  *_where(
+    _private,
+    Rule(
+      "privacy.noise",
+      lambda c: c.privacy.noise > 0 or c.privacy.epsilon > 0,
+      "a number above 0, or a privacy.epsilon to choose it by",
+    ),
+    Rule(
+      "uplink.select",
+      _same_rows,
+      f"{_ROWS} with privacy.dp, since a choice by energy reveals data",
+    ),
+    Rule("fed.share", lambda c: c.fed.share == "all", "all with privacy.dp"),
+    Rule(
+      "fed.strategy",
+      _mean_suffices,
+      "a strategy that needs only the mean of the updates with privacy.dp",
+    ),
+    Rule(
+      "fed.selection",
+      _countable_selection,
+      "poisson, round_robin, or uniform of all clients with privacy.dp: the others depend on"
+      " private values, or their privacy cannot be counted in advance",
+    ),
+    Rule(
+      "fed.min_replies",
+      lambda c: c.fed.min_replies == 1 or not _poisson(c),
+      "1 with fed.selection=poisson: otherwise small rounds fail, and this reveals who took part",
+    ),
+  ),
+  *_where(
+    lambda c: c.privacy.dp == "local",
+    Rule(
+      "privacy.clipping", lambda c: c.privacy.clipping == "fixed", "fixed with privacy.dp=local"
+    ),
+    Rule(
+      "fed.selection",
+      lambda c: not _poisson(c),
+      "another selection with privacy.dp=local: the server sees who takes part",
+    ),
+  ),
+)
+
+_EXAMPLE_PRIVACY = _where(
+  lambda c: c.privacy.example_clip > 0,
+  Rule(
+    "privacy.example_noise",
+    lambda c: c.privacy.example_noise > 0,
+    "a number above 0 with privacy.example_clip: without noise there is no privacy",
+  ),
+  Rule(
+    "optim.balance",
+    lambda c: c.optim.balance == 0,
+    "0 with privacy.example_clip, since the pool's load mixes examples",
+  ),
+  Rule(
+    "optim.contrast",
+    lambda c: c.optim.contrast == 0,
+    "0 with privacy.example_clip, since it compares examples",
+  ),
+  Rule(
+    "fed.strategy",
+    lambda c: not (_has_controls(c) or strategies.of_losses(c.strategy)),
+    "one without controls and losses with privacy.example_clip, since these travel without noise",
+  ),
+  Rule(
+    "fed.selection",
+    lambda c: c.fed.selection != "power_of_choice",
+    "another selection with privacy.example_clip, since losses are not sent",
+  ),
+)
+
+_SECURE = _where(
+  _secure,
+  Rule(
+    "fed.clients_per_round",
+    lambda c: c.fed.clients_per_round >= FEWEST,
+    f"at least {FEWEST} with secure.aggregation: each of two could compute the other's update",
+  ),
+  Rule(
+    "uplink.select",
+    _same_rows,
+    f"{_ROWS} with secure.aggregation, where all clients send the same rows",
+  ),
+  Rule(
+    "fed.strategy",
+    _mean_suffices,
+    "a strategy that needs only the mean of the updates with secure.aggregation",
+  ),
+  Rule("fed.share", lambda c: c.fed.share == "all", "all with secure.aggregation"),
+  Rule(
+    "fed.selection",
+    lambda c: c.fed.selection in ("uniform", "round_robin", POISSON),
+    "uniform, round_robin or poisson with secure.aggregation: the others depend on hidden values",
+  ),
+  Rule(
+    "privacy.dp",
+    lambda c: c.privacy.dp != "local",
+    "none or central with secure.aggregation: the noise of local has no bound to encode it in",
+  ),
+  Rule(
+    "fed.max_update_norm",
+    lambda c: c.fed.max_update_norm == 0,
+    "0 with secure.aggregation: privacy.clip bounds the updates that the server cannot see",
+  ),
+  Rule(
+    "fed.clients_per_round",
+    lambda c: not _poisson(c) or terms.too_small_rounds(c.experiment) <= c.privacy.delta / 10,
+    f"more with poisson and secure.aggregation: a round of {FEWEST} or fewer clients has no sum,"
+    " and must be far less likely than privacy.delta",
+  ),
+)
+
+RULES = (*_SELECTION, *_ATTACK, *_PRIVACY, *_EXAMPLE_PRIVACY, *_SECURE)
+
+
+def validate(config: settings.Experiment) -> None:
+  """Rejects settings that are not legal, or that do not fit together.
 
   Raises:
-    UserError: naming the field, what it may be, and what it is.
+    UserError: naming the field, what is expected, and the value.
   """
-  choice("backbone.dtype", config.backbone.dtype, ("float32", "bfloat16"))
-  for name, value in {
-    "fed.clients_per_round": config.fed.clients_per_round,
-    "fed.cohort": config.fed.cohort,
-    "fed.min_replies": config.fed.min_replies,
-    "fed.max_examples": config.fed.max_examples,
-    "eval.every": config.eval.every,
-    "eval.batch_size": config.eval.batch_size,
-    "eval.max_tokens": config.eval.max_tokens,
-    "optim.batch_size": config.optim.batch_size,
-    "optim.local_steps": config.optim.local_steps,
-    "prompter.tokens": config.prompter.tokens,
-    "prompter.key_dim": config.prompter.key_dim,
-    "prompter.fusion_hidden": config.prompter.fusion_hidden,
-    "prompter.mapper_hidden": config.prompter.mapper_hidden,
-    "prompter.patch_pool": config.prompter.patch_pool,
-    "data.num_clients": config.data.num_clients,
-    "data.categories": config.data.categories,
-    "data.instruction_length": config.data.instruction_length,
-    "data.target_length": config.data.target_length,
-  }.items():
-    expect(name, value, value >= 1, "at least 1")
-  for name, number in {
-    "prompter.temperature": config.prompter.temperature,
-    "prompter.pool_mass": config.prompter.pool_mass,
-    "fed.deadline": config.fed.deadline,
-    "data.dirichlet_alpha": config.data.dirichlet_alpha,
-    "optim.prompt_lr": config.optim.prompt_lr,
-    "optim.local_lr": config.optim.local_lr,
-    "optim.key_lr": config.optim.key_lr,
-    "optim.fusion_lr": config.optim.fusion_lr,
-    "optim.mapper_lr": config.optim.mapper_lr,
-    "optim.clip_norm": config.optim.clip_norm,
-    "optim.contrast_temperature": config.optim.contrast_temperature,
-    "attack.scale": config.attack.scale,
-  }.items():
-    expect(name, number, math.isfinite(number) and number > 0, "a finite number above 0")
-  ratio = config.data.capacity_ratio
-  expect("data.capacity_ratio", ratio, 1 <= ratio < math.inf, "a finite number from 1")
-  for name, share in {
-    "prompter.local_drop": config.prompter.local_drop,
-    "eval.ema": config.eval.ema,
-    "attack.share": config.attack.share,
-  }.items():
-    expect(name, share, 0 <= share < 1, "a number from 0 to below 1")
-  taking_part = config.data.num_clients - config.fed.newcomers
-  expect(
-    "fed.clients_per_round",
-    config.fed.clients_per_round,
-    config.fed.clients_per_round <= taking_part,
-    f"at most data.num_clients without fed.newcomers, {taking_part}",
-  )
-  for name, number in {
-    "seed": config.seed,
-    "data.max_bad": config.data.max_bad,
-    "fed.rounds": config.fed.rounds,
-    "fed.newcomers": config.fed.newcomers,
-    "fed.retries": config.fed.retries,
-    "fed.wait": config.fed.wait,
-    "fed.max_update_norm": config.fed.max_update_norm,
-    "optim.balance": config.optim.balance,
-    "optim.contrast": config.optim.contrast,
-    "optim.contrast_warmup": config.optim.contrast_warmup,
-    "optim.weight_decay": config.optim.weight_decay,
-  }.items():
-    expect(name, number, math.isfinite(number) and number >= 0, "0 or more")
-  expect(
-    "fed.max_examples",
-    config.fed.max_examples,
-    config.fed.max_examples <= MAX_EXAMPLES,
-    f"at most {MAX_EXAMPLES}, whose products with float32 are exact",
-  )
-  choice("fed.share", config.fed.share, ("all", "none"))
-  choice("fed.selection", config.fed.selection, (*selection.METHODS, POISSON))
-  strategy = strategies.get(config.fed.strategy, taking_part)
-  expect(
-    "fed.strategy",
-    config.fed.strategy,
-    config.fed.share == "all" or config.fed.strategy == "fedavg",
-    "fedavg with fed.share=none, where there is nothing to average",
-  )
-  uplink.check(config.uplink)
-  budget.check(config)
-  malicious.check(config.attack, taking_part)
-  expect(
-    "attack.kind",
-    config.attack.kind,
-    config.attack.kind == "none" or not config.secure.aggregation,
-    "none with secure.aggregation, where nobody but a site itself bounds what it sends, as a"
-    " hostile one would not",
-  )
-  dp_sgd_batches.check(config, strategy)
-  secure.check(config)
+  check_values(config)
   decoding_settings(config.eval)
-  expect(
-    "uplink.select",
-    config.uplink.select,
-    config.uplink.select == "dense" or not isinstance(strategy, strategies.Controlled),
-    f"dense with fed.strategy={config.fed.strategy}, whose controls count every gradient: one"
-    " whose update is sent later would count twice",
-  )
+  clients = budget.clients(config)
+  groups = {name: getattr(config, name) for name in _Case._fields[3:]}
+  case = _Case(config, clients, strategies.get(config.fed.strategy, clients), **groups)
+  for rule in RULES:
+    if rule.when(case):
+      value = operator.attrgetter(rule.field)(case)
+      require(rule.field, value, rule.holds(case), rule.expected.format(c=case))
+  terms.sizes_fit(config)
 
 
-def check_networked(config: Experiment, who: str) -> None:
-  """Refuses what is for studies in one process.
+def validate_networked(config: settings.Experiment, who: str) -> None:
+  """Rejects what is for studies in one process.
 
   Args:
     config: of a federation over a network.
@@ -138,6 +294,6 @@ def check_networked(config: Experiment, who: str) -> None:
   fed, attack = config.fed, config.attack
   if fed.newcomers or fed.share == "none" or attack.kind != "none":
     raise UserError(
-      f"{who}: expected fed.newcomers=0, fed.share=all and attack.kind=none, the others"
-      f" being for studies in one process; got {fed.newcomers}, {fed.share} and {attack.kind}"
+      f"{who}: expected fed.newcomers=0, fed.share=all and attack.kind=none, since the"
+      f" others are for studies in one process; got {fed.newcomers}, {fed.share} and {attack.kind}"
     )

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from afspl_jax.config.experiment import differences
+from afspl_jax.config.nested_values import differences
 from afspl_jax.errors import UserError
 from afspl_jax.storage.pytrees import named_leaves
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from afspl_jax.config.experiment import differences
+from afspl_jax.config.nested_values import differences
 from afspl_jax.errors import UserError
 from afspl_jax.storage.atomic_files import append_text, write_text
 from afspl_jax.storage.json_text import parse

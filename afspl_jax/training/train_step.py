@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from afspl_jax.config.experiment import Optim, choice
+from afspl_jax.config.experiment import Optim
 from afspl_jax.errors import UserError
 from afspl_jax.models.captioner import Captioner, prefix
 from afspl_jax.models.prompter.pool import balance_loss
@@ -93,7 +93,6 @@ GROUPS = {
 
 def make_schedule(config: Optim, rounds: int) -> optax.Schedule:
   """The factor on every learning rate, by local steps since round 1."""
-  choice("optim.schedule", config.schedule, ("constant", "cosine"))
   steps, warmup = max(rounds, 1) * config.local_steps, warmup_steps(config, rounds)
   if config.schedule == "constant":
     return optax.schedules.linear_schedule(1 / (warmup + 1), 1.0, warmup)

@@ -149,14 +149,56 @@ def test_a_config_file_that_does_not_work_is_one_clear_line(configs, text, parts
     assert part in line
 
 
-def test_help_lists_the_configs_and_every_field(configs, capsys):
+def helped(configs, capsys, *args) -> str:
   with pytest.raises(SystemExit) as stop:
-    parsed(configs, "--help")
+    parsed(configs, *args)
   assert stop.value.code == 0
-  text = capsys.readouterr().out
+  return capsys.readouterr().out
+
+
+def test_help_lists_the_configs_and_every_field(configs, capsys):
+  text = helped(configs, capsys, "--help")
   assert "other.py, shapes.py" in text
   for name, _ in known_fields(Experiment()):
     assert f"{name} =" in text
+
+
+@pytest.mark.parametrize(
+  "args", [("--help", "fed"), ("--help=fed",), ("-h", "fed", "--role=server")]
+)
+def test_help_of_a_group_has_its_fields_alone(configs, capsys, args, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "80")
+  text = helped(configs, capsys, *args)
+  for name, _ in known_fields(Experiment()):
+    assert (f"  {name} =" in text) == name.startswith("fed.")
+  assert "usage" not in text and max(map(len, text.splitlines())) <= 80
+  words = " ".join(text.split())
+  assert (
+    "fed.wait = 600.0 network: wait for all sites" in words and "[at least 0; seconds]" in words
+  )
+  assert "[one of uniform, size, round_robin, power_of_choice, poisson]" in words
+
+
+def test_help_of_an_unknown_group_lists_the_groups(configs):
+  line = complaint(configs, "--help", "optims")
+  assert "expected one of the groups data, backbone, " in line
+  assert line.endswith("got 'optims'. Did you mean optim?")
+
+
+@pytest.mark.parametrize(
+  "typed, meant",
+  [
+    ("fed.round", "fed.rounds"),
+    ("fed.num_clients", "data.num_clients"),
+    ("prompt.tokens", "prompter.tokens"),
+    ("batchsize", "eval.batch_size"),
+    ("sead", "seed"),
+    ("optim.zzz", ""),
+  ],
+)
+def test_a_mistyped_field_is_met_with_the_likeliest_one(configs, typed, meant):
+  line = complaint(configs, f"--config.{typed}=1")
+  assert (f"Did you mean {meant}?" in line) if meant else ("Did you mean" not in line)
 
 
 def test_a_server_and_a_client_of_a_federation(configs):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from afspl_jax.config.experiment import Data, digest
+from afspl_jax.config.experiment import Data
+from afspl_jax.config.nested_values import digest
 from afspl_jax.data import manifest
 from afspl_jax.data.partition import PICTURE, partition, record
 from afspl_jax.errors import UserError

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afspl_jax.config.experiment import digest
+from afspl_jax.config.nested_values import digest
 from afspl_jax.data import partition as module
 from afspl_jax.data.partition import check_images, partition
 from afspl_jax.errors import UserError

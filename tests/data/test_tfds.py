@@ -183,5 +183,5 @@ def test_a_data_set_that_is_not_prepared_says_how(tmp_path):
   with pytest.raises(MissingData, match=r"no scans is prepared under .*\n.*\n +tfds build scans"):
     opened(tmp_path, "image=scan,captions=report")
   for source in ("tfds", "tfds:", "folder:", "folder:x", "tfd:x"):
-    with pytest.raises(UserError, match=r"^data\.source: expected one of shapes, "):
+    with pytest.raises(UserError, match=r"^data\.source: expected one of .*tfds:NAME; got"):
       open_sources(Data(source=source), SPLITS)

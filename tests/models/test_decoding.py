@@ -195,12 +195,12 @@ def test_texts_that_part_keep_their_own_past(pairs):
 @pytest.mark.parametrize(
   ("wrong", "message"),
   [
-    ({"max_tokens": 0}, "max_tokens: expected at least 1; got 0. Give"),
-    ({"beams": 0}, "eval.beams: expected at least 1; got 0. Take 1"),
-    ({"min_tokens": 9}, "min_tokens: expected 0 to max_tokens, 8; got 9. Lower it"),
-    ({"min_tokens": -1}, "min_tokens: expected 0 to max_tokens, 8; got -1. Lower it"),
-    ({"no_repeat_ngram": -2}, "no_repeat_ngram: expected a number of tokens; got -2. Take 0"),
-    ({"length_penalty": float("nan")}, "length_penalty: expected a finite number; got nan. Take"),
+    ({"max_tokens": 0}, "eval.max_tokens: expected at least 1; got 0"),
+    ({"beams": 0}, "eval.beams: expected at least 1; got 0"),
+    ({"min_tokens": 9}, "eval.min_tokens: expected at most eval.max_tokens, 8; got 9"),
+    ({"min_tokens": -1}, "eval.min_tokens: expected at least 0; got -1"),
+    ({"no_repeat_ngram": -2}, "eval.no_repeat_ngram: expected at least 0; got -2"),
+    ({"length_penalty": float("nan")}, "eval.length_penalty: expected a finite number; got nan"),
   ],
 )
 def test_a_wrong_setting_is_the_users_mistake(wrong, message):

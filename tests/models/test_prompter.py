@@ -143,11 +143,6 @@ def test_bad_static_weights_are_refused(weights):
     make_fusion("static", weights)
 
 
-def test_an_unknown_strategy_is_refused_with_the_known_ones():
-  with pytest.raises(ValueError, match="static, learned, dynamic; got 'magic'"):
-    make_fusion("magic")
-
-
 def make_mapper(kind, patch_pool=2, num_patches=16):
   return VisualMapper(
     kind,
@@ -239,6 +234,13 @@ def test_text_without_words_and_unknown_starts_are_refused():
     prompter("text", [])
   with pytest.raises(UserError, match="random, vocabulary, text; got 'zeros'"):
     prompter("zeros", [])
+
+
+def test_an_unknown_fusion_or_pool_mode_is_refused_with_the_known_ones():
+  with pytest.raises(UserError, match=r"fusion: .* static, learned, dynamic; got 'magic'"):
+    prompter("vocabulary", [], fusion="magic")
+  with pytest.raises(UserError, match=r"pool_mode: .* adaptive, fixed, dense; got 'magic'"):
+    prompter("vocabulary", [], pool_mode="magic")
 
 
 def test_sizes_follow_the_config():

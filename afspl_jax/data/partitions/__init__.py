@@ -1,16 +1,16 @@
 """Ways to deal images out to clients: each is one file here, and nothing else is edited to add one.
 
 A file `name.py` is a `Partitioner`. Files whose names begin with `_` are what several share.
+Another package adds one by an entry point (config/registry.py).
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from afspl_jax.config.experiment import Data, choice
+from afspl_jax.config.experiment import Data
+from afspl_jax.config.registry import PARTITIONS
 from afspl_jax.types import Example
 
 Examples = Sequence[Example]
@@ -45,8 +45,7 @@ class Partitioner(Protocol):
 
 def known() -> tuple[str, ...]:
   """Names of all partitioners, sorted."""
-  names = (module.name for module in pkgutil.iter_modules(__path__))
-  return tuple(sorted(name for name in names if not name.startswith("_")))
+  return PARTITIONS.names()
 
 
 def get(name: str) -> Partitioner:
@@ -55,5 +54,4 @@ def get(name: str) -> Partitioner:
   Raises:
     UserError: there is none.
   """
-  choice("data.partition", name, (*known(), "manifest:PATH"))
-  return cast(Partitioner, importlib.import_module(f"{__name__}.{name}"))
+  return cast(Partitioner, PARTITIONS.load(name, (*known(), "manifest:FILE")))

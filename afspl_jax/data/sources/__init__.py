@@ -1,20 +1,23 @@
 """The sources by name.
 
 Each is one file here with `open_splits(splits, data, faults)`, which gives a `Source` for each
-split; nothing else is edited to add one.
+split; nothing else is edited to add one. Another package adds one by an entry point
+(config/registry.py).
 """
 
-import pkgutil
 from collections.abc import Sequence
-from importlib import import_module
 
-from afspl_jax.config.experiment import Data, choice
+from afspl_jax.config.experiment import Data
+from afspl_jax.config.registry import SOURCES
+from afspl_jax.config.setting import require
 from afspl_jax.data.bad_records import Faults
 from afspl_jax.errors import UserError
 from afspl_jax.types import Source
 
-SOURCES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
-NAMES = (*(name for name in SOURCES if name != "tfds"), "tfds:NAME")
+
+def known() -> tuple[str, ...]:
+  """How an experiment may name a source, sorted."""
+  return (*(name for name in SOURCES.names() if name != "tfds"), "tfds:NAME")
 
 
 def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, Source]:
@@ -22,16 +25,18 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
 
   Args:
     splits: of "train", "validation" and "test".
-    data: `source` is one of NAMES.
+    data: `source` is one of `known`.
     faults: what may be left out, and what was.
 
   Raises:
     UserError: an unknown source, one whose data is not there, or data that cannot be used.
   """
   kind, _, which = data.source.partition(":")
-  if kind != "tfds" or not which:
-    choice("data.source", data.source, NAMES)
-  return import_module(f"{__name__}.{kind}").open_splits(splits, data, faults)
+  if kind == "tfds":
+    require("data.source", data.source, bool(which), f"one of {', '.join(known())}")
+  else:
+    kind = data.source
+  return SOURCES.load(kind, known()).open_splits(splits, data, faults)
 
 
 def open_sources(data: Data, splits: Sequence[str]) -> dict[str, Source]:

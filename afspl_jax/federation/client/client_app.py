@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from afspl_jax.config.experiment import differences
+from afspl_jax.config.nested_values import differences
 from afspl_jax.federation.contracts import Clipping, Masking, SiteError, Trainer, Update, attempt
 from afspl_jax.federation.protocol import wire
 from afspl_jax.storage.json_text import parse

@@ -20,22 +20,9 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from afspl_jax.config.experiment import Attack, choice
-from afspl_jax.errors import UserError
+from afspl_jax.config.experiment import Attack
 from afspl_jax.federation.contracts import Trainer, Update
 from afspl_jax.types import Example, Params
-
-KINDS = ("none", "sign_flip", "scale", "label_flip")
-
-
-def check(attack: Attack, num_sites: int) -> None:
-  """Raises UserError unless `attack` is none, or one by at least one of `num_sites` sites."""
-  choice("attack.kind", attack.kind, KINDS)
-  if (attack.kind == "none") != (_count(attack, num_sites) == 0):
-    raise UserError(
-      f"attack.share: expected 0 with attack.kind=none, else at least one of {num_sites} sites;"
-      f" got {attack.share} with attack.kind={attack.kind}"
-    )
 
 
 def malicious_sites(sites: Collection[str], attack: Attack, seed: int) -> tuple[str, ...]:
@@ -44,10 +31,11 @@ def malicious_sites(sites: Collection[str], attack: Attack, seed: int) -> tuple[
   def rank(site: str) -> bytes:
     return hashlib.sha256(f"{seed}/hostile/{site}".encode()).digest()
 
-  return tuple(sorted(sorted(sites, key=rank)[: _count(attack, len(sites))]))
+  return tuple(sorted(sorted(sites, key=rank)[: num_malicious(attack, len(sites))]))
 
 
-def _count(attack: Attack, num_sites: int) -> int:
+def num_malicious(attack: Attack, num_sites: int) -> int:
+  """How many of `num_sites` sites an attack makes malicious."""
   return math.floor(Fraction(str(attack.share)) * num_sites)
 
 

@@ -5,7 +5,6 @@ examples are sampled and noise is made from the operating system's randomness, a
 number of a client's examples counts as public; which batch an example is in does not.
 """
 
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from afspl_jax.config.experiment import Experiment, expect
+from afspl_jax.config.experiment import Experiment
 from afspl_jax.data.batches import Split
 from afspl_jax.errors import UserError
-from afspl_jax.federation import strategies
 from afspl_jax.federation.contracts import StepNoise
 from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.accounting import Mechanism
@@ -28,38 +26,6 @@ from afspl_jax.federation.privacy.noise import gaussian
 from afspl_jax.types import Batch, Params
 
 LEDGER = "examples.json"  # in the folder of the clients' states: each client's rounds
-
-
-def check(config: Experiment, strategy: strategies.Strategy) -> None:
-  """Refuses what would tell of an example past the noise.
-
-  Raises:
-    UserError: naming the field, what it may be, and what it is.
-  """
-  privacy, optim = config.privacy, config.optim
-  clip, noise = privacy.example_clip, privacy.example_noise
-  expect("privacy.example_clip", clip, 0 <= clip < math.inf, "0 or more")
-  if not clip:
-    return
-  with_it = "with privacy.example_clip, since"
-  for name, value, holds, expected in (
-    ("privacy.example_noise", noise, 0 < noise < math.inf, f"above 0 {with_it} it is its promise"),
-    ("optim.balance", optim.balance, not optim.balance, f"0 {with_it} the pool's load is of many"),
-    ("optim.contrast", optim.contrast, not optim.contrast, f"0 {with_it} it compares examples"),
-    (
-      "fed.strategy",
-      config.fed.strategy,
-      not (isinstance(strategy, strategies.Controlled) or strategies.of_losses(strategy)),
-      f"one without controls and losses {with_it} these are sent as they are",
-    ),
-    (
-      "fed.selection",
-      config.fed.selection,
-      config.fed.selection != "power_of_choice",
-      f"another {with_it} losses are not sent",
-    ),
-  ):
-    expect(name, value, holds, expected)
 
 
 class PoissonBatches:

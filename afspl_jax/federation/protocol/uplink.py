@@ -43,16 +43,6 @@ class Sent(NamedTuple):
   residual: Params  # what the client keeps for its next round
 
 
-def check(config: settings.Uplink) -> None:
-  """Raises SettingError, naming the field, unless every value is one that this module knows."""
-  settings.choice("uplink.select", config.select, ("energy", "ratio", "shared", "dense"))
-  settings.choice("uplink.weighing", config.weighing, ("coverage", "cohort"))
-  settings.choice("uplink.error_feedback", config.error_feedback, ("resume", "add", "none"))
-  for name in ("energy", "ratio"):
-    share = getattr(config, name)
-    settings.expect(f"uplink.{name}", share, 0 < share <= 1, "a share above 0 and up to 1")
-
-
 def mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
   """The shape of the mask of a leaf with this shape."""
   return (*shape[:-1], 1) if shape else ()

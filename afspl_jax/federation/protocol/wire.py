@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from jaxtyping import Bool, Float64, Num
 
-from afspl_jax.config import experiment
+from afspl_jax.config import nested_values
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol import uplink
 from afspl_jax.storage.pytrees import named_leaves, zeros_like
@@ -56,7 +56,7 @@ def spec(params: Params) -> list[tuple[str, tuple[int, ...], str]]:
 
 def structure_digest(params: Params) -> str:
   """A short hash of paths, shapes and dtypes; server and sites must have the same."""
-  return experiment.digest(spec(params))
+  return nested_values.digest(spec(params))
 
 
 def terms(params: Params, more: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from afspl_jax.config.experiment import choice
-
 _CANDIDATES = 2  # power of choice: candidates per site to select, d / m
 
 
@@ -57,10 +55,9 @@ def select(
     The chosen names, sorted.
 
   Raises:
-    UserError: no such method.
     ValueError: fewer sites than `count`, or `count` below 1.
   """
-  method_of = _METHODS[choice("fed.selection", method, METHODS)]
+  method_of = _METHODS[method]
   if not 1 <= count <= len(sites):
     raise ValueError(f"fed.clients_per_round: expected 1 to {len(sites)} (sites); got {count}")
   return sorted(method_of(sites, count, seed, round))

@@ -3,18 +3,16 @@
 A file `name.py` defines `create`, a frozen dataclass that is a `Strategy`; its fields are the
 method's options, each an int or a float with a default. A field `num_sites` is no option: it is
 the number of sites in the federation. Nothing else is edited to add one. Files whose names begin
-with `_` are what several share.
+with `_` are what several share. Another package adds one by an entry point (config/registry.py).
 """
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Sequence
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from jaxtyping import Array, Float
 
-from afspl_jax.config.experiment import choice
+from afspl_jax.config.registry import STRATEGIES
 from afspl_jax.errors import UserError
 from afspl_jax.federation.contracts import Update
 from afspl_jax.types import Params
@@ -75,8 +73,7 @@ def of_losses(strategy: Strategy) -> bool:
 
 def known() -> tuple[str, ...]:
   """Names of all strategies, sorted."""
-  names = (module.name for module in pkgutil.iter_modules(__path__))
-  return tuple(sorted(name for name in names if not name.startswith("_")))
+  return STRATEGIES.names()
 
 
 def get(spec: str, num_sites: int = 0) -> Strategy:
@@ -91,7 +88,7 @@ def get(spec: str, num_sites: int = 0) -> Strategy:
     UserError: no such strategy or option, or a value that the option cannot have.
   """
   name, colon, options = spec.partition(":")
-  create = importlib.import_module(f"{__name__}.{choice('fed.strategy', name, known())}").create
+  create = STRATEGIES.load(name).create
   chosen = _parse(name, create, options.split(",") if colon else [])
   return create(**chosen, **({_NUM_SITES: num_sites} if hasattr(create, _NUM_SITES) else {}))
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afspl_jax.config.experiment import expect
+from afspl_jax.config import setting
 from afspl_jax.types import Params
 
 
@@ -31,4 +31,4 @@ def require(strategy: Any, option: str, holds: bool, expected: str) -> None:
     SettingError: names the strategy by its file, the option, and what was expected.
   """
   name = type(strategy).__module__.rpartition(".")[2]
-  expect(f"fed.strategy: {name}: {option}", getattr(strategy, option), holds, expected)
+  setting.require(f"fed.strategy: {name}: {option}", getattr(strategy, option), holds, expected)

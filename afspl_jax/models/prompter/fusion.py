@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from afspl_jax.config.experiment import choice
 from afspl_jax.errors import UserError
 
 
@@ -30,7 +29,6 @@ class Fusion(nnx.Module):
     hidden: int,
     rngs: nnx.Rngs,
   ):
-    choice("prompter.fusion", strategy, ("static", "learned", "dynamic"))
     self.strategy = strategy
     if strategy == "static":
       given = weights or (1.0,) * num_sources

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from afspl_jax.config.experiment import choice
 from afspl_jax.errors import UserError
 
 
@@ -49,7 +48,6 @@ class PromptPool(nnx.Module):
     temperature: float,
     rngs: nnx.Rngs,
   ):
-    choice("prompter.pool_mode", mode, ("adaptive", "fixed", "dense"))
     number = prompts.shape[0]
     if not 1 <= k_min <= k_max <= number:
       raise UserError(

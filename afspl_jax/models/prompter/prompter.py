@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from afspl_jax.config import experiment as settings
-from afspl_jax.config.experiment import choice
+from afspl_jax.config.fields import check_values
 from afspl_jax.errors import UserError
 from afspl_jax.models.contracts import VisionSizes
 from afspl_jax.models.prompter.fusion import Fusion
@@ -57,7 +57,7 @@ class Prompter(nnx.Module):
     contrast: bool = False,
     rngs: nnx.Rngs,
   ):
-    choice("prompter.init", config.init, ("random", "vocabulary", "text"))
+    check_values(config, "prompter")
     if config.init == "text" and not init_ids.size:
       raise UserError("prompter.init_text: expected words to start from; got none that T5 knows")
     self.see_image, self.has_local = config.see_image, config.local

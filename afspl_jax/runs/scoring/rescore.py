@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from afspl_jax.config.experiment import digest
 from afspl_jax.config.fields import changed
+from afspl_jax.config.nested_values import digest
 from afspl_jax.data.partition import Clients, partition
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.extra_scores import (

@@ -8,8 +8,9 @@ from typing import Any
 
 from flax import nnx
 
-from afspl_jax.config.experiment import Experiment, differences
+from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import from_dict
+from afspl_jax.config.nested_values import differences
 from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies
 from afspl_jax.federation.client.client_store import ClientStore
@@ -21,7 +22,7 @@ from afspl_jax.models.huggingface.weights import fingerprint
 from afspl_jax.models.prompter.local import split
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.runs.frozen import FrozenPair, make_prompter
-from afspl_jax.runs.validate import check
+from afspl_jax.runs.validate import validate
 from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.json_text import parse
 from afspl_jax.storage.pytrees import zeros_like
@@ -64,7 +65,7 @@ def open_run(path: Path | str) -> FinishedRun:
     ) from error
   try:
     experiment = from_dict(config)
-    check(experiment)
+    validate(experiment)
   except UserError as error:
     versions = found.get("versions")
     made = versions.get("afspl_jax", "unknown") if isinstance(versions, dict) else "unknown"

@@ -20,7 +20,7 @@ from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.config.fields import changed, from_dict, known_fields
 from afspl_jax.errors import UserError
 from afspl_jax.models.prompter.local import join
-from afspl_jax.runs.validate import check
+from afspl_jax.runs.validate import validate
 from afspl_jax.storage.atomic_files import replaced_file
 from afspl_jax.storage.json_text import parse
 from afspl_jax.storage.pytrees import named_leaves, zeros_like
@@ -179,7 +179,7 @@ def _without_paths(config: Experiment) -> Experiment:
 
 def _require_safe(config: Experiment) -> None:
   """Rejects settings that are not valid, or that would fill the memory."""
-  check(config)
+  validate(config)
   for name, value in known_fields(config):
     largest = _LARGEST.get(name, _LARGEST.get(name.split(".")[0], math.inf))
     if isinstance(value, int) and value > largest:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from afspl_jax.config.experiment import Experiment, differences, to_dict
+from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.config.fields import changed
+from afspl_jax.config.nested_values import differences
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import decoding_settings
 from afspl_jax.models.prompter.prompter import Prompter

@@ -18,7 +18,7 @@ from afspl_jax.federation.privacy.update_clipping import UpdateClipping
 from afspl_jax.federation.server.aggregation import PrivateAggregation
 from afspl_jax.federation.server.rounds import SILENT
 from afspl_jax.federation.server.server_app import run_local
-from afspl_jax.runs.validate import check
+from afspl_jax.runs.validate import validate
 from tests.federation.least_squares import CLIENTS, LeastSquares, assert_same_bits
 from tests.federation.privacy.private_settings import settings_of
 from tests.federation.watching import Watching
@@ -29,7 +29,7 @@ def run(plan):
   """Runs a federation under privacy; again in the same folder, what is left of it."""
 
   def start(config, name="run", progress=SILENT, **kwargs):
-    check(config)
+    validate(config)
     run = plan(name, **dataclasses.asdict(config.fed))
     release = Release(config, Ledger(run.folder.path / LEDGER))
     clipping = UpdateClipping(config, Ledger(run.folder.path / "clients" / LEDGER))
@@ -141,7 +141,7 @@ def test_settings_that_promise_nothing_are_refused_by_field(field, change):
     part = dataclasses.replace(getattr(config, group), **values)
     config = dataclasses.replace(config, **{group: part})
   with pytest.raises(UserError, match=rf"^{field}: expected"):
-    check(config)
+    validate(config)
 
 
 def test_round_robin_is_paid_by_the_site_whose_turn_comes_most_often():

@@ -11,7 +11,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.dp_sgd_batches import PoissonBatches
 from afspl_jax.runs.prepare import find_inputs, prepare_setup
-from afspl_jax.runs.validate import check
+from afspl_jax.runs.validate import validate
 from tests.recorded_run import FIELDS
 
 PRIVATE = {"privacy.example_clip": 0.5, "privacy.example_noise": 2.0, "optim.balance": 0.0}
@@ -29,7 +29,7 @@ def setup(tmp_path_factory, tiny_checkpoints, shapes_dir):
   fields = {"backbone.clip": str(tiny_checkpoints.clip), "backbone.t5": str(tiny_checkpoints.t5)}
   fields |= FIELDS | OF_TEST | PRIVATE | {"data.dir": str(shapes_dir)}
   config = changed(Experiment(), fields)
-  check(config)
+  validate(config)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     yield prepare_setup(config, find_inputs(config), ClientStore(folder / "clients"))
@@ -152,8 +152,8 @@ def test_a_new_clients_own_prompt_is_not_made_of_its_examples(setup):
   [
     ({"optim.balance": 0.01}, "optim.balance: expected 0 with privacy.example_clip"),
     ({"optim.contrast": 0.1}, "optim.contrast: expected 0 with privacy.example_clip"),
-    ({"privacy.example_noise": 0.0}, "privacy.example_noise: expected above 0"),
-    ({"privacy.example_clip": -1.0}, "privacy.example_clip: expected 0 or more"),
+    ({"privacy.example_noise": 0.0}, "privacy.example_noise: expected a number above 0"),
+    ({"privacy.example_clip": -1.0}, "privacy.example_clip: expected a finite number, at least 0"),
     ({"fed.strategy": "scaffold", "uplink.select": "dense"}, "fed.strategy: .* without controls"),
     ({"fed.strategy": "qfedavg"}, "fed.strategy: .* without controls and losses"),
     ({"fed.selection": "power_of_choice"}, "fed.selection: .* losses are not sent"),
@@ -161,7 +161,7 @@ def test_a_new_clients_own_prompt_is_not_made_of_its_examples(setup):
 )
 def test_settings_that_would_tell_past_the_noise_are_refused(fields, says):
   with pytest.raises(UserError, match=says):
-    check(changed(Experiment(), PRIVATE | fields))
+    validate(changed(Experiment(), PRIVATE | fields))
 
 
 def test_a_delta_that_says_nothing_is_refused(setup, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from afspl_jax.config.experiment import Uplink
+from afspl_jax.config.fields import check_values
 from afspl_jax.errors import UserError
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.storage.pytrees import zeros_like
@@ -235,7 +236,7 @@ def test_a_tree_without_leaves_sends_nothing():
 BAD = [
   ({"select": "topk"}, "uplink.select: expected one of energy, ratio, shared, dense; got 'topk'"),
   ({"weighing": "mean"}, "uplink.weighing: expected one of coverage, cohort; got 'mean'"),
-  ({"energy": 0.0}, "uplink.energy: expected a share above 0 and up to 1; got 0.0"),
+  ({"energy": 0.0}, "uplink.energy: expected a finite number, above 0 and at most 1; got 0.0"),
   ({"energy": 1.01}, "uplink.energy: .* got 1.01"),
   ({"energy": float("nan")}, "uplink.energy: .* got nan"),
   ({"ratio": -0.1}, "uplink.ratio: .* got -0.1"),
@@ -245,6 +246,6 @@ BAD = [
 
 @pytest.mark.parametrize("fields, why", BAD)
 def test_a_setting_out_of_range_is_refused_by_name(fields, why):
-  uplink.check(Uplink(energy=1.0, ratio=1.0))
+  check_values(Uplink(energy=1.0, ratio=1.0), "uplink")
   with pytest.raises(UserError, match=why):
-    uplink.check(Uplink(**fields))
+    check_values(Uplink(**fields), "uplink")

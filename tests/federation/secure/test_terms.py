@@ -6,7 +6,7 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import changed
 from afspl_jax.errors import UserError
 from afspl_jax.federation.secure.terms import terms_of
-from afspl_jax.runs.validate import check
+from afspl_jax.runs.validate import validate
 
 SECURE = {"secure.aggregation": True, "uplink.select": "shared"}
 CENTRAL = {"privacy.dp": "central", "privacy.noise": 1.0}
@@ -19,18 +19,18 @@ def experiment(**more):
 @pytest.mark.parametrize(
   ("name", "value", "why"),
   [
-    ("secure.threshold", 0.5, "a share above 0.5"),
+    ("secure.threshold", 0.5, "above 0.5 and below 1"),
     ("secure.threshold", 1.0, "and below 1"),
-    ("secure.threshold", float("nan"), "a share above 0.5"),
-    ("secure.neighbours", 1, "0, or from 2 to the number of other clients, 9"),
-    ("secure.neighbours", 10, "0, or from 2"),
-    ("secure.bits", 7, "8 to 32"),
-    ("secure.bits", 33, "8 to 32"),
+    ("secure.threshold", float("nan"), "above 0.5"),
+    ("secure.neighbours", 1, "0, or at least 2 and less than the number of clients, 10"),
+    ("secure.neighbours", 10, "0, or at least 2"),
+    ("secure.bits", 7, "at least 8 and at most 32"),
+    ("secure.bits", 33, "at least 8 and at most 32"),
     ("fed.clients_per_round", 2, "at least 3 with secure.aggregation"),
     ("uplink.select", "energy", "shared or dense with secure.aggregation"),
     ("uplink.select", "ratio", "shared or dense with secure.aggregation"),
-    ("fed.strategy", "median", "one that needs nothing of the updates but their mean"),
-    ("fed.strategy", "qfedavg", "one that needs nothing of the updates but their mean"),
+    ("fed.strategy", "median", "needs only the mean of the updates"),
+    ("fed.strategy", "qfedavg", "needs only the mean of the updates"),
     ("fed.selection", "size", "uniform, round_robin or poisson"),
     ("fed.selection", "power_of_choice", "uniform, round_robin or poisson"),
     ("fed.share", "none", "all with secure.aggregation"),
@@ -39,33 +39,33 @@ def experiment(**more):
 )
 def test_a_setting_without_a_sum_under_masks_is_refused_by_its_field(name, value, why):
   with pytest.raises(UserError) as error:
-    check(experiment(**{name: value}))
+    validate(experiment(**{name: value}))
   assert str(error.value).startswith(f"{name}: expected ") and why in str(error.value)
   assert str(error.value).endswith(f"; got {value!r}")
 
 
 def test_sums_that_would_not_be_exact_are_refused_before_anything_is_loaded():
   with pytest.raises(UserError, match=r"up to 2\*\*53; got .* fed.max_examples"):
-    check(experiment(**{"secure.bits": 32}))
-  check(experiment(**{"secure.bits": 32, "fed.max_examples": 1000}))
+    validate(experiment(**{"secure.bits": 32}))
+  validate(experiment(**{"secure.bits": 32, "fed.max_examples": 1000}))
 
 
 def test_noise_of_every_client_has_no_bound_that_it_could_be_sent_in():
   local = CENTRAL | {"privacy.dp": "local"}
   with pytest.raises(UserError, match=r"privacy.dp: expected none or central .*; got 'local'"):
-    check(experiment(**local))
+    validate(experiment(**local))
 
 
 def test_coins_may_not_draw_fewer_than_have_a_sum():
   poisson = {"fed.selection": "poisson", "fed.clients_per_round": 4}
-  with pytest.raises(UserError, match=r"fed.clients_per_round: .* which has no sum"):
-    check(experiment(**CENTRAL, **poisson))
+  with pytest.raises(UserError, match=r"fed.clients_per_round: .* has no sum"):
+    validate(experiment(**CENTRAL, **poisson))
   many = {"fed.selection": "poisson", "data.num_clients": 100, "fed.clients_per_round": 50}
-  check(experiment(**CENTRAL, **many))
+  validate(experiment(**CENTRAL, **many))
 
 
 def test_weights_and_how_often_the_bound_bites_are_in_the_sum_unless_privacy_forbids():
-  check(experiment(**CENTRAL))
+  validate(experiment(**CENTRAL))
   plain, private = terms_of(experiment()), terms_of(experiment(**CENTRAL))
   assert plain.weighted and plain.counts == ("within_clip",)
   assert not private.weighted and private.counts == ()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from afspl_jax.errors import UserError
 from afspl_jax.federation.server.selection import METHODS, Candidate, poisson_sample, select
 
 SITES = {f"site_{i}": Candidate(10 * (i + 1), None if i % 3 == 0 else i / 10) for i in range(10)}
@@ -63,11 +62,6 @@ def test_all_sites_when_as_many_are_asked(method):
 def test_an_impossible_number_is_refused_by_field_name(method, count):
   with pytest.raises(ValueError, match=f"fed.clients_per_round: expected 1 to 10.*got {count}"):
     select(method, SITES, count, 0, 1)
-
-
-def test_an_unknown_method_is_refused_with_the_known_ones():
-  with pytest.raises(UserError, match=r"^fed.selection: expected one of uniform, .*; got 'dice'$"):
-    select("dice", SITES, 3, 0, 1)
 
 
 def test_uniform_draws_every_site_equally_often():
