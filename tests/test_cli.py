@@ -71,11 +71,40 @@ def test_tables_of_a_study_that_has_not_finished_are_written(tmp_path, capsys):
   assert capsys.readouterr().out == f"tables: {workdir / 'table.md'}\n"
   text = (workdir / "table.md").read_text()
   assert f"`afspl ablate {file} --workdir={workdir}`" in text.splitlines()[0]
-  assert "- dense FedAvg, seed 0: not run to its end" in text
+  assert "- dense FedAvg, seed 0: not finished" in text
 
 
-def test_help_names_every_command(capsys):
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command_in_its_group_with_an_example(argv, capsys):
+  try:
+    assert main(argv) == 0
+  except SystemExit as stop:
+    assert stop.code == 0
+  _, _, text = capsys.readouterr().out.partition("\n\n")
+  listed = {}
+  for part in text.split("\n\n")[1:-1]:
+    title, *rows, example = part.splitlines()
+    listed[title] = [row.split()[0] for row in rows]
+    assert example.split()[:2] == ["e.g.", "afspl"] and example.split()[2] in listed[title]
+  assert listed == {
+    "run:": ["run"],
+    "look:": ["status", "report", "dashboard", "prepare", "partition"],
+    "use:": ["caption", "answer", "evaluate", "export", "score"],
+    "study:": ["ablate"],
+    "operate:": ["keys", "audit"],
+  }
+
+
+def test_version_names_the_package(capsys):
   with pytest.raises(SystemExit) as stop:
-    main(["--help"])
-  assert stop.value.code == 0
-  assert "ablate" in (text := capsys.readouterr().out) and "score" in text
+    main(["--version"])
+  assert stop.value.code == 0 and capsys.readouterr().out.startswith("afspl ")
+
+
+def test_run_takes_the_flags_of_launch_py(capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(["run", "--help", "uplink"])
+  out, _ = capsys.readouterr()
+  assert stop.value.code == 0 and out.startswith("uplink: ") and "uplink.energy = 0.6" in out
+  assert main(["run", "--config=nope.py"]) == 2
+  assert capsys.readouterr().err.startswith("afspl run: --config=nope.py: expected one of ")

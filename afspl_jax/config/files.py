@@ -9,7 +9,9 @@ from afspl_jax.errors import UserError
 
 T = TypeVar("T")
 
-CONFIGS = Path(__file__).parents[2] / "configs"  # of a checkout
+_ROOT = Path(__file__).parents[2]  # a checkout, or where the wheel is installed
+_IN_WHEEL = Path(__file__).parent / "experiments"  # a copy of the checkout's configs/
+CONFIGS = _ROOT / "configs" if (_ROOT / "launch.py").is_file() else _IN_WHEEL
 
 
 def find(name: str, configs: Path, flag: str = "") -> Path:

@@ -1,4 +1,4 @@
-"""Commands that use or score a trained prompter: caption, answer, export, evaluate."""
+"""Commands that use or score a trained prompter: caption, answer, evaluate, export, score."""
 
 import argparse
 import glob
@@ -8,31 +8,36 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from afspl_jax.config.experiment import Eval
+from afspl_jax.config.fields import SETTINGS
 from afspl_jax.errors import UserError
+from afspl_jax.runs.commands.groups import CommandGroup
 
 if TYPE_CHECKING:
   from afspl_jax.runs.trained.model import Model
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # in folders
 _WORLD = (
-  " A run with the tiny pair that is shipped has only ever seen a drawn world of coloured shapes:"
-  " of a photo it says nonsense in good style."
+  " The tiny pair in this package has seen only a drawn world of coloured shapes: about a photo it"
+  " says well-formed nonsense."
 )
 
 
-def add_commands(commands: Any) -> None:
-  """Adds the commands to the parser's (argparse `add_subparsers`)."""
-  caption = commands.add_parser(
+def add_commands(parsers: Any) -> CommandGroup:
+  """Adds the commands."""
+  group = CommandGroup(parsers, "use", "afspl caption runs/shapes photo.jpg scans/")
+  caption = group.add(
     "caption",
-    help="describe images with a run's prompter, as JSON lines",
-    description="Describes images, a line of JSON each. Exit status 1 if one was no image."
-    + _WORLD,
+    _use,
+    "describe images with a run's prompter, as JSON lines",
+    f"Describes images, one JSON line each. Exit status 1 if a file is not an image.{_WORLD}",
   )
-  answer = commands.add_parser(
+  answer = group.add(
     "answer",
-    help="answer a question about images with a run's prompter, as JSON lines",
-    description="Answers one question about each image, a line of JSON each. Exit status 1 if one"
-    " was no image." + _WORLD,
+    _use,
+    "answer a question about images with a run's prompter, as JSON lines",
+    "Answers one question about each image, one JSON line each. Exit status 1 if a file is not an"
+    f" image.{_WORLD}",
   )
   for parser in (caption, answer):
     parser.add_argument("folder", metavar="RUN", help="a run's folder, or a file of `afspl export`")
@@ -41,32 +46,44 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--prompts", action="store_true", help="add fusion weights, chosen prompts")
     parser.add_argument("--batch", type=int, default=8, help="images at a time; default 8")
-    parser.set_defaults(run=_use)
-    _add_whose(parser)
+    _add_prompter(parser)
     _add_decoding(parser)
   answer.add_argument("question", help='such as "how many shapes are there ?"')
+  caption.set_defaults(question="")
+  _add_evaluate(group)
 
-  export = commands.add_parser(
+  export = group.add(
     "export",
-    help="write a run's prompter as one safetensors file",
-    description="Writes what sites share of the prompter, its settings, and which two backbones it"
-    " needs, by name and hash. With --site also its own prompt, which else never leaves the site.",
+    _export,
+    "write a run's prompter as one safetensors file",
+    "Writes the shared part of the prompter, its settings, and the names and hashes of the two"
+    " backbones that it needs. With --site the file also holds the site's local prompt, which"
+    " otherwise never leaves the site.",
   )
   export.add_argument("folder", metavar="RUN", help="a run's folder")
   export.add_argument("file", type=Path, metavar="FILE.safetensors")
-  _add_whose(export)
+  _add_prompter(export)
 
-  evaluate = commands.add_parser(
+  score = group.add(
+    "score", _score, "compute BLEU-1..4, CIDEr and ROUGE-L of a file of predictions, as JSON"
+  )
+  score.add_argument("file", help='lines like {"prediction": "...", "references": ["...", "..."]}')
+  return group
+
+
+def _add_evaluate(group: CommandGroup) -> None:
+  evaluate = group.add(
     "evaluate",
-    help="score a run's checkpoint, with 95 %% intervals",
-    description="Scores a checkpoint as training does, to the digit, or otherwise: another split,"
-    " more beams, sites' own prompts, more scores.",
+    _evaluate,
+    "score a run's checkpoint, with 95 % intervals",
+    "Scores a checkpoint exactly as training does, or with other choices: another split, more"
+    " beams, personalised models, more scores.",
   )
   evaluate.add_argument("folder", type=Path, metavar="RUN", help="a run's folder")
   evaluate.add_argument("--split", default="test", choices=("test", "validation", "train"))
   evaluate.add_argument("--examples", type=int, help="of the split, evenly spread; 0 = all")
   evaluate.add_argument(
-    "--personal", action="store_true", help="each example by its own site's prompter"
+    "--personal", action="store_true", help="each example by its own site's personalised model"
   )
   evaluate.add_argument(
     "--more",
@@ -76,36 +93,29 @@ def add_commands(commands: Any) -> None:
     help="scores that take longer; the last two need Java",
   )
   evaluate.add_argument("--out", type=Path, help="folder to write to; default RUN/evaluations")
-  evaluate.add_argument("--json", action="store_true", help="print what is written, not a table")
-  _add_whose(evaluate, own=False)
+  evaluate.add_argument("--json", action="store_true", help="print JSON, not a table")
+  _add_prompter(evaluate, own=False)
   _add_decoding(evaluate)
 
-  caption.set_defaults(question="")
-  export.set_defaults(run=_export)
-  evaluate.set_defaults(run=_evaluate)
 
-
-def _add_whose(parser: argparse.ArgumentParser, own: bool = True) -> None:
+def _add_prompter(parser: argparse.ArgumentParser, own: bool = True) -> None:
   parser.add_argument("--round", type=int, help="one of the two kept; default the newest")
-  parser.add_argument("--site", default="", metavar="NAME", help="with this site's own prompt")
+  parser.add_argument(
+    "--site", default="", metavar="NAME", help="with the local prompt of this site"
+  )
   if own:
     parser.add_argument("--own", default="", metavar="RUN", help="the run's folder at that site")
   parser.add_argument("--clip", default="", metavar="FOLDER", help="if not where the run found it")
   parser.add_argument("--t5", default="", metavar="FOLDER", help="if not where the run found it")
 
 
-_DECODING = {
-  "beams": (int, "texts followed at a time; 1 = greedy"),
-  "length_penalty": (float, "beams > 1: scores are divided by length**this"),
-  "no_repeat_ngram": (int, "no so many tokens come twice in a row; 0 = any may"),
-  "min_tokens": (int, "fewest tokens of a text"),
-  "max_tokens": (int, "most tokens of a text"),
-}
+_DECODING = ("beams", "length_penalty", "no_repeat_ngram", "min_tokens", "max_tokens")
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group("how texts are generated; default: as the run was scored")
-  for name, (kind, meaning) in _DECODING.items():
+  for name in _DECODING:
+    kind, meaning = type(getattr(Eval(), name)), SETTINGS[f"eval.{name}"].meaning
     group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=meaning)
 
 
@@ -219,4 +229,14 @@ def _evaluate(args: argparse.Namespace) -> int:
   file = write_evaluation(found, args.out or args.folder / "evaluations")
   print(json.dumps(found.summary, indent=2) if args.json else format_evaluation(found.summary))
   print(f"written: {file}, and the predictions beside it", file=sys.stderr)
+  return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+  from afspl_jax.evaluation.score_file import score_file
+
+  try:
+    print(json.dumps(score_file(args.file), indent=2))
+  except (OSError, ValueError) as error:
+    raise UserError(str(error)) from error
   return 0

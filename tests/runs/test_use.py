@@ -8,8 +8,8 @@ from PIL import Image
 from afspl_jax.cli import main
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import GeneratedText
+from afspl_jax.runs.commands.use import _files
 from afspl_jax.runs.trained import model as model_module
-from afspl_jax.runs.use_cli import _files
 
 
 class Echo:

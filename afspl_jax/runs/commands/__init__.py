@@ -1,0 +1,1 @@
+"""The commands of `afspl`: a module for each group."""
