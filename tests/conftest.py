@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 # Models of this size compile for longer than they run. What one test, worker or child has compiled,
-# no other does: test_train_step and test_chunked_t5_loss alone take 83 s instead of 93.
+# no other does: test_train_step and test_chunked_loss alone take 83 s instead of 93.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have it from who starts them
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled")
@@ -40,7 +40,7 @@ from afspl_jax.models.huggingface.preprocessing import Tokenizer
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.models.t5.config import T5Config
 from afspl_jax.models.t5.t5 import T5
-from afspl_jax.training.train_step import make_mesh
+from afspl_jax.training.mesh import make_mesh
 from afspl_jax.types import Batch, Params
 from tests.launcher import Launcher
 
@@ -59,7 +59,7 @@ LONG = (
   "study/test_ablate.py",
   "trained/test_prompter_file.py",
   "training/test_train_step.py",
-  "training/test_chunked_t5_loss.py",
+  "training/test_chunked_loss.py",
 )
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -29,7 +29,7 @@ def leaves(module: nnx.Module) -> Params:
   return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
-def prefix(prompted: Prompted) -> Float[Array, "b x d"]:
+def soft_prefix(prompted: Prompted) -> Float[Array, "b x d"]:
   """`[F ; V]`, the vectors before the instruction."""
   return jnp.concatenate([prompted.prompt, prompted.visual], axis=1)
 
@@ -63,7 +63,7 @@ class Captioner:
     """Builds `[F ; V ; embed(instruction)]` and encodes it, without the targets."""
     prompted = self.prompt(params, batch)
     instruction = batch.instruction, batch.instruction_mask
-    return Encoded(*self.encode_prefix(frozen, prefix(prompted), *instruction), prompted)
+    return Encoded(*self.encode_prefix(frozen, soft_prefix(prompted), *instruction), prompted)
 
   def encode_prefix(
     self,

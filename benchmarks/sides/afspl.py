@@ -17,7 +17,8 @@ from afspl_jax.models.decoding import Decoding, make_decoder
 from afspl_jax.models.huggingface.weights import load_language_model, load_vision_encoder
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.models.t5.t5 import T5
-from afspl_jax.training.train_step import make_local_training, make_mesh, replicate
+from afspl_jax.training.mesh import make_mesh, replicate
+from afspl_jax.training.train_step import make_local_training
 from afspl_jax.types import Batch
 from benchmarks.case import Case, Rows
 from benchmarks.sides.side import Leaves, Trained

@@ -16,7 +16,7 @@ from flax import nnx
 import afspl_jax
 from afspl_jax.config import experiment as settings
 from afspl_jax.errors import UserError
-from afspl_jax.models.captioner import Captioner, leaves, prefix
+from afspl_jax.models.captioner import Captioner, leaves, soft_prefix
 from afspl_jax.models.decoding import Decoding, make_decoder, top
 from afspl_jax.models.huggingface import weights
 from afspl_jax.models.prompter.prompter import Prompter
@@ -78,7 +78,7 @@ def pairs(tmp_path_factory) -> Iterator[dict[str, Pair]]:
 def generate(pair: Pair, batch, config: Decoding) -> SimpleNamespace:
   """The reference's texts for what our encoder reads, padded, and their scores."""
   prompted = pair.model.captioner.prompt(pair.model.params, batch)
-  embeddings = jnp.concatenate([prefix(prompted), pair.t5.embed(batch.instruction)], axis=1)
+  embeddings = jnp.concatenate([soft_prefix(prompted), pair.t5.embed(batch.instruction)], axis=1)
   mask = np.ones(embeddings.shape[:2], np.int64)
   mask[:, -batch.instruction.shape[1] :] = batch.instruction_mask
   options = {"length_penalty": config.length_penalty, "early_stopping": False}

@@ -8,12 +8,9 @@ import pytest
 
 from afspl_jax.models.prompter.pool import balance_loss
 from afspl_jax.training.losses import contrastive, token_cross_entropy
-from afspl_jax.training.train_step import (
-  make_local_training,
-  make_optimizer,
-  make_schedule,
-  replicate,
-)
+from afspl_jax.training.mesh import replicate
+from afspl_jax.training.optimizer import make_optimizer, make_schedule
+from afspl_jax.training.train_step import make_local_training
 from tests.conftest import make_batch, make_model
 from tests.training.cohorts import assert_close, make_optim, of, pull
 

@@ -16,7 +16,7 @@ from afspl_jax.models.captioner import Captioner, leaves
 from afspl_jax.models.decoding import make_decoder
 from afspl_jax.models.prompter.local import join
 from afspl_jax.runs.trained.trained_prompter import TrainedPrompter, open_trained_prompter
-from afspl_jax.training.train_step import make_mesh, replicate
+from afspl_jax.training.mesh import make_mesh, replicate
 from afspl_jax.types import Batch
 
 ImageLike = Image.Image | Path | str  # an image, or its file

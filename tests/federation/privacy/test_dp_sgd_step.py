@@ -17,9 +17,10 @@ from afspl_jax.federation.privacy.dp_sgd_step import (
   make_private_training,
 )
 from afspl_jax.federation.privacy.noise import gaussian
-from afspl_jax.models.captioner import prefix
+from afspl_jax.models.captioner import soft_prefix
 from afspl_jax.training.losses import token_cross_entropy
-from afspl_jax.training.train_step import make_optimizer, make_schedule, replicate
+from afspl_jax.training.mesh import replicate
+from afspl_jax.training.optimizer import make_optimizer, make_schedule
 from benchmarks.attacks import success
 from tests.conftest import make_batch
 from tests.training.cohorts import assert_close, make_optim, of, pull
@@ -50,9 +51,10 @@ def noise_of(model, std=CLIP * NOISE):
 def train(model, mesh, batches, noise, expected=(8, 8, 8), params=None):
   params = starts(model) if params is None else params
   placed, frozen = replicate(jax.tree.map(jnp.array, params), mesh), replicate(model.frozen, mesh)
-  secret, first = StepNoise(noise, jnp.asarray(expected, jnp.float32)), jnp.asarray(2, jnp.int32)
+  private = StepNoise(noise, jnp.asarray(expected, jnp.float32))
+  first = jnp.asarray(2, jnp.int32)
   program = program_of(model.captioner, mesh)
-  return jax.device_get(program(placed, frozen, params, batches, first, secret))
+  return jax.device_get(program(placed, frozen, params, batches, first, private))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def pull_of(model):
     return jax.vmap(of_row)(logits, batch.targets, batch.targets_mask).sum()
 
   grad = jax.jit(jax.grad(total))
-  return lambda batch: grad(prefix(model.captioner.prompt(model.params, batch)), batch)
+  return lambda batch: grad(soft_prefix(model.captioner.prompt(model.params, batch)), batch)
 
 
 def distance(one, other):
