@@ -25,7 +25,7 @@ from afspl_jax.data.shapes.scene import (
   Look,
   Scene,
   cells_of,
-  draw,
+  render,
   sample_look,
 )
 from afspl_jax.models.clip.clip import Clip
@@ -157,7 +157,7 @@ class _World:
     self.looks = [sample_look(rng) for _ in range(IMAGES)]
     self.images = np.stack(
       [
-        np.asarray(draw(scene, look, rng))
+        np.asarray(render(scene, look, rng))
         for scene, look in tqdm(zip(self.scenes, self.looks, strict=True), "drawing", IMAGES)
       ]
     )

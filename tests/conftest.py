@@ -186,14 +186,14 @@ def tiny_checkpoints(tmp_path_factory) -> Checkpoints:
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory) -> Path:
   """The shapes world with a few images a site; give it as data.dir."""
-  from afspl_jax.data.bad_records import Faults
+  from afspl_jax.data.bad_records import BadRecords
   from afspl_jax.data.shapes import builder
   from afspl_jax.data.sources import shapes
 
   folder = tmp_path_factory.mktemp("data_sets")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(builder, "PER_SITE", {"train": 8, "validation": 2, "test": 2})
-    shapes.open_splits(["train"], settings.Data(dir=str(folder)), Faults())
+    shapes.open_splits(["train"], settings.Data(dir=str(folder)), BadRecords())
   return folder
 
 

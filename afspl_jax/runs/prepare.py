@@ -15,7 +15,7 @@ from afspl_jax.data import manifest
 from afspl_jax.data.bad_records import MissingData
 from afspl_jax.data.batches import Split
 from afspl_jax.data.features import default_cache
-from afspl_jax.data.partition import Clients, check_images, partition
+from afspl_jax.data.partition import Clients, check_split_images, partition
 from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
@@ -82,7 +82,7 @@ class Setup:
     }
     if not self.single_site:  # otherwise two sites could train on the same examples
       terms["split"] = {f"data.{name}": config["data"][name] for name in _PARTITION}
-      terms["split"]["data.partition"] = manifest.agreed(self.config.data.partition)
+      terms["split"]["data.partition"] = manifest.comparable_partition(self.config.data.partition)
     return terms
 
 
@@ -162,7 +162,7 @@ def prepare_setup(
   mesh = mesh or make_mesh()
   pair = load_pair(config, inputs.folders, inputs.hashes)
   examples = read_examples(inputs.sources)
-  check_images(examples)
+  check_split_images(examples)
   clients = _partition(config, examples, site)
   splits = _splits(config, inputs.sources, pair)
   prompter = make_prompter(config, pair, contrast=config.optim.contrast > 0)
@@ -204,7 +204,7 @@ def partition_digest(
   examples: Mapping[str, Sequence[Example]], clients: Mapping[str, Clients]
 ) -> str:
   """A short hash of the assignment of examples to clients, as in the partition's manifest."""
-  return digest(manifest.ids(examples, clients))
+  return digest(manifest.example_ids(examples, clients))
 
 
 def _facts(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.bad_records import Faults, MissingData
+from afspl_jax.data.bad_records import BadRecords, MissingData
 from afspl_jax.data.sources import open_source
 from afspl_jax.data.sources.coco_json import open_splits
 from afspl_jax.errors import UserError
@@ -58,7 +58,7 @@ def test_val_serves_validation_and_test(tmp_path):
 def test_a_split_that_no_file_serves_is_named(tmp_path):
   write(tmp_path, "val2017")
   folder = write(tmp_path, "test2017")
-  assert list(open_splits(SPLITS, Data(dir=str(folder)), Faults())) == ["validation", "test"]
+  assert list(open_splits(SPLITS, Data(dir=str(folder)), BadRecords())) == ["validation", "test"]
   with pytest.raises(UserError, match=rf"got none of train in {folder}\. .* afspl prepare$"):
     opened("coco_json", folder)
   with pytest.raises(UserError, match="got none of train"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afspl_jax.data.feature_cache import FeatureCache, rows_of
+from afspl_jax.data.feature_cache import FeatureCache, copy_rows
 
 FLOAT, SHAPES = np.dtype(np.float32), {"a": (60, 3), "b": (60,)}
 A, B = np.arange(180, dtype=np.float32).reshape(60, 3), -np.arange(60, dtype=np.float32)
@@ -110,8 +110,8 @@ def test_what_was_read_is_not_kept_in_the_process(tmp_path):
   cache = FeatureCache(tmp_path, FLOAT)
   kept = cache.get(["large"], {"a": large.shape}, lambda start: [{"a": large[start:]}])["a"]
   rows = np.array([3, 1000, 3, 0])
-  np.testing.assert_array_equal(rows_of(kept, rows), large[rows])
-  np.testing.assert_array_equal(rows_of(kept, np.arange(1024)), large)
+  np.testing.assert_array_equal(copy_rows(kept, rows), large[rows])
+  np.testing.assert_array_equal(copy_rows(kept, np.arange(1024)), large)
   assert resident(tmp_path) == 0
   np.testing.assert_array_equal(kept, large)  # as a plain array
   assert resident(tmp_path) >= large.nbytes

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.bad_records import Faults, MissingData
+from afspl_jax.data.bad_records import BadRecords, MissingData
 from afspl_jax.data.partition import partition
 from afspl_jax.data.sources import open_source
 from afspl_jax.data.sources.folder import open_splits
@@ -210,7 +210,7 @@ def test_what_is_said_of_images_does_not_make_other_images_of_them(tmp_path):
 
   def pictures(lines: list) -> list[str]:
     (folder / "captions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    return [source.pictures for source in opened("folder", folder).values()]
+    return [source.images_fingerprint for source in opened("folder", folder).values()]
 
   lines = [line(i) for i in range(40)]
   first = pictures(lines)
@@ -266,7 +266,7 @@ def test_whatever_lines_say_they_are_examples_or_named_faults(tmp_path, lines):
   (tmp_path / "scans" / "0.png").touch()
   path = tmp_path / "captions.jsonl"
   path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
-  faults = Faults(None)
+  faults = BadRecords(None)
   sources = open_splits(SPLITS, Data(dir=str(tmp_path)), faults)
   for example in examples(sources):
     assert example.image == "scans/0.png" and all(text.strip() for text in example.references)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afspl_jax.data.images import decode, montage
+from afspl_jax.data.images import decode_image, montage
 from afspl_jax.errors import UserError
 
 
@@ -21,7 +21,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **how) -> io.BytesIO:
 
 
 def pixels(image: Image.Image, kind: str = "PNG", **how) -> np.ndarray:
-  found = decode(encoded(image, kind, **how), "it")
+  found = decode_image(encoded(image, kind, **how), "it")
   assert found.mode == "RGB"
   return np.asarray(found)
 
@@ -112,12 +112,12 @@ def test_numbers_below_zero_and_that_are_none_are_scaled_too():
 def test_a_file_that_ends_early_is_refused(kind):
   noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
   content = encoded(Image.fromarray(noise), kind).getvalue()
-  decode(io.BytesIO(content), "it")
+  decode_image(io.BytesIO(content), "it")
   for part in (0, 1, len(content) // 2, len(content) - 60):
     with pytest.raises(
       UserError, match=r"^it: expected an image; got .* decoded: .* Fetch"
     ) as error:
-      decode(io.BytesIO(content[:part]), "it")
+      decode_image(io.BytesIO(content[:part]), "it")
     assert "\n" not in str(error.value)
 
 
@@ -133,7 +133,7 @@ def test_spoiled_files_are_read_or_refused_in_one_line():
       spoiled = content.copy()
       spoiled[rng.integers(0, min(len(content), 150), 4)] = rng.integers(0, 256, 4)
       try:
-        decode(io.BytesIO(spoiled.tobytes()), "it")
+        decode_image(io.BytesIO(spoiled.tobytes()), "it")
       except UserError as error:
         refused += 1
         assert "\n" not in str(error)
@@ -154,15 +154,15 @@ def bomb(width: int, height: int) -> io.BytesIO:
 @pytest.mark.parametrize("side", [10_000, 14_000])  # Pillow warns of the first
 def test_decompression_bombs_are_refused_before_they_are_decoded(side):
   with pytest.raises(UserError, match="decompression bomb"):
-    decode(bomb(side, side), "it")
+    decode_image(bomb(side, side), "it")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_where_pillows_warning_is_not_an_error():
   with pytest.raises(UserError, match="10000 x 10000 pixels could be a decompression bomb's"):
-    decode(bomb(10_000, 10_000), "it")
+    decode_image(bomb(10_000, 10_000), "it")
   with pytest.raises(UserError, match="decoded: image file is truncated"):
-    decode(bomb(9_000, 9_000), "it")  # of a size that is taken
+    decode_image(bomb(9_000, 9_000), "it")  # of a size that is taken
 
 
 def test_a_picture_that_scaling_would_blow_up_is_refused():
@@ -173,7 +173,7 @@ def test_a_picture_that_scaling_would_blow_up_is_refused():
 
 def test_files_that_are_programs_are_not_run():
   with pytest.raises(UserError, match="EPS files are programs"):
-    decode(encoded(photo(), "EPS"), "it")
+    decode_image(encoded(photo(), "EPS"), "it")
 
 
 def test_of_an_animation_it_is_the_first_frame():
@@ -215,9 +215,9 @@ def test_two_images_lie_in_the_middle():
 def test_a_path_is_read_as_its_content_is(tmp_path: Path):
   path = tmp_path / "x.png"
   photo().save(path)
-  np.testing.assert_array_equal(decode(path, "it"), decode(encoded(photo()), "it"))
+  np.testing.assert_array_equal(decode_image(path, "it"), decode_image(encoded(photo()), "it"))
   with pytest.raises(UserError, match=r"none\.png: expected an image; there is no such file"):
-    decode(tmp_path / "none.png", str(tmp_path / "none.png"))
+    decode_image(tmp_path / "none.png", str(tmp_path / "none.png"))
 
 
 def test_scaling_a_few_rows_at_a_time_is_scaling_at_once(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from afspl_jax.config.experiment import Data, digest
 from afspl_jax.data import manifest
-from afspl_jax.data.partition import PICTURE, partition, record
+from afspl_jax.data.partition import PICTURE, partition, save_partition
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
@@ -32,7 +32,7 @@ def values(kind: str, **others) -> Data:
 def file(tmp_path):
   """A manifest as a run leaves it."""
   config = values("dirichlet")
-  record(tmp_path, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
+  save_partition(tmp_path, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
   return tmp_path / manifest.FILE
 
 
@@ -53,7 +53,7 @@ def test_a_manifest_says_who_has_what(file):
 
 def test_capacities_are_told(tmp_path):
   config = values("capacity", capacity_ratio=8.0)
-  record(tmp_path, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
+  save_partition(tmp_path, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
   found = json.loads((tmp_path / manifest.FILE).read_text())
   assert sorted(found["capacity"].values()) == pytest.approx([1, 2, 4, 8])
   sizes = {name: len(held["train"]) for name, held in found["clients"].items()}
@@ -63,13 +63,13 @@ def test_capacities_are_told(tmp_path):
 def test_a_given_manifest_is_followed_though_examples_come_in_another_order(file):
   turned = {split: examples[::-1] for split, examples in SPLITS.items()}
   parts = partition(turned, values(f"manifest:{file}"), seed=9)
-  assert manifest.ids(SPLITS, partition(SPLITS, values(f"manifest:{file}"), 9)) == manifest.read(
-    file
-  )
+  assert manifest.example_ids(
+    SPLITS, partition(SPLITS, values(f"manifest:{file}"), 9)
+  ) == manifest.read_manifest(file)
   for split, clients in parts.items():
     for name, rows in clients.items():
       held = {turned[split][i].id for i in rows}
-      assert held == set(manifest.read(file)[name][split])
+      assert held == set(manifest.read_manifest(file)[name][split])
 
 
 def test_splits_that_are_not_here_are_not_asked_for(file):
@@ -83,8 +83,10 @@ def test_only_clients_must_be_told_and_their_order_does_not_matter(file, tmp_pat
   by_hand.write_text(json.dumps({"clients": dict(reversed(clients.items()))}))
   first, second = (partition(SPLITS, values(f"manifest:{path}"), 0) for path in (file, by_hand))
   assert list(second["train"]) == list(first["train"])
-  assert manifest.agreed(f"manifest:{by_hand}") == manifest.agreed(f"manifest:{file}")
-  assert manifest.agreed("iid") == "iid"
+  assert manifest.comparable_partition(f"manifest:{by_hand}") == manifest.comparable_partition(
+    f"manifest:{file}"
+  )
+  assert manifest.comparable_partition("iid") == "iid"
 
 
 def move(clients, split, one, to):
@@ -183,7 +185,7 @@ def test_ids_that_several_examples_have_are_named(tmp_path):
   twice = {"train": [*world(8, "t"), *world(1, "t")]}
   config = values("iid")
   with pytest.raises(UserError, match=r"data.source: expected an id for every .*'t0-0' .*\(2 such"):
-    record(tmp_path, twice, partition(twice, config, 0), config, 0, {})
+    save_partition(tmp_path, twice, partition(twice, config, 0), config, 0, {})
   assert not list(tmp_path.iterdir())
 
 
@@ -191,7 +193,7 @@ def test_what_is_recorded_already_is_left_alone(file):
   picture = file.with_name(PICTURE)
   before = file.stat().st_mtime_ns, picture.stat().st_mtime_ns
   config = values("dirichlet")
-  record(file.parent, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
+  save_partition(file.parent, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
   assert (file.stat().st_mtime_ns, picture.stat().st_mtime_ns) == before
-  record(file.parent, SPLITS, partition(SPLITS, config, 1), config, 1, PRINTS)
+  save_partition(file.parent, SPLITS, partition(SPLITS, config, 1), config, 1, PRINTS)
   assert file.stat().st_mtime_ns > before[0] and picture.stat().st_mtime_ns > before[1]

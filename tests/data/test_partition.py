@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from afspl_jax.config.experiment import digest
 from afspl_jax.data import partition as module
-from afspl_jax.data.partition import check_images, partition
+from afspl_jax.data.partition import check_split_images, partition
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 from tests.data.dealt import (
@@ -256,11 +256,11 @@ def test_partitions_are_those_that_results_were_published_of(kind, expected):
 
 def test_an_image_in_two_splits_is_named():
   test = [example for example in world(9) if example.image in ("image5", "image7")]
-  check_images({"train": world(5), "validation": [], "test": test})
+  check_split_images({"train": world(5), "validation": [], "test": test})
   with pytest.raises(
     UserError, match=r"'image5' is in train and in test \(1 such images\)\. Remove"
   ):
-    check_images({"train": world(7), "validation": [], "test": test})
+    check_split_images({"train": world(7), "validation": [], "test": test})
 
 
 # Sizes

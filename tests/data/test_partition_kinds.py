@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afspl_jax.data.partition import capacities, partition
+from afspl_jax.data.partition import client_capacities, partition
 from afspl_jax.data.partitions import dirichlet, iid
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
@@ -39,19 +39,19 @@ def test_sizes_are_in_proportion_in_all_splits(kind):
 def test_sizes_follow_capacities_even_steps_apart():
   values = config("capacity", num_clients=7, capacity_ratio=64.0)
   clients = train_parts(world(5000, one), values, seed=3)
-  capacity = capacities(list(clients), values, 3)
+  capacity = client_capacities(list(clients), values, 3)
   assert list(capacity) == list(clients)
   assert sorted(capacity.values()) == pytest.approx([1, 2, 4, 8, 16, 32, 64])
   for name, indices in clients.items():
     assert abs(len(indices) - 5000 * capacity[name] / 127) <= 1
-  assert capacities(list(clients), values, 4) != capacity
-  assert capacities(list(clients), config("iid"), 3) == {}
+  assert client_capacities(list(clients), values, 4) != capacity
+  assert client_capacities(list(clients), config("iid"), 3) == {}
 
 
 def test_any_partition_may_say_what_clients_can_afford(monkeypatch):
   monkeypatch.setattr(iid, "capacities", lambda names, *_: dict.fromkeys(names, 2.0), raising=False)
-  assert capacities(["a", "b"], config("iid"), 3) == {"a": 2.0, "b": 2.0}
-  assert capacities(["a", "b"], config("manifest:one.json"), 3) == {}
+  assert client_capacities(["a", "b"], config("iid"), 3) == {"a": 2.0, "b": 2.0}
+  assert client_capacities(["a", "b"], config("manifest:one.json"), 3) == {}
 
 
 # Labels

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from afspl_jax.data import partition_plot
-from afspl_jax.data.partition_plot import draw
+from afspl_jax.data.partition_plot import plot_partition
 
 
 def manifest(num_clients: int, num_labels: int, seed: int = 0) -> dict:
@@ -37,7 +37,7 @@ def manifest(num_clients: int, num_labels: int, seed: int = 0) -> dict:
 )
 def test_a_picture_is_as_high_as_its_clients_need(tmp_path, num_clients, num_labels, height):
   path = tmp_path / "partition.png"
-  assert draw(manifest(num_clients, num_labels), path)
+  assert plot_partition(manifest(num_clients, num_labels), path)
   with Image.open(path) as image:
     assert image.size == (920, height)
     assert len(np.unique(np.asarray(image.convert("L")))) > 10
@@ -60,10 +60,10 @@ def test_a_client_without_examples_is_drawn_too(tmp_path):
   for number in (3, 50):
     found = manifest(number, 5)
     found["clients"]["client0001"]["train"], found["labels"]["client0001"] = [], {}
-    assert draw(found, tmp_path / f"{number}.png")
+    assert plot_partition(found, tmp_path / f"{number}.png")
 
 
 def test_without_matplotlib_there_is_no_picture_and_no_error(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-  assert not draw(manifest(2, 2), tmp_path / "partition.png")
+  assert not plot_partition(manifest(2, 2), tmp_path / "partition.png")
   assert not list(tmp_path.iterdir())

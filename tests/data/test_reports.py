@@ -10,7 +10,7 @@ from PIL import Image
 
 from afspl_jax.data.bad_records import MissingData
 from afspl_jax.data.image_files import FileSource
-from afspl_jax.data.records import read_json
+from afspl_jax.data.records import read_json_file
 from afspl_jax.errors import UserError
 from tests.data.folders import SPLITS, examples, images, opened, real, write_images, write_json
 
@@ -81,8 +81,8 @@ def test_the_real_reports_are_read_whole(tmp_path):
   (tmp_path / path.name).symlink_to(path)
   write_images(tmp_path, ["one.png"])
   (tmp_path / "images").mkdir()
-  several = next(s for s in read_json(path)["train"] if len(s["image_path"]) == 4)
-  for part in read_json(path).values():
+  several = next(s for s in read_json_file(path)["train"] if len(s["image_path"]) == 4)
+  for part in read_json_file(path).values():
     for record in part:
       for name in record["image_path"]:
         os.link(tmp_path / "one.png", tmp_path / "images" / name)

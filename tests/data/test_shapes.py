@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from afspl_jax.config.experiment import Data
 from afspl_jax.data.shapes import builder, language
 from afspl_jax.data.shapes.language import FORMS, Style
-from afspl_jax.data.shapes.scene import COLOURS, SHAPES, SPLITS, Scene, Thing, draw, sample_scene
+from afspl_jax.data.shapes.scene import COLOURS, SHAPES, SPLITS, Scene, Thing, render, sample_scene
 from afspl_jax.data.shapes.sites import SITES, sample_record
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
@@ -210,7 +210,7 @@ def test_articles_fit_the_next_word(form):
 def test_drawing_follows_from_its_seed():
   scene = sample_scene(np.random.default_rng(1))
   images = [
-    np.asarray(draw(scene, SITES[0].look, np.random.default_rng(seed))) for seed in (7, 7, 8)
+    np.asarray(render(scene, SITES[0].look, np.random.default_rng(seed))) for seed in (7, 7, 8)
   ]
   assert images[0].shape == (64, 64, 3) and images[0].dtype == np.uint8
   np.testing.assert_array_equal(images[0], images[1])
@@ -221,7 +221,7 @@ def test_every_sites_camera_looks_different():
   scene = Scene((Thing(1, 1, "red", "circle", "small"),))
   looks = np.stack(
     [
-      np.asarray(draw(scene, site.look, np.random.default_rng(0)), float)[:10].mean((0, 1))
+      np.asarray(render(scene, site.look, np.random.default_rng(0)), float)[:10].mean((0, 1))
       for site in SITES
     ]
   )
@@ -235,7 +235,7 @@ def test_what_is_drawn_is_where_the_scene_says():
     for shape in SHAPES:
       row, column = rng.integers(3, size=2)
       scene = Scene((Thing(int(row), int(column), colour, shape, "big"),))
-      pixels = np.asarray(draw(scene, SITES[0].look, rng), float)
+      pixels = np.asarray(render(scene, SITES[0].look, rng), float)
       like = np.abs(pixels - rgb).sum(-1) < 90
       y, x = (places.mean() for places in np.nonzero(like))
       assert like.sum() > 40, (colour, shape)

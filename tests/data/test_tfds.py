@@ -136,7 +136,7 @@ def test_fields_make_fingerprints(folder):
 
 def test_fields_make_no_other_images(folder):
   pictures = {
-    source.pictures
+    source.images_fingerprint
     for fields in ("image=scan,captions=report", "image=scan,captions=said/text")
     for source in opened(folder, fields).values()
   }

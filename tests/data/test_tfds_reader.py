@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.shapes.scene import draw
+from afspl_jax.data.shapes.scene import render
 from afspl_jax.data.shapes.sites import SITES, sample_record
 from afspl_jax.data.sources import open_source
-from afspl_jax.data.tfds_reader import data_dir, prepared
+from afspl_jax.data.tfds_reader import open_prepared, tfds_folder
 from afspl_jax.errors import UserError
 from afspl_jax.types import Source
 
@@ -53,7 +53,7 @@ def test_what_is_read_is_what_was_drawn(shapes):
   rng = np.random.default_rng((1, 0, 0))
   for i in range(8):
     record = sample_record(site, "train", seen, rng)
-    image = draw(record.scene, site.look, rng)
+    image = render(record.scene, site.look, rng)
     read = examples[f"{site.name}-train-{i:04d}"]
     np.testing.assert_array_equal(train.load_image(read[0].image), image)
     if record.captions:
@@ -97,10 +97,10 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
 
 def test_data_sets_lie_where_tensorflow_datasets_puts_them(monkeypatch, tmp_path):
   monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-  assert data_dir("") == Path.home() / "tensorflow_datasets"
+  assert tfds_folder("") == Path.home() / "tensorflow_datasets"
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-  assert data_dir("") == tmp_path
-  assert data_dir("~/here") == Path.home() / "here"
+  assert tfds_folder("") == tmp_path
+  assert tfds_folder("~/here") == Path.home() / "here"
 
 
 def in_a_string(named: dict) -> dict:
@@ -133,10 +133,10 @@ def test_features_of_another_module_are_refused_before_it_is_imported(
     file.parent.symlink_to(file.parent.rename(tmp_path / "elsewhere"))
   file.write_text(json.dumps(said))
   with pytest.raises(UserError, match=r"features.json: expected .* got 'foreign.Feature'"):
-    prepared(name, str(folder), "how")
+    open_prepared(name, str(folder), "how")
   assert "foreign" not in sys.modules
   file.write_text(written)
-  assert prepared(name, str(folder), "how").info.features["captions"] is not None
+  assert open_prepared(name, str(folder), "how").info.features["captions"] is not None
 
 
 @pytest.mark.parametrize(
@@ -149,4 +149,4 @@ def test_features_that_are_none_are_one_message(shapes_dir, tmp_path, text):
   (file,) = folder.rglob("features.json")
   file.write_text(text)
   with pytest.raises(UserError, match=f"{file.relative_to(folder).parts[0]} under "):
-    prepared(file.relative_to(folder).parts[0], str(folder), "how")
+    open_prepared(file.relative_to(folder).parts[0], str(folder), "how")

@@ -183,7 +183,7 @@ def test_the_feature_encoder_encodes_and_caches_images_and_texts(tmp_path):
   encoder = MeanColours(nnx.Rngs(0))
   features = FeatureEncoder(encoder, Shrink(), Tokenizer(TINY / "clip"), "toy", tmp_path)
   image = Image.new("RGB", (30, 20), (255, 0, 0))
-  tokens, joint = features.look([image])
+  tokens, joint = features.encode_uncached([image])
   assert tokens.shape == (1, 16, 12) and joint.shape == (1, 6)
   np.testing.assert_allclose(tokens, np.tile([1.0, -1, -1], (1, 16, 4)))
   first = features.texts(["a red circle"])

@@ -1,4 +1,4 @@
-"""Ten sites that differ as hospitals do: camera, content, house style and task mix."""
+"""Ten sites that differ like hospitals: in camera, content, style of texts and mix of tasks."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from afspl_jax.data.shapes.scene import COLOURS, SHAPES, Look, Scene, sample_sce
 
 @dataclass(frozen=True)
 class Site:
-  """Where images and texts come from."""
+  """A site: how its images look, and how its texts are written."""
 
   name: str
   look: Look
@@ -91,7 +91,7 @@ SITES = (
 
 @dataclass(frozen=True)
 class Record:
-  """One image's scene with all that its site says of it: captions or questions."""
+  """The scene of one image with its texts: captions or questions."""
 
   scene: Scene
   captions: tuple[str, ...]

@@ -40,5 +40,5 @@ def locate(name: str, kind: str) -> Path:
   raise MissingBackbone(
     f"backbone.{kind}: no folder {folder.absolute()}, and no {name} in {constants.HF_HUB_CACHE}.\n"
     f"  Where there is a network: hf download {shlex.quote(name)}\n"
-    f"  Lies it elsewhere, add --config.backbone.{kind}=FOLDER"
+    f"  If it is elsewhere, add --config.backbone.{kind}=FOLDER"
   )

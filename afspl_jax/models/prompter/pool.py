@@ -63,7 +63,7 @@ class PromptPool(nnx.Module):
 
   def __call__(self, features: Float[Array, "b two_f"]) -> PoolChoice:
     """Chooses and mixes prompts; `features` are image and instruction, each of unit length."""
-    similarity = unit(self.query(features)) @ unit(self.keys[...]).T
+    similarity = unit_vectors(self.query(features)) @ unit_vectors(self.keys[...]).T
     probabilities = jax.nn.softmax(similarity / self.temperature, axis=-1)
     weights = self._weights(probabilities)
     prompt = jnp.einsum("bm,mpd->bpd", weights, self.prompts[...])
@@ -96,7 +96,7 @@ def balance_loss(chosen: PoolChoice, rows: Float[Array, " b"]) -> Float[Array, "
   return chosen.weights.shape[-1] * jnp.sum(used * probable)
 
 
-def unit(x: Float[Array, "*b h"]) -> Float[Array, "*b h"]:
+def unit_vectors(x: Float[Array, "*b h"]) -> Float[Array, "*b h"]:
   """Unit length, in float32; zero stays zero. CLIP's joint space is about angles only."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12)

@@ -14,7 +14,7 @@ from afspl_jax.models.contracts import VisionSizes
 from afspl_jax.models.prompter.fusion import Fusion
 from afspl_jax.models.prompter.local import Local
 from afspl_jax.models.prompter.mapper import VisualMapper
-from afspl_jax.models.prompter.pool import PoolChoice, PromptPool, unit
+from afspl_jax.models.prompter.pool import PoolChoice, PromptPool, unit_vectors
 
 SOURCES = ("global", "visual", "textual", "local")  # the last only if the config has it
 
@@ -123,7 +123,7 @@ class Prompter(nnx.Module):
     """Makes the prompts of a batch; arguments as in `types.Batch`."""
     if not self.see_image:
       tokens, image = jnp.zeros_like(tokens), jnp.zeros_like(image)
-    features = jnp.concatenate([unit(image), unit(text)], axis=-1)
+    features = jnp.concatenate([unit_vectors(image), unit_vectors(text)], axis=-1)
     chosen = self.pool(features)
     shape = chosen.prompt.shape
     same_for_all = [self.visual_prompt[...], self.textual_prompt[...]]

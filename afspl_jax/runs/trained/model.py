@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from afspl_jax.data.images import decode
+from afspl_jax.data.images import decode_image
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import GeneratedText, decoding_settings, generated_texts
 from afspl_jax.models.captioner import Captioner, leaves
@@ -94,7 +94,7 @@ class Model:
 
   def _batch(self, part: Sequence[ImageQuestion]) -> Batch:
     pair, size, data = self._pair, self.batch_size, self.config.data
-    seen = pair.encoder.look([_opened(one.image) for one in part], size)
+    seen = pair.encoder.encode_uncached([_opened(one.image) for one in part], size)
     questions = [one.question or data.caption_instruction for one in part]
     distinct = sorted(set(questions))
     row = [distinct.index(question) for question in questions]
@@ -166,4 +166,4 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def _opened(image: ImageLike) -> Image.Image:
-  return image if isinstance(image, Image.Image) else decode(Path(image), str(image))
+  return image if isinstance(image, Image.Image) else decode_image(Path(image), str(image))
