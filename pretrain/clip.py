@@ -122,7 +122,7 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
     recent = [*recent[-99:], float(contrast)]
     if i % 50 == 49:
       bar.set_postfix(contrast=f"{np.mean(recent):.3f}", refresh=False)
-  weights.save(nnx.merge(graph, params)[0], folder)
+  weights.save_backbone(nnx.merge(graph, params)[0], folder)
   return float(np.mean(recent))
 
 

@@ -32,7 +32,7 @@ import pytest
 from flax import nnx
 
 from afspl_jax.config import experiment as settings
-from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from afspl_jax.models.huggingface import weights
@@ -106,7 +106,7 @@ def make_model(contrast: bool = False, **prompter) -> Model:
   prompter_ = Prompter(
     config, CLIP.sizes, t5.embedding[...], no_words, contrast=contrast, rngs=nnx.Rngs(2)
   )
-  return Model(Captioner(prompter_, t5), leaves(prompter_), leaves(t5))
+  return Model(Captioner(prompter_, t5), module_leaves(prompter_), module_leaves(t5))
 
 
 def make_batch(seed: int, *leading: int) -> Batch:
@@ -165,7 +165,7 @@ def tiny_checkpoints(tmp_path_factory) -> Checkpoints:
     ),
     joint_width=16,
   )
-  weights.save(Clip(clip, rngs=nnx.Rngs(0)), folders.clip)
+  weights.save_backbone(Clip(clip, rngs=nnx.Rngs(0)), folders.clip)
   t5 = T5Config(
     vocab_size=Tokenizer(folders.t5).vocab_size,
     width=16,
@@ -179,7 +179,7 @@ def tiny_checkpoints(tmp_path_factory) -> Checkpoints:
     tied_head=False,
     scaled_head=False,
   )
-  weights.save(T5(t5, rngs=nnx.Rngs(1)), folders.t5)
+  weights.save_backbone(T5(t5, rngs=nnx.Rngs(1)), folders.t5)
   return folders
 
 

@@ -25,7 +25,7 @@ from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.client.local_trainer import LocalTrainer
 from afspl_jax.federation.strategies import Strategy
-from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.prompter.local import join, split
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
@@ -167,9 +167,9 @@ def prepare_setup(
   splits = _splits(config, inputs.sources, pair)
   prompter = make_prompter(config, pair, contrast=config.optim.contrast > 0)
   captioner = Captioner(prompter, pair.language_model)
-  frozen = replicate(leaves(pair.language_model), mesh)
+  frozen = replicate(module_leaves(pair.language_model), mesh)
   strategy = strategies.get(config.fed.strategy, _taking_part(config))
-  untrained = jax.device_get(leaves(prompter))
+  untrained = jax.device_get(module_leaves(prompter))
   attackers = _attackers(config, clients)
   trainer = None
   if clients:

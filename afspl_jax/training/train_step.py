@@ -20,7 +20,12 @@ from afspl_jax.models.prompter.pool import balance_loss
 from afspl_jax.models.prompter.prompter import Prompted
 from afspl_jax.training.chunked_loss import ChunkedLoss
 from afspl_jax.training.cohort_rows import merge_clients, split_clients
-from afspl_jax.training.control_variates import Control, begin, correct, mean_gradient
+from afspl_jax.training.control_variates import (
+  Control,
+  correct_gradients,
+  mean_gradient,
+  start_control,
+)
 from afspl_jax.training.losses import contrastive
 from afspl_jax.training.mesh import check_divides, replicated, row_sharded
 from afspl_jax.training.optimizer import make_optimizer, make_schedule
@@ -156,7 +161,7 @@ def apply_gradient(
   Returns:
     Params, optimizer state, control, the gradient's norm, and whether the step was taken.
   """
-  grads, new_control = correct(grads, control)
+  grads, new_control = correct_gradients(grads, control)
   norm = optax.tree.norm(grads)
   finite = jnp.isfinite(objective) & jnp.isfinite(norm)
   updates, new_opt_state = optimizer.update(grads, opt_state, params)
@@ -217,7 +222,7 @@ def _local_training(
   first_step: Int[Array, ""],
   *correction: Params,
 ) -> tuple[Any, ...]:
-  control = jax.vmap(begin)(*correction) if correction else None
+  control = jax.vmap(start_control)(*correction) if correction else None
   start = TrainState(params, jax.vmap(optimizer.init)(params), first_step, control)
   step = lambda state, batch: train_step(state, frozen, global_params, batch)  # noqa: E731
   state, metrics = jax.lax.scan(step, start, batches)

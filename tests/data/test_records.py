@@ -11,7 +11,7 @@ from afspl_jax.data.records import SPLITS, hashed_split, split_portions, splits_
   "among, shares",
   [(SPLITS, (0.7, 0.1, 0.2)), (SPLITS[1:], (1 / 3, 2 / 3)), (SPLITS[:2], (7 / 8, 1 / 8))],
 )
-def test_images_are_shared_out_in_one_proportion(among, shares):
+def test_splits_have_fixed_proportions(among, shares):
   found = Counter(hashed_split(f"{i}.jpg", among) for i in range(3000))
   assert [found[split] / 3000 for split in among] == pytest.approx(list(shares), abs=0.03)
   assert [end - start for start, end in split_portions(among).values()] == pytest.approx(
@@ -29,5 +29,5 @@ def test_images_are_shared_out_in_one_proportion(among, shares):
     (SPLITS, {split: (split,) for split in SPLITS}),
   ],
 )
-def test_each_part_serves_what_has_no_part_of_its_own(available, expected):
+def test_parts_serve_missing_splits(available, expected):
   assert splits_served(available) == expected

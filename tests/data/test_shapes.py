@@ -70,7 +70,7 @@ def answer(style: Style, identity: str, question: str) -> str | None:
   return None
 
 
-def test_no_two_splits_share_a_scene_and_none_is_pretrained_on(records):
+def test_splits_and_pretraining_share_no_scene(records):
   scenes = {name: set() for name in SPLITS}
   for _, split, record in records:
     scenes[split].add(record.scene.identity)
@@ -121,7 +121,7 @@ def test_two_processes_that_draw_the_world_at_once_both_get_it(tmp_path, monkeyp
   assert [path.name for path in (tmp_path / "shapes_world").iterdir()] == ["1.0.0"]
 
 
-def test_a_folder_that_the_world_cannot_be_drawn_into_is_one_clear_error(tmp_path):
+def test_a_folder_that_cannot_hold_the_world_is_one_clear_error(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match=r"data.dir: expected a folder .* --config.data.dir=FOLDER$"):
     open_source(Data(dir=str(tmp_path / "file")), "test")
@@ -207,7 +207,7 @@ def test_articles_fit_the_next_word(form):
   assert any("an amber" in text for text in texts)
 
 
-def test_drawing_follows_from_its_seed():
+def test_a_seed_determines_the_rendering():
   scene = sample_scene(np.random.default_rng(1))
   images = [
     np.asarray(render(scene, SITES[0].look, np.random.default_rng(seed))) for seed in (7, 7, 8)
@@ -229,7 +229,7 @@ def test_every_sites_camera_looks_different():
   assert distances[~np.eye(len(SITES), dtype=bool)].min() > 10
 
 
-def test_what_is_drawn_is_where_the_scene_says():
+def test_things_are_rendered_at_their_positions():
   rng = np.random.default_rng(0)
   for colour, rgb in COLOURS.items():
     for shape in SHAPES:
@@ -254,7 +254,7 @@ def test_every_word_is_one_token(tiny_checkpoints, records):
   assert tokenizer.decode(ids) == texts
 
 
-def test_sites_have_names_of_their_own_and_differ_in_style():
+def test_sites_have_unique_names_and_styles():
   assert len(set(SITE_NAMES)) == 10
   assert len({site.style for site in SITES}) == 10
   assert {site.style.form for site in SITES} == set(FORMS)

@@ -44,7 +44,7 @@ def test_examples_are_complete(shapes):
     assert example.labels[0] in ("circle", "square", "triangle", "star", "cross", "ring")
 
 
-def test_what_is_read_is_what_was_drawn(shapes):
+def test_images_are_read_as_they_were_rendered(shapes):
   train = shapes["train"]
   examples = {}
   for i in range(len(train)):
@@ -63,7 +63,7 @@ def test_what_is_read_is_what_was_drawn(shapes):
       assert found == [(q.text, (q.answer,)) for q in record.questions]
 
 
-def test_a_fingerprint_is_stable_and_each_splits_own(shapes, shapes_dir):
+def test_a_fingerprint_is_stable_and_differs_by_split(shapes, shapes_dir):
   again = open_source(Data(dir=str(shapes_dir)), "train")
   assert again.fingerprint == shapes["train"].fingerprint != shapes["test"].fingerprint
 
@@ -84,7 +84,7 @@ print(sorted({"tensorflow", "torch", "jax"} & set(sys.modules)))
 
 
 def test_an_unknown_source_is_named():
-  with pytest.raises(UserError, match=r"data.source: expected one of shapes, folder"):
+  with pytest.raises(UserError, match=r"data.source: expected one of coco_captions, coco_json"):
     open_source(Data(source="flickr30k"), "train")
 
 
@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
   assert "\n" not in str(error.value) and "--config.data.dir" in str(error.value)
 
 
-def test_data_sets_lie_where_tensorflow_datasets_puts_them(monkeypatch, tmp_path):
+def test_the_default_folder_is_that_of_tensorflow_datasets(monkeypatch, tmp_path):
   monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
   assert tfds_folder("") == Path.home() / "tensorflow_datasets"
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
@@ -120,7 +120,7 @@ def in_a_string(named: dict) -> dict:
     in_a_string({"type": "foreign.Feature", "content": {}}),
   ],
 )
-def test_features_of_another_module_are_refused_before_it_is_imported(
+def test_features_of_another_module_are_rejected_before_it_is_imported(
   shapes_dir, tmp_path, monkeypatch, said, linked
 ):
   monkeypatch.syspath_prepend(tmp_path)
@@ -143,7 +143,7 @@ def test_features_of_another_module_are_refused_before_it_is_imported(
   "text",
   ["", "[]", "3", '{"type": 3, "content": 3}', '{"type": "x"}', '{"x": 1}', "[" * 100_000],
 )
-def test_features_that_are_none_are_one_message(shapes_dir, tmp_path, text):
+def test_invalid_features_give_one_error_line(shapes_dir, tmp_path, text):
   folder = tmp_path / "sets"
   shutil.copytree(shapes_dir, folder)
   (file,) = folder.rglob("features.json")

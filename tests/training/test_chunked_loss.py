@@ -69,7 +69,7 @@ def test_sorted_chunks_give_the_costs_and_gradients_of_all_rows_at_once(model, d
   assert ours._cache_size() == 1  # whatever the lengths
 
 
-def test_mean_states_are_of_each_row_and_have_no_gradient(model, one_device):
+def test_summaries_have_no_gradient(model, one_device):
   batch = batch_of(LENGTHS["mixed"])
   made = soft_prefix(model.captioner.prompt(model.params, batch))
   chunked_loss = ChunkedLoss(model.captioner, 0.0, one_device, CUTS)

@@ -107,7 +107,7 @@ def test_frozen_leaves_are_bit_identical_after_training_and_the_params_are_not(m
   assert unmoved == []
 
 
-def test_the_optimizer_state_is_of_the_prompter_alone(model):
+def test_the_optimizer_state_covers_only_the_prompter(model):
   sizes = sum(x.size for x in jax.tree.leaves(model.params))
   state = make_optimizer(OPTIM).init(model.params)
   arrays = sum(x.size for x in jax.tree.leaves(state) if x.ndim)
@@ -155,7 +155,7 @@ def test_rows_that_fill_up_a_batch_change_nothing(model, one_device):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_one_compile_whatever_the_data(model, one_device):
+def test_different_data_compiles_no_second_program(model, one_device):
   program = make_local_training(model.captioner, OPTIM, 10, no_penalty, one_device)
   evaluate = make_eval_step(model.captioner, one_device)
   frozen = replicate(model.frozen, one_device)
@@ -168,7 +168,7 @@ def test_one_compile_whatever_the_data(model, one_device):
   assert evaluate._cache_size() == 1
 
 
-def test_a_step_with_a_nonfinite_gradient_is_told_and_changes_nothing(model, one_device):
+def test_a_step_with_a_nonfinite_gradient_is_reported_and_changes_nothing(model, one_device):
   batches = make_batch(0, 3, 8)
   batches = batches._replace(tokens=batches.tokens.at[1].set(jnp.nan))
   trained, metrics = train(model, one_device, batches)
@@ -221,7 +221,7 @@ def test_the_contrastive_loss_has_gradient_into_the_prompter(one_device):
   assert moved.max() > 1e-5
 
 
-def test_the_contrastive_loss_is_weighed_in_over_its_warmup(one_device):
+def test_the_weight_of_the_contrastive_loss_grows_over_its_warmup(one_device):
   model = make_model(contrast=True)
   step, plain = (
     jax.jit(TrainStep(model.captioner, optim, 10, no_penalty, one_device))
@@ -264,7 +264,7 @@ def test_every_leaf_has_a_learning_rate_of_its_group():
     assert found[name] == pytest.approx(rate, rel=1e-3), name
 
 
-def test_the_prompt_that_a_new_client_starts_from_is_the_mean_of_what_its_rows_match(one_device):
+def test_the_initial_prompt_is_the_mean_of_the_prompts_that_the_rows_select(one_device):
   model, batch = make_model(), make_batch(0, 8)
   batch = batch._replace(targets_mask=batch.targets_mask.at[6:].set(False))
   found = make_initial_prompt(model.captioner, one_device)(model.params, batch)
@@ -282,7 +282,7 @@ def test_schedule_warms_up_then_falls_to_its_final_fraction():
   assert all(a >= b for a, b in pairwise(values[8:]))
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused(model, four_devices):
+def test_a_batch_that_the_devices_cannot_share_is_rejected(model, four_devices):
   with pytest.raises(ValueError, match=r"optim.batch_size: expected a multiple of the 4 devices"):
     make_local_training(model.captioner, Optim(batch_size=6), 1, no_penalty, four_devices)
 

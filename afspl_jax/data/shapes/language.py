@@ -91,7 +91,7 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Question:
+class QuestionAnswer:
   """A question with its kind and its one right answer."""
 
   kind: str
@@ -177,32 +177,32 @@ def relation(one: Thing, other: Thing) -> str:
   return "left of" if one.column < other.column else "right of"
 
 
-def questions(scene: Scene, style: Style, rng: np.random.Generator) -> list[Question]:
+def questions(scene: Scene, style: Style, rng: np.random.Generator) -> list[QuestionAnswer]:
   """One question of each kind that has a unique answer in `scene`, in random order."""
   colours, shapes = COLOUR_WORDS[style.colours], SHAPE_WORDS[style.shapes]
   things = scene.things
-  out = [Question("count", "how many objects are there ?", NUMBER_WORDS[len(things)])]
+  out = [QuestionAnswer("count", "how many objects are there ?", NUMBER_WORDS[len(things)])]
   one = things[rng.integers(len(things))]
   if _unique(things, "shape", one):
     name = shapes[one.shape]
     out += [
-      Question("colour", f"what colour is the {name} ?", colours[one.colour]),
-      Question("size", f"what size is the {name} ?", SIZE_WORDS[style.sizes][one.size]),
-      Question("where", f"where is the {name} ?", place_phrase(one, style)),
+      QuestionAnswer("colour", f"what colour is the {name} ?", colours[one.colour]),
+      QuestionAnswer("size", f"what size is the {name} ?", SIZE_WORDS[style.sizes][one.size]),
+      QuestionAnswer("where", f"where is the {name} ?", place_phrase(one, style)),
     ]
   if _unique(things, "colour", one):
-    out.append(Question("shape", f"what shape is {colours[one.colour]} ?", shapes[one.shape]))
+    out.append(QuestionAnswer("shape", f"what shape is {colours[one.colour]} ?", shapes[one.shape]))
   out.append(_exists(things, colours, shapes, rng))
   if len(things) > 1:
     a, b = (things[i] for i in rng.choice(len(things), size=2, replace=False))
     if _unique(things, "shape", a) and _unique(things, "shape", b):
       side = ("above", "below", "left of", "right of")[rng.integers(4)]
       text = f"is the {shapes[a.shape]} {side} the {shapes[b.shape]} ?"
-      out.append(Question("relation", text, "yes" if _holds(a, b, side) else "no"))
+      out.append(QuestionAnswer("relation", text, "yes" if _holds(a, b, side) else "no"))
   return [out[i] for i in rng.permutation(len(out))]
 
 
-def _exists(things, colours, shapes, rng) -> Question:
+def _exists(things, colours, shapes, rng) -> QuestionAnswer:
   """Half of the answers are yes; the others ask for a thing in a random colour."""
   thing = things[rng.integers(len(things))]
   colour, shape, answer = thing.colour, thing.shape, "yes"
@@ -210,7 +210,7 @@ def _exists(things, colours, shapes, rng) -> Question:
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     answer = "yes" if any(t.colour == colour and t.shape == shape for t in things) else "no"
   text = _articles(f"is there a {colours[colour]} {shapes[shape]} ?")
-  return Question("exists", text, answer)
+  return QuestionAnswer("exists", text, answer)
 
 
 def _holds(a: Thing, b: Thing, side: str) -> bool:

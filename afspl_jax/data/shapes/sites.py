@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from afspl_jax.data.shapes import language
-from afspl_jax.data.shapes.language import Question, Style
+from afspl_jax.data.shapes.language import QuestionAnswer, Style
 from afspl_jax.data.shapes.scene import COLOURS, SHAPES, Look, Scene, sample_scene
 
 
@@ -95,7 +95,7 @@ class Record:
 
   scene: Scene
   captions: tuple[str, ...]
-  questions: tuple[Question, ...]
+  questions: tuple[QuestionAnswer, ...]
 
 
 def sample_record(site: Site, split: str, seen: set[str], rng: np.random.Generator) -> Record:

@@ -39,7 +39,7 @@ def open_splits(
     except OSError as error:
       if not builder.data_path.exists():  # otherwise another process was quicker
         raise SettingError(
-          f"data.dir: expected a writable folder; got {tfds_folder(data.dir)}: {error}."
+          f"data.dir: expected a folder that can be written; got {tfds_folder(data.dir)}: {error}."
           " Choose another with --config.data.dir=FOLDER"
         ) from error
     builder = _builder(data.dir)  # the first builder does not see what another process drew

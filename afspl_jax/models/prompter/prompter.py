@@ -1,4 +1,4 @@
-"""The prompter: everything that is trained (BUILD.md, "Method"); all but `local` travels."""
+"""The prompter: all trainable leaves (BUILD.md, "Method"); all but `local` are shared."""
 
 from typing import NamedTuple
 
@@ -16,11 +16,11 @@ from afspl_jax.models.prompter.local import Local
 from afspl_jax.models.prompter.mapper import VisualMapper
 from afspl_jax.models.prompter.pool import PoolChoice, PromptPool, unit_vectors
 
-SOURCES = ("global", "visual", "textual", "local")  # the last only if the config has it
+SOURCES = ("global", "visual", "textual", "local")  # the last only with `prompter.local`
 
 
 class Prompted(NamedTuple):
-  """What the prompter puts before the instruction, and how it came about."""
+  """The vectors before the instruction, and the weights they were made with."""
 
   prompt: Float[Array, "b p d"]  # F, the fused prompt
   visual: Float[Array, "b v d"]  # V, the mapped image
@@ -38,13 +38,13 @@ class Prompter(nnx.Module):
     config: sizes and switches.
     vision: sizes of the vision encoder.
     embedding: the language model's embedding matrix.
-    init_ids: ids of the words that `init = "text"` draws from: names of classes, or words of an
-      instruction (Lester et al. 2021, sec. 2.2, tries random, vocabulary and class labels).
+    init_ids: ids of the words that `init = "text"` starts from: names of classes, or words of an
+      instruction (Lester et al. 2021, sec. 2.2, compares random, vocabulary and class labels).
     contrast: whether the local leaves have the projection of a contrastive loss.
     rngs: stream `params`.
 
   Raises:
-    UserError: a switch that is not one of those known, or sizes that do not fit.
+    UserError: a switch has an unknown value, or sizes do not fit.
   """
 
   def __init__(
@@ -59,9 +59,11 @@ class Prompter(nnx.Module):
   ):
     choice("prompter.init", config.init, ("random", "vocabulary", "text"))
     if config.init == "text" and not init_ids.size:
-      raise UserError("prompter.init_text: expected words to start from; got none that T5 knows")
+      raise UserError(
+        "prompter.init_text: expected words to start from; got none that the tokenizer knows"
+      )
     self.see_image, self.has_local = config.see_image, config.local
-    with jax.ensure_compile_time_eval():  # a number also where only the prompter's shapes are asked
+    with jax.ensure_compile_time_eval():  # also if only shapes are computed
       self.embedding_scale = float(jnp.sqrt(jnp.mean(jnp.square(embedding.astype(jnp.float32)))))
     words = embedding.astype(jnp.float32) / self.embedding_scale
     width = embedding.shape[1]
@@ -104,7 +106,7 @@ class Prompter(nnx.Module):
       hidden=config.mapper_hidden,
       rngs=rngs,
     )
-    # Last, so that the leaves above start the same with and without it.
+    # Last, so that it does not change the initial values of the leaves above.
     self.local = Local(
       prompts(1)[0] if config.local else None,
       width=width,

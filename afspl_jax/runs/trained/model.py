@@ -12,7 +12,7 @@ from PIL import Image
 from afspl_jax.data.images import decode_image
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import GeneratedText, decoding_settings, generated_texts
-from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.decoding import make_decoder
 from afspl_jax.models.prompter.local import join
 from afspl_jax.runs.trained.trained_prompter import TrainedPrompter, open_trained_prompter
@@ -51,7 +51,7 @@ class Model:
     self.batch_size = -(-batch_size // mesh.size) * mesh.size
     self._pair = trained.pair
     self._params = replicate(join(trained.shared, trained.local), mesh)
-    self._frozen = replicate(leaves(self._pair.language_model), mesh)
+    self._frozen = replicate(module_leaves(self._pair.language_model), mesh)
     captioner = Captioner(trained.prompter, self._pair.language_model)
     self._decode = make_decoder(captioner, decoding_settings(self.config.eval), mesh)
     # The questions of the last batch, with their features.
