@@ -153,38 +153,50 @@ def assign_by_manifest(
     )
   out: dict[str, Clients] = {}
   for split, examples in splits.items():
-    row = {example.id: i for i, example in enumerate(examples)}
-    client_of: dict[str, str] = {}
-    for name, parts in clients.items():
-      for one in parts.get(split, []):
-        if one not in row:
-          raise UserError(
-            f"{where}: expected ids of examples of {split}; {name} has {one!r:.60}, which the"
-            " source does not have. Use the manifest with the data it was made from."
-          )
-        if one in client_of:
-          raise UserError(
-            f"{where}: expected every example of {split} once; {client_of[one]} and {name} both"
-            f" have {one!r:.60}. Remove one."
-          )
-        client_of[one] = name
-    if absent := [example.id for example in examples if example.id not in client_of]:
-      raise UserError(
-        f"{where}: expected a client for every example of {split}; {len(absent)} have none, the"
-        f" first is {absent[0]!r:.60}. Add them, or use the data it was made from."
-      )
-    image_client: dict[str, str] = {}
-    for example in examples:
-      if image_client.setdefault(example.image, client_of[example.id]) != client_of[example.id]:
-        raise UserError(
-          f"{where}: expected all examples of an image at one client; {example.image!r:.60} is at"
-          f" {image_client[example.image]} and at {client_of[example.id]}. Move them together."
-        )
-    held: dict[str, list[int]] = {name: [] for name in clients}
+    client_of = _clients_by_id(clients, split, examples, where)
+    _check_whole_images(examples, client_of, where)
+    rows: dict[str, list[int]] = {name: [] for name in clients}
     for i, example in enumerate(examples):
-      held[client_of[example.id]].append(i)
-    out[split] = {name: np.array(rows, int) for name, rows in held.items()}
+      rows[client_of[example.id]].append(i)
+    out[split] = {name: np.array(indices, int) for name, indices in rows.items()}
   return out
+
+
+def _clients_by_id(clients: Ids, split: str, examples: Examples, where: str) -> dict[str, str]:
+  """The client of each example of a split, by the example's id."""
+  ids = {example.id for example in examples}
+  client_of: dict[str, str] = {}
+  for name, parts in clients.items():
+    for one in parts.get(split, []):
+      if one not in ids:
+        raise UserError(
+          f"{where}: expected ids of examples of {split}; {name} has {one!r:.60}, which the"
+          " source does not have. Use the manifest with the data it was made from."
+        )
+      if one in client_of:
+        raise UserError(
+          f"{where}: expected every example of {split} once; {client_of[one]} and {name} both"
+          f" have {one!r:.60}. Remove one."
+        )
+      client_of[one] = name
+  if absent := [example.id for example in examples if example.id not in client_of]:
+    raise UserError(
+      f"{where}: expected a client for every example of {split}; {len(absent)} have none, the"
+      f" first is {absent[0]!r:.60}. Add them, or use the data it was made from."
+    )
+  return client_of
+
+
+def _check_whole_images(examples: Examples, client_of: Mapping[str, str], where: str) -> None:
+  """Checks that all examples of an image are at one client."""
+  image_client: dict[str, str] = {}
+  for example in examples:
+    client = client_of[example.id]
+    if image_client.setdefault(example.image, client) != client:
+      raise UserError(
+        f"{where}: expected all examples of an image at one client; {example.image!r:.60} is at"
+        f" {image_client[example.image]} and at {client}. Move them together."
+      )
 
 
 def _is_part(value: Any) -> bool:

@@ -73,15 +73,7 @@ def plot_partition(manifest: Mapping[str, Any], path: Path) -> bool:
     ends = f"the largest ({size[0]:,}) to the smallest ({size[-1]:,})"
     left.set_ylabel(f"clients, {ends}", fontsize=9)
   if named:
-    left.set_yticks(np.arange(len(names)), names)
-    for row, count in enumerate(size):
-      end: dict[str, Any] = {
-        "xytext": (4, 0),
-        "textcoords": "offset points",
-        "va": "center",
-        "fontsize": 8,
-      }
-      left.annotate(f"{count:,}", (count, row), color=_INK, **end)
+    _name_rows(left, names, size)
   left.set_ylim(len(names) - 0.5, -0.5)
   left.set_xlim(0, (1.08 if bars else 1.4 if named else 1.0) * max(size.max(), 1))
   left.set_xlabel("examples of train", fontsize=9)
@@ -104,6 +96,20 @@ def _table(found: Mapping[str, Mapping[str, int]], names: list[str]) -> tuple[li
     rest = np.array([sum(found[name].values()) for name in names]) - counts.sum(axis=1)
     labels, counts = [*labels, _OTHER], np.column_stack([counts, rest])
   return labels, counts
+
+
+def _name_rows(axes: "Axes", names: list[str], size: Int[np.ndarray, " clients"]) -> None:
+  axes.set_yticks(np.arange(len(names)), names)
+  for row, count in enumerate(size):
+    axes.annotate(
+      f"{count:,}",
+      (count, row),
+      color=_INK,
+      xytext=(4, 0),
+      textcoords="offset points",
+      va="center",
+      fontsize=8,
+    )
 
 
 def _bars(

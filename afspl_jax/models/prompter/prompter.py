@@ -1,5 +1,6 @@
 """The prompter: all trainable leaves (BUILD.md, "Method"); all but `local` are shared."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -71,23 +72,8 @@ class Prompter(nnx.Module):
     if config.init == "text":
       words = words[init_ids]
 
-    def prompts(number: int) -> Float[Array, "number p d"]:
-      shape = (number, config.tokens)
-      if config.init == "random":
-        return jax.random.normal(rngs.params(), (*shape, width))
-      return words[jax.random.randint(rngs.params(), shape, 0, words.shape[0])]
-
-    self.pool = PromptPool(
-      prompts(config.pool),
-      feature_width=vision.feature_width,
-      key_width=config.key_dim,
-      mode=config.pool_mode,
-      mass=config.pool_mass,
-      k_min=config.k_min,
-      k_max=config.k_max,
-      temperature=config.temperature,
-      rngs=rngs,
-    )
+    prompts = functools.partial(_initial_prompts, config, words, rngs)
+    self.pool = _make_pool(config, prompts(config.pool), vision, rngs)
     self.visual_prompt = nnx.Param(prompts(1)[0])
     self.textual_prompt = nnx.Param(prompts(1)[0])
     self.fusion = Fusion(
@@ -139,3 +125,28 @@ class Prompter(nnx.Module):
     visual = self.mapper(tokens, image)
     scale = self.embedding_scale
     return Prompted(scale * prompt, scale * visual, fusion, chosen)
+
+
+def _initial_prompts(
+  config: settings.Prompter, words: Float[Array, "words d"], rngs: nnx.Rngs, number: int
+) -> Float[Array, "number p d"]:
+  shape = (number, config.tokens)
+  if config.init == "random":
+    return jax.random.normal(rngs.params(), (*shape, words.shape[1]))
+  return words[jax.random.randint(rngs.params(), shape, 0, words.shape[0])]
+
+
+def _make_pool(
+  config: settings.Prompter, prompts: Float[Array, "m p d"], vision: VisionSizes, rngs: nnx.Rngs
+) -> PromptPool:
+  return PromptPool(
+    prompts,
+    feature_width=vision.feature_width,
+    key_width=config.key_dim,
+    mode=config.pool_mode,
+    mass=config.pool_mass,
+    k_min=config.k_min,
+    k_max=config.k_max,
+    temperature=config.temperature,
+    rngs=rngs,
+  )
