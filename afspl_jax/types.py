@@ -1,8 +1,9 @@
-"""What flows between the layers, and the axis letters used in every shape annotation.
+"""The types that packages exchange, and the axis letters of every shape annotation.
 
-`b` batch, `c` clients in a cohort, `d` T5 width, `f` CLIP joint feature width, `w` CLIP vision
-width, `l` text length, `v` visual tokens, `m` prompts in the pool, `h` key width, `p` tokens per
-prompt, `s` prompt sources, `t` decoder steps, `n` vocabulary, `k` local steps.
+`b` batch, `c` clients in a cohort, `d` width of the language model, `f` joint feature width of the
+vision encoder, `w` width of its tokens, `l` text length, `v` visual tokens, `m` prompts in the
+pool, `h` key width, `p` tokens per prompt, `s` prompt sources, `t` decoder steps, `n` vocabulary,
+`k` local steps.
 """
 
 from collections.abc import Sequence
@@ -17,17 +18,17 @@ Params = Any  # a pytree of the trainable leaves: nested dicts of float32 arrays
 
 @dataclass(frozen=True)
 class Example:
-  """One image with what may be said of it.
+  """One image with its texts.
 
-  With a question, `references` are its accepted answers; without, the image's captions.
+  With a question, `references` are its accepted answers; without one, the captions of the image.
   """
 
-  id: str  # of this example alone, in all splits of its data set
-  image: str  # key of the image, in one split alone; examples of one image share it
+  id: str  # unique in all splits of the data set
+  image: str  # key of the image, unique to one split; examples of one image have the same key
   references: tuple[str, ...]
   question: str = ""
   site: str = ""
-  labels: tuple[str, ...] = ()  # categories that a partition may be over, the main one first
+  labels: tuple[str, ...] = ()  # categories for label-skewed partitions, the main one first
 
 
 @runtime_checkable
@@ -35,7 +36,7 @@ class Source(Protocol):
   """One split of a data set: random access, decoded lazily."""
 
   fingerprint: str  # equal fingerprints have equal examples and images
-  pictures: str  # equal ones have equal images in one order, whatever is said of them
+  images_fingerprint: str  # equal ones have equal images in the same order; texts may differ
 
   def __len__(self) -> int:
     """Number of examples."""
@@ -53,7 +54,7 @@ class Source(Protocol):
     """Decodes one image as RGB; called from several threads at once.
 
     Raises:
-      UserError: it cannot be; names it.
+      UserError: it cannot be decoded; the message names it.
     """
     ...
 
@@ -61,17 +62,17 @@ class Source(Protocol):
 class Batch(NamedTuple):
   """Model inputs and targets; a leading `k` axis stacks the batches of local steps.
 
-  NumPy arrays as they come from the data, JAX arrays inside a step.
+  The arrays are NumPy arrays outside of a step and JAX arrays inside it.
   """
 
-  tokens: Float[Array, "*k b v w"]  # CLIP vision tokens, CLS first
-  image: Float[Array, "*k b f"]  # CLIP joint feature of the image
-  text: Float[Array, "*k b f"]  # CLIP's direction of the instruction; never of the caption
-  instruction: Int[Array, "*k b l"]  # T5 ids of the instruction
+  tokens: Float[Array, "*k b v w"]  # image tokens, leading ones (CLIP's CLS) first
+  image: Float[Array, "*k b f"]  # joint feature of the image
+  text: Float[Array, "*k b f"]  # direction of the instruction; never of the caption
+  instruction: Int[Array, "*k b l"]  # ids of the instruction
   instruction_mask: Bool[Array, "*k b l"]
-  targets: Int[Array, "*k b t"]  # T5 ids of the caption or answer, end token included
+  targets: Int[Array, "*k b t"]  # ids of the caption or answer, end token included
   targets_mask: Bool[Array, "*k b t"]  # False on padding and on rows that only fill up a batch
-  personal: Bool[Array, "*k b"]  # rows that may use the client's own (local) prompt
-  # CLIP feature of the target text, for the contrastive loss only; never an input of the encoder.
-  # Zeros on rows that do not take part: answers, rows that fill up a batch, or all of them.
+  personal: Bool[Array, "*k b"]  # rows that may use the client's local prompt
+  # Direction of the target text, for the contrastive loss only; never an input of the models. Zero
+  # on rows without a contrastive loss: answers, rows that fill up a batch, or all rows.
   caption: Float[Array, "*k b f"]

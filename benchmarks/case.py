@@ -19,7 +19,7 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.files import load
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig, ClipVisionConfig
-from afspl_jax.models.huggingface.weights import outline, save
+from afspl_jax.models.huggingface.weights import outline, save_backbone
 from afspl_jax.models.t5.config import T5Config
 from afspl_jax.models.t5.t5 import T5
 
@@ -157,7 +157,7 @@ def write_backbones(case: Case, folder: Path) -> dict[str, Path]:
   for kind, (model, config, name) in wanted.items():
     out[kind] = folder / name
     if not (out[kind] / "config.json").is_file():  # save writes it after the weights
-      save(_random(model, config), out[kind])
+      save_backbone(_random(model, config), out[kind])
   return out
 
 

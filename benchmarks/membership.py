@@ -21,7 +21,7 @@ from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.config.fields import changed
 from afspl_jax.data.batches import Split
 from afspl_jax.federation.client.client_store import ClientStore
-from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.runs.frozen import load_pair, make_prompter
 from afspl_jax.runs.prepare import (
   SITE_SPLITS,
@@ -84,7 +84,7 @@ class LossReader:
   def __init__(self, config: Experiment):
     pair = load_pair(config, find_inputs(config, SITE_SPLITS).folders)
     captioner = Captioner(make_prompter(config, pair, contrast=False), pair.language_model)
-    self._frozen = leaves(pair.language_model)
+    self._frozen = module_leaves(pair.language_model)
 
     @jax.jit
     def nats(params: Params, frozen: Params, batch: Batch) -> Float[Array, " b"]:

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 from afspl_jax.data.shapes import language
-from afspl_jax.data.shapes.scene import draw, sample_look
+from afspl_jax.data.shapes.scene import render, sample_look
 from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
 from afspl_jax.models.huggingface.weights import load_language_model, load_vision_encoder
 from afspl_jax.models.t5.t5 import shift_right
@@ -29,7 +29,7 @@ def _clip_scores(folder: Path) -> dict[str, float]:
   rng = np.random.default_rng(_SEED)
   scenes = [pretraining_scene(rng) for _ in range(_SCENES)]
   texts = [language.caption(scene, language.sample_style(rng), rng) for scene in scenes]
-  images = [draw(scene, sample_look(rng), rng) for scene in scenes]
+  images = [render(scene, sample_look(rng), rng) for scene in scenes]
   clip = load_vision_encoder(folder)
   _, image = nnx.jit(lambda m, x: m.encode_image(x))(clip, ImageProcessor(folder)(images))
   ids, mask = Tokenizer(folder).tokenize(texts, clip.config.text.max_length)

@@ -25,7 +25,7 @@ from afspl_jax.data.shapes.scene import (
   Look,
   Scene,
   cells_of,
-  draw,
+  render,
   sample_look,
 )
 from afspl_jax.models.clip.clip import Clip
@@ -122,7 +122,7 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
     recent = [*recent[-99:], float(contrast)]
     if i % 50 == 49:
       bar.set_postfix(contrast=f"{np.mean(recent):.3f}", refresh=False)
-  weights.save(nnx.merge(graph, params)[0], folder)
+  weights.save_backbone(nnx.merge(graph, params)[0], folder)
   return float(np.mean(recent))
 
 
@@ -157,7 +157,7 @@ class _World:
     self.looks = [sample_look(rng) for _ in range(IMAGES)]
     self.images = np.stack(
       [
-        np.asarray(draw(scene, look, rng))
+        np.asarray(render(scene, look, rng))
         for scene, look in tqdm(zip(self.scenes, self.looks, strict=True), "drawing", IMAGES)
       ]
     )

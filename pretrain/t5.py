@@ -70,7 +70,7 @@ def pretrain(folder: Path, steps: int, seed: int) -> float:
     recent = [*recent[-99:], float(loss)]
     if i % 50 == 49:
       bar.set_postfix(loss=f"{np.mean(recent):.3f}", refresh=False)
-  weights.save(nnx.merge(graph, params), folder)
+  weights.save_backbone(nnx.merge(graph, params), folder)
   return float(np.mean(recent))
 
 

@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 # Models of this size compile for longer than they run. What one test, worker or child has compiled,
-# no other does: test_train_step and test_chunked_t5_loss alone take 83 s instead of 93.
+# no other does: test_train_step and test_chunked_loss alone take 83 s instead of 93.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have it from who starts them
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled")
@@ -32,7 +32,7 @@ import pytest
 from flax import nnx
 
 from afspl_jax.config import experiment as settings
-from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from afspl_jax.models.huggingface import weights
@@ -40,7 +40,7 @@ from afspl_jax.models.huggingface.preprocessing import Tokenizer
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.models.t5.config import T5Config
 from afspl_jax.models.t5.t5 import T5
-from afspl_jax.training.train_step import make_mesh
+from afspl_jax.training.mesh import make_mesh
 from afspl_jax.types import Batch, Params
 from tests.launcher import Launcher
 
@@ -59,7 +59,7 @@ LONG = (
   "study/test_ablate.py",
   "trained/test_prompter_file.py",
   "training/test_train_step.py",
-  "training/test_chunked_t5_loss.py",
+  "training/test_chunked_loss.py",
 )
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -106,7 +106,7 @@ def make_model(contrast: bool = False, **prompter) -> Model:
   prompter_ = Prompter(
     config, CLIP.sizes, t5.embedding[...], no_words, contrast=contrast, rngs=nnx.Rngs(2)
   )
-  return Model(Captioner(prompter_, t5), leaves(prompter_), leaves(t5))
+  return Model(Captioner(prompter_, t5), module_leaves(prompter_), module_leaves(t5))
 
 
 def make_batch(seed: int, *leading: int) -> Batch:
@@ -165,7 +165,7 @@ def tiny_checkpoints(tmp_path_factory) -> Checkpoints:
     ),
     joint_width=16,
   )
-  weights.save(Clip(clip, rngs=nnx.Rngs(0)), folders.clip)
+  weights.save_backbone(Clip(clip, rngs=nnx.Rngs(0)), folders.clip)
   t5 = T5Config(
     vocab_size=Tokenizer(folders.t5).vocab_size,
     width=16,
@@ -179,21 +179,21 @@ def tiny_checkpoints(tmp_path_factory) -> Checkpoints:
     tied_head=False,
     scaled_head=False,
   )
-  weights.save(T5(t5, rngs=nnx.Rngs(1)), folders.t5)
+  weights.save_backbone(T5(t5, rngs=nnx.Rngs(1)), folders.t5)
   return folders
 
 
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory) -> Path:
   """The shapes world with a few images a site; give it as data.dir."""
-  from afspl_jax.data.bad_records import Faults
+  from afspl_jax.data.bad_records import BadRecords
   from afspl_jax.data.shapes import builder
   from afspl_jax.data.sources import shapes
 
   folder = tmp_path_factory.mktemp("data_sets")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(builder, "PER_SITE", {"train": 8, "validation": 2, "test": 2})
-    shapes.open_splits(["train"], settings.Data(dir=str(folder)), Faults())
+    shapes.open_splits(["train"], settings.Data(dir=str(folder)), BadRecords())
   return folder
 
 

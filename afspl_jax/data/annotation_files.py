@@ -1,4 +1,4 @@
-"""Annotation files as benchmarks ship them: one for each split, or one for all."""
+"""Annotation files as benchmarks ship them: one for each split, or one for all splits."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -6,43 +6,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from afspl_jax.data.bad_records import Faults, Malformed
-from afspl_jax.data.image_files import missing
-from afspl_jax.data.records import Distinct, fields, text
+from afspl_jax.data.bad_records import BadRecord, BadRecords
+from afspl_jax.data.image_files import missing_data
+from afspl_jax.data.records import UniqueValues, as_object, text_field
 from afspl_jax.errors import UserError
 
 Value = TypeVar("Value")
 _SPLITS = {"train": "train", "val": "validation", "dev": "validation", "test": "test"}
 
 
-def by_name(
+def files_by_split(
   base: Path, pattern: str, how: str, of: Collection[str] | None = None
 ) -> dict[str, Path]:
-  """The files of a kind in a folder or its annotations/, by the split that their names say.
+  """Finds files in a folder or its annotations/, by the split in their names.
 
   Args:
     base: the folder of the data set.
     pattern: of the files' names, such as "captions*.json".
     how: where to get them; ends the message of MissingData.
-    of: the splits whose files will be read, of which alone there must not be two; None for all.
+    of: the splits whose files will be read; only these must not have two files. None for all.
 
   Returns:
-    Files by split; a single one whose name says none is train's.
+    Files by split. A single file without a split in its name is that of train.
 
   Raises:
-    MissingData: there is none.
-    UserError: two are of one split, or the split of one of several is not to be seen.
+    MissingData: there is no such file.
+    UserError: a split has two files, or one of several files has no split in its name.
   """
   places = (base, base / "annotations")
   files = sorted(path for place in places for path in place.glob(pattern) if path.is_file())
   if not files:
-    raise missing(f"no {pattern} in {base.absolute()} or its folder annotations", how)
+    raise missing_data(f"no {pattern} in {base.absolute()} or its folder annotations", how)
   out: dict[str, Path] = {}
   for path in files:
     said = re.search(rf"(?<![a-z])({'|'.join(_SPLITS)})", path.name)
     split = _SPLITS[said[0]] if said else "train" if len(files) == 1 else ""
     if not split or (split in out and (of is None or split in of)):
-      other = f"{out[split]} and {path}" if split else f"{path}, whose name says no split"
+      other = f"{out[split]} and {path}" if split else f"{path}, which has no split in its name"
       raise UserError(
         f"{base}: expected one {pattern} for each of train, val and test; got {other}. Move one"
         " away."
@@ -51,8 +51,8 @@ def by_name(
   return out
 
 
-def one_of(base: Path, patterns: Sequence[str], how: str) -> Path:
-  """The one file of a kind in a folder.
+def find_single_file(base: Path, patterns: Sequence[str], how: str) -> Path:
+  """Finds a file of which a folder has exactly one.
 
   Args:
     base: the folder of the data set.
@@ -60,12 +60,12 @@ def one_of(base: Path, patterns: Sequence[str], how: str) -> Path:
     how: where to get it; ends the message of MissingData.
 
   Raises:
-    MissingData: there is none.
+    MissingData: there is no such file.
     UserError: there are several.
   """
   found = sorted({path for name in patterns for path in base.glob(name) if path.is_file()})
   if not found:
-    raise missing(f"no {' or '.join(patterns)} in {base.absolute()}", how)
+    raise missing_data(f"no {' or '.join(patterns)} in {base.absolute()}", how)
   if len(found) > 1:
     raise UserError(
       f"{base}: expected one of {', '.join(patterns)}; got {', '.join(p.name for p in found)}."
@@ -75,46 +75,52 @@ def one_of(base: Path, patterns: Sequence[str], how: str) -> Path:
 
 
 @dataclass
-class Keyed(Generic[Value]):
-  """Entries of a list by an id that each has."""
+class EntriesById(Generic[Value]):
+  """Entries of a list by their ids."""
 
-  values: dict[str, tuple[str, Value]]  # where each is, and what it says
-  left_out: set[str]  # ids of those that are malformed
+  values: dict[str, tuple[str, Value]]  # position in the file, for messages, and value
+  left_out: set[str]  # ids of the bad entries
 
   def knows(self, number: str, where: str, key: str, of: str) -> bool:
-    """Whether another entry's reference to one of these leads to one that was not left out.
+    """Whether a reference from another list leads to an entry that was not left out.
+
+    Args:
+      number: the id that the other entry refers to.
+      where: the other entry, for messages.
+      key: of the reference.
+      of: key of the list that should have the id.
 
     Raises:
-      Malformed: it leads nowhere.
+      BadRecord: there is no such id.
     """
     if number not in self.values and number not in self.left_out:
-      raise Malformed(
+      raise BadRecord(
         where,
         f"{key} unknown",
-        f'"{key}" must be that of an entry in "{of}"; got {number!r:.60}. Correct or remove it.',
+        f'"{key}" must be the id of an entry in "{of}"; got {number!r:.60}. Correct or remove it.',
       )
     return number in self.values
 
 
-def keyed(
+def entries_by_id(
   entries: Iterable[tuple[str, Any]],
   key: str,
   read: Callable[[dict[str, Any], str], Value],
-  faults: Faults,
-) -> Keyed[Value]:
-  """Reads the entries of a list that have ids.
+  bad_records: BadRecords,
+) -> EntriesById[Value]:
+  """Reads the entries of a list by their ids.
 
   Args:
-    entries: each with where it is.
-    key: of the id, which must be of one entry alone.
-    read: gives what is wanted of an entry; may raise Malformed.
-    faults: what may be left out.
+    entries: with their positions, for messages.
+    key: of the id, which must be unique.
+    read: makes the value of an entry; may raise BadRecord.
+    bad_records: collects the records that are left out.
   """
-  distinct = Distinct(key)
-  out: Keyed[Value] = Keyed({}, set())
+  distinct = UniqueValues(key)
+  out: EntriesById[Value] = EntriesById({}, set())
   for where, entry in entries:
-    with faults.skipping():
-      number = text(fields(entry, where), key, where, number=True)
+    with bad_records.skipping():
+      number = text_field(as_object(entry, where), key, where, number=True)
       distinct.add(number, where)
       out.left_out.add(number)
       out.values[number] = where, read(entry, where)

@@ -1,4 +1,4 @@
-"""What may be wrong with a data set, and how much of it a user lets pass."""
+"""Records of a data set that cannot be used, and how many of them may be left out."""
 
 import contextlib
 from collections import Counter
@@ -6,68 +6,71 @@ from collections.abc import Iterator
 
 from afspl_jax.errors import UserError
 
-_SHOWN = 5  # faults that are told in full
+_SHOWN = 5  # bad records that are printed in full
 
 
 class MissingData(UserError):
-  """A data set is not where it was looked for; the message says how to get it."""
+  """A data set was not found; the message says where it was expected and how to get it."""
 
 
-class Malformed(UserError):
+class BadRecord(UserError):
   """One record that cannot be used.
 
   Args:
     where: its file and line, or file and number from 1.
-    kind: what is wrong in a word or two, by which faults are counted.
+    problem: what is wrong, in a word or two; bad records are counted by it.
     message: what was expected, what was found, what to do.
   """
 
-  def __init__(self, where: str, kind: str, message: str):
+  def __init__(self, where: str, problem: str, message: str):
     super().__init__(f"{where}: {message}")
-    self.kind = kind
+    self.problem = problem
 
 
-class Faults:
-  """The malformed records of a data set, which are left out up to a number.
+class BadRecords:
+  """Collects the bad records of a data set, which are left out up to a limit.
 
   Args:
-    allowed: number of records; None for any, as when looking for all of them.
+    allowed: the limit; None for no limit, as when looking for all of them.
+
+  Attributes:
+    found: the errors of the records left out so far.
   """
 
   def __init__(self, allowed: int | None = 0):
     self._allowed = allowed
-    self._told = 0
-    self.found: list[Malformed] = []
+    self._reported = 0
+    self.found: list[BadRecord] = []
 
   @contextlib.contextmanager
   def skipping(self) -> Iterator[None]:
-    """Leaves out the record that is read within if it is malformed.
+    """Leaves out the record that is read inside the block if it is bad.
 
     Raises:
-      UserError: it is, and is one more than allowed.
+      UserError: it is bad, and exceeds the limit.
     """
     try:
       yield
-    except Malformed as fault:
-      self.found.append(fault)
+    except BadRecord as error:
+      self.found.append(error)
       if self._allowed is None or len(self.found) <= self._allowed:
         return
       if not self._allowed:
         raise
       raise UserError(
-        f"data.max_bad: expected at most {self._allowed} malformed records; got more, the last of"
-        f" which is {fault} List all with: afspl prepare"
-      ) from fault
+        f"data.max_bad: expected at most {self._allowed} malformed records; got more. The last is"
+        f" {error} List all with: afspl prepare"
+      ) from error
 
-  def tell(self) -> None:
-    """Prints how many records have been left out since it was last told, and why."""
-    new = self.found[self._told :]
-    self._told = len(self.found)
+  def report(self) -> None:
+    """Prints how many records were left out since the last report, and why."""
+    new = self.found[self._reported :]
+    self._reported = len(self.found)
     if new and self._allowed is not None:
-      kinds = Counter(fault.kind for fault in new).most_common()
-      counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
+      problems = Counter(error.problem for error in new).most_common()
+      counts = ", ".join(f"{count} {problem}" for problem, count in problems)
       print(f"left out {len(new)} malformed records ({counts}):")
-      for fault in new[:_SHOWN]:
-        print(f"  {fault}")
+      for error in new[:_SHOWN]:
+        print(f"  {error}")
       if len(new) > _SHOWN:
         print(f"  and {len(new) - _SHOWN} more; list all with: afspl prepare")

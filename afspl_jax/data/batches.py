@@ -1,4 +1,4 @@
-"""From examples to the arrays that a step takes."""
+"""Examples as the arrays of a training step."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.feature_cache import rows_of
+from afspl_jax.data.feature_cache import copy_rows
 from afspl_jax.data.features import FeatureEncoder
 from afspl_jax.models.huggingface.preprocessing import Tokenizer
 from afspl_jax.types import Batch, Example, Source
@@ -22,8 +22,8 @@ class Split:
 
   Args:
     source: the examples.
-    encoder: gives CLIP's features of images and texts.
-    tokenizer: T5's.
+    encoder: gives the features of images and texts.
+    tokenizer: the language model's.
     config: lengths, and the instruction for images without a question.
     contrast: whether batches hold the captions' features.
 
@@ -52,8 +52,8 @@ class Split:
     self._text = encoder.directions(distinct)
     self._instruction = _trimmed(*tokenizer.tokenize(distinct, config.instruction_length))
 
-    # Each distinct target once, captions before answers: the features of captions are then a
-    # prefix, and a caption that is also said in answer to a question is two targets.
+    # Each distinct target once, captions before answers. So the features of captions belong to the
+    # first targets, and a caption that is also an answer is two targets.
     said = [(bool(e.question), text) for e in self.examples for text in e.references]
     targets = {target: i for i, target in enumerate(sorted(set(said)))}
     self._target_row = np.array([targets[target] for target in said])
@@ -70,15 +70,15 @@ class Split:
     return len(self.examples)
 
   def with_targets_of(self, others: Int[np.ndarray, " examples"]) -> "Split":
-    """The same images and instructions, with the targets of other examples.
+    """Gives the same images and instructions, with the targets of other examples.
 
     Args:
-      others: for each example, the one whose references are its targets.
+      others: for each example, the index of the one whose references are its targets.
     """
-    taught = copy.copy(self)
-    taught._first_reference = self._first_reference[others]
-    taught._num_references = self._num_references[others]
-    return taught
+    out = copy.copy(self)
+    out._first_reference = self._first_reference[others]
+    out._num_references = self._num_references[others]
+    return out
 
   def batch(
     self,
@@ -91,9 +91,9 @@ class Split:
 
     Args:
       indices: of at most `size` examples.
-      size: rows of the batch; those beyond the examples count nowhere.
+      size: rows of the batch; those beyond the examples are masked.
       reference: which reference is the target, modulo their number; None takes the first.
-      personal: which examples may use the client's own prompt.
+      personal: which examples may use the client's local prompt.
     """
     rows = np.zeros(size, int)
     rows[: len(indices)] = indices
@@ -104,27 +104,27 @@ class Split:
     target = self._target_row[self._first_reference[rows] + which]
     ids, mask = self._targets
     real = np.arange(size) < len(indices)
-    own = np.zeros(size, bool)
-    own[: len(indices)] = personal
+    personal_rows = np.zeros(size, bool)
+    personal_rows[: len(indices)] = personal
     captioned = real & (target < len(self._captions))
     caption = np.zeros((size, self._captions.shape[1]), self._captions.dtype)
     caption[captioned] = self._captions[target[captioned]]
     arrays: dict[str, Any] = {
-      "tokens": rows_of(self.images.tokens, image),
-      "image": rows_of(self.images.joint, image),
+      "tokens": copy_rows(self.images.tokens, image),
+      "image": copy_rows(self.images.joint, image),
       "text": self._text[asked],
       "instruction": self._instruction[0][asked],
       "instruction_mask": self._instruction[1][asked],
       "targets": ids[target],
       "targets_mask": mask[target] & real[:, None],
-      "personal": own,
+      "personal": personal_rows,
       "caption": caption,
     }
     return Batch(**arrays)
 
   def joint(self, indices: Sequence[int]) -> Float[np.ndarray, "rows f"]:
-    """CLIP's joint feature of each example's image."""
-    return rows_of(self.images.joint, self._image_row[list(indices)])
+    """The joint feature of each example's image."""
+    return copy_rows(self.images.joint, self._image_row[list(indices)])
 
   def local_batches(
     self,
@@ -136,42 +136,42 @@ class Split:
   ) -> Batch:
     """A client's batches for one round, stacked on a leading axis of `steps`.
 
-    Examples come in random order, all of them before any comes again; each time with a reference
-    at random. What is drawn follows from `rng` alone, so a resumed run draws the same.
+    Examples come in random order, and none comes again before all have come. Each time it has a
+    random reference. Only `rng` decides the draws, so a resumed run draws the same.
 
     Args:
       indices: of the client's examples.
       steps: number of batches.
       size: rows of each.
-      rng: for order, references, and who is personal, drawn in this order.
-      personal: share of the rows that may use the client's own prompt.
+      rng: draws the order, the references and the personal rows, in this order.
+      personal: share of the rows that may use the client's local prompt.
     """
     passes = -(-steps * size // len(indices))
     order = np.concatenate([rng.permutation(indices) for _ in range(passes)])[: steps * size]
     reference = rng.integers(2**31, size=steps * size)
-    own = rng.random(steps * size) < personal
-    flat = self.batch(order, steps * size, reference, own)
+    personal_rows = rng.random(steps * size) < personal
+    flat = self.batch(order, steps * size, reference, personal_rows)
     return Batch(*(part.reshape(steps, size, *part.shape[1:]) for part in flat))
 
-  def drawn_batches(
+  def sampled_batches(
     self,
-    drawn: Bool[np.ndarray, "steps rows"],
+    sampled: Bool[np.ndarray, "steps rows"],
     indices: Int[np.ndarray, " rows"],
     size: int,
     rng: np.random.Generator,
     personal: float = 1.0,
   ) -> Batch:
-    """As `local_batches`, of the examples that were drawn for each step.
+    """As `local_batches`, of the examples that were sampled for each step.
 
     Args:
-      drawn: which of the examples are in the batch of each step.
+      sampled: which of the examples are in the batch of each step.
       indices: of the client's examples.
-      size: rows of each batch, of which those beyond the drawn ones count nowhere.
-      rng: for references and who is personal.
-      personal: share of the rows that may use the client's own prompt.
+      size: rows of each batch; those beyond the sampled examples are masked.
+      rng: draws the references and the personal rows.
+      personal: share of the rows that may use the client's local prompt.
     """
     batches = []
-    for step in drawn:
+    for step in sampled:
       rows = indices[step]
       reference = rng.integers(2**31, size=len(rows))
       batches.append(self.batch(rows, size, reference, rng.random(len(rows)) < personal))
@@ -180,7 +180,7 @@ class Split:
   def in_order(
     self, indices: Sequence[int], size: int, personal: bool = False
   ) -> Iterator[tuple[Int[np.ndarray, " rows"], Batch]]:
-    """Batches of `indices` in their order, the last one filled up, with the rows that count."""
+    """Batches of `indices` in their order, each with its indices; the last one is filled up."""
     for start in range(0, len(indices), size):
       part = np.asarray(indices[start : start + size])
       yield part, self.batch(part, size, personal=personal)
@@ -189,7 +189,7 @@ class Split:
 def _trimmed(
   ids: Int[np.ndarray, "texts l"], mask: Bool[np.ndarray, "texts l"]
 ) -> tuple[Int[np.ndarray, "texts short"], Bool[np.ndarray, "texts short"]]:
-  """Cuts what is padding in every text, which takes a step as long as words do."""
+  """Cuts the padding that all texts have; a step takes as long for padding as for words."""
   longest = int(mask.sum(axis=1).max(initial=0))
   length = -(-longest // _PAD_TO) * _PAD_TO
   return ids[:, :length].copy(), mask[:, :length].copy()

@@ -1,4 +1,4 @@
-"""Arrays that are made once, by processes that may be killed: the next one goes on from there."""
+"""A cache of arrays on disk. Where a killed process stopped writing, the next one continues."""
 
 import contextlib
 import fcntl
@@ -20,17 +20,17 @@ from tqdm import tqdm
 
 from afspl_jax.errors import UserError
 
-Part = Mapping[str, np.ndarray]  # some rows of every array
+Part = Mapping[str, np.ndarray]  # consecutive rows of every array, by its name
 Shapes = Mapping[str, tuple[int, ...]]  # of the arrays, by their names
 
-_LOG = "parts.txt"  # of what was written, a line a part: its number of rows, and its checksum
+_LOG = "parts.txt"  # a line for each part that was written: its number of rows and its checksum
 
 
 class FeatureCache:
-  """A folder of arrays, by what they stand for.
+  """A folder of arrays, each found by its identity.
 
   Args:
-    folder: where to keep them.
+    folder: where the arrays are kept.
     dtype: of all arrays.
   """
 
@@ -40,13 +40,13 @@ class FeatureCache:
   def get(
     self, identity: list[str], shapes: Shapes, parts: Callable[[int], Iterable[Part]]
   ) -> dict[str, np.ndarray]:
-    """The arrays that `identity` stands for, memory-mapped.
+    """Reads arrays, memory-mapped; makes them first if the cache lacks them.
 
     Args:
-      identity: equal ones stand for equal arrays.
-      shapes: of the arrays, all with as many rows.
-      parts: gives their rows from a given one on, in order, a part at a time; called only if the
-        cache lacks some.
+      identity: what the arrays hold; equal identities have equal arrays.
+      shapes: of the arrays, which have equally many rows.
+      parts: gives their rows from a given row on, in order, a part at a time; called only if the
+        cache lacks rows.
 
     Raises:
       UserError: the cache cannot be written, or is damaged.
@@ -54,7 +54,7 @@ class FeatureCache:
     name = hashlib.sha256(json.dumps([*identity, str(self._dtype)]).encode()).hexdigest()[:24]
     folder = self._folder / name
     while not folder.is_dir():
-      # Written beside and renamed when whole: never is half of it read.
+      # Written to another folder and renamed when complete, so no process reads a half.
       scratch = folder.with_name(f"{name}.part")
       with self._alone(scratch) as alone:
         if alone and not folder.is_dir():
@@ -64,31 +64,31 @@ class FeatureCache:
     return {name: self._open(folder / f"{name}.npy", shape) for name, shape in shapes.items()}
 
   def _open(self, file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Maps a file of the cache into memory, if it is what it should be.
+    """Maps a file of the cache into memory after checking it.
 
-    Its header can be but one, and is compared, not parsed: NumPy's reader of headers raises what
-    Python's does for one that was made to, and opens other kinds of files as well.
+    The only valid header is known, so it is compared, not parsed: NumPy's parser of headers can
+    raise any Python error for a crafted one, and also opens other kinds of files.
     """
     head = self._head(shape)
     try:
       with file.open("rb") as opened:
         found, size = opened.read(len(head)), os.fstat(opened.fileno()).st_size
       if found != head:
-        raise ValueError(f"another, which begins {found[10:90]!r}")
+        raise ValueError(f"another header, {found[10:90]!r}")
       if size != len(head) + math.prod(shape) * self._dtype.itemsize:
         raise ValueError(f"{size} bytes")
       return np.memmap(file, self._dtype, "r", len(head), shape)
     except (OSError, ValueError) as error:
       raise UserError(
         f"feature cache: expected an array of shape {shape} in {file}; got {error}. Delete the"
-        f" folder {file.parent}: its features are then made again"
+        f" folder {file.parent}; its features are then made again"
       ) from error
 
   def _make(self, scratch: Path, shapes: Shapes, parts: Callable[[int], Iterable[Part]]) -> None:
     with ExitStack() as stack:
       with self._writing(scratch):
         start = self._resume(scratch, shapes)
-        # Not through a memory map: on a full disk that ends the process, without an exception.
+        # Not through a memory map: on a full disk that kills the process without an exception.
         files = {name: stack.enter_context((scratch / f"{name}.npy").open("ab")) for name in shapes}
         log = stack.enter_context((scratch / _LOG).open("a"))
       for part in parts(start):
@@ -106,7 +106,7 @@ class FeatureCache:
           os.fsync(file.fileno())
 
   def _resume(self, scratch: Path, shapes: Shapes) -> int:
-    """Cuts off what was not wholly written; returns how many rows were."""
+    """Cuts off incomplete rows; returns the number of complete rows."""
     heads = {name: self._head(shape) for name, shape in shapes.items()}
     widths = {n: math.prod(shape[1:]) * self._dtype.itemsize for n, shape in shapes.items()}
     kept = _whole(scratch, heads, widths, min(shape[0] for shape in shapes.values()))
@@ -128,7 +128,7 @@ class FeatureCache:
 
   @contextlib.contextmanager
   def _alone(self, scratch: Path) -> Iterator[bool]:
-    """Waits until no other process is at it; False if that one has finished or given up."""
+    """Waits until no other process writes there; False if that one has finished or failed."""
     with ExitStack() as stack:
       with self._writing():
         scratch.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ class FeatureCache:
         try:
           fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-          tqdm.write("another process is encoding the same; waiting for it")
+          tqdm.write("another process is encoding the same images or texts; waiting for it")
           fcntl.flock(lock, fcntl.LOCK_EX)
       yield scratch.exists() and os.path.samestat(os.fstat(lock), scratch.stat())
 
@@ -146,22 +146,22 @@ class FeatureCache:
     try:
       yield
     except OSError as error:
-      if scratch is not None:  # gigabytes, perhaps, of a disk that is full
+      if scratch is not None:  # perhaps gigabytes on a full disk
         shutil.rmtree(scratch, ignore_errors=True)
       raise UserError(
         f"feature cache: expected a folder that can be written; got {self._folder}: {error}."
-        " Make room there, or set XDG_CACHE_HOME to another"
+        " Make room there, or set XDG_CACHE_HOME to another folder"
       ) from error
 
 
-def rows_of(
+def copy_rows(
   array: Shaped[np.ndarray, "n ..."], rows: Int[np.ndarray, " rows"]
 ) -> Shaped[np.ndarray, "rows ..."]:
-  """A copy of some rows of an array that `FeatureCache.get` gave, or of any other.
+  """Copies some rows of an array from `FeatureCache.get`, or of any other array.
 
-  The cache's pages are let go of once they are read. The system keeps them while nobody else needs
-  the memory, but they are no part of the process, which would else grow as large as its data set.
-  That takes .2 ms more for 80 images of ViT-B/32, whose training takes seconds.
+  The pages of the cache are released after they are read. The system may keep them in memory, but
+  they no longer count as the process's memory, which would otherwise grow to the size of the data
+  set. This takes .2 ms for 80 images of ViT-B/32, whose training takes seconds.
   """
   found = array[rows]
   if isinstance(array.base, mmap.mmap):
@@ -172,9 +172,9 @@ def rows_of(
 def _whole(
   scratch: Path, heads: Mapping[str, bytes], widths: Mapping[str, int], most: int
 ) -> list[tuple[int, int]]:
-  """Lines of the log, up to the first whose rows are not all there as they were written.
+  """Lines of the log up to the first whose rows are incomplete or damaged.
 
-  `most` is how many rows there can be.
+  `most` is the largest possible number of rows.
   """
   kept: list[tuple[int, int]] = []
   with ExitStack() as stack:

@@ -22,20 +22,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from afspl_jax.data.feature_cache import FeatureCache
-from afspl_jax.data.read_ahead import ahead
+from afspl_jax.data.read_ahead import map_ahead
 from afspl_jax.errors import UserError
 from afspl_jax.models.contracts import ImagePreprocessor, VisionEncoder
 from afspl_jax.models.huggingface.preprocessing import Tokenizer
 from afspl_jax.types import Source
 
-_WORDS = 1000  # of the vocabulary, evenly spaced, for its middle
+_WORDS = 1000  # evenly spaced words of the vocabulary, for its centre
 _BATCH = 64  # images or texts encoded at a time
 _SORTED = 64 * _BATCH  # texts that are sorted by length at a time
 _PAD_TO = 16  # texts are padded to a multiple of this: few programs, little padding
 
 
 class ImageFeatures(NamedTuple):
-  """Of every image of a split, in its order; memory-mapped."""
+  """Features of every image of a split, in the split's order; memory-mapped."""
 
   tokens: Float[np.ndarray, "images v w"]
   joint: Float[np.ndarray, "images f"]
@@ -77,7 +77,7 @@ class FeatureEncoder:
     graph, self._state = nnx.split(encoder)
     self.sizes, self._fingerprint = encoder.sizes, fingerprint
     self._processor, self._tokenizer = processor, tokenizer
-    # Colours become numbers in the program: a quarter of the bytes.
+    # Levels are looked up on the device: a quarter of the bytes is sent.
     levels, channels = jnp.asarray(processor.levels), jnp.arange(3)
     self._image = jax.jit(
       lambda state, crops: nnx.merge(graph, state).encode_image(levels[crops, channels])
@@ -87,24 +87,24 @@ class FeatureEncoder:
     self._cache = FeatureCache(cache, self._dtype)
 
   def images(self, source: Source) -> ImageFeatures:
-    """Features of all images of `source`, from the cache if they are there.
+    """Features of all images of `source`, from the cache if it has them.
 
     Raises:
-      UserError: the cache cannot be written, or an image not be decoded; names it.
+      UserError: the cache cannot be written, or an image cannot be decoded.
     """
     rows, sizes = len(source.images()), self.sizes
     shapes = {
       "tokens": (rows, sizes.tokens, sizes.token_width),
       "joint": (rows, sizes.feature_width),
     }
-    identity = [self._fingerprint, source.pictures]
+    identity = [self._fingerprint, source.images_fingerprint]
     parts = functools.partial(self._encode_images, source)
     return ImageFeatures(**self._cache.get(identity, shapes, parts))
 
   def texts(self, texts: Sequence[str], *, keep: bool = True) -> Float[np.ndarray, "texts f"]:
-    """Feature of each text, from the cache if just these texts, in this order, are there.
+    """Feature of each text, from the cache if it has exactly these texts in this order.
 
-    Of instructions, for the prompter; of captions, for the contrastive loss and scores alone.
+    Used for instructions, by the prompter, and for captions, by the contrastive loss and scores.
 
     Args:
       texts: any number of them.
@@ -123,34 +123,34 @@ class FeatureEncoder:
     return self._cache.get([self._fingerprint, name], shapes, parts)["texts"]
 
   def directions(self, texts: Sequence[str], *, keep: bool = True) -> Float[np.ndarray, "texts f"]:
-    """Unit vectors (float32) to the texts from the middle of CLIP's vocabulary.
+    """Unit vectors (float32) from the centre of the encoder's vocabulary to the texts.
 
     CLIP's text features lie in a narrow cone (Liang et al. 2022, "Mind the Gap", sec. 2), in which
-    two questions are nearly one: "what colour is the star ?" and "how many shapes are there ?" have
-    a cosine of .98, and of .22 from the mean of the vocabulary's own words. That needs no site's
-    data, and is the same at all. Ten natural sites, 12 rounds, one seed: VQA accuracy .60 instead
-    of .52.
+    different questions are almost equal: "what colour is the star ?" and "how many shapes are there
+    ?" have a cosine of .98, but of .22 from the mean of the vocabulary's words. That mean needs no
+    site's data and is the same at every site. Ten natural sites, 12 rounds, one seed: VQA accuracy
+    .60 instead of .52.
 
     Args:
       texts: any number of them.
-      keep: False leaves no trace of them in the cache.
+      keep: False neither reads nor writes the cache.
 
     Raises:
       UserError: the cache cannot be written.
     """
-    return _unit(_unit(self.texts(texts, keep=keep)) - self._middle)
+    return _unit_rows(_unit_rows(self.texts(texts, keep=keep)) - self._centre)
 
   @functools.cached_property
-  def _middle(self) -> Float[np.ndarray, " f"]:
+  def _centre(self) -> Float[np.ndarray, " f"]:
     """The mean direction of the vocabulary's words."""
     pieces = np.linspace(0, self._tokenizer.vocab_size - 1, _WORDS).astype(np.int32)
     words = {word.strip() for word in self._tokenizer.decode(np.unique(pieces)[:, None])}
-    return _unit(self.texts(sorted(words - {""}))).mean(axis=0)
+    return _unit_rows(self.texts(sorted(words - {""}))).mean(axis=0)
 
-  def look(self, images: Sequence[Image.Image], rows: int = _BATCH) -> ImageFeatures:
-    """Features of at most `rows` images, which are not kept.
+  def encode_uncached(self, images: Sequence[Image.Image], rows: int = _BATCH) -> ImageFeatures:
+    """Features of at most `rows` images, without the cache.
 
-    Each number of rows is a program of its own, and is filled up.
+    Each number of rows compiles a program of its own; fewer images are padded to it.
     """
     crops = np.stack([self._processor.crop(image) for image in images])
     tokens, joint = self._image(self._state, _padded(crops, rows))
@@ -167,11 +167,11 @@ class FeatureEncoder:
     ) -> dict[str, np.ndarray]:
       return {"tokens": np.asarray(tokens)[:rows], "joint": np.asarray(joint)[:rows]}
 
-    # One batch is in the device, and the next two in the making.
-    crops = ahead(pixels, keys[start:], 2 * _BATCH)
+    # One batch is on the device while the next two are prepared.
+    crops = map_ahead(pixels, keys[start:], 2 * _BATCH)
     with (
       contextlib.closing(crops),
-      tqdm(total=len(keys), initial=start, desc="CLIP image features", unit="image") as progress,
+      tqdm(total=len(keys), initial=start, desc="image features", unit="image") as progress,
     ):
       before = None
       while batch := list(itertools.islice(crops, _BATCH)):
@@ -185,13 +185,13 @@ class FeatureEncoder:
 
   def _encode_texts(self, texts: Sequence[str], start: int) -> Iterator[dict[str, np.ndarray]]:
     starts = range(start, len(texts), _SORTED)
-    for start in tqdm(starts, desc="CLIP text features", unit="batch", delay=2):
+    for start in tqdm(starts, desc="text features", unit="batch", delay=2):
       ids, mask = self._tokenizer.tokenize(texts[start : start + _SORTED], self.sizes.text_length)
       lengths = mask.sum(axis=1)
       order = np.argsort(lengths, kind="stable")
       out = np.empty((len(ids), self.sizes.feature_width), self._dtype)
-      # Texts of like length together, as most of CLIP's 77 tokens are padding. The shapes world's
-      # 10,645 training captions, tiny CLIP, tokenizer included: 5.9 s of CPU time instead of 10.1.
+      # Texts of similar length together, as most of CLIP's 77 tokens are padding. 10,645 captions
+      # of the shapes world, tiny CLIP, tokenizer included: 5.9 s of CPU time instead of 10.1.
       for first in range(0, len(ids), _BATCH):
         rows = order[first : first + _BATCH]
         length = -(-int(lengths[rows[-1]]) // _PAD_TO) * _PAD_TO
@@ -200,17 +200,17 @@ class FeatureEncoder:
       yield {"texts": out}
 
 
-def _unit(x: np.ndarray) -> Float[np.ndarray, "*rows f"]:
+def _unit_rows(x: np.ndarray) -> Float[np.ndarray, "*rows f"]:
   x = np.asarray(x, np.float32)
   return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
 
 def default_cache() -> Path:
-  """Where features are kept unless told otherwise."""
+  """The default folder of the feature cache."""
   return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "afspl_jax" / "features"
 
 
 def _padded(rows: np.ndarray, size: int = _BATCH) -> np.ndarray:
-  """Fills up to `size` rows with copies of the first, so that one compile serves all."""
+  """Pads to `size` rows with copies of the first, so that one compiled program serves all."""
   fill = np.repeat(rows[:1], size - len(rows), axis=0)
   return np.concatenate([rows, fill])

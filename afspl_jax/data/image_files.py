@@ -1,4 +1,4 @@
-"""Examples with image files below one folder: found, kept inside it, decoded when asked for."""
+"""Examples with image files in one folder: looked up inside it, decoded when needed."""
 
 import hashlib
 import itertools
@@ -12,14 +12,14 @@ from typing import Any
 from PIL import Image
 
 from afspl_jax.data import images
-from afspl_jax.data.bad_records import Malformed, MissingData
+from afspl_jax.data.bad_records import BadRecord, MissingData
 from afspl_jax.types import Example
 
-_LOOKED_AT = 100  # names by which the folder of the images is found
+_LOOKED_AT = 100  # file names that are tried to find the folder of the images
 
 
 class ImageFolder:
-  """The image files below a folder, and nothing outside it.
+  """The image files in a folder and its subfolders, and nothing outside it.
 
   Args:
     root: the folder.
@@ -28,27 +28,27 @@ class ImageFolder:
   def __init__(self, root: Path):
     self.root = root
     self._real = os.path.realpath(root)
-    self._inside: dict[str, bool] = {}  # whether a folder is, behind its links
+    self._inside: dict[str, bool] = {}  # whether a folder is inside, with links resolved
     self._state: dict[str, tuple[int, int]] = {}
 
   def find(self, name: str, where: str, key: str = "image") -> str:
-    """Looks a file up; reads none of it.
+    """Looks a file up without reading it.
 
     Args:
       name: its path from the root, with "/".
       where: the record that names it, for messages.
-      key: of the record.
+      key: the key of the name in the record.
 
     Returns:
-      The name in its plainest form, so that equal files have equal names.
+      The normalised name, so that equal files have equal names.
 
     Raises:
-      Malformed: the name leads out of the folder, by itself or by a link, or to no file.
+      BadRecord: the name or a link leads out of the folder, or there is no such file.
     """
     plain = str(PurePosixPath(name))
     leaves = name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts
     if leaves or "\0" in name or PureWindowsPath(name).drive:
-      raise Malformed(
+      raise BadRecord(
         where,
         f"{key} path",
         f'"{key}" must be a path inside {self.root}, with / between folders; got {name!r:.60}. Move'
@@ -59,7 +59,7 @@ class ImageFolder:
     return plain
 
   def state(self, name: str) -> tuple[int, int]:
-    """Size in bytes and time of the last change in ns of a file that was found."""
+    """Size in bytes and modification time in ns of a file that `find` has found."""
     return self._state[name]
 
   def load(self, name: str) -> Image.Image:
@@ -69,7 +69,7 @@ class ImageFolder:
       UserError: it cannot be.
     """
     path = self.root / name
-    return images.decode(path, str(path))
+    return images.decode_image(path, str(path))
 
   def _look(self, name: str, where: str, key: str) -> tuple[int, int]:
     path = os.path.join(self._real, name)
@@ -78,21 +78,21 @@ class ImageFolder:
       linked = stat.S_ISLNK(found.st_mode)
       target = os.path.realpath(path) if linked else path
       if not self._is_inside(os.path.dirname(target)):
-        raise Malformed(
+        raise BadRecord(
           where,
           f"{key} path",
-          f'"{key}" must be a path inside {self.root}; got {name!r:.60}, which a link leads out of'
-          " it. Copy what it leads to.",
+          f'"{key}" must be a path inside {self.root}; got {name!r:.60}, a link that leads out of'
+          " it. Copy the file there.",
         )
       if linked:
         found = os.stat(target)
       if stat.S_ISREG(found.st_mode):
         return found.st_size, found.st_mtime_ns
-      got = f"{name!r:.60}, which is no file"
+      got = f"{name!r:.60}, which is not a file"
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
       absent = isinstance(error, FileNotFoundError)
       got = repr(name)[:60] + ("" if absent else f": {getattr(error, 'strerror', None) or error}")
-    raise Malformed(
+    raise BadRecord(
       where,
       f"{key} missing",
       f'"{key}" must be the name of a file in {self.root}; got {got}. Put the image there, or'
@@ -109,30 +109,30 @@ class ImageFolder:
 class FileSource:
   """Some examples with their image files.
 
-  The images are known by their files' names, sizes and times of change: reading 100,000 of them
-  takes minutes, and a run begins by asking whether they are the same. Those of a copy of the data
-  are others unless times were kept (`cp -p`, `rsync -a`); then their features are made again. What
-  cannot be seen is a file replaced by one of the same size and time.
+  Images are identified by their files' names, sizes and modification times, because reading 100,000
+  of them takes minutes and every run checks whether they are the same. A copy of the data has other
+  images, and needs new features, unless times were preserved (`cp -p`, `rsync -a`). A file replaced
+  by another of the same size and time is not noticed.
 
   Args:
     examples: in their order.
     folder: holds the images.
-    pictures: the files of each image, of which one picture is made; None where an image is a file
-      and its key the file's name.
+    montages: the files of each image, which are joined to one picture; None where an image is a
+      file and its key the file's name.
   """
 
   def __init__(
     self,
     examples: Sequence[Example],
     folder: ImageFolder,
-    pictures: Mapping[str, Sequence[str]] | None = None,
+    montages: Mapping[str, Sequence[str]] | None = None,
   ):
     self._examples = examples
     self._folder = folder
     self._images = list(dict.fromkeys(example.image for example in examples))
-    self._files = None if pictures is None else {key: pictures[key] for key in self._images}
-    self.pictures = _digest(self._states())
-    self.fingerprint = _digest(itertools.chain(self._said(), self._states()))
+    self._files = None if montages is None else {key: montages[key] for key in self._images}
+    self.images_fingerprint = _digest(self._states())
+    self.fingerprint = _digest(itertools.chain(self._texts(), self._states()))
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -154,7 +154,7 @@ class FileSource:
       return self._folder.load(key)
     return images.montage([self._folder.load(name) for name in self._files[key]])
 
-  def _said(self) -> Iterator[Any]:
+  def _texts(self) -> Iterator[Any]:
     for e in self._examples:
       yield [e.id, e.image, e.references, e.question, e.site, e.labels]
 
@@ -171,62 +171,64 @@ def _digest(values: Iterable[Any]) -> str:
   return whole.hexdigest()[:16]
 
 
-def by_split(
+def sources_by_split(
   splits: Iterable[str],
   examples: Iterable[tuple[str, Example]],
   folder: ImageFolder,
-  pictures: Mapping[str, Sequence[str]] | None = None,
+  montages: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, FileSource]:
-  """A source of each split, of examples that come with the names of theirs."""
+  """Makes a source for each split, from pairs of split and example."""
   parts: dict[str, list[Example]] = {split: [] for split in splits}
   for split, example in examples:
     if split in parts:
       parts[split].append(example)
-  return {split: FileSource(part, folder, pictures) for split, part in parts.items()}
+  return {split: FileSource(part, folder, montages) for split, part in parts.items()}
 
 
-def base(folder: str) -> Path:
-  """Where the files of a data set lie: `data.dir`, or the working directory."""
+def data_folder(folder: str) -> Path:
+  """The folder of a data set: `data.dir`, or the working directory."""
   return Path(folder).expanduser()
 
 
-def missing(fault: str, how: str) -> MissingData:
-  """The error that a data set is not there.
+def missing_data(problem: str, how: str) -> MissingData:
+  """Makes the error of a data set that was not found.
 
   Args:
-    fault: what was looked for, and where.
-    how: where to get it, and how to put it there.
+    problem: what was looked for, and where.
+    how: where to get it, and where to put it.
   """
-  return MissingData(f"data: {fault}.\n  {how}\n  Lies it elsewhere, add --config.data.dir=FOLDER")
+  return MissingData(
+    f"data: {problem}.\n  {how}\n  If it is elsewhere, add --config.data.dir=FOLDER"
+  )
 
 
-def home(
-  base: Path, folders: Sequence[str], namings: Sequence[Sequence[str]], source: Path
+def find_image_folder(
+  root: Path, folders: Sequence[str], namings: Sequence[Sequence[str]], source: Path
 ) -> tuple[Path, int]:
-  """The folder in which most of the images are found, of those that data sets keep them in.
+  """Finds the folder that holds most of the images, among those that data sets use.
 
   Args:
-    base: of the data set.
-    folders: that may hold the images, from there; "" for itself.
-    namings: the images' names, in each way that they may be written.
-    source: the file that names them, for messages.
+    root: folder of the data set.
+    folders: candidates, as paths from the root; "" for the root.
+    namings: the images' file names, in each possible naming scheme.
+    source: the file that names the images, for messages.
 
   Returns:
-    The folder, and the number of the naming.
+    The folder, and the index of the naming scheme.
 
   Raises:
-    MissingData: none is found in any.
+    MissingData: no image is in any of the folders.
   """
   tried = [
-    (sum(os.path.isfile(base / folder / name) for name in names[:_LOOKED_AT]), folder, i)
+    (sum(os.path.isfile(root / folder / name) for name in names[:_LOOKED_AT]), folder, i)
     for folder in folders
     for i, names in enumerate(namings)
   ]
-  found, folder, i = max(tried, key=lambda attempt: attempt[0])  # of equal ones the first
+  found, folder, i = max(tried, key=lambda attempt: attempt[0])  # the first of equals
   if not found and any(namings):
-    looked = ", ".join(dict.fromkeys(str(base / folder) for folder in folders))
+    looked = ", ".join(dict.fromkeys(str(root / folder) for folder in folders))
     examples = " or ".join(repr(names[0])[:80] for names in namings if names)
-    raise missing(
+    raise missing_data(
       f"no images of {source} in {looked}", f"Put them into one of these; the first is {examples}"
     )
-  return base / folder, i
+  return root / folder, i

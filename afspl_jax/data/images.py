@@ -1,4 +1,4 @@
-"""Image files, whatever they are, as the RGB pictures that CLIP takes."""
+"""Image files of any format as RGB pictures."""
 
 import io
 import math
@@ -12,15 +12,15 @@ from PIL import Image, ImageCms, ImageOps
 
 from afspl_jax.errors import UserError
 
-VERSION = 1  # raise it when a file comes out as another picture than before
+VERSION = 1  # raise it when a file is decoded to another picture than before
 
-_LONGEST = 100  # times the shorter side: CLIP scales that to 224, and the other by as much
+_LONGEST = 100  # times the shorter side, which CLIP scales to 224, and the longer side with it
 _MONTAGE = 1024  # pixels of a side
 _AT_ONCE = 1 << 20  # pixels that are scaled at a time
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-# Those formats are programs, that Pillow has another program or the system run.
+# Files of these formats are programs, which Pillow lets another program or the system run.
 _RUN = ("EPS", "WMF")
-# What Pillow's readers raise for what is not a whole image.
+# What Pillow's decoders raise for a file that is not a complete image.
 _UNDECODABLE = (
   OSError,
   SyntaxError,
@@ -39,32 +39,32 @@ _UNDECODABLE = (
 )
 
 
-def decode(file: Path | io.BytesIO, name: str) -> Image.Image:
+def decode_image(file: Path | io.BytesIO, name: str) -> Image.Image:
   """Decodes one image as RGB, as a person sees it.
 
-  A photo is turned as its EXIF says. What is transparent becomes white. Of 16 bits, and of numbers
-  that are not colours at all, the lowest becomes black and the highest white, as in MIMIC-CXR-JPG
-  (Johnson et al. 2019): scanners use 10 to 14 of 16 bits, each in its own way. Of several frames
-  or pages it is the first.
+  A photo is rotated as its EXIF says. Transparent pixels become white. In an image of 16 bits, or
+  of numbers that are not colours, the lowest value becomes black and the highest white, as in
+  MIMIC-CXR-JPG (Johnson et al. 2019): scanners use 10 to 14 of 16 bits, each in its own way. Of
+  several frames or pages, the first is taken.
 
   Args:
     file: a file or its content.
     name: of the image, for messages.
 
   Raises:
-    UserError: it is not an image, not whole, or too large: of more pixels than Pillow takes for
-      safe (89 million), or a hundred times as long as wide.
+    UserError: it is not an image, is incomplete, or is too large: it has more pixels than Pillow's
+      safe limit (89 million), or is over a hundred times as long as wide.
   """
   try:
     with Image.open(file) as image:
-      # Up to twice as many Pillow only warns of.
+      # Up to twice the limit, Pillow only warns.
       if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise ValueError(
-          f"{image.width} x {image.height} pixels could be a decompression bomb's; at most"
-          f" {Image.MAX_IMAGE_PIXELS:,} are taken"
+          f"{image.width} x {image.height} pixels, perhaps a decompression bomb; at most"
+          f" {Image.MAX_IMAGE_PIXELS:,} pixels are allowed"
         )
       if image.format in _RUN:
-        raise ValueError(f"{image.format} files are programs, which are not run")
+        raise ValueError(f"{image.format} files are programs and are not run")
       if max(image.size) > _LONGEST * min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels are no picture")
       return _as_rgb(ImageOps.exif_transpose(image))
@@ -79,11 +79,11 @@ def decode(file: Path | io.BytesIO, name: str) -> Image.Image:
 
 
 def montage(images: Sequence[Image.Image]) -> Image.Image:
-  """One square picture of several, in rows from the upper left, on black.
+  """Joins several images to one square picture on black, in rows from the upper left.
 
-  As many columns as the picture would have rows if it were full; each image whole and in the middle
-  of its square cell, and rows in the middle of the picture. CLIP's centre crop, which cuts what is
-  longer than wide, so loses nothing.
+  The grid is the smallest square that holds the images. Each image is complete and centred in its
+  square cell, and the rows are centred vertically. As the picture is square, a centre crop loses
+  nothing.
 
   Args:
     images: at least one, in RGB.
@@ -106,7 +106,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
-  if image.mode == "LAB":  # which convert() does not know
+  if image.mode == "LAB":  # not known to convert()
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     found = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
     assert found is not None  # only in-place conversion returns nothing
@@ -116,7 +116,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def _scaled(image: Image.Image) -> Image.Image:
   values = np.asarray(image)
-  # Some rows at a time: eight bytes a pixel, several times over, would be gigabytes.
+  # Some rows at a time: the whole image in float64, several times, would be gigabytes.
   starts = range(0, len(values), max(1, _AT_ONCE // values.shape[1]))
   blocks = [slice(start, start + starts.step) for start in starts]
   ends = []

@@ -1,4 +1,4 @@
-"""Who has which examples, as a file: a partition that a run leaves behind, and may be given."""
+"""A partition as a file: which client has which examples. A run writes one and can read one."""
 
 import json
 from collections import Counter
@@ -23,8 +23,8 @@ Clients = dict[str, Int[np.ndarray, " examples"]]  # client's name -> indices of
 Ids = dict[str, dict[str, list[str]]]  # client's name -> split -> ids of its examples
 
 
-def ids(splits: Mapping[str, Examples], clients: Mapping[str, Clients]) -> Ids:
-  """The clients' examples by their ids, which stay the same when a source orders them anew."""
+def example_ids(splits: Mapping[str, Examples], clients: Mapping[str, Clients]) -> Ids:
+  """The clients' examples by their ids, which do not depend on the order of the source."""
   return {
     name: {
       split: [splits[split][i].id for i in parts[name].tolist()] for split, parts in clients.items()
@@ -33,7 +33,7 @@ def ids(splits: Mapping[str, Examples], clients: Mapping[str, Clients]) -> Ids:
   }
 
 
-def describe(
+def make_manifest(
   splits: Mapping[str, Examples],
   clients: Mapping[str, Clients],
   partition: str,
@@ -41,15 +41,15 @@ def describe(
   fingerprints: Mapping[str, str],
   capacity: Mapping[str, float],
 ) -> dict[str, Any]:
-  """A manifest: plain values, as `write` puts them into a file.
+  """Makes a manifest: plain values that `write_manifest` writes to a file.
 
   Args:
     splits: the examples of "train" and of any others.
     clients: from `partition`, of the same splits.
-    partition: the kind, `data.partition`.
-    seed: that it was made with.
+    partition: the name of the partition, `data.partition`.
+    seed: the seed of the partition.
     fingerprints: of the splits' sources.
-    capacity: of the clients, where the partition has any.
+    capacity: of the clients; empty if the partition has none.
 
   Raises:
     UserError: two examples of a split have one id.
@@ -57,14 +57,14 @@ def describe(
   for split, examples in splits.items():
     if twice := [i for i, n in Counter(example.id for example in examples).items() if n > 1]:
       raise UserError(
-        f"data.source: expected an id for every example of {split}; {twice[0]!r} is that of several"
+        f"data.source: expected a unique id for every example of {split}; several have {twice[0]!r}"
         f" ({len(twice)} such ids). Rename them."
       )
   train = {
     name: Counter(label for i in rows.tolist() for label in splits["train"][i].labels)
     for name, rows in clients["train"].items()
   }
-  held = ids(splits, clients)
+  held = example_ids(splits, clients)
   out = {
     "partition": partition,
     "seed": seed,
@@ -76,8 +76,8 @@ def describe(
   return out | ({"capacity": dict(capacity)} if capacity else {})
 
 
-def write(path: Path, manifest: Mapping[str, Any]) -> bool:
-  """Writes a manifest whole or not at all; returns whether the file was another before."""
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> bool:
+  """Writes a manifest completely or not at all; returns whether the file changed."""
   text = json.dumps(manifest, ensure_ascii=False) + "\n"
   if path.exists() and path.read_bytes() == text.encode():
     return False
@@ -85,24 +85,27 @@ def write(path: Path, manifest: Mapping[str, Any]) -> bool:
   return True
 
 
-def path_of(partition: str) -> Path | None:
-  """The file that `manifest:PATH` names; None of any other kind of partition."""
+def manifest_path(partition: str) -> Path | None:
+  """The file that `manifest:PATH` names; None for any other partition."""
   return Path(partition.removeprefix(_KIND)).expanduser() if partition.startswith(_KIND) else None
 
 
-def agreed(partition: str) -> str:
-  """`partition`, or what manifests of equal clients have in common, wherever they lie."""
-  path = path_of(partition)
-  return f"{_KIND}{digest(read(path))}" if path else partition
+def comparable_partition(partition: str) -> str:
+  """`partition`, with the path of a manifest replaced by a hash of its clients.
+
+  So that two sites can compare partitions whose manifests are in different folders.
+  """
+  path = manifest_path(partition)
+  return f"{_KIND}{digest(read_manifest(path))}" if path else partition
 
 
-def read(path: Path) -> Ids:
-  """The clients of a manifest, sorted by their names.
+def read_manifest(path: Path) -> Ids:
+  """Reads the clients of a manifest, sorted by their names.
 
-  Only "clients" must be there, so that one may be written by hand; a "hash" must be theirs.
+  Only "clients" is required, so a manifest can be written by hand; a "hash" must match the clients.
 
   Raises:
-    UserError: the file is no manifest, or was changed.
+    UserError: the file is not a manifest, or was changed.
   """
   where = f"data.partition={_KIND}{path}"
   try:
@@ -119,28 +122,29 @@ def read(path: Path) -> Ids:
     )
   if "hash" in found and found["hash"] != digest(clients):
     raise UserError(
-      f'{where}: expected "hash": "{digest(clients)}", that of its clients; got'
+      f'{where}: expected "hash": "{digest(clients)}", as its clients have; got'
       f" {found['hash']!r:.40}. It was changed or damaged: make it again, or remove its hash."
     )
   return dict(sorted(clients.items()))
 
 
-def assign(
+def assign_by_manifest(
   clients: Ids, splits: Mapping[str, Examples], num_clients: int, path: Path
 ) -> dict[str, Clients]:
-  """What a manifest gives to whom, of the splits that are here.
+  """Assigns the examples of some splits as a manifest says.
 
   Args:
-    clients: from `read`.
+    clients: from `read_manifest`.
     splits: the examples.
-    num_clients: that there must be.
-    path: where the manifest was read, for messages.
+    num_clients: the expected number of clients.
+    path: the file of the manifest, for messages.
 
   Returns:
-    Of each split, the clients, the same in all.
+    For each split, the clients; all splits have the same ones.
 
   Raises:
-    UserError: it fits other clients or other examples, or tears an image apart.
+    UserError: the manifest has other clients or other examples, or gives the examples of one image
+      to several clients.
   """
   where = f"data.partition={_KIND}{path}"
   if len(clients) != num_clients:
@@ -149,39 +153,50 @@ def assign(
     )
   out: dict[str, Clients] = {}
   for split, examples in splits.items():
-    row = {example.id: i for i, example in enumerate(examples)}
-    owner: dict[str, str] = {}
-    for name, parts in clients.items():
-      for one in parts.get(split, []):
-        if one not in row:
-          raise UserError(
-            f"{where}: expected ids of examples of {split}; {name} has {one!r:.60}, which the"
-            " source has not. Use the manifest with the data that it was made of."
-          )
-        if one in owner:
-          raise UserError(
-            f"{where}: expected every example of {split} once; {one!r:.60} is with {owner[one]} and"
-            f" with {name}. Remove one."
-          )
-        owner[one] = name
-    if absent := [example.id for example in examples if example.id not in owner]:
-      raise UserError(
-        f"{where}: expected every example of {split} with some client; {len(absent)} are with none,"
-        f" the first {absent[0]!r:.60}. Add them, or use the data that it was made of."
-      )
-    holder: dict[str, str] = {}
-    for example in examples:
-      if holder.setdefault(example.image, owner[example.id]) != owner[example.id]:
-        raise UserError(
-          f"{where}: expected all examples of an image with one client; those of"
-          f" {example.image!r:.60} are with {holder[example.image]} and with {owner[example.id]}."
-          " Move them together."
-        )
-    held: dict[str, list[int]] = {name: [] for name in clients}
+    client_of = _clients_by_id(clients, split, examples, where)
+    _check_whole_images(examples, client_of, where)
+    rows: dict[str, list[int]] = {name: [] for name in clients}
     for i, example in enumerate(examples):
-      held[owner[example.id]].append(i)
-    out[split] = {name: np.array(rows, int) for name, rows in held.items()}
+      rows[client_of[example.id]].append(i)
+    out[split] = {name: np.array(indices, int) for name, indices in rows.items()}
   return out
+
+
+def _clients_by_id(clients: Ids, split: str, examples: Examples, where: str) -> dict[str, str]:
+  """The client of each example of a split, by the example's id."""
+  ids = {example.id for example in examples}
+  client_of: dict[str, str] = {}
+  for name, parts in clients.items():
+    for one in parts.get(split, []):
+      if one not in ids:
+        raise UserError(
+          f"{where}: expected ids of examples of {split}; {name} has {one!r:.60}, which the"
+          " source does not have. Use the manifest with the data it was made from."
+        )
+      if one in client_of:
+        raise UserError(
+          f"{where}: expected every example of {split} once; {client_of[one]} and {name} both"
+          f" have {one!r:.60}. Remove one."
+        )
+      client_of[one] = name
+  if absent := [example.id for example in examples if example.id not in client_of]:
+    raise UserError(
+      f"{where}: expected a client for every example of {split}; {len(absent)} have none, the"
+      f" first is {absent[0]!r:.60}. Add them, or use the data it was made from."
+    )
+  return client_of
+
+
+def _check_whole_images(examples: Examples, client_of: Mapping[str, str], where: str) -> None:
+  """Checks that all examples of an image are at one client."""
+  image_client: dict[str, str] = {}
+  for example in examples:
+    client = client_of[example.id]
+    if image_client.setdefault(example.image, client) != client:
+      raise UserError(
+        f"{where}: expected all examples of an image at one client; {example.image!r:.60} is at"
+        f" {image_client[example.image]} and at {client}. Move them together."
+      )
 
 
 def _is_part(value: Any) -> bool:

@@ -11,84 +11,87 @@ import numpy as np
 from afspl_jax.config.experiment import Data
 from afspl_jax.data import manifest, partition_plot, partitions
 from afspl_jax.data.manifest import Clients
-from afspl_jax.data.partitions import Deal, Examples
+from afspl_jax.data.partitions import AssignSplit, Examples
 from afspl_jax.errors import UserError
 
 PICTURE = "partition.png"  # beside the manifest
 
-_TRIES, _DEALT = 1000, 10**7  # draws at most, and examples in all of them
-# Leads the seeds of this module. Those of training start with the experiment's seed and have three
-# numbers, which NumPy fills up with zeros; ours have four and end in 1.
+_TRIES, _ASSIGNED = 1000, 10**7  # most attempts, and most examples assigned in all of them
+# The seeds of this module begin with this number, have four numbers and end in 1. Those of training
+# begin with the experiment's seed and have three numbers, to which NumPy appends zeros.
 _TAG = 0x70617274
 
 
 def partition(splits: Mapping[str, Examples], config: Data, seed: int) -> dict[str, Clients]:
   """Splits the examples of every split by `config.partition`.
 
-  A client's own part of validation and test is drawn as its part of train is, and may be empty.
+  A client's part of validation and test is drawn in the same way as its part of train, and may be
+  empty.
 
   Args:
     splits: the examples of "train" and of any others.
-    config: `partition` names a file in data/partitions/, or a manifest that says who has what.
-    seed: equal seeds split equally.
+    config: `partition` names a module in data/partitions/, or a manifest.
+    seed: equal seeds give equal partitions.
 
   Returns:
-    Of each split, the clients: the same names in all.
+    For each split, the clients; all splits have the same names.
 
   Raises:
     UserError: a client would hold fewer than `config.min_examples` examples of train, or the
       examples do not fit the partition.
   """
-  if path := manifest.path_of(config.partition):
-    given = manifest.assign(manifest.read(path), splits, config.num_clients, path)
+  if path := manifest.manifest_path(config.partition):
+    given = manifest.assign_by_manifest(
+      manifest.read_manifest(path), splits, config.num_clients, path
+    )
     _check_floor(given["train"], config)
     return given
-  partitioner = partitions.get(config.partition)
+  partitioner = partitions.get_partitioner(config.partition)
   names = partitioner.clients(splits, config)
 
-  def parts(split: str, deal: Deal) -> Clients:
-    owner = deal(splits[split], _stream(seed, split))
+  def parts(split: str, assign_split: AssignSplit) -> Clients:
+    client_of = assign_split(splits[split], _stream(seed, split))
     out: dict[str, list[int]] = {name: [] for name in names}
     for index, example in enumerate(splits[split]):
-      out[owner[example.image]].append(index)
+      out[client_of[example.image]].append(index)
     return {name: np.array(indices, int) for name, indices in out.items()}
 
   # Draw again until every client reaches the floor, as Hsu et al. and flwr-datasets do.
-  draws = _stream(seed, "shares")
-  tries = min(_TRIES, 1 + _DEALT // max(len(splits["train"]), 1)) if partitioner.REDRAWN else 1
+  rng = _stream(seed, "shares")
+  tries = min(_TRIES, 1 + _ASSIGNED // max(len(splits["train"]), 1)) if partitioner.REDRAWN else 1
   for _ in range(tries):
-    deal = partitioner.draw(splits["train"], names, config, draws)
-    train = parts("train", deal)
+    assign_split = partitioner.assign(splits["train"], names, config, rng)
+    train = parts("train", assign_split)
     if min(map(len, train.values())) >= config.min_examples:
       break
   _check_floor(train, config)
-  return {split: train if split == "train" else parts(split, deal) for split in splits}
+  return {split: train if split == "train" else parts(split, assign_split) for split in splits}
 
 
-def check_images(splits: Mapping[str, Examples]) -> None:
-  """Sees to it that no image is in two splits.
+def check_split_images(splits: Mapping[str, Examples]) -> None:
+  """Checks that no image is in two splits.
 
   Raises:
-    UserError: naming one that is.
+    UserError: one is; the message names it.
   """
   images = {split: {example.image for example in examples} for split, examples in splits.items()}
   for (one, these), (other, those) in combinations(images.items(), 2):
     if both := sorted(these & those):
       raise UserError(
-        f"data.source: expected an image in one split alone; {both[0]!r} is in {one} and in {other}"
+        f"data.source: expected every image in one split only; {both[0]!r} is in {one} and {other}"
         f" ({len(both)} such images). Remove it from one of them."
       )
 
 
-def capacities(names: list[str], config: Data, seed: int) -> dict[str, float]:
-  """What each client can afford, by a partition that says so; {} by any other."""
-  if manifest.path_of(config.partition):
+def client_capacities(names: list[str], config: Data, seed: int) -> dict[str, float]:
+  """The capacity of each client, if the partition defines any; else {}."""
+  if manifest.manifest_path(config.partition):
     return {}
-  told = getattr(partitions.get(config.partition), "capacities", None)
-  return told(names, config, _stream(seed, "shares")) if told else {}
+  capacities = getattr(partitions.get_partitioner(config.partition), "capacities", None)
+  return capacities(names, config, _stream(seed, "shares")) if capacities else {}
 
 
-def record(
+def save_partition(
   folder: Path,
   splits: Mapping[str, Examples],
   clients: Mapping[str, Clients],
@@ -96,28 +99,28 @@ def record(
   seed: int,
   fingerprints: Mapping[str, str],
 ) -> dict[str, Any]:
-  """Leaves a partition's manifest and picture in a folder, where they are not there yet.
+  """Writes a partition's manifest and picture to a folder, unless it has them.
 
   Args:
-    folder: an existing one.
+    folder: an existing folder.
     splits: the examples of "train" and of any others.
-    clients: from `partition`, of the same.
-    config: its settings.
-    seed: its seed.
+    clients: from `partition`, for the same splits.
+    config: settings of the partition.
+    seed: seed of the partition.
     fingerprints: of the splits' sources.
 
   Returns:
     The manifest.
   """
-  capacity = capacities(list(clients["train"]), config, seed)
-  told = manifest.describe(splits, clients, config.partition, seed, fingerprints, capacity)
-  if manifest.write(folder / manifest.FILE, told) or not (folder / PICTURE).exists():
-    partition_plot.draw(told, folder / PICTURE)
-  return told
+  capacity = client_capacities(list(clients["train"]), config, seed)
+  contents = manifest.make_manifest(splits, clients, config.partition, seed, fingerprints, capacity)
+  if manifest.write_manifest(folder / manifest.FILE, contents) or not (folder / PICTURE).exists():
+    partition_plot.plot_partition(contents, folder / PICTURE)
+  return contents
 
 
 def _stream(seed: int, purpose: str) -> np.random.Generator:
-  """A stream for each purpose, so that a split's deal does not depend on what was drawn before."""
+  """A generator for each purpose, so the draws of a split do not depend on earlier draws."""
   return np.random.default_rng((_TAG, seed, zlib.crc32(purpose.encode()), 1))
 
 

@@ -1,4 +1,4 @@
-"""A partition's picture: how many examples every client has, and of which labels."""
+"""A plot of a partition: how many examples every client has, and with which labels."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _LINE, _HEIGHT = (
   0.2,
   6.0,
 )  # inches of a named client's row, and of all rows where they have no names
-_NAMED = 40  # clients that have
+_NAMED = 40  # most clients with names
 _COLOURS, _COLUMNS = 12, 40  # labels that parts of a bar show, and columns
 _MOST = 8.0  # times as frequent as at all clients: the end of the colour scale, and its inverse
 _INK, _GREY = "#3f3f46", "#b8b8c0"
@@ -27,19 +27,19 @@ _OTHER = "other"
 Counts = Float[np.ndarray, "clients labels"]
 
 
-def draw(manifest: Mapping[str, Any], path: Path) -> bool:
-  """Draws the train part of a manifest.
+def plot_partition(manifest: Mapping[str, Any], path: Path) -> bool:
+  """Plots the train part of a manifest.
 
-  A bar a client, in its labels' colours; where there are more than 40 clients or 12 labels, a row
-  of a heat map: how much more frequent than at all clients each label is. More than 40 clients go
-  by their size and have no names.
+  Each client has a bar in the colours of its labels. With more than 40 clients or 12 labels, each
+  has a row of a heat map instead, which shows how much more frequent each label is than at all
+  clients together. More than 40 clients are sorted by size and have no names.
 
   Args:
-    manifest: from `manifest.describe`.
-    path: a PNG; written whole or not at all.
+    manifest: from `make_manifest`.
+    path: a PNG, written completely or not at all.
 
   Returns:
-    Whether it was drawn: not without matplotlib (the extra "plots").
+    Whether it was plotted; it is not without matplotlib (the extra "plots").
   """
   try:
     from matplotlib.figure import Figure
@@ -73,15 +73,7 @@ def draw(manifest: Mapping[str, Any], path: Path) -> bool:
     ends = f"the largest ({size[0]:,}) to the smallest ({size[-1]:,})"
     left.set_ylabel(f"clients, {ends}", fontsize=9)
   if named:
-    left.set_yticks(np.arange(len(names)), names)
-    for row, count in enumerate(size):
-      end: dict[str, Any] = {
-        "xytext": (4, 0),
-        "textcoords": "offset points",
-        "va": "center",
-        "fontsize": 8,
-      }
-      left.annotate(f"{count:,}", (count, row), color=_INK, **end)
+    _name_rows(left, names, size)
   left.set_ylim(len(names) - 0.5, -0.5)
   left.set_xlim(0, (1.08 if bars else 1.4 if named else 1.0) * max(size.max(), 1))
   left.set_xlabel("examples of train", fontsize=9)
@@ -92,7 +84,7 @@ def draw(manifest: Mapping[str, Any], path: Path) -> bool:
 
 
 def _table(found: Mapping[str, Mapping[str, int]], names: list[str]) -> tuple[list[str], Counts]:
-  """Examples of each label at each client; the rarest labels as one where there are too many."""
+  """Examples of each label at each client; if there are too many labels, the rarest are joined."""
   total: Counter[str] = Counter()
   for name in names:
     total.update(found[name])
@@ -106,6 +98,20 @@ def _table(found: Mapping[str, Mapping[str, int]], names: list[str]) -> tuple[li
   return labels, counts
 
 
+def _name_rows(axes: "Axes", names: list[str], size: Int[np.ndarray, " clients"]) -> None:
+  axes.set_yticks(np.arange(len(names)), names)
+  for row, count in enumerate(size):
+    axes.annotate(
+      f"{count:,}",
+      (count, row),
+      color=_INK,
+      xytext=(4, 0),
+      textcoords="offset points",
+      va="center",
+      fontsize=8,
+    )
+
+
 def _bars(
   axes: "Axes", size: Int[np.ndarray, " clients"], labels: list[str], counts: Counts
 ) -> None:
@@ -116,7 +122,7 @@ def _bars(
   if not labels:
     axes.barh(rows, size, height=0.8, color=_GREY)
     return
-  # An example of several labels counts for each, and yet a bar is as long as examples are many.
+  # An example counts for each of its labels, but a bar is as long as the number of examples.
   shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
   for number, label in enumerate(labels):
     width = size * shares[:, number]

@@ -1,8 +1,8 @@
 """Fetches and writes COCO captions without TensorFlow: `python -m afspl_jax.data.prepare_coco`.
 
 tensorflow-datasets' own `tfds build coco_captions` needs TensorFlow for its command line, for one
-dtype and to unpack zip files, and fetches 20 GB of COCO's test images that Karpathy's split has
-no use for. What this writes is the same data set.
+dtype and to unpack zip files, and fetches 20 GB of COCO's test images, which Karpathy's split does
+not use. This module writes the same data set.
 """
 
 import argparse
@@ -15,13 +15,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.object_detection import coco_captions
 
-from afspl_jax.data.tfds_reader import data_dir
+from afspl_jax.data.tfds_reader import tfds_folder
 
 _FULL = coco_captions.CocoCaptions.BUILDER_CONFIGS[0]
 
 
 class CocoCaptions(coco_captions.CocoCaptions, skip_registration=True):  # type: ignore[call-arg]
-  """tensorflow-datasets' builder, less what needs TensorFlow."""
+  """tensorflow-datasets' builder without the parts that need TensorFlow."""
 
   BUILDER_CONFIGS = (
     type(_FULL)(name=_FULL.name, description=_FULL.description, splits=_FULL.splits[:2]),
@@ -30,7 +30,7 @@ class CocoCaptions(coco_captions.CocoCaptions, skip_registration=True):  # type:
   @tfds.core.utils.classproperty
   @classmethod
   def code_path(cls) -> Any:
-    """Where the checksums of the downloads are looked up."""
+    """The folder of the downloads' checksums."""
     return coco_captions.CocoCaptions.code_path
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -67,7 +67,7 @@ class _Unzip:
     self._downloads = downloads
 
   def download_and_extract(self, urls: Mapping[str, str]) -> dict[str, Path]:
-    """Fetches each archive once; returns the folder that each was unpacked to."""
+    """Downloads each archive once; returns the folders of their contents."""
     archives = self._downloads.download(dict(urls))
     return {name: _unpacked(Path(archive)) for name, archive in archives.items()}
 
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     prog="python -m afspl_jax.data.prepare_coco", description="Fetches COCO captions (20 GB)."
   )
   parser.add_argument("folder", nargs="?", default="", help="default: where launch.py looks")
-  folder = data_dir(parser.parse_args(argv).folder)
+  folder = tfds_folder(parser.parse_args(argv).folder)
   CocoCaptions(data_dir=folder, file_format="array_record").download_and_prepare()
   print(f"coco_captions is prepared under {folder}")
 

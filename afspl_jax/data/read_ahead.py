@@ -1,4 +1,4 @@
-"""Work done ahead on several threads, its results in order."""
+"""Maps a function over items ahead of time on several threads; results come in order."""
 
 import os
 from collections import deque
@@ -10,20 +10,20 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def ahead(
+def map_ahead(
   make: Callable[[T], U], items: Iterable[T], most: int, threads: int = 0
 ) -> Generator[U, None, None]:
-  """Yields make(item) of each item in order, made in advance by several threads.
+  """Yields make(item) for each item in order; several threads compute it in advance.
 
-  Threads, as Pillow decodes and resizes without Python's lock. A 640 x 480 JPEG on two cores:
-  3.2 ms with two threads, 4.8 with one, 2.8 with Grain's threads, 4.0 with two processes, 8.1 with
-  Grain's.
+  Threads suffice because Pillow decodes and resizes without Python's lock. A 640 x 480 JPEG on two
+  cores: 3.2 ms with two threads, 4.8 with one, 2.8 with Grain's threads, 4.0 with two processes,
+  8.1 with Grain's.
 
   Args:
-    make: called from several threads at once; what it raises is raised in its item's turn.
-    items: taken when there is room.
+    make: called from several threads at once; its error is raised in place of the item's result.
+    items: consumed as results are taken.
     most: results that may wait.
-    threads: 0 = one a core that this process may use.
+    threads: 0 = one for each core that this process may use.
   """
   pending: deque[Future[U]] = deque()
   with ThreadPoolExecutor(threads or _cores()) as pool:

@@ -1,4 +1,4 @@
-"""Records of annotation files: read, and checked value by value."""
+"""Reads records of annotation files and checks their values."""
 
 import codecs
 import functools
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from afspl_jax.data.bad_records import Faults, Malformed
+from afspl_jax.data.bad_records import BadRecord, BadRecords
 from afspl_jax.errors import UserError
 from afspl_jax.storage.json_text import parse
 
@@ -17,11 +17,11 @@ _SHARES = {"train": 7, "validation": 1, "test": 2}
 
 
 @functools.cache
-def portions(among: tuple[str, ...] = SPLITS) -> dict[str, tuple[float, float]]:
-  """The part of all images that is a split's, as from where to where: 70, 10 and 20 %.
+def split_portions(among: tuple[str, ...] = SPLITS) -> dict[str, tuple[float, float]]:
+  """Start and end of each split's portion of all images, in [0, 1]: 70, 10 and 20 %.
 
   Args:
-    among: the splits to share them out to, in the same proportion.
+    among: the splits that share all images, in the same proportion.
   """
   total = sum(_SHARES[split] for split in among)
   ends = list(itertools.accumulate(_SHARES[split] for split in among))
@@ -29,24 +29,25 @@ def portions(among: tuple[str, ...] = SPLITS) -> dict[str, tuple[float, float]]:
   return {s: (a / total, b / total) for s, a, b in zip(among, starts, ends, strict=True)}
 
 
-def split_of(image: str, among: tuple[str, ...] = SPLITS) -> str:
-  """The split of an image by its name's hash, on which alone it depends.
+def hashed_split(image: str, among: tuple[str, ...] = SPLITS) -> str:
+  """Assigns an image to a split by the hash of its name alone.
 
   Args:
     image: its name.
-    among: the splits to choose from, each by its portion.
+    among: the splits to choose from, with probabilities from `split_portions`.
   """
   share = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big") / 2**64
-  return next(split for split, (_, end) in portions(among).items() if share < end or end == 1)
+  return next(split for split, (_, end) in split_portions(among).items() if share < end or end == 1)
 
 
-def served(available: Collection[str]) -> dict[str, tuple[str, ...]]:
-  """The splits that each part of a data set serves, where it has not a part for each.
+def splits_served(available: Collection[str]) -> dict[str, tuple[str, ...]]:
+  """The splits that each part of a data set serves, if it lacks a part for some split.
 
-  One part serves all. Without validation, train gives of its own; without test, validation does.
+  A single part serves all splits. Train also serves a missing validation split, and validation a
+  missing test split.
 
   Args:
-    available: the splits that it has parts for.
+    available: the splits that have a part.
   """
   if len(available) == 1:
     return {split: SPLITS for split in available}
@@ -57,26 +58,24 @@ def served(available: Collection[str]) -> dict[str, tuple[str, ...]]:
   return out
 
 
-def read_json(path: Path) -> Any:
-  """The content of a JSON file.
+def read_json_file(path: Path) -> Any:
+  """Reads a JSON file.
 
   Raises:
     UserError: it cannot be read.
   """
   try:
     return parse(path.read_text(encoding="utf-8-sig"))
-  except (ValueError, OSError) as error:  # ValueError: also what is not UTF-8
-    raise UserError(
-      f"{path}: expected JSON; got what cannot be read: {error}. Fetch it again."
-    ) from error
+  except (ValueError, OSError) as error:  # ValueError: also for bytes that are not UTF-8
+    raise UserError(f"{path}: expected JSON; got: {error}. Download it again.") from error
 
 
-def members(content: Any, key: str, path: Path) -> Iterator[tuple[str, Any]]:
-  """The entries of a list in a JSON file, each with where it is.
+def list_entries(content: Any, key: str, path: Path) -> Iterator[tuple[str, Any]]:
+  """The entries of a list in a JSON file, each with its position for messages.
 
   Args:
     content: of the file.
-    key: of the list in it; "" if it is the list.
+    key: of the list in it; "" if the content is the list.
     path: of the file.
 
   Raises:
@@ -86,16 +85,16 @@ def members(content: Any, key: str, path: Path) -> Iterator[tuple[str, Any]]:
   if not isinstance(found, list):
     wanted = f'an object with a list "{key}"' if key else "a list of records"
     got = sorted(content) if isinstance(content, dict) else type(content).__name__
-    raise UserError(f"{path}: expected {wanted}; got {got!r:.200}. Fetch it again.")
+    raise UserError(f"{path}: expected {wanted}; got {got!r:.200}. Download it again.")
   name = key.removesuffix("s") if key else "record"
   return ((f"{path}: {name} {number}", entry) for number, entry in enumerate(found, start=1))
 
 
-def lines(path: Path, faults: Faults) -> Iterator[tuple[str, str]]:
-  """The lines of a UTF-8 text file that are not blank, each with where it is.
+def text_lines(path: Path, bad_records: BadRecords) -> Iterator[tuple[str, str]]:
+  """The lines of a UTF-8 text file that are not blank, each with its position for messages.
 
   Raises:
-    UserError: the file cannot be opened, or more lines are not UTF-8 than allowed.
+    UserError: the file cannot be opened, or too many lines are not UTF-8.
   """
   try:
     opened = path.open("rb")
@@ -104,11 +103,11 @@ def lines(path: Path, faults: Faults) -> Iterator[tuple[str, str]]:
   with opened as file:
     for number, raw in enumerate(file, start=1):
       line = ""
-      with faults.skipping():
+      with bad_records.skipping():
         try:
           line = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).decode()
         except UnicodeDecodeError as error:
-          raise Malformed(
+          raise BadRecord(
             f"{path}:{number}",
             "not UTF-8",
             f"expected UTF-8; got byte 0x{raw[error.start]:02x} at byte {error.start + 1}. Save"
@@ -118,49 +117,49 @@ def lines(path: Path, faults: Faults) -> Iterator[tuple[str, str]]:
         yield f"{path}:{number}", line.rstrip("\r\n")
 
 
-def json_lines(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
-  """The values of a file with one in JSON on each line, each with where it is.
+def json_line_values(path: Path, bad_records: BadRecords) -> Iterator[tuple[str, Any]]:
+  """The values of a file of JSON lines, each with its position for messages.
 
   Raises:
-    UserError: more lines are not JSON than allowed.
+    UserError: too many lines are not JSON.
   """
-  for where, line in lines(path, faults):
+  for where, line in text_lines(path, bad_records):
     try:
       value = parse(line)
     except ValueError as error:
-      with faults.skipping():
-        raise Malformed(
+      with bad_records.skipping():
+        raise BadRecord(
           where, "not JSON", f"expected a JSON object; got {line!r:.60}: {error}. Correct it."
         ) from error
       continue
     yield where, value
 
 
-def fields(record: Any, where: str) -> dict[str, Any]:
-  """The record, if it is an object.
+def as_object(record: Any, where: str) -> dict[str, Any]:
+  """Returns the record if it is a JSON object.
 
   Raises:
-    Malformed: otherwise.
+    BadRecord: it is not.
   """
   if not isinstance(record, dict):
-    raise Malformed(where, "no object", f"expected a JSON object; got {record!r:.60}. Remove it.")
+    raise BadRecord(where, "no object", f"expected a JSON object; got {record!r:.60}. Remove it.")
   return record
 
 
-def text(record: dict[str, Any], key: str, where: str, *, number: bool = False) -> str:
-  """A text of the record as it is, but for white space at its ends.
+def text_field(record: dict[str, Any], key: str, where: str, *, number: bool = False) -> str:
+  """Returns a text of the record, without white space at its ends.
 
   Args:
-    record: holds it.
-    key: its name.
-    where: the record is, for messages.
+    record: the record.
+    key: of the text.
+    where: position of the record, for messages.
     number: whether it may be a number.
 
   Raises:
-    Malformed: it is not there, not a text, or blank.
+    BadRecord: it is missing, not a text, or blank.
   """
   if key not in record:
-    raise Malformed(
+    raise BadRecord(
       where, f"no {key}", f'expected the key "{key}"; got {sorted(record)!r:.200}. Add it.'
     )
   value = record[key]
@@ -168,21 +167,21 @@ def text(record: dict[str, Any], key: str, where: str, *, number: bool = False) 
     return str(value)
   if not _is_text(value):
     kind = "text or a number" if number else "text"
-    raise Malformed(
+    raise BadRecord(
       where, key, f'"{key}" must be {kind}, not blank; got {value!r:.60}. Correct it.'
     )
   return value.strip()
 
 
-def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-  """Texts of the record, at least one, as they are but for white space at their ends.
+def text_list(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+  """Returns a list of at least one text of the record, without white space at their ends.
 
   Raises:
-    Malformed: they are not there, or not all are texts, or one is blank.
+    BadRecord: the list is missing or empty, or an entry is not a text, or is blank.
   """
   value = record.get(key)
   if not isinstance(value, list) or not value or not all(map(_is_text, value)):
-    raise Malformed(
+    raise BadRecord(
       where,
       key,
       f'"{key}" must be a list of at least one text, none of them blank; got {value!r:.60}.'
@@ -191,28 +190,28 @@ def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
   return tuple(one.strip() for one in value)
 
 
-def texts_of(record: dict[str, Any], key: str, inner: str, where: str) -> tuple[str, ...]:
-  """The texts of a list of objects, such as `{"sentences": [{"raw": "A dog."}]}`.
+def nested_texts(record: dict[str, Any], key: str, inner: str, where: str) -> tuple[str, ...]:
+  """Returns the texts in a list of objects, such as `{"sentences": [{"raw": "A dog."}]}`.
 
   Args:
-    record: holds it.
-    key: its name.
-    inner: the texts' name in each of the objects.
-    where: the record is, for messages.
+    record: the record.
+    key: of the list.
+    inner: key of the text in each object.
+    where: position of the record, for messages.
 
   Raises:
-    Malformed: it is not there, empty, or one of them is malformed.
+    BadRecord: the list is missing or empty, or a text in it is.
   """
   value = record.get(key)
   if not isinstance(value, list) or not value:
-    raise Malformed(
+    raise BadRecord(
       where, key, f'"{key}" must be a list of at least one object; got {value!r:.60}. Correct it.'
     )
-  return tuple(text(fields(one, where), inner, where) for one in value)
+  return tuple(text_field(as_object(one, where), inner, where) for one in value)
 
 
 def _is_text(value: Any) -> bool:
-  """Whether it is text, not blank, and can be written: JSON can spell halves of characters."""
+  """Whether a value is a text, is not blank, and can be encoded (JSON allows lone surrogates)."""
   if not isinstance(value, str) or not value.strip():
     return False
   try:
@@ -222,11 +221,11 @@ def _is_text(value: Any) -> bool:
   return True
 
 
-class Distinct:
-  """Values that no two records share.
+class UniqueValues:
+  """Checks that no two records have the same value.
 
   Args:
-    key: their name in a record.
+    key: of the value in a record.
   """
 
   def __init__(self, key: str):
@@ -234,25 +233,25 @@ class Distinct:
     self._seen: set[str] = set()
 
   def add(self, value: str, where: str) -> None:
-    """Takes note of a record's value.
+    """Adds the value of a record.
 
     Raises:
-      Malformed: an earlier record has it.
+      BadRecord: an earlier record has it.
     """
     if value in self._seen:
-      raise Malformed(
+      raise BadRecord(
         where,
         f"{self._key} again",
-        f'"{self._key}" must be of this record alone; got {value!r:.60} again. Change it.',
+        f'"{self._key}" must be unique; got {value!r:.60} again. Change it.',
       )
     self._seen.add(value)
 
 
-class Agreed:
-  """Values that all records of one image share.
+class ConsistentValues:
+  """Checks that all records of one image have the same value.
 
   Args:
-    key: their name in a record.
+    key: of the value in a record.
   """
 
   def __init__(self, key: str):
@@ -260,16 +259,16 @@ class Agreed:
     self._first: dict[str, str] = {}
 
   def add(self, image: str, value: str, where: str) -> None:
-    """Takes note of a record's value.
+    """Adds the value of a record.
 
     Raises:
-      Malformed: an earlier record of the image has another.
+      BadRecord: an earlier record of the image has another.
     """
     first = self._first.setdefault(image, value)
     if first != value:
-      raise Malformed(
+      raise BadRecord(
         where,
         f"{self._key} differs",
-        f'"{self._key}" must be that of earlier records of {image!r:.60}, {first or "none"!r:.60};'
+        f'"{self._key}" must be as in earlier records of {image!r:.60}, {first or "none"!r:.60};'
         f" got {value!r:.60}. Correct one of them.",
       )

@@ -16,7 +16,8 @@ from afspl_jax.models.captioner import Captioner
 from afspl_jax.models.decoding import Decoded, Decoding, make_decoder
 from afspl_jax.models.huggingface.preprocessing import Tokenizer
 from afspl_jax.models.prompter.prompter import SOURCES
-from afspl_jax.training.train_step import check_divides, make_eval_step
+from afspl_jax.training.eval_step import make_eval_step
+from afspl_jax.training.mesh import check_divides
 from afspl_jax.types import Params
 
 

@@ -1,9 +1,9 @@
-"""Beam search without a model: which texts of a row live on, and which are the best to have ended.
+"""Beam search without a model: which texts of a row continue, and which ended texts are best.
 
-The rules are those of transformers 5.23 `_beam_search` with `early_stopping=False`: of the
-`2 * beams` likeliest continuations those that do not end live on, and those of the first `beams`
-that do end compete, by `sum of log-probabilities / tokens**length_penalty`, for `beams` places. A
-row is done when these are taken and the best living text, ended now, would not get one.
+The rules are those of transformers 5.23 `_beam_search` with `early_stopping=False`. Of the
+`2 * beams` most likely continuations, those that do not end continue. Those of the first `beams`
+that end compete for `beams` places, by `sum of log-probabilities / tokens**length_penalty`. A row
+is done when all places are taken and the best continuing text, ended now, would not get one.
 """
 
 from typing import NamedTuple
@@ -13,22 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-# The score of a text that is none: below all others, and finite so that sums of two stay in order.
+# The score of an empty place: below all others, and finite so that sums of two keep their order.
 NONE = -1e9
 
 
 class Beams(NamedTuple):
-  """The texts of each row; ids begin with the start token, and are padded."""
+  """The texts of each row; ids begin with the start token and are padded."""
 
-  ids: Int[Array, "b beams t"]  # of living texts
-  scores: Float[Array, "b beams"]  # of living texts: sums of log-probabilities, best first
-  ended: Float[Array, "b beams"]  # of texts that have ended, with the penalty; best first
-  best: Int[Array, "b t"]  # the first of `ended`
+  ids: Int[Array, "b beams t"]  # of continuing texts
+  scores: Float[Array, "b beams"]  # of continuing texts: sums of log-probabilities, best first
+  ended: Float[Array, "b beams"]  # scores of ended texts, with the length penalty; best first
+  best: Int[Array, "b t"]  # ids of the first of `ended`
   done: Bool[Array, " b"]
 
 
 def start(rows: int, beams: int, max_tokens: int, pad: int) -> Beams:
-  """One empty text a row; the others are none, or every text would come `beams` times."""
+  """One text without tokens for each row; if all places had one, texts would occur repeatedly."""
   return Beams(
     ids=jnp.full((rows, beams, 1 + max_tokens), pad, jnp.int32),
     scores=jnp.full((rows, beams), NONE).at[:, 0].set(0.0),
@@ -47,23 +47,23 @@ def advance(
   end: int,
   length_penalty: float,
 ) -> tuple[Beams, Int[Array, "b beams"]]:
-  """Lengthens the texts by a token.
+  """Appends a token to each text.
 
   Args:
-    texts: of the step before.
-    gains: log-probabilities of each text's `2 * beams` likeliest tokens, best first.
+    texts: from the previous step.
+    gains: log-probabilities of each text's `2 * beams` most likely tokens, best first.
     tokens: these tokens.
-    step: number of tokens so far, the start token not counted.
+    step: number of tokens so far, without the start token.
     end: the end token.
-    length_penalty: exponent of a text's length, its end token counted; above 0 favours long texts.
+    length_penalty: exponent of a text's length, end token included; above 0 favours long texts.
 
   Returns:
-    The texts, and which of the old ones each living one continues.
+    The texts, and for each continuing text the index of the text it continues.
   """
   rows, beams, room = texts.ids.shape
   lengths = np.arange(1, room, dtype=np.float64) ** length_penalty
   penalty = jnp.asarray(lengths, jnp.float32)[step]
-  # The likeliest of all are among the likeliest of each text.
+  # The most likely of all are among the most likely of each text.
   sums = (texts.scores[..., None] + gains).reshape(rows, -1)
   sums, chosen = jax.lax.top_k(sums, 2 * beams)
   parents, tokens = chosen // gains.shape[2], _take(tokens.reshape(rows, -1), chosen)
@@ -79,7 +79,7 @@ def advance(
   scores, living = jax.lax.top_k(sums + jnp.where(at_end, NONE, 0.0), beams)
   parents = _take(parents, living)
   ids = _append(texts.ids, parents, _take(tokens, living), step)
-  # Not that of a longer text, though with a penalty it could be better: transformers' heuristic.
+  # As transformers, ignores that a longer text could score better because of the penalty.
   done = texts.done | ~(scores[:, 0] / penalty > ended[:, -1])
   return Beams(ids, scores, ended, best, done), parents
 
@@ -94,6 +94,6 @@ def _append(
   tokens: Int[Array, "b i"],
   step: Int[Array, ""],
 ) -> Int[Array, "b i t"]:
-  """The texts `parents`, each with its token behind it."""
+  """The texts `parents`, each with its token appended."""
   ids = jnp.take_along_axis(ids, parents[..., None], axis=1)
   return jax.lax.dynamic_update_slice(ids, tokens[..., None], (0, 0, step + 1))

@@ -24,13 +24,13 @@ class Encoded(NamedTuple):
   prompted: Prompted
 
 
-def leaves(module: nnx.Module) -> Params:
-  """The module's parameters as nested dicts of arrays, which alias the module's own."""
+def module_leaves(module: nnx.Module) -> Params:
+  """The parameters of a module as nested dicts; the arrays are the module's, not copies."""
   return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
-def prefix(prompted: Prompted) -> Float[Array, "b x d"]:
-  """`[F ; V]`, the vectors before the instruction."""
+def soft_prefix(prompted: Prompted) -> Float[Array, "b x d"]:
+  """Joins `[F ; V]`, the vectors before the instruction."""
   return jnp.concatenate([prompted.prompt, prompted.visual], axis=1)
 
 
@@ -63,7 +63,7 @@ class Captioner:
     """Builds `[F ; V ; embed(instruction)]` and encodes it, without the targets."""
     prompted = self.prompt(params, batch)
     instruction = batch.instruction, batch.instruction_mask
-    return Encoded(*self.encode_prefix(frozen, prefix(prompted), *instruction), prompted)
+    return Encoded(*self.encode_prefix(frozen, soft_prefix(prompted), *instruction), prompted)
 
   def encode_prefix(
     self,

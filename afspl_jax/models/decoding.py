@@ -1,7 +1,7 @@
-"""Generation, greedy or by beam search, in one jitted loop with a key-value cache.
+"""Generation, greedy or by beam search, in one jitted loop with a cache.
 
-Token for token what transformers' `generate` says of the same T5 (`do_sample=False`,
-`early_stopping=False`), up to padding: there a text of beam search is filled up with end tokens.
+For T5 the tokens equal those of transformers' `generate` (`do_sample=False`,
+`early_stopping=False`), except that its beam search pads texts with end tokens.
 """
 
 from collections.abc import Callable
@@ -27,14 +27,14 @@ class Decoding:
   """How texts are generated (transformers `GenerationConfig`).
 
   Raises:
-    UserError: a setting that no text can be generated with.
+    UserError: a setting has a value with which no text can be generated.
   """
 
   max_tokens: int  # longest text, end token included (max_new_tokens)
   min_tokens: int = 0  # fewest tokens before the end token (min_new_tokens)
-  beams: int = 1  # texts followed at a time; 1 = greedy (num_beams)
+  beams: int = 1  # texts searched at a time; 1 = greedy (num_beams)
   length_penalty: float = 1.0  # beams > 1: scores are divided by length**this; 0 = none
-  no_repeat_ngram: int = 0  # no so many tokens come twice in a row; 0 = any may
+  no_repeat_ngram: int = 0  # no n-gram of this length occurs twice; 0 = any may
 
   def __post_init__(self):
     check_values(self, "eval")
@@ -55,7 +55,7 @@ class Decoded(NamedTuple):
   pool: Float[Array, "b m"]
 
 
-# Of the newest token of each text and the cache: logits of the next, and the new cache.
+# (newest token of each text, cache) -> logits of the next token, new cache.
 Step = Callable[[Int[Array, " r"], DecodeCache], tuple[Float[Array, "r n"], DecodeCache]]
 
 
@@ -64,10 +64,10 @@ def make_decoder(
 ) -> Callable[[Params, Params, Batch], Decoded]:
   """Compiles `(params, frozen, batch) -> Decoded`.
 
-  Each device stops once its own rows have ended; devices do not wait for each other at a step.
+  Each device stops when its rows have ended; devices do not wait for each other at every step.
 
   Raises:
-    UserError: at the first batch, if the vocabulary is too small for so many beams.
+    UserError: at the first batch, if the vocabulary is too small for the number of beams.
   """
   generate = _greedy if config.beams == 1 else _beam_search
 
@@ -83,16 +83,16 @@ def make_decoder(
     return Decoded(ids[:, 1:], scores, encoded.prompted.fusion, encoded.prompted.pool.weights)
 
   specs = (PartitionSpec(), PartitionSpec(), PartitionSpec("data"))
-  # Not left to the compiler, which would gather what top_k takes, and end all loops together.
+  # By shard_map, because the compiler would gather the input of top_k and end all loops together.
   local = jax.shard_map(decode, mesh=mesh, in_specs=specs, out_specs=specs[-1], check_vma=False)
   return jax.jit(local, in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs))
 
 
-_BLOCK = 128  # of a vocabulary, for `top`
+_BLOCK = 128  # tokens of a block of the vocabulary, for `top`
 
 
 class _Greedy(NamedTuple):
-  ids: Int[Array, "b t"]  # behind the start token
+  ids: Int[Array, "b t"]  # start token first
   scores: Float[Array, " b"]
   done: Bool[Array, " b"]
   cache: DecodeCache
@@ -101,7 +101,7 @@ class _Greedy(NamedTuple):
 def _greedy(
   step: Step, cache: DecodeCache, rows: int, config: Decoding, pad: int, end: int
 ) -> tuple[Int[Array, "b t"], Float[Array, " b"]]:
-  """The likeliest token at each step (transformers `_sample`)."""
+  """The most likely token at each step (transformers `_sample`)."""
 
   def body(loop: _Greedy) -> _Greedy:
     at = loop.cache.step
@@ -126,7 +126,7 @@ def _greedy(
 def _beam_search(
   step: Step, cache: DecodeCache, rows: int, config: Decoding, pad: int, end: int
 ) -> tuple[Int[Array, "b t"], Float[Array, " b"]]:
-  """The best text of each row that beam search finds (`beam`)."""
+  """The best text of each row that beam search finds."""
   beams = config.beams
 
   def body(loop: tuple[beam_search.Beams, DecodeCache]) -> tuple[beam_search.Beams, DecodeCache]:
@@ -161,10 +161,11 @@ def _beam_search(
 
 
 def top(logits: Float[Array, "r n"], k: int) -> tuple[Float[Array, "r k"], Int[Array, "r k"]]:
-  """`jax.lax.top_k`: of the k blocks with the largest maxima, in which alone they can be.
+  """`jax.lax.top_k`, faster: searches only the k blocks with the largest maxima.
 
-  Of equal logits the first comes first, there as here. Of 128 rows of Flan-T5's vocabulary XLA on a
-  CPU finds 8 in 1.6 ms instead of 6.2, and the largest of 32 in 0.2 ms instead of `argmax`'s 2.3.
+  Of equal logits the first comes first, as in `top_k`. With Flan-T5's vocabulary on a CPU, the 8
+  largest of 128 rows take 1.6 ms instead of 6.2, and the largest of 32 rows 0.2 ms instead of the
+  2.3 of `argmax`.
   """
   rows, number = logits.shape
   if k * _BLOCK >= number:
@@ -186,15 +187,15 @@ def permitted(
   config: Decoding,
   end: int,
 ) -> Float[Array, "r n"]:
-  """The logits, -inf for tokens that must not come next.
+  """The logits, with -inf for tokens that are not allowed next.
 
   transformers `MinNewTokensLengthLogitsProcessor` and `NoRepeatNGramLogitsProcessor`: the start
   token counts as part of a repeated n-gram.
 
   Args:
     logits: of the next token.
-    ids: the texts, behind the start token.
-    step: number of tokens so far, the start token not counted.
+    ids: the texts, start token first.
+    step: number of tokens so far, without the start token.
     config: what is permitted.
     end: the end token.
   """
@@ -203,12 +204,12 @@ def permitted(
     logits = logits.at[:, end].add(jnp.where(step < config.min_tokens, -jnp.inf, 0.0))
   windows = ids.shape[1] - size
   if size and windows > 0:
-    # A window whose first tokens are the text's last ones forbids its own last one.
+    # If the first tokens of a window equal the last of the text, its last token is forbidden next.
     suffix = jax.lax.dynamic_slice_in_dim(ids, step + 2 - size, size - 1, axis=1)
     same = jnp.broadcast_to(jnp.arange(windows) + size <= step + 1, (rows, windows))
     for i in range(size - 1):
       same &= ids[:, i : i + windows] == suffix[:, i : i + 1]
-    nothing = vocabulary  # out of bounds, which is dropped
+    nothing = vocabulary  # out of bounds: dropped below
     forbidden = jnp.where(same, ids[:, size - 1 : size - 1 + windows], nothing)
     logits = logits.at[jnp.arange(rows)[:, None], forbidden].set(-jnp.inf, mode="drop")
   return logits

@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.bad_records import Faults, MissingData
-from afspl_jax.data.read_ahead import ahead
+from afspl_jax.data.bad_records import BadRecords, MissingData
+from afspl_jax.data.read_ahead import map_ahead
 from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_splits
 from afspl_jax.errors import SettingError, UserError
@@ -63,7 +63,7 @@ def check_data_set(data: Data, jobs: int = 0) -> DataReport:
     MissingData: the data set does not exist.
     SettingError: `data` does not fit the source.
   """
-  found = Faults(None)
+  found = BadRecords(None)
   try:
     sources = open_splits(SPLITS, data, found)
     examples = {split: [s[i] for i in range(len(s))] for split, s in sources.items()}
@@ -95,10 +95,10 @@ def check_data_set(data: Data, jobs: int = 0) -> DataReport:
   )
 
 
-def _by_type(found: Faults) -> dict[str, list[str]]:
+def _by_type(found: BadRecords) -> dict[str, list[str]]:
   out: dict[str, list[str]] = {}
   for fault in found.found:
-    out.setdefault(fault.kind, []).append(str(fault))
+    out.setdefault(fault.problem, []).append(str(fault))
   return out
 
 
@@ -124,7 +124,7 @@ def _decode(
 
   hashes: dict[str, list[_ImageKey]] = defaultdict(list)
   errors: list[str] = []
-  with contextlib.closing(ahead(decode, images, _AHEAD, jobs)) as decoded:
+  with contextlib.closing(map_ahead(decode, images, _AHEAD, jobs)) as decoded:
     shown = tqdm(decoded, "decoding images", len(images))
     for key, (pixels, error) in zip(images, shown, strict=True):
       if error:

@@ -6,7 +6,7 @@ from typing import Any
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.data import manifest
-from afspl_jax.data.partition import PICTURE, check_images, partition, record
+from afspl_jax.data.partition import PICTURE, check_split_images, partition, save_partition
 from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
@@ -36,12 +36,12 @@ def preview_partition(config: Experiment, folder: Path) -> str:
   data = config.data
   sources = open_sources(data, SPLITS)
   examples = {split: [part[i] for i in range(len(part))] for split, part in sources.items()}
-  check_images(examples)
+  check_split_images(examples)
   clients = partition(examples, data, config.seed)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     fingerprints = {split: part.fingerprint for split, part in sources.items()}
-    described = record(folder, examples, clients, data, config.seed, fingerprints)
+    described = save_partition(folder, examples, clients, data, config.seed, fingerprints)
   except OSError as error:
     raise UserError(
       f"{folder}: expected a folder that can be written; got: {error}. Choose another --workdir"

@@ -17,7 +17,7 @@ from afspl_jax.data import manifest
 from afspl_jax.data.bad_records import MissingData
 from afspl_jax.data.batches import Split
 from afspl_jax.data.features import default_cache
-from afspl_jax.data.partition import Clients, check_images, partition
+from afspl_jax.data.partition import Clients, check_split_images, partition
 from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
@@ -27,12 +27,12 @@ from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.client.local_trainer import LocalTrainer
 from afspl_jax.federation.strategies import Strategy
-from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.prompter.local import join, split
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
 from afspl_jax.storage.versions import installed_version
-from afspl_jax.training.train_step import make_mesh, replicate
+from afspl_jax.training.mesh import make_mesh, replicate
 from afspl_jax.types import Example, Params, Source
 
 SERVER_SPLITS = ("validation", "test")  # read by a server whose clients are on other hosts
@@ -81,7 +81,7 @@ class Setup:
     }
     if not self.single_site:  # otherwise two sites could train on the same examples
       terms["split"] = {name: flat[name] for name in fields.agreed_names("split")}
-      terms["split"]["data.partition"] = manifest.agreed(self.config.data.partition)
+      terms["split"]["data.partition"] = manifest.comparable_partition(self.config.data.partition)
     return terms
 
 
@@ -144,14 +144,14 @@ def prepare_setup(
   mesh = mesh or make_mesh()
   pair = load_pair(config, inputs.folders, inputs.hashes)
   examples = read_examples(inputs.sources)
-  check_images(examples)
+  check_split_images(examples)
   clients = _partition(config, examples, site)
   splits = _splits(config, inputs.sources, pair)
   prompter = make_prompter(config, pair, contrast=config.optim.contrast > 0)
   captioner = Captioner(prompter, pair.language_model)
-  frozen = replicate(leaves(pair.language_model), mesh)
+  frozen = replicate(module_leaves(pair.language_model), mesh)
   strategy = strategies.get(config.fed.strategy, _taking_part(config))
-  untrained = jax.device_get(leaves(prompter))
+  untrained = jax.device_get(module_leaves(prompter))
   attackers = _attackers(config, clients)
   trainer = None
   if clients:
@@ -186,7 +186,7 @@ def partition_digest(
   examples: Mapping[str, Sequence[Example]], clients: Mapping[str, Clients]
 ) -> str:
   """A short hash of the assignment of examples to clients, as in the partition's manifest."""
-  return digest(manifest.ids(examples, clients))
+  return digest(manifest.example_ids(examples, clients))
 
 
 def _facts(

@@ -8,7 +8,7 @@ import jax
 from tqdm import tqdm
 
 from afspl_jax.config.experiment import Experiment, to_dict
-from afspl_jax.data.partition import record
+from afspl_jax.data.partition import save_partition
 from afspl_jax.evaluation.generate import evenly_spread
 from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
@@ -130,7 +130,7 @@ def _record_setup(folder: RunFolder, setup: Setup) -> None:
   if setup.clients:
     examples = {name: split.examples for name, split in setup.splits.items()}
     how = setup.config.data, setup.config.seed, setup.facts["data"]
-    record(folder.path, examples, setup.clients, *how)
+    save_partition(folder.path, examples, setup.clients, *how)
   folder.record_place({"devices": _devices()})
 
 

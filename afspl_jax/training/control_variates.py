@@ -1,7 +1,7 @@
-"""Control variates in local training: what corrects a client's gradients, and what these were.
+"""Control variates in local training: they correct a client's gradients, and record them.
 
-Pure and traced, for one client; federation/strategies/scaffold.py has the method. Only the leaves
-that travel are corrected: a client's own are compared with nobody's.
+Pure, traced functions for one client; federation/strategies/scaffold.py has the method. Only shared
+leaves are corrected; local leaves have no counterpart at other clients.
 """
 
 from typing import NamedTuple
@@ -15,33 +15,36 @@ from afspl_jax.types import Params
 
 
 class Control(NamedTuple):
-  """A client's, in a round. Trees are of the shared leaves, and of the gradients' dtypes."""
+  """The state for one client in a round; trees of the shared leaves, in the gradients' dtypes."""
 
   correction: Params  # added to the gradient of every local step
   total: Params  # the sum of the gradients without it
-  steps: Float[Array, ""]  # that were summed
+  steps: Float[Array, ""]  # number of summed gradients
 
 
-def begin(correction: Params) -> Control:
-  """The control before the first local step."""
+def start_control(correction: Params) -> Control:
+  """Makes the state before the first local step."""
   return Control(correction, jax.tree.map(jnp.zeros_like, correction), jnp.zeros(()))
 
 
-def correct(grads: Params, control: Control | None) -> tuple[Params, Control | None]:
-  """The gradient to step by, and the control after the step.
+def correct_gradients(grads: Params, control: Control | None) -> tuple[Params, Control | None]:
+  """Corrects the gradient of a step.
 
   Args:
     grads: of the loss, for all leaves.
-    control: before the step; None: gradients are taken as they are.
+    control: the state before the step; None for no correction.
+
+  Returns:
+    The corrected gradient, and the state after the step.
   """
   if control is None:
     return grads, None
-  shared, own = split(grads)
+  shared, local = split(grads)
   corrected = jax.tree.map(jnp.add, shared, control.correction)
   total = jax.tree.map(jnp.add, control.total, shared)
-  return join(corrected, own), Control(control.correction, total, control.steps + 1)
+  return join(corrected, local), Control(control.correction, total, control.steps + 1)
 
 
 def mean_gradient(control: Control) -> Params:
-  """Over the steps, of the shared leaves, without the correction; zeros if there was no step."""
+  """The mean gradient of the shared leaves without correction; zeros if there was no step."""
   return jax.tree.map(lambda total: total / jnp.maximum(control.steps, 1), control.total)

@@ -1,4 +1,4 @@
-"""What local training minimises (BUILD.md, "Method")."""
+"""The losses of local training (BUILD.md, "Method")."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class TokenLoss(NamedTuple):
-  """Sum and count apart, so that a mean over devices or batches is the mean over tokens."""
+  """Sum and count, kept separate so that a mean over devices or batches is the mean over tokens."""
 
   nats: Float[Array, ""]  # summed over tokens
   tokens: Float[Array, ""]
@@ -38,35 +38,35 @@ def token_cross_entropy(
 def contrastive(
   states: Float[Array, "b f"], captions: Float[Array, "b f"], temperature: float
 ) -> Float[Array, ""]:
-  """Symmetric InfoNCE between each row's representation and CLIP's feature of its caption.
+  """Symmetric InfoNCE between each row's representation and the feature of its caption.
 
-  Radford et al. 2021, fig. 3; van den Oord et al. 2018, eq. 4. Rows of one caption are not each
-  other's negatives, as neither would be wrong.
+  Radford et al. 2021, fig. 3; van den Oord et al. 2018, eq. 4. Rows with the same caption are not
+  negatives of each other.
 
   Args:
-    states: projected representations, of any length but zero; in float32 from here on.
-    captions: features of any length; a row of zeros takes no part, as anchor or as negative.
+    states: projected representations, not zero; converted to float32.
+    captions: features of any length; a row of zeros is left out, as anchor and as negative.
     temperature: of the softmax over cosine similarities.
 
   Returns:
-    Mean over the rows that take part and both directions, in nats; 0 where fewer than two do.
+    Mean over both directions and the rows that are not left out, in nats; 0 for fewer than two.
   """
-  part = jnp.any(captions != 0, axis=-1)
+  included = jnp.any(captions != 0, axis=-1)
   same = jnp.all(captions[:, None] == captions[None], axis=-1)
-  # The diagonal is always kept: a row without negatives has a softmax of one, and so no loss.
-  own = jnp.eye(len(states), dtype=bool)
-  kept = own | (part[:, None] & part[None] & ~same)
+  # The diagonal is always kept: a row without negatives has a softmax of 1 and no loss.
+  same_row = jnp.eye(len(states), dtype=bool)
+  kept = same_row | (included[:, None] & included[None] & ~same)
   cosines = jnp.matmul(_unit(states), _unit(captions).T, precision=jax.lax.Precision.HIGHEST)
   logits = jnp.where(kept, cosines / temperature, -jnp.inf)
   both = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
   losses = both / 2 - jnp.diagonal(logits)
-  return losses.sum() / jnp.maximum(part.sum(dtype=jnp.float32), 1.0)
+  return losses.sum() / jnp.maximum(included.sum(dtype=jnp.float32), 1.0)
 
 
 def _unit(x: Float[Array, "b f"]) -> Float[Array, "b f"]:
-  """Rows at unit length; a row of practically no length becomes zeros, with no gradient."""
+  """Scales rows to unit length; a row of almost no length becomes zeros, without a gradient."""
   x = x.astype(jnp.float32)
   squares = jnp.sum(x * x, axis=-1, keepdims=True)
   some = squares > 1e-12
-  # The inner `where` keeps a division by 0 out of the gradient, too.
+  # The inner `where` also keeps a division by 0 out of the gradient.
   return jnp.where(some, x * jax.lax.rsqrt(jnp.where(some, squares, 1.0)), 0.0)

@@ -11,13 +11,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
-from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.decoding import Decoding, make_decoder
 from afspl_jax.models.huggingface.weights import load_language_model, load_vision_encoder
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.models.t5.t5 import T5
-from afspl_jax.training.train_step import make_local_training, make_mesh, replicate
+from afspl_jax.training.mesh import make_mesh, replicate
+from afspl_jax.training.train_step import make_local_training
 from afspl_jax.types import Batch
 from benchmarks.case import Case, Rows
 from benchmarks.sides.side import Leaves, Trained
@@ -37,7 +38,7 @@ class Afspl:
     self._encode = jax.jit(lambda state, x: nnx.merge(graph, state).encode_image(x))
     self._mesh = make_mesh()
     self._captioner = Captioner(_prompter(case, clip, t5), t5)
-    self._frozen = replicate(leaves(t5), self._mesh)
+    self._frozen = replicate(module_leaves(t5), self._mesh)
     self._training: dict[tuple[int, int], Any] = {}  # by local steps and batch size
     self._decoding: dict[Decoding, Any] = {}
 
@@ -89,7 +90,7 @@ def untrained(case: Case, folders: Mapping[str, Path]) -> Leaves:
   prompter = _prompter(
     case, load_vision_encoder(folders["clip"]), load_language_model(folders["t5"])
   )
-  return jax.device_get(leaves(prompter))
+  return jax.device_get(module_leaves(prompter))
 
 
 def _prompter(case: Case, clip: Clip, t5: T5) -> Prompter:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from afspl_jax.config import experiment as settings
-from afspl_jax.training.train_step import GROUPS
+from afspl_jax.training.optimizer import GROUPS
 from benchmarks.sides.side import Leaves
 
 

@@ -52,7 +52,7 @@ class Copies:
       self._first.setdefault(source[i].image, source[i])
     self._number = number
     self.fingerprint = f"{number} of {source.fingerprint}"
-    self.pictures = f"{number} of {source.pictures}"
+    self.images_fingerprint = f"{number} of {source.images_fingerprint}"
 
   def __len__(self) -> int:
     return self._number

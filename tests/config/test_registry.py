@@ -10,7 +10,7 @@ from afspl_jax.config import registry
 from afspl_jax.config.experiment import Data, Experiment
 from afspl_jax.config.fields import changed
 from afspl_jax.data import partitions, sources
-from afspl_jax.data.bad_records import Faults
+from afspl_jax.data.bad_records import BadRecords
 from afspl_jax.errors import SettingError, UserError
 from afspl_jax.federation import strategies
 from afspl_jax.runs.validate import validate
@@ -33,7 +33,7 @@ PARTITION = """
 REDRAWN = False
 def clients(splits, data):
   return ["only"]
-def draw(train, names, data, rng):
+def assign(train, names, data, rng):
   return lambda examples, rng: {example.image: names[0] for example in examples}
 """
 
@@ -70,10 +70,10 @@ def test_a_strategy_is_used_by_its_name_and_options(third_party):
 
 
 def test_a_source_and_a_partition_are_used_by_their_names(third_party):
-  assert sources.open_splits(["train"], Data(source="scans"), Faults(0)) == {}
-  assert "scans" in sources.known()
-  assert partitions.get("one").clients({}, Data()) == ["only"]
-  deal = partitions.get("one").draw([], ["only"], Data(), np.random.default_rng(0))
+  assert sources.open_splits(["train"], Data(source="scans"), BadRecords(0)) == {}
+  assert "scans" in sources.known_sources()
+  assert partitions.get_partitioner("one").clients({}, Data()) == ["only"]
+  deal = partitions.get_partitioner("one").assign([], ["only"], Data(), np.random.default_rng(0))
   assert deal([], np.random.default_rng(0)) == {}
 
 
@@ -88,7 +88,7 @@ def test_a_plugin_that_does_not_import_is_one_clear_message(third_party):
 
 
 def test_an_unknown_name_lists_those_of_third_parties(third_party):
-  for get, name in ((strategies.get, "mine"), (partitions.get, "one")):
+  for get, name in ((strategies.get, "mine"), (partitions.get_partitioner, "one")):
     with pytest.raises(SettingError, match=rf"expected one of .*{name}.*; got 'nope'"):
       get("nope")
 

@@ -23,7 +23,7 @@ def words(split, tiny_checkpoints, ids) -> list[str]:
   return Tokenizer(tiny_checkpoints.t5).decode(np.asarray(ids))
 
 
-def test_a_batch_holds_what_its_examples_say(split, tiny_checkpoints):
+def test_a_batch_has_the_texts_of_its_examples(split, tiny_checkpoints):
   rows = np.array([3, 0, 11, 40])
   batch = split.batch(rows, 4)
   asked, said = (words(split, tiny_checkpoints, x) for x in (batch.instruction, batch.targets))
@@ -57,7 +57,7 @@ def directions(tiny_checkpoints, texts):
   return offset / np.linalg.norm(offset, axis=1, keepdims=True)
 
 
-def test_features_are_clips_own_of_that_image_and_instruction(split, source, tiny_checkpoints):
+def test_features_are_those_of_the_examples_image_and_instruction(split, source, tiny_checkpoints):
   clip = weights.load_vision_encoder(tiny_checkpoints.clip)
   processor = ImageProcessor(tiny_checkpoints.clip)
   rows = np.array([5, 33])
@@ -81,7 +81,7 @@ def test_examples_of_one_image_share_its_features(split):
   assert (batch.text[0] != batch.text[1]).any()
 
 
-def test_rows_that_fill_up_a_batch_count_nowhere(split):
+def test_rows_that_fill_up_a_batch_are_masked(split):
   full, padded = split.batch(np.array([4, 9]), 2), split.batch(np.array([4, 9]), 5)
   assert not padded.targets_mask[2:].any() and padded.targets_mask[:2].any(1).all()
   for ours, expected in zip(padded, full, strict=True):
@@ -115,7 +115,7 @@ def mine(split):
   return np.array([i for i, e in enumerate(split.examples) if not e.question][:10])
 
 
-def test_every_example_is_seen_before_any_comes_again(split, mine):
+def test_no_example_repeats_before_all_have_come(split, mine):
   batch = split.local_batches(mine, 6, 4, np.random.default_rng(0))
   assert {part.shape[:2] for part in batch} == {(6, 4)}
   order = [example for example, _ in identify(split, batch)]
@@ -124,7 +124,7 @@ def test_every_example_is_seen_before_any_comes_again(split, mine):
   assert len(set(order[20:])) == 4 and set(order) == set(mine)
 
 
-def test_references_vary_and_are_the_examples_own(split, mine):
+def test_references_vary_and_belong_to_the_example(split, mine):
   batch = split.local_batches(mine, 30, 10, np.random.default_rng(0))
   seen: dict[int, set[int]] = {}
   for example, reference in identify(split, batch):
@@ -133,7 +133,7 @@ def test_references_vary_and_are_the_examples_own(split, mine):
   assert sum(len(references) > 2 for references in seen.values()) > 6
 
 
-def test_batches_follow_from_the_generator_alone(split, mine):
+def test_only_the_generator_determines_the_batches(split, mine):
   first, again, other = (
     split.local_batches(mine, 3, 4, np.random.default_rng(seed)) for seed in (5, 5, 6)
   )
@@ -153,7 +153,7 @@ def test_a_client_with_fewer_examples_than_a_batch_repeats_them(split, mine):
 # Who may use the local prompt
 
 
-def test_nobody_is_personal_unless_asked_for_and_rows_that_fill_up_never_are(split):
+def test_rows_are_personal_only_on_request_and_never_if_they_fill_up(split):
   rows = np.array([4, 9, 2])
   assert not split.batch(rows, 5).personal.any()
   assert split.batch(rows, 5, personal=True).personal.tolist() == [True] * 3 + [False] * 2
@@ -164,7 +164,7 @@ def test_nobody_is_personal_unless_asked_for_and_rows_that_fill_up_never_are(spl
     assert parts == [[asked, asked], [asked, False]]
 
 
-def test_a_share_of_local_rows_is_personal_and_changes_nothing_else(split, mine):
+def test_the_share_of_personal_rows_changes_nothing_else(split, mine):
   draw = lambda share: split.local_batches(mine, 50, 8, np.random.default_rng(3), share)  # noqa: E731
   everyone, some, none = draw(1.0), draw(0.3), draw(0.0)
   assert everyone.personal.all() and not none.personal.any()
@@ -178,9 +178,7 @@ def test_a_share_of_local_rows_is_personal_and_changes_nothing_else(split, mine)
 # Captions' features
 
 
-def test_a_caption_is_clips_feature_of_the_very_reference_that_is_the_target(
-  contrasted, tiny_checkpoints
-):
+def test_the_caption_feature_is_that_of_the_target(contrasted, tiny_checkpoints):
   rows = np.array([i for i, e in enumerate(contrasted.examples) if len(e.references) > 2][:4])
   which = np.array([0, 1, 2, len(contrasted.examples[rows[3]].references) + 1])
   texts = [
@@ -193,7 +191,7 @@ def test_a_caption_is_clips_feature_of_the_very_reference_that_is_the_target(
   assert len({row.tobytes() for row in batch.caption}) == 4
 
 
-def test_answers_and_rows_that_fill_up_have_no_caption(contrasted):
+def test_answers_and_rows_that_fill_up_have_no_caption_feature(contrasted):
   rows = np.arange(len(contrasted))
   batch = contrasted.batch(rows, len(rows) + 3)
   captioned = [not example.question for example in contrasted.examples]
@@ -201,7 +199,7 @@ def test_answers_and_rows_that_fill_up_have_no_caption(contrasted):
   assert 0 < sum(captioned) < len(rows)
 
 
-def test_without_contrast_captions_are_zeros_and_all_else_is_the_same(split, contrasted, mine):
+def test_without_contrast_only_caption_features_are_zero(split, contrasted, mine):
   plain, other = (
     x.local_batches(mine, 3, 4, np.random.default_rng(0)) for x in (split, contrasted)
   )
@@ -211,7 +209,7 @@ def test_without_contrast_captions_are_zeros_and_all_else_is_the_same(split, con
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_caption_that_is_also_an_answer_counts_as_caption_only_where_it_is_one(
+def test_a_text_that_is_caption_and_answer_has_a_feature_only_as_a_caption(
   source, make_split, monkeypatch
 ):
   images = source.images()
@@ -226,7 +224,7 @@ def test_a_caption_that_is_also_an_answer_counts_as_caption_only_where_it_is_one
   assert batch.caption.any(axis=1).tolist() == [True, False]
 
 
-def test_targets_of_other_examples_come_whole_and_nothing_else_changes(contrasted):
+def test_only_targets_change_with_targets_of_other_examples(contrasted):
   rows = np.arange(len(contrasted))
   others, which = np.random.default_rng(0).permutation(rows), rows % 7
   swapped = contrasted.with_targets_of(others).batch(rows, len(rows), which)

@@ -114,7 +114,7 @@ def test_karpathys_splits_are_read_with_captions_and_categories(prepared, photos
     np.testing.assert_array_equal(source.load_image(example.image), photo)
 
 
-def test_fields_say_the_same_of_it_as_its_own_reader(prepared):
+def test_the_generic_reader_gives_the_same_examples(prepared):
   fields = "image=image,captions=captions/text,labels=objects/label,id=image/id"
   general = Data(source="tfds:coco_captions/2014", dir=prepared, fields=fields)
   own = Data(source="coco_captions", dir=prepared)
@@ -128,13 +128,13 @@ def test_fields_say_the_same_of_it_as_its_own_reader(prepared):
       np.testing.assert_array_equal(found.load_image(str(i)), expected.load_image(str(i)))
 
 
-def test_splits_have_fingerprints_of_their_own(prepared):
+def test_splits_have_different_fingerprints(prepared):
   splits = ("train", "validation")
   sources = open_sources(Data(source="coco_captions", dir=prepared), splits).values()
   assert len({source.fingerprint for source in sources}) == 2
 
 
-def test_what_is_prepared_is_tensorflow_datasets_own_data_set(prepared):
+def test_the_prepared_data_set_equals_that_of_tensorflow_datasets(prepared):
   builder = tfds.builder("coco_captions/2014:1.1.0", data_dir=prepared, file_format="array_record")
   assert builder.info.full_name == "coco_captions/2014/1.1.0"
   features = builder.info.features
@@ -154,7 +154,7 @@ def test_preparing_again_does_nothing(prepared, capsys):
   assert f"prepared under {prepared}" in capsys.readouterr().out
 
 
-def test_missing_data_names_where_it_was_looked_for_and_what_to_do(tmp_path):
+def test_the_error_of_missing_data_names_the_folder_and_a_remedy(tmp_path):
   with pytest.raises(MissingData) as error:
     open_source(Data(source="coco_captions", dir=str(tmp_path)), "train")
   assert isinstance(error.value, UserError)
@@ -165,7 +165,7 @@ def test_missing_data_names_where_it_was_looked_for_and_what_to_do(tmp_path):
   assert not list(tmp_path.iterdir())  # looking leaves nothing behind
 
 
-def test_data_in_another_format_is_told_apart_from_none(prepared, tmp_path):
+def test_data_in_another_format_has_its_own_error(prepared, tmp_path):
   info = Path(prepared) / "coco_captions" / "2014" / "1.1.0"
   copy = tmp_path / info.relative_to(prepared)
   copy.mkdir(parents=True)
@@ -174,4 +174,4 @@ def test_data_in_another_format_is_told_apart_from_none(prepared, tmp_path):
     (copy / name).write_text(text)
   with pytest.raises(MissingData, match=r"in array_record format; got: .*tfrecord") as error:
     open_source(Data(source="coco_captions", dir=str(tmp_path)), "train")
-  assert "coco_prepare" in str(error.value)
+  assert "prepare_coco" in str(error.value)

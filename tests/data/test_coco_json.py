@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.bad_records import Faults, MissingData
+from afspl_jax.data.bad_records import BadRecords, MissingData
 from afspl_jax.data.sources import open_source
 from afspl_jax.data.sources.coco_json import open_splits
 from afspl_jax.errors import UserError
@@ -58,7 +58,7 @@ def test_val_serves_validation_and_test(tmp_path):
 def test_a_split_that_no_file_serves_is_named(tmp_path):
   write(tmp_path, "val2017")
   folder = write(tmp_path, "test2017")
-  assert list(open_splits(SPLITS, Data(dir=str(folder)), Faults())) == ["validation", "test"]
+  assert list(open_splits(SPLITS, Data(dir=str(folder)), BadRecords())) == ["validation", "test"]
   with pytest.raises(UserError, match=rf"got none of train in {folder}\. .* afspl prepare$"):
     opened("coco_json", folder)
   with pytest.raises(UserError, match="got none of train"):
@@ -70,7 +70,7 @@ FAULTS = [
   ({"images_3": {"id": 3}}, 'image 4: expected the key "file_name"'),
   (
     {"images_3": {"id": 2, "file_name": "x"}},
-    "image 4: \"id\" must be of this record alone; got '2'",
+    "image 4: \"id\" must be unique; got '2'",
   ),
   ({"images_3": {"id": 3, "file_name": "../x.jpg"}}, 'image 4: "file_name" must be a path inside'),
   (
@@ -79,7 +79,10 @@ FAULTS = [
   ),
   ({"annotations_3": {"image_id": 3}}, 'annotation 4: expected the key "caption"'),
   ({"annotations_3": {"image_id": 3, "caption": " "}}, 'annotation 4: "caption" must be text'),
-  ({"annotations_3": {"image_id": 99, "caption": "a"}}, 'annotation 4: "image_id" must be that of'),
+  (
+    {"annotations_3": {"image_id": 99, "caption": "a"}},
+    'annotation 4: "image_id" must be the id of',
+  ),
 ]
 
 
@@ -92,7 +95,7 @@ def test_a_malformed_entry_is_named_with_its_list_and_number(tmp_path, changes, 
   assert complaint in str(error.value)
 
 
-def test_what_belongs_to_a_bad_image_goes_with_it(tmp_path):
+def test_captions_of_a_bad_image_are_left_out(tmp_path):
   folder = write(tmp_path, images_3={"id": 3, "file_name": "x.jpg"})
   assert len(examples(opened("coco_json", folder, max_bad=1))) == 39
 
@@ -106,7 +109,7 @@ def test_an_image_without_a_caption_is_malformed(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[", "[]", '{"images": []}', '{"images": {}, "annotations": []}'])
-def test_a_file_of_another_form_is_named(tmp_path, text):
+def test_a_file_of_another_format_is_named(tmp_path, text):
   path = write(tmp_path) / "captions_train2017.json"
   path.write_text(text)
   with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: expected (JSON|an object)"):
@@ -122,26 +125,26 @@ def test_two_files_of_one_split_and_a_missing_one_are_named(tmp_path):
     opened("coco_json", tmp_path)
 
 
-def test_a_split_is_a_word_of_a_files_name(tmp_path):
+def test_the_split_is_a_word_in_the_file_name(tmp_path):
   """There is no test in "latest"."""
   folder = write(write(tmp_path, "latest_val"), "latest_train")
   assert len(open_source(Data(source="coco_json", dir=str(folder)), "train")) == 40
 
 
-def test_images_that_are_nowhere_are_missing_data(tmp_path):
+def test_images_that_are_not_found_raise_missing_data(tmp_path):
   write_json(tmp_path / "captions_val2017.json", content())
   with pytest.raises(MissingData, match=r"no images of .*val2017\.json in .*images/val2017\.\n"):
     opened("coco_json", tmp_path)
 
 
-def test_no_name_of_a_file_leads_out_of_the_folder(tmp_path):
+def test_a_file_name_cannot_lead_out_of_the_folder(tmp_path):
   write_json(tmp_path / "data" / "captions_...json", content())
   write_images(tmp_path, [f"{i:012d}.jpg" for i in range(40)])
   with pytest.raises(MissingData, match="no images of"):
     opened("coco_json", tmp_path / "data")
 
 
-def test_the_real_captions_of_2017_are_read_whole(tmp_path):
+def test_the_real_captions_of_2017_are_read_completely(tmp_path):
   path = real("coco_val2017_captions") / "captions_val2017.json"
   (tmp_path / path.name).symlink_to(path)
   write_images(tmp_path, ["one.png"])

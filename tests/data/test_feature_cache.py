@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afspl_jax.data.feature_cache import FeatureCache, rows_of
+from afspl_jax.data.feature_cache import FeatureCache, copy_rows
 
 FLOAT, SHAPES = np.dtype(np.float32), {"a": (60, 3), "b": (60,)}
 A, B = np.arange(180, dtype=np.float32).reshape(60, 3), -np.arange(60, dtype=np.float32)
@@ -65,7 +65,7 @@ def overwrite(file, where, data):
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_what_a_killed_process_leaves_is_used_as_far_as_it_is_whole(left, tmp_path, name):
+def test_complete_rows_of_a_killed_process_are_used(left, tmp_path, name):
   damage, kept = DAMAGE[name]
   shutil.copytree(left, tmp_path, dirs_exist_ok=True)
   (folder,) = tmp_path.iterdir()
@@ -81,7 +81,7 @@ def test_what_a_killed_process_leaves_is_used_as_far_as_it_is_whole(left, tmp_pa
   assert [folder.suffix for folder in tmp_path.iterdir()] == [""]
 
 
-def test_of_two_processes_one_encodes_and_the_other_waits(tmp_path):
+def test_only_one_of_two_processes_encodes(tmp_path):
   started, go_on, made = threading.Event(), threading.Event(), []
 
   def slowly(start):
@@ -105,13 +105,13 @@ def test_of_two_processes_one_encodes_and_the_other_waits(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
-def test_what_was_read_is_not_kept_in_the_process(tmp_path):
+def test_rows_that_were_read_do_not_stay_in_memory(tmp_path):
   large = np.arange(1 << 20, dtype=np.float32).reshape(1024, 1024)
   cache = FeatureCache(tmp_path, FLOAT)
   kept = cache.get(["large"], {"a": large.shape}, lambda start: [{"a": large[start:]}])["a"]
   rows = np.array([3, 1000, 3, 0])
-  np.testing.assert_array_equal(rows_of(kept, rows), large[rows])
-  np.testing.assert_array_equal(rows_of(kept, np.arange(1024)), large)
+  np.testing.assert_array_equal(copy_rows(kept, rows), large[rows])
+  np.testing.assert_array_equal(copy_rows(kept, np.arange(1024)), large)
   assert resident(tmp_path) == 0
   np.testing.assert_array_equal(kept, large)  # as a plain array
   assert resident(tmp_path) >= large.nbytes

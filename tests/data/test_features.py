@@ -72,9 +72,7 @@ def test_features_are_read_from_disk_the_second_time(source, tiny_checkpoints, c
   np.testing.assert_array_equal(first.joint, again.joint)
 
 
-def test_images_of_which_something_else_is_said_are_not_encoded_again(
-  source, tiny_checkpoints, cache
-):
+def test_images_with_other_texts_are_not_encoded_again(source, tiny_checkpoints, cache):
   other = Blind(source)
   other.fingerprint = "of corrected captions"
   assert len(encoder(tiny_checkpoints.clip, cache).images(other).joint) == 80
@@ -87,7 +85,7 @@ def test_other_weights_splits_and_dtypes_never_share_features(
   shutil.copytree(tiny_checkpoints.clip, other)
   clip = weights.load_vision_encoder(other)
   nnx.update(clip, jax.tree.map(lambda leaf: leaf + 0.01, nnx.state(clip)))
-  weights.save(clip, other)
+  weights.save_backbone(clip, other)
   for folder, dtype in ((other, jnp.float32), (tiny_checkpoints.clip, jnp.bfloat16)):
     with pytest.raises(AssertionError, match="an image was read"):
       encoder(folder, cache, dtype).images(Blind(source))
@@ -125,9 +123,7 @@ def small_batches(monkeypatch):
   monkeypatch.setattr(features, "_BATCH", 16)
 
 
-def test_an_interrupted_pass_goes_on_where_it_was(
-  source, tiny_checkpoints, tmp_path, cache, small_batches
-):
+def test_an_interrupted_pass_is_resumed(source, tiny_checkpoints, tmp_path, cache, small_batches):
   expected = encoder(tiny_checkpoints.clip, cache).images(source)
   with pytest.raises(KeyboardInterrupt):
     encoder(tiny_checkpoints.clip, tmp_path).images(Counted(source, stop="train/70"))
@@ -142,7 +138,7 @@ def test_an_interrupted_pass_goes_on_where_it_was(
   assert folder.suffix == ""
 
 
-def test_the_first_bad_image_is_named_and_what_came_before_is_kept(
+def test_the_first_bad_image_is_named_and_earlier_features_are_kept(
   source, tiny_checkpoints, tmp_path, small_batches
 ):
   for _ in range(2):
@@ -152,7 +148,7 @@ def test_the_first_bad_image_is_named_and_what_came_before_is_kept(
   assert min(int(key.rpartition("/")[2]) for key in bad.read) == 48  # of the last attempt
 
 
-def test_crops_of_another_size_than_the_weights_take_are_refused(tiny_checkpoints, tmp_path):
+def test_crops_of_another_size_than_the_weights_need_are_rejected(tiny_checkpoints, tmp_path):
   folder = tmp_path / "clip"
   shutil.copytree(tiny_checkpoints.clip, folder)
   file = folder / "preprocessor_config.json"
@@ -190,7 +186,7 @@ def test_a_cache_that_cannot_be_written_is_one_clear_line(source, tiny_checkpoin
   assert "\n" not in str(error.value)
 
 
-def test_the_cache_lies_where_the_system_says(monkeypatch, tmp_path):
+def test_the_default_cache_follows_xdg_cache_home(monkeypatch, tmp_path):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   assert default_cache() == tmp_path / "afspl_jax" / "features"
   monkeypatch.delenv("XDG_CACHE_HOME")
@@ -203,7 +199,7 @@ def test_the_cache_lies_where_the_system_says(monkeypatch, tmp_path):
 TEXTS = [f"is there a {'red ' * (i % 40)}square at {i} ?" for i in range(2 * _BATCH + 3)]
 
 
-def test_texts_of_all_lengths_are_encoded_in_their_order(tiny_checkpoints, cache):
+def test_texts_of_all_lengths_are_returned_in_order(tiny_checkpoints, cache):
   found = encoder(tiny_checkpoints.clip, cache).texts(TEXTS)
   ids, mask = Tokenizer(tiny_checkpoints.clip).tokenize(TEXTS, 77)
   assert len(set(mask.sum(1))) > 30
@@ -212,14 +208,14 @@ def test_texts_of_all_lengths_are_encoded_in_their_order(tiny_checkpoints, cache
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_texts_sorted_a_part_at_a_time_are_the_same(tiny_checkpoints, tmp_path, monkeypatch):
+def test_sorting_texts_in_parts_gives_the_same_features(tiny_checkpoints, tmp_path, monkeypatch):
   whole = encoder(tiny_checkpoints.clip, tmp_path / "a").texts(TEXTS)
   monkeypatch.setattr(features, "_SORTED", _BATCH)
   parts = encoder(tiny_checkpoints.clip, tmp_path / "b").texts(TEXTS)
   np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-5)
 
 
-def test_texts_are_encoded_once_and_others_or_in_another_order_apart(tiny_checkpoints, tmp_path):
+def test_only_the_same_texts_in_the_same_order_are_read_from_the_cache(tiny_checkpoints, tmp_path):
   first = encoder(tiny_checkpoints.clip, tmp_path).texts(["a", "b"])
   blind = encoder(tiny_checkpoints.clip, tmp_path)
   blind._text = None  # cannot encode
@@ -241,7 +237,7 @@ def test_texts_in_bfloat16_come_back_as_bfloat16(tiny_checkpoints, tmp_path):
   np.testing.assert_allclose(rough.astype(np.float32), exact, atol=0.1)
 
 
-def test_directions_tell_questions_apart_that_the_cone_hides(tmp_path):
+def test_directions_separate_questions_whose_features_are_almost_equal(tmp_path):
   shipped = encoder(locate("tiny", "clip"), tmp_path)
   texts = ["what colour is the star ?", "how many shapes are there ?", "describe the picture ."]
   found = shipped.texts(texts)
@@ -255,7 +251,7 @@ def test_directions_tell_questions_apart_that_the_cone_hides(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "garbage", "gone", "objects"])
-def test_a_damaged_cache_is_refused_by_its_file(damage, tiny_checkpoints, tmp_path):
+def test_a_damaged_cache_is_an_error_that_names_the_file(damage, tiny_checkpoints, tmp_path):
   made = encoder(tiny_checkpoints.clip, tmp_path)
   features = np.array(made.texts(["a", "b"]))  # not the map of a file that is to be damaged
   (file,) = tmp_path.glob("*/texts.npy")

@@ -37,7 +37,7 @@ def write(folder: Path, form: str, *bad: str, images: str = "Images") -> Path:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("where", ["Images", "flickr30k-images", "."])
-def test_every_form_says_the_same(tmp_path, form, where):
+def test_every_format_gives_the_same_examples(tmp_path, form, where):
   found = examples(sources := opened("flickr", write(tmp_path, form, images=where)))
   assert sorted(images(sources)) == sorted(f"{i}.jpg" for i in range(30))
   assert {example.references for example in found} == {tuple(CAPTIONS)}
@@ -56,7 +56,7 @@ def test_every_form_says_the_same(tmp_path, form, where):
     ("results.csv", "| 4| A dog ."),
   ],
 )
-def test_a_malformed_line_is_named_and_spoils_no_other(tmp_path, form, bad):
+def test_a_malformed_line_is_named_and_does_not_affect_others(tmp_path, form, bad):
   folder = write(tmp_path, form, bad)
   with pytest.raises(UserError, match=rf"{form}:3: expected image"):
     opened("flickr", folder)
@@ -64,13 +64,13 @@ def test_a_malformed_line_is_named_and_spoils_no_other(tmp_path, form, bad):
   assert sum(len(example.references) for example in found) == 60
 
 
-def test_an_image_that_is_not_there_is_named(tmp_path):
+def test_a_missing_image_is_named(tmp_path):
   folder = write(tmp_path, "Flickr8k.token.txt", "gone.jpg.1#0\tA dog .")  # as in the real one
   with pytest.raises(UserError, match=r"token\.txt:3: \"image\" must be the name of a file in"):
     opened("flickr", folder)
 
 
-def test_the_data_sets_own_lists_say_the_splits(tmp_path):
+def test_lists_of_the_data_set_define_the_splits(tmp_path):
   folder = write(tmp_path, "captions.txt")
   for name, numbers in (("train", range(10)), ("dev", range(10, 15)), ("test", range(15, 17))):
     text = "".join(f"{i}.jpg\n" for i in numbers)
@@ -79,12 +79,12 @@ def test_the_data_sets_own_lists_say_the_splits(tmp_path):
   assert [len(source) for source in sources.values()] == [10, 5, 2]
   (folder / "Flickr_8k.testImages.txt").write_text("9.jpg\n")
   with pytest.raises(
-    UserError, match=r"Images\.txt:\d+: expected an image of \w+ alone; got '9\.jpg'"
+    UserError, match=r"Images\.txt:\d+: expected an image of \w+ only; got '9\.jpg'"
   ):
     opened("flickr", folder)
 
 
-def test_two_forms_and_none_are_named(tmp_path):
+def test_several_formats_and_none_are_errors(tmp_path):
   with pytest.raises(MissingData, match=r"no captions\.txt or results\.csv or"):
     opened("flickr", tmp_path)
   write(tmp_path, "captions.txt")

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.bad_records import Faults, MissingData
+from afspl_jax.data.bad_records import BadRecords, MissingData
 from afspl_jax.data.partition import partition
 from afspl_jax.data.sources import open_source
 from afspl_jax.data.sources.folder import open_splits
@@ -42,7 +42,7 @@ def test_lines_become_examples_of_one_split_each(tmp_path):
   assert picture.mode == "RGB" and picture.size == (4, 3)
 
 
-def test_a_line_may_say_everything(tmp_path):
+def test_a_line_may_have_every_key(tmp_path):
   full = line(
     1,
     captions=[" A scan.\n"],
@@ -65,7 +65,7 @@ def test_a_line_may_say_everything(tmp_path):
     assert example.image == "scans/1.png"
 
 
-def test_an_image_may_be_on_several_lines_and_blank_lines_are_none(tmp_path):
+def test_an_image_may_have_several_lines_and_blank_lines_are_skipped(tmp_path):
   asked = [{"image": "./scans//0.png", "question": f"{i}?", "answers": ["no"]} for i in range(3)]
   train = [entry | {"split": "train"} for entry in (*asked, line(0))]
   folder = write(tmp_path, [*train[:2], "", "  ", *train[2:]])
@@ -94,11 +94,11 @@ FAULTS = [
   (line(1, split="dev"), "\"split\" must be one of train, validation, test; got 'dev'"),
   (line(1, site="x" * 81), '"site" must be a name of at most 80 printable characters'),
   (line(1, site="a\nb"), '"site" must be a name of at most 80 printable characters'),
-  (line(1, id="scans/0.png:1"), '"id" must be of this record alone'),
-  (line(0, split="test"), "\"split\" must be that of earlier records of 'scans/0.png', 'train'"),
+  (line(1, id="scans/0.png:1"), '"id" must be unique'),
+  (line(0, split="test"), "\"split\" must be as in earlier records of 'scans/0.png', 'train'"),
   (line(1, site="a"), '"site" must be on every line or on none; got none here'),
   (line(77), '"image" must be the name of a file in'),
-  (line(1, image="scans"), "got 'scans', which is no file"),
+  (line(1, image="scans"), "got 'scans', which is not a file"),
 ]
 PATHS = ["/etc/hostname", "../x.png", "scans/../../x.png", "C:\\x.png", "c:x.png", "scans\\1.png"]
 PATHS += ["\\\\host\\x.png", "a\0b.png", "..", "out.png", "far/x.png"]
@@ -116,7 +116,7 @@ def test_a_malformed_line_is_named_with_file_and_line(tmp_path, bad, complaint):
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_no_path_leads_out_of_the_folder(tmp_path, name):
+def test_paths_out_of_the_folder_are_rejected(tmp_path, name):
   write_images(tmp_path, ["x.png"])
   folder = write(tmp_path / "data", [line(0), line(1, image=name)])
   (folder / "out.png").symlink_to(tmp_path / "x.png")
@@ -133,10 +133,10 @@ def test_links_within_the_folder_are_followed(tmp_path):
   assert source.load_image("here.png").getpixel((0, 0)) == (3, 3, 3)
 
 
-def test_a_pipe_is_no_image(tmp_path):
+def test_a_pipe_is_rejected(tmp_path):
   folder = write(tmp_path, [line(0, image="pipe")])
   os.mkfifo(folder / "pipe")
-  with pytest.raises(UserError, match="got 'pipe', which is no file"):
+  with pytest.raises(UserError, match="got 'pipe', which is not a file"):
     opened("folder", folder)
 
 
@@ -148,14 +148,14 @@ def test_a_byte_that_is_not_utf_8_is_named_with_its_line(tmp_path):
     opened("folder", folder)
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path):
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path):
   folder = write(tmp_path, [line(0, split="train", captions=["ä"])])
   path = folder / "captions.jsonl"
   path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
   assert open_source(Data(source="folder", dir=str(folder)), "train")[0].references == ("ä",)
 
 
-def test_faults_are_left_out_only_where_that_is_allowed_and_then_told(tmp_path, capsys):
+def test_bad_records_are_left_out_only_up_to_the_limit_and_reported(tmp_path, capsys):
   bad = [line(i, captions=[]) for i in range(40, 46)] + [line(77), "no"]
   folder = write(tmp_path, [*bad[:4], *(line(i) for i in range(40)), *bad[4:]])
   found = examples(opened("folder", folder, max_bad=8))
@@ -168,7 +168,7 @@ def test_faults_are_left_out_only_where_that_is_allowed_and_then_told(tmp_path, 
     opened("folder", folder, max_bad=7)
 
 
-def test_a_line_that_is_left_out_leaves_no_example_behind(tmp_path):
+def test_a_line_that_is_left_out_gives_no_example(tmp_path):
   half = line(1, question="why?", answers=[])
   found = examples(
     opened("folder", write(tmp_path, [half, *(line(i) for i in range(40))]), max_bad=1)
@@ -182,7 +182,7 @@ def test_a_missing_file_says_how_to_write_it(tmp_path):
   assert "--config.data.dir=FOLDER" in str(error.value)
 
 
-def test_a_fingerprint_is_of_texts_and_files_and_not_of_where_they_lie(tmp_path):
+def test_a_fingerprint_depends_on_texts_and_files_but_not_on_the_folder(tmp_path):
   folder = write(tmp_path / "a", [line(i) for i in range(40)])
 
   def prints(at: Path = folder) -> dict[str, str]:
@@ -203,14 +203,14 @@ def test_a_fingerprint_is_of_texts_and_files_and_not_of_where_they_lie(tmp_path)
   assert prints()["train"] not in (first["train"], second["train"])
 
 
-def test_what_is_said_of_images_does_not_make_other_images_of_them(tmp_path):
+def test_texts_do_not_change_the_fingerprint_of_images(tmp_path):
   """So that a caption is corrected without encoding any image again."""
 
   folder = write(tmp_path, [])
 
   def pictures(lines: list) -> list[str]:
     (folder / "captions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    return [source.pictures for source in opened("folder", folder).values()]
+    return [source.images_fingerprint for source in opened("folder", folder).values()]
 
   lines = [line(i) for i in range(40)]
   first = pictures(lines)
@@ -261,20 +261,20 @@ records = right | wrong | st.builds(lambda good, bad: {**good, **bad}, right, wr
 @settings(
   max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_whatever_lines_say_they_are_examples_or_named_faults(tmp_path, lines):
+def test_any_lines_become_examples_or_named_bad_records(tmp_path, lines):
   (tmp_path / "scans").mkdir(exist_ok=True)
   (tmp_path / "scans" / "0.png").touch()
   path = tmp_path / "captions.jsonl"
   path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
-  faults = Faults(None)
-  sources = open_splits(SPLITS, Data(dir=str(tmp_path)), faults)
+  bad_records = BadRecords(None)
+  sources = open_splits(SPLITS, Data(dir=str(tmp_path)), bad_records)
   for example in examples(sources):
     assert example.image == "scans/0.png" and all(text.strip() for text in example.references)
-  for fault in faults.found:
-    assert re.match(rf"{re.escape(str(path))}:[1-3]: ", str(fault)) and "\n" not in str(fault)
+  for error in bad_records.found:
+    assert re.match(rf"{re.escape(str(path))}:[1-3]: ", str(error)) and "\n" not in str(error)
 
 
-def test_real_photos_in_a_folder_are_a_federation(tmp_path):
+def test_real_photos_in_a_folder_can_be_partitioned(tmp_path):
   shared = real("coco_cc")
   lines = []
   for i, photo in enumerate(json.loads((shared / "captions.json").read_text())):

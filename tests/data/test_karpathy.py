@@ -49,8 +49,8 @@ def test_train_is_karpathys_train_and_restval(tmp_path):
     (entry(2, sentences=["a"]), "image 3: expected a JSON object; got 'a'"),
     (entry(2, filename="x.jpg"), 'image 3: "filename" must be the name of a file'),
     (entry(2, filepath="../y"), 'image 3: "filename" must be a path inside'),
-    (entry(2, cocoid=1), "image 3: \"cocoid\" must be of this record alone; got '1'"),
-    (entry(1, cocoid=9), 'image 3: "filename" must be of this record alone'),
+    (entry(2, cocoid=1), "image 3: \"cocoid\" must be unique; got '1'"),
+    (entry(1, cocoid=9), 'image 3: "filename" must be unique'),
   ],
 )
 def test_a_malformed_entry_is_named_with_its_number(tmp_path, bad, complaint):
@@ -60,12 +60,12 @@ def test_a_malformed_entry_is_named_with_its_number(tmp_path, bad, complaint):
   assert len(examples(opened("karpathy", folder, max_bad=1))) == 7
 
 
-def test_a_missing_file_is_missing_data(tmp_path):
+def test_a_missing_file_raises_missing_data(tmp_path):
   with pytest.raises(MissingData, match=r"no dataset_\*\.json in .*\n  Put"):
     opened("karpathy", tmp_path)
 
 
-def test_real_photos_without_a_filepath_lie_in_one_folder(tmp_path):
+def test_real_photos_without_a_filepath_are_found_in_one_folder(tmp_path):
   """As in dataset_flickr8k.json."""
   shared = real("flickr8k_500")
   names = sorted(path.name for path in (shared / "images").iterdir())[:20]
@@ -80,7 +80,7 @@ def test_real_photos_without_a_filepath_lie_in_one_folder(tmp_path):
   assert sources["train"].load_image(names[0]).mode == "RGB"
 
 
-def test_real_captions_come_back_as_given(tmp_path):
+def test_real_captions_are_read_unchanged(tmp_path):
   shared = real("coco_cc")
   photos = json.loads((shared / "captions.json").read_text())
   (tmp_path / "images").symlink_to(shared / "images")

@@ -7,7 +7,7 @@ import pytest
 from afspl_jax.config.experiment import Data
 from afspl_jax.config.nested_values import digest
 from afspl_jax.data import manifest
-from afspl_jax.data.partition import PICTURE, partition, record
+from afspl_jax.data.partition import PICTURE, partition, save_partition
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
@@ -33,11 +33,11 @@ def values(kind: str, **others) -> Data:
 def file(tmp_path):
   """A manifest as a run leaves it."""
   config = values("dirichlet")
-  record(tmp_path, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
+  save_partition(tmp_path, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
   return tmp_path / manifest.FILE
 
 
-def test_a_manifest_says_who_has_what(file):
+def test_a_manifest_lists_the_examples_of_each_client(file):
   found = json.loads(file.read_text())
   assert list(found) == ["partition", "seed", "source", "clients", "labels", "hash"]
   assert (found["partition"], found["seed"], found["source"]) == ("dirichlet", 0, PRINTS)
@@ -52,40 +52,42 @@ def test_a_manifest_says_who_has_what(file):
   assert found["hash"] == digest(found["clients"])
 
 
-def test_capacities_are_told(tmp_path):
+def test_capacities_are_in_the_manifest(tmp_path):
   config = values("capacity", capacity_ratio=8.0)
-  record(tmp_path, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
+  save_partition(tmp_path, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
   found = json.loads((tmp_path / manifest.FILE).read_text())
   assert sorted(found["capacity"].values()) == pytest.approx([1, 2, 4, 8])
   sizes = {name: len(held["train"]) for name, held in found["clients"].items()}
   assert sorted(sizes, key=sizes.get) == sorted(found["capacity"], key=found["capacity"].get)
 
 
-def test_a_given_manifest_is_followed_though_examples_come_in_another_order(file):
+def test_a_manifest_applies_to_examples_in_another_order(file):
   turned = {split: examples[::-1] for split, examples in SPLITS.items()}
   parts = partition(turned, values(f"manifest:{file}"), seed=9)
-  assert manifest.ids(SPLITS, partition(SPLITS, values(f"manifest:{file}"), 9)) == manifest.read(
-    file
-  )
+  assert manifest.example_ids(
+    SPLITS, partition(SPLITS, values(f"manifest:{file}"), 9)
+  ) == manifest.read_manifest(file)
   for split, clients in parts.items():
     for name, rows in clients.items():
       held = {turned[split][i].id for i in rows}
-      assert held == set(manifest.read(file)[name][split])
+      assert held == set(manifest.read_manifest(file)[name][split])
 
 
-def test_splits_that_are_not_here_are_not_asked_for(file):
+def test_missing_splits_are_not_required(file):
   parts = partition({"train": SPLITS["train"]}, values(f"manifest:{file}"), seed=0)
   assert list(parts) == ["train"]
 
 
-def test_only_clients_must_be_told_and_their_order_does_not_matter(file, tmp_path):
+def test_only_clients_are_required_and_their_order_does_not_matter(file, tmp_path):
   clients = json.loads(file.read_text())["clients"]
   by_hand = tmp_path / "by_hand.json"
   by_hand.write_text(json.dumps({"clients": dict(reversed(clients.items()))}))
   first, second = (partition(SPLITS, values(f"manifest:{path}"), 0) for path in (file, by_hand))
   assert list(second["train"]) == list(first["train"])
-  assert manifest.agreed(f"manifest:{by_hand}") == manifest.agreed(f"manifest:{file}")
-  assert manifest.agreed("iid") == "iid"
+  assert manifest.comparable_partition(f"manifest:{by_hand}") == manifest.comparable_partition(
+    f"manifest:{file}"
+  )
+  assert manifest.comparable_partition("iid") == "iid"
 
 
 def move(clients, split, one, to):
@@ -110,15 +112,15 @@ def other(clients, split, one):
     ),
     (
       lambda c: move(c, "train", "t3-1", None),
-      r"every example of train with some .*; 1 are .*'t3-1'",
+      r"a client for every example of train; 1 have none, .*'t3-1'",
     ),
     (
       lambda c: [parts.pop("validation") for parts in c.values()],
-      r"every example of validation with some client; 16 are with none, the first 'v0-0'",
+      r"a client for every example of validation; 16 have none, the first is 'v0-0'",
     ),
     (
       lambda c: move(c, "test", "e2-0", other(c, "test", "e2-0")),
-      r"test once; 'e2-0' is with client",
+      r"test once; client0000 and client0002 both have 'e2-0'",
     ),
     (lambda c: c.pop("client0002"), r"data.num_clients: expected 3, the clients of .*; got 4"),
   ],
@@ -141,11 +143,11 @@ def test_an_image_at_two_clients_is_named(file):
   clients[next(name for name in clients if name != holder)]["train"].append("t0-0")
   del found["hash"]
   file.write_text(json.dumps(found))
-  with pytest.raises(UserError, match=r"all examples of an image with one client; .*'t0\.jpg' are"):
+  with pytest.raises(UserError, match=r"all examples of an image at one client; 't0\.jpg' is"):
     partition(SPLITS, values(f"manifest:{file}"), seed=0)
 
 
-def test_a_changed_manifest_is_refused_by_its_hash(file):
+def test_a_changed_manifest_is_rejected_by_its_hash(file):
   found = json.loads(file.read_text())
   a, b, *_ = found["clients"].values()
   a["train"], b["train"] = b["train"], a["train"]
@@ -166,7 +168,7 @@ def test_a_changed_manifest_is_refused_by_its_hash(file):
     ('{"clients": {"a": {"train": [3]}}}', 'expected "clients"'),
   ],
 )
-def test_what_is_no_manifest_is_named(tmp_path, text, message):
+def test_a_file_that_is_not_a_manifest_is_named(tmp_path, text, message):
   file = tmp_path / "partition.json"
   if text is not None:
     file.write_bytes(text.encode(errors="surrogateescape"))
@@ -175,24 +177,26 @@ def test_what_is_no_manifest_is_named(tmp_path, text, message):
   assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_given_manifest_has_a_floor_too(file):
+def test_min_examples_applies_to_a_manifest(file):
   with pytest.raises(UserError, match=r"data.min_examples: expected at least 70 .* would get"):
     partition(SPLITS, Data(partition=f"manifest:{file}", num_clients=4, min_examples=70), seed=0)
 
 
-def test_ids_that_several_examples_have_are_named(tmp_path):
+def test_repeated_ids_are_named(tmp_path):
   twice = {"train": [*world(8, "t"), *world(1, "t")]}
   config = values("iid")
-  with pytest.raises(UserError, match=r"data.source: expected an id for every .*'t0-0' .*\(2 such"):
-    record(tmp_path, twice, partition(twice, config, 0), config, 0, {})
+  with pytest.raises(
+    UserError, match=r"data.source: expected a unique id for every .*'t0-0' \(2 such"
+  ):
+    save_partition(tmp_path, twice, partition(twice, config, 0), config, 0, {})
   assert not list(tmp_path.iterdir())
 
 
-def test_what_is_recorded_already_is_left_alone(file):
+def test_an_unchanged_manifest_is_not_written_again(file):
   picture = file.with_name(PICTURE)
   before = file.stat().st_mtime_ns, picture.stat().st_mtime_ns
   config = values("dirichlet")
-  record(file.parent, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
+  save_partition(file.parent, SPLITS, partition(SPLITS, config, 0), config, 0, PRINTS)
   assert (file.stat().st_mtime_ns, picture.stat().st_mtime_ns) == before
-  record(file.parent, SPLITS, partition(SPLITS, config, 1), config, 1, PRINTS)
+  save_partition(file.parent, SPLITS, partition(SPLITS, config, 1), config, 1, PRINTS)
   assert file.stat().st_mtime_ns > before[0] and picture.stat().st_mtime_ns > before[1]

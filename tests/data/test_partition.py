@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from afspl_jax.config.nested_values import digest
 from afspl_jax.data import partition as module
-from afspl_jax.data.partition import check_images, partition
+from afspl_jax.data.partition import check_split_images, partition
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 from tests.data.dealt import (
@@ -29,7 +29,7 @@ from tests.data.dealt import (
   others=st.lists(st.integers(1, 4), max_size=20),
   seed=st.integers(0, 2**32),
 )
-def test_every_example_goes_to_one_client_and_every_image_too(kind, counts, others, seed):
+def test_every_example_and_every_image_goes_to_one_client(kind, counts, others, seed):
   splits = {
     "train": world(len(counts), lambda i: counts[i]),
     "validation": [],
@@ -46,7 +46,7 @@ def test_every_example_goes_to_one_client_and_every_image_too(kind, counts, othe
   assert all(len(indices) >= 1 for indices in parts["train"].values())
 
 
-def test_the_natural_partition_is_that_of_the_sites():
+def test_in_the_natural_partition_every_site_is_a_client():
   splits = {"train": world(30), "test": world(2)}
   for split, clients in partition(splits, config("natural"), seed=0).items():
     assert list(clients) == list(SITES)
@@ -54,7 +54,7 @@ def test_the_natural_partition_is_that_of_the_sites():
       assert {splits[split][i].site for i in indices} <= {site}
 
 
-def test_another_number_of_clients_than_sites_is_named():
+def test_a_number_of_clients_other_than_that_of_sites_is_an_error():
   with pytest.raises(UserError, match=r"data.num_clients: expected 3, .*natural.*; got 5"):
     train_parts(world(30), config("natural", num_clients=5), seed=0)
 
@@ -104,7 +104,7 @@ def test_a_dirichlet_client_tests_on_what_it_trains_on(seed):
       assert abs(own - expected).max() <= 2  # images of a category, of 150 or 750
 
 
-def test_small_categories_go_by_their_shares_on_average():
+def test_small_categories_match_their_shares_on_average():
   splits = {"train": world(600, one, categories=2), "test": world(1, one)}
   values = config("dirichlet", dirichlet_alpha=1.0, num_clients=4)
   expected, got = np.zeros(4), np.zeros(4)
@@ -118,7 +118,7 @@ def test_small_categories_go_by_their_shares_on_average():
   assert abs(got - expected).max() < 4 * np.sqrt(400 * 3 / 16)
 
 
-def test_a_category_that_train_lacks_is_dealt_out_evenly():
+def test_a_category_that_train_lacks_is_assigned_evenly():
   new = [Example(f"{i}", f"image{i}", ("x",), labels=("new",)) for i in range(99)]
   values = config("dirichlet", dirichlet_alpha=0.1)
   parts = partition({"train": world(300), "test": new}, values, seed=0)
@@ -131,7 +131,7 @@ def test_a_category_that_train_lacks_is_dealt_out_evenly():
 
 
 @pytest.mark.parametrize("num_clients, captioning", [(2, 1), (5, 3), (6, 3)])
-def test_task_clients_have_captions_or_questions_alone(num_clients, captioning):
+def test_task_clients_have_only_captions_or_only_questions(num_clients, captioning):
   splits = {"train": world(60), "test": world(30)}
   parts = partition(splits, config("task", num_clients=num_clients), seed=0)
   for split, clients in parts.items():
@@ -163,7 +163,7 @@ def test_a_task_partition_needs_two_clients():
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_a_split_follows_from_its_seed(kind):
+def test_a_seed_determines_the_partition(kind):
   splits = {"train": world(60), "test": world(40)}
   first, again, other = (partition(splits, config(kind), seed) for seed in (3, 3, 4))
   for split in splits:
@@ -172,7 +172,7 @@ def test_a_split_follows_from_its_seed(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_splits_parts_do_not_depend_on_the_other_splits(kind):
+def test_the_partition_of_a_split_does_not_depend_on_other_splits(kind):
   splits = {"train": world(60), "validation": world(20), "test": world(40)}
   everything = partition(splits, config(kind), seed=0)
   less = partition({"test": splits["test"], "train": splits["train"]}, config(kind), seed=0)
@@ -181,7 +181,7 @@ def test_a_splits_parts_do_not_depend_on_the_other_splits(kind):
 
 
 @pytest.mark.parametrize("seed", [0, 1, module._TAG, 2**40 + 3, (1 << 32) + module._TAG])
-def test_no_stream_is_that_of_a_clients_training(seed):
+def test_random_streams_differ_from_those_of_training(seed):
   def first(rng):
     return tuple(rng.integers(2**63, size=4))
 
@@ -248,7 +248,7 @@ def test_an_unknown_partition_is_named():
     ("task", "df058530878d6fd8"),
   ],
 )
-def test_partitions_are_those_that_results_were_published_of(kind, expected):
+def test_partitions_equal_those_of_the_published_results(kind, expected):
   splits = {"train": world(300), "test": world(50)}
   parts = partition(splits, config(kind, dirichlet_alpha=0.3), seed=7)
   assert digest({split: as_lists(clients) for split, clients in parts.items()}) == expected
@@ -256,11 +256,9 @@ def test_partitions_are_those_that_results_were_published_of(kind, expected):
 
 def test_an_image_in_two_splits_is_named():
   test = [example for example in world(9) if example.image in ("image5", "image7")]
-  check_images({"train": world(5), "validation": [], "test": test})
-  with pytest.raises(
-    UserError, match=r"'image5' is in train and in test \(1 such images\)\. Remove"
-  ):
-    check_images({"train": world(7), "validation": [], "test": test})
+  check_split_images({"train": world(5), "validation": [], "test": test})
+  with pytest.raises(UserError, match=r"'image5' is in train and test \(1 such images\)\. Remove"):
+    check_split_images({"train": world(7), "validation": [], "test": test})
 
 
 # Sizes

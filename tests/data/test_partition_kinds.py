@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afspl_jax.data.partition import capacities, partition
+from afspl_jax.data.partition import client_capacities, partition
 from afspl_jax.data.partitions import dirichlet, iid
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
@@ -16,7 +16,7 @@ def images_of(examples, clients) -> list[int]:
   return [len({examples[i].image for i in indices}) for indices in clients.values()]
 
 
-def test_a_small_alpha_makes_sizes_differ_more_and_labels_not():
+def test_a_small_alpha_makes_sizes_but_not_labels_differ_more():
   examples, spread = world(2000, one), []
   for alpha in (0.3, 30.0):
     values = config("quantity", num_clients=5, dirichlet_alpha=alpha)
@@ -28,7 +28,7 @@ def test_a_small_alpha_makes_sizes_differ_more_and_labels_not():
 
 
 @pytest.mark.parametrize("kind", ["quantity", "capacity"])
-def test_sizes_are_in_proportion_in_all_splits(kind):
+def test_sizes_are_proportional_in_all_splits(kind):
   splits = {"train": world(6000, one), "test": world(600, one)}
   parts = partition(splits, config(kind, num_clients=8), seed=1)
   train, test = (np.array(images_of(splits[s], parts[s])) for s in splits)
@@ -36,22 +36,22 @@ def test_sizes_are_in_proportion_in_all_splits(kind):
   assert abs(test - train / 10).max() <= 2
 
 
-def test_sizes_follow_capacities_even_steps_apart():
+def test_sizes_follow_capacities_on_a_logarithmic_scale():
   values = config("capacity", num_clients=7, capacity_ratio=64.0)
   clients = train_parts(world(5000, one), values, seed=3)
-  capacity = capacities(list(clients), values, 3)
+  capacity = client_capacities(list(clients), values, 3)
   assert list(capacity) == list(clients)
   assert sorted(capacity.values()) == pytest.approx([1, 2, 4, 8, 16, 32, 64])
   for name, indices in clients.items():
     assert abs(len(indices) - 5000 * capacity[name] / 127) <= 1
-  assert capacities(list(clients), values, 4) != capacity
-  assert capacities(list(clients), config("iid"), 3) == {}
+  assert client_capacities(list(clients), values, 4) != capacity
+  assert client_capacities(list(clients), config("iid"), 3) == {}
 
 
-def test_any_partition_may_say_what_clients_can_afford(monkeypatch):
+def test_any_partition_may_define_capacities(monkeypatch):
   monkeypatch.setattr(iid, "capacities", lambda names, *_: dict.fromkeys(names, 2.0), raising=False)
-  assert capacities(["a", "b"], config("iid"), 3) == {"a": 2.0, "b": 2.0}
-  assert capacities(["a", "b"], config("manifest:one.json"), 3) == {}
+  assert client_capacities(["a", "b"], config("iid"), 3) == {"a": 2.0, "b": 2.0}
+  assert client_capacities(["a", "b"], config("manifest:one.json"), 3) == {}
 
 
 # Labels
@@ -60,7 +60,7 @@ def test_any_partition_may_say_what_clients_can_afford(monkeypatch):
 @pytest.mark.parametrize(
   "num_clients, k, categories", [(10, 2, 4), (5, 3, 15), (7, 1, 7), (3, 4, 4)]
 )
-def test_pathological_clients_have_so_many_labels_in_every_split(num_clients, k, categories):
+def test_pathological_clients_have_k_labels_in_every_split(num_clients, k, categories):
   splits = {name: world(n, one, categories) for name, n in (("train", 3000), ("test", 600))}
   values = config("pathological", num_clients=num_clients, categories=k)
   for seed in range(5):
@@ -105,7 +105,7 @@ def by_label(examples, clients) -> np.ndarray:
   return np.array([[count[f"{label:02d}"] for count in counts] for label in range(20)])
 
 
-def test_images_of_several_labels_go_whole_and_by_all_their_labels():
+def test_images_of_several_labels_are_stratified_by_all_labels():
   splits = {"train": scenes(3000, 0, "a"), "test": scenes(1500, 1, "b")}
   values = config("dirichlet", num_clients=6, dirichlet_alpha=0.1)
   found = {}
@@ -122,7 +122,7 @@ def test_images_of_several_labels_go_whole_and_by_all_their_labels():
   assert found["iid"].max(axis=1).mean() < 0.25 < 0.5 < found["dirichlet"].max(axis=1).mean()
 
 
-def test_the_rarest_label_goes_exactly_by_its_shares():
+def test_the_rarest_label_matches_its_shares_exactly():
   examples = scenes(2000, 0, "a")
   images = {example.image: example.labels for example in examples}
   names = ["a", "b", "c"]
@@ -136,7 +136,7 @@ def test_the_rarest_label_goes_exactly_by_its_shares():
 
 @settings(max_examples=60, deadline=None, database=None)
 @given(left=st.lists(st.integers(-3, 6), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_turns_are_those_of_the_published_loop(left, seed):
+def test_the_order_of_clients_equals_that_of_the_published_loop(left, seed):
   """Sechidis et al. 2011, algorithm 1: one image at a time to whom most are left."""
   count = sum(max(n, 0) for n in left) * 2 // 3
   found = dirichlet._most_wanted(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from afspl_jax.data import partition_plot
-from afspl_jax.data.partition_plot import draw
+from afspl_jax.data.partition_plot import plot_partition
 
 
 def manifest(num_clients: int, num_labels: int, seed: int = 0) -> dict:
@@ -35,16 +35,16 @@ def manifest(num_clients: int, num_labels: int, seed: int = 0) -> dict:
     (60, 0, 710),
   ],
 )
-def test_a_picture_is_as_high_as_its_clients_need(tmp_path, num_clients, num_labels, height):
+def test_a_plot_is_as_high_as_its_clients_need(tmp_path, num_clients, num_labels, height):
   path = tmp_path / "partition.png"
-  assert draw(manifest(num_clients, num_labels), path)
+  assert plot_partition(manifest(num_clients, num_labels), path)
   with Image.open(path) as image:
     assert image.size == (920, height)
     assert len(np.unique(np.asarray(image.convert("L")))) > 10
   assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_rarest_labels_of_many_are_one():
+def test_the_rarest_of_many_labels_are_joined():
   found = manifest(5, 60)["labels"]
   labels, counts = partition_plot._table(found, list(found))
   assert len(labels) == 40 and labels[-1] == "other"
@@ -56,14 +56,14 @@ def test_the_rarest_labels_of_many_are_one():
   assert min(kept) >= max(left)
 
 
-def test_a_client_without_examples_is_drawn_too(tmp_path):
+def test_a_client_without_examples_is_plotted(tmp_path):
   for number in (3, 50):
     found = manifest(number, 5)
     found["clients"]["client0001"]["train"], found["labels"]["client0001"] = [], {}
-    assert draw(found, tmp_path / f"{number}.png")
+    assert plot_partition(found, tmp_path / f"{number}.png")
 
 
-def test_without_matplotlib_there_is_no_picture_and_no_error(tmp_path, monkeypatch):
+def test_without_matplotlib_there_is_no_plot_and_no_error(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-  assert not draw(manifest(2, 2), tmp_path / "partition.png")
+  assert not plot_partition(manifest(2, 2), tmp_path / "partition.png")
   assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from afspl_jax.data import read_ahead as module
-from afspl_jax.data.read_ahead import ahead
+from afspl_jax.data.read_ahead import map_ahead
 
 
 def test_images_come_in_order_from_several_threads(monkeypatch):
@@ -17,31 +17,31 @@ def test_images_come_in_order_from_several_threads(monkeypatch):
   taken = []
   items = (taken.append(i) or i for i in range(60))
   found = []
-  for i, thread in ahead(make, items, 8):
+  for i, thread in map_ahead(make, items, 8):
     assert len(taken) <= i + 9  # no more wait than may
     found.append((i, thread))
   assert [i for i, _ in found] == list(range(60))
   assert len({thread for _, thread in found}) > 1
 
 
-def test_there_are_as_many_threads_as_told():
+def test_the_number_of_threads_is_as_given():
   together = threading.Barrier(5, timeout=30)  # passed by five at once
-  assert sorted(ahead(lambda _: together.wait(), range(5), 5, threads=5)) == list(range(5))
-  alone = ahead(lambda _: threading.get_ident(), range(20), 8, threads=1)
+  assert sorted(map_ahead(lambda _: together.wait(), range(5), 5, threads=5)) == list(range(5))
+  alone = map_ahead(lambda _: threading.get_ident(), range(20), 8, threads=1)
   assert len(set(alone)) == 1
 
 
-def test_what_an_item_raises_comes_in_its_turn():
+def test_the_error_of_an_item_comes_in_its_place():
   found = []
   with pytest.raises(ZeroDivisionError):
-    for value in ahead(lambda i: 1 / (i - 5), range(10), 4):
+    for value in map_ahead(lambda i: 1 / (i - 5), range(10), 4):
       found.append(value)
   assert len(found) == 5
 
 
-def test_nothing_is_made_for_who_no_longer_asks():
+def test_no_item_is_computed_after_the_iterator_is_closed():
   made = []
-  values = ahead(lambda i: made.append(i) or i, range(1000), 4)
+  values = map_ahead(lambda i: made.append(i) or i, range(1000), 4)
   assert next(values) == 0
   values.close()
   assert len(made) <= 5

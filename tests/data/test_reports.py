@@ -10,7 +10,7 @@ from PIL import Image
 
 from afspl_jax.data.bad_records import MissingData
 from afspl_jax.data.image_files import FileSource
-from afspl_jax.data.records import read_json
+from afspl_jax.data.records import read_json_file
 from afspl_jax.errors import UserError
 from tests.data.folders import SPLITS, examples, images, opened, real, write_images, write_json
 
@@ -27,7 +27,7 @@ def write(folder: Path, train: list) -> Path:
   return folder
 
 
-def test_a_study_is_one_picture_of_its_images(tmp_path):
+def test_a_study_is_one_montage_of_its_images(tmp_path):
   sources = opened("reports", write(tmp_path, [study(i) for i in range(5)]))
   assert [len(source) for source in sources.values()] == [5, 1, 1]
   example = sources["validation"][0]
@@ -39,7 +39,7 @@ def test_a_study_is_one_picture_of_its_images(tmp_path):
   assert not picture[:2].any() and not picture[6:].any()
 
 
-def test_another_image_of_a_study_makes_another_fingerprint(tmp_path):
+def test_another_image_of_a_study_changes_the_fingerprint(tmp_path):
   folder = write(tmp_path, [study(i) for i in range(5)])
   first = opened("reports", folder)
   Image.new("L", (40, 30)).save(folder / "images" / "CXR7" / "1.png")
@@ -53,7 +53,7 @@ def test_another_image_of_a_study_makes_another_fingerprint(tmp_path):
   [
     ([], "train 3: expected a JSON object; got []"),
     (study(2, id=None), 'train 3: "id" must be text or a number'),
-    (study(2, id="CXR1"), 'train 3: "id" must be of this record alone'),
+    (study(2, id="CXR1"), 'train 3: "id" must be unique'),
     (study(2, report="\n"), 'train 3: "report" must be text, not blank'),
     (study(2, image_path=[]), 'train 3: "image_path" must be a list of at least one text'),
     (study(2, image_path="CXR2/0.png"), 'train 3: "image_path" must be a list'),
@@ -68,7 +68,7 @@ def test_a_malformed_study_is_named_with_its_split_and_number(tmp_path, bad, com
   assert len(examples(opened("reports", folder, max_bad=1))) == 6
 
 
-def test_a_file_without_one_of_the_splits_and_none_are_named(tmp_path):
+def test_a_missing_split_and_a_missing_file_are_named(tmp_path):
   with pytest.raises(MissingData, match=r"no annotation\.json in"):
     opened("reports", tmp_path)
   write_json(tmp_path / "annotation.json", {"train": [], "test": []})
@@ -76,13 +76,13 @@ def test_a_file_without_one_of_the_splits_and_none_are_named(tmp_path):
     opened("reports", tmp_path)
 
 
-def test_the_real_reports_are_read_whole(tmp_path):
+def test_the_real_reports_are_read_completely(tmp_path):
   path = real("iu_xray_reports") / "annotation.json"
   (tmp_path / path.name).symlink_to(path)
   write_images(tmp_path, ["one.png"])
   (tmp_path / "images").mkdir()
-  several = next(s for s in read_json(path)["train"] if len(s["image_path"]) == 4)
-  for part in read_json(path).values():
+  several = next(s for s in read_json_file(path)["train"] if len(s["image_path"]) == 4)
+  for part in read_json_file(path).values():
     for record in part:
       for name in record["image_path"]:
         os.link(tmp_path / "one.png", tmp_path / "images" / name)

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from afspl_jax.config.experiment import Data
 from afspl_jax.data.shapes import builder, language
 from afspl_jax.data.shapes.language import FORMS, Style
-from afspl_jax.data.shapes.scene import COLOURS, SHAPES, SPLITS, Scene, Thing, draw, sample_scene
+from afspl_jax.data.shapes.scene import COLOURS, SHAPES, SPLITS, Scene, Thing, render, sample_scene
 from afspl_jax.data.shapes.sites import SITES, sample_record
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
@@ -70,7 +70,7 @@ def answer(style: Style, identity: str, question: str) -> str | None:
   return None
 
 
-def test_no_two_splits_share_a_scene_and_none_is_pretrained_on(records):
+def test_splits_and_pretraining_share_no_scene(records):
   scenes = {name: set() for name in SPLITS}
   for _, split, record in records:
     scenes[split].add(record.scene.identity)
@@ -121,7 +121,7 @@ def test_two_processes_that_draw_the_world_at_once_both_get_it(tmp_path, monkeyp
   assert [path.name for path in (tmp_path / "shapes_world").iterdir()] == ["1.0.0"]
 
 
-def test_a_folder_that_the_world_cannot_be_drawn_into_is_one_clear_error(tmp_path):
+def test_a_folder_that_cannot_hold_the_world_is_one_clear_error(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match=r"data.dir: expected a folder .* --config.data.dir=FOLDER$"):
     open_source(Data(dir=str(tmp_path / "file")), "test")
@@ -207,10 +207,10 @@ def test_articles_fit_the_next_word(form):
   assert any("an amber" in text for text in texts)
 
 
-def test_drawing_follows_from_its_seed():
+def test_a_seed_determines_the_rendering():
   scene = sample_scene(np.random.default_rng(1))
   images = [
-    np.asarray(draw(scene, SITES[0].look, np.random.default_rng(seed))) for seed in (7, 7, 8)
+    np.asarray(render(scene, SITES[0].look, np.random.default_rng(seed))) for seed in (7, 7, 8)
   ]
   assert images[0].shape == (64, 64, 3) and images[0].dtype == np.uint8
   np.testing.assert_array_equal(images[0], images[1])
@@ -221,7 +221,7 @@ def test_every_sites_camera_looks_different():
   scene = Scene((Thing(1, 1, "red", "circle", "small"),))
   looks = np.stack(
     [
-      np.asarray(draw(scene, site.look, np.random.default_rng(0)), float)[:10].mean((0, 1))
+      np.asarray(render(scene, site.look, np.random.default_rng(0)), float)[:10].mean((0, 1))
       for site in SITES
     ]
   )
@@ -229,13 +229,13 @@ def test_every_sites_camera_looks_different():
   assert distances[~np.eye(len(SITES), dtype=bool)].min() > 10
 
 
-def test_what_is_drawn_is_where_the_scene_says():
+def test_things_are_rendered_at_their_positions():
   rng = np.random.default_rng(0)
   for colour, rgb in COLOURS.items():
     for shape in SHAPES:
       row, column = rng.integers(3, size=2)
       scene = Scene((Thing(int(row), int(column), colour, shape, "big"),))
-      pixels = np.asarray(draw(scene, SITES[0].look, rng), float)
+      pixels = np.asarray(render(scene, SITES[0].look, rng), float)
       like = np.abs(pixels - rgb).sum(-1) < 90
       y, x = (places.mean() for places in np.nonzero(like))
       assert like.sum() > 40, (colour, shape)
@@ -254,7 +254,7 @@ def test_every_word_is_one_token(tiny_checkpoints, records):
   assert tokenizer.decode(ids) == texts
 
 
-def test_sites_have_names_of_their_own_and_differ_in_style():
+def test_sites_have_unique_names_and_styles():
   assert len(set(SITE_NAMES)) == 10
   assert len({site.style for site in SITES}) == 10
   assert {site.style.form for site in SITES} == set(FORMS)

@@ -7,13 +7,13 @@ import optax
 from flax import nnx
 
 from afspl_jax.config import experiment as settings
-from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.huggingface import weights
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.training.losses import token_cross_entropy
 
 
-def test_texts_are_padded_to_the_longest_of_the_split_and_never_beyond_the_setting(make_split):
+def test_texts_are_padded_to_the_longest_of_the_split_within_the_setting(make_split):
   lengths = lambda batch: (batch.instruction.shape[1], batch.targets.shape[1])  # noqa: E731
   everyone = np.arange(len(make_split()))
   long = make_split(instruction_length=40, target_length=90)
@@ -28,7 +28,7 @@ def test_texts_are_padded_to_the_longest_of_the_split_and_never_beyond_the_setti
   assert lengths(short.batch(everyone[:1], 1)) == (5, 7)
 
 
-def test_the_padding_that_is_cut_changes_neither_loss_nor_gradient(make_split, tiny_checkpoints):
+def test_cutting_padding_changes_neither_loss_nor_gradient(make_split, tiny_checkpoints):
   short = make_split(instruction_length=40, target_length=90).batch(np.arange(8), 8)
   fill = lambda x, width: np.pad(x, ((0, 0), (0, width - x.shape[1])))  # noqa: E731
   long = short._replace(
@@ -43,7 +43,7 @@ def test_the_padding_that_is_cut_changes_neither_loss_nor_gradient(make_split, t
   prompter = Prompter(
     settings.Prompter(), clip.sizes, t5.embedding[...], jnp.zeros(0, jnp.int32), rngs=nnx.Rngs(0)
   )
-  captioner, frozen = Captioner(prompter, t5), leaves(t5)
+  captioner, frozen = Captioner(prompter, t5), module_leaves(t5)
 
   @jax.jit
   @jax.value_and_grad
@@ -51,7 +51,7 @@ def test_the_padding_that_is_cut_changes_neither_loss_nor_gradient(make_split, t
     logits = captioner.logits(frozen, captioner.encode(params, frozen, batch), batch.targets)
     return token_cross_entropy(logits, batch.targets, batch.targets_mask).nats
 
-  (a, to_a), (b, to_b) = (loss(leaves(prompter), batch) for batch in (short, long))
+  (a, to_a), (b, to_b) = (loss(module_leaves(prompter), batch) for batch in (short, long))
   np.testing.assert_allclose(a, b, rtol=1e-5)
   assert optax.tree.norm(to_a) > 1e-3
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), to_a, to_b)

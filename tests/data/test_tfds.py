@@ -82,7 +82,7 @@ def opened(folder: Path, fields: str, **more):
   return open_sources(data, SPLITS)
 
 
-def test_fields_say_what_is_where(folder):
+def test_fields_map_roles_to_features(folder):
   fields = "image=scan, captions=said/text, id=scan/id, labels=organ, site=where"
   sources = opened(folder, fields)
   found = {example.id: example for example in examples(sources)}
@@ -95,7 +95,7 @@ def test_fields_say_what_is_where(folder):
       assert source.load_image(key).getpixel((0, 0)) == (int(example.id) % 256,) * 3
 
 
-def test_questions_may_be_one_or_several_an_image(folder):
+def test_an_image_may_have_one_or_several_questions(folder):
   several = examples({"test": opened(folder, "image=scan,question=asked,answers=answered")["test"]})
   assert [(e.id, e.question, e.references) for e in several[:2]] == [
     ("test/0-q0", "what?", ("this",)),
@@ -109,7 +109,7 @@ def test_questions_may_be_one_or_several_an_image(folder):
   assert asked[0].references[0] in ("head", "chest")
 
 
-def test_a_malformed_record_is_named_and_left_out_where_allowed(folder, capsys):
+def test_a_malformed_record_is_named_and_left_out_within_the_limit(folder, capsys):
   with pytest.raises(UserError, match=r"scans/1\.0\.0, test: record \d+: \"captions\" must be"):
     examples({"test": opened(folder, "image=scan,captions=report")["test"]})
   sources = opened(folder, "image=scan,captions=report", max_bad=2)
@@ -117,15 +117,15 @@ def test_a_malformed_record_is_named_and_left_out_where_allowed(folder, capsys):
   assert capsys.readouterr().out.count("left out 1 malformed records (1 captions)") == 2
 
 
-def test_an_id_of_several_records_is_a_fault_that_prepare_sees_too(folder):
+def test_a_repeated_id_is_a_bad_record_that_prepare_lists(folder):
   fields = "image=scan,captions=said/text,id=where"
-  with pytest.raises(UserError, match=r'test: record \d+: "id" must be of this record alone; got'):
+  with pytest.raises(UserError, match=r'test: record \d+: "id" must be unique; got'):
     examples({"test": opened(folder, fields)["test"]})
   found = check_data_set(Data(source="tfds:scans", dir=str(folder), fields=fields))
   assert sum("test: record" in fault for fault in found.errors["id again"]) == SIZE - 3
 
 
-def test_fields_make_fingerprints(folder):
+def test_fields_change_the_fingerprint(folder):
   prints = {
     source.fingerprint
     for fields in ("image=scan,captions=report", "image=scan,captions=said/text")
@@ -134,9 +134,9 @@ def test_fields_make_fingerprints(folder):
   assert len(prints) == 6
 
 
-def test_fields_make_no_other_images(folder):
+def test_fields_do_not_change_the_fingerprint_of_images(folder):
   pictures = {
-    source.pictures
+    source.images_fingerprint
     for fields in ("image=scan,captions=report", "image=scan,captions=said/text")
     for source in opened(folder, fields).values()
   }
@@ -179,7 +179,7 @@ def test_a_damaged_file_is_one_clear_line(folder, tmp_path, damage):
     assert "\n" not in str(error.value)
 
 
-def test_a_data_set_that_is_not_prepared_says_how(tmp_path):
+def test_the_error_of_an_unprepared_data_set_says_how_to_prepare_it(tmp_path):
   with pytest.raises(MissingData, match=r"no scans is prepared under .*\n.*\n +tfds build scans"):
     opened(tmp_path, "image=scan,captions=report")
   for source in ("tfds", "tfds:", "folder:", "folder:x", "tfd:x"):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.shapes.scene import draw
+from afspl_jax.data.shapes.scene import render
 from afspl_jax.data.shapes.sites import SITES, sample_record
 from afspl_jax.data.sources import open_source
-from afspl_jax.data.tfds_reader import data_dir, prepared
+from afspl_jax.data.tfds_reader import open_prepared, tfds_folder
 from afspl_jax.errors import UserError
 from afspl_jax.types import Source
 
@@ -44,7 +44,7 @@ def test_examples_are_complete(shapes):
     assert example.labels[0] in ("circle", "square", "triangle", "star", "cross", "ring")
 
 
-def test_what_is_read_is_what_was_drawn(shapes):
+def test_images_are_read_as_they_were_rendered(shapes):
   train = shapes["train"]
   examples = {}
   for i in range(len(train)):
@@ -53,7 +53,7 @@ def test_what_is_read_is_what_was_drawn(shapes):
   rng = np.random.default_rng((1, 0, 0))
   for i in range(8):
     record = sample_record(site, "train", seen, rng)
-    image = draw(record.scene, site.look, rng)
+    image = render(record.scene, site.look, rng)
     read = examples[f"{site.name}-train-{i:04d}"]
     np.testing.assert_array_equal(train.load_image(read[0].image), image)
     if record.captions:
@@ -63,7 +63,7 @@ def test_what_is_read_is_what_was_drawn(shapes):
       assert found == [(q.text, (q.answer,)) for q in record.questions]
 
 
-def test_a_fingerprint_is_stable_and_each_splits_own(shapes, shapes_dir):
+def test_a_fingerprint_is_stable_and_differs_by_split(shapes, shapes_dir):
   again = open_source(Data(dir=str(shapes_dir)), "train")
   assert again.fingerprint == shapes["train"].fingerprint != shapes["test"].fingerprint
 
@@ -95,12 +95,12 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
   assert "\n" not in str(error.value) and "--config.data.dir" in str(error.value)
 
 
-def test_data_sets_lie_where_tensorflow_datasets_puts_them(monkeypatch, tmp_path):
+def test_the_default_folder_is_that_of_tensorflow_datasets(monkeypatch, tmp_path):
   monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-  assert data_dir("") == Path.home() / "tensorflow_datasets"
+  assert tfds_folder("") == Path.home() / "tensorflow_datasets"
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-  assert data_dir("") == tmp_path
-  assert data_dir("~/here") == Path.home() / "here"
+  assert tfds_folder("") == tmp_path
+  assert tfds_folder("~/here") == Path.home() / "here"
 
 
 def in_a_string(named: dict) -> dict:
@@ -120,7 +120,7 @@ def in_a_string(named: dict) -> dict:
     in_a_string({"type": "foreign.Feature", "content": {}}),
   ],
 )
-def test_features_of_another_module_are_refused_before_it_is_imported(
+def test_features_of_another_module_are_rejected_before_it_is_imported(
   shapes_dir, tmp_path, monkeypatch, said, linked
 ):
   monkeypatch.syspath_prepend(tmp_path)
@@ -133,20 +133,20 @@ def test_features_of_another_module_are_refused_before_it_is_imported(
     file.parent.symlink_to(file.parent.rename(tmp_path / "elsewhere"))
   file.write_text(json.dumps(said))
   with pytest.raises(UserError, match=r"features.json: expected .* got 'foreign.Feature'"):
-    prepared(name, str(folder), "how")
+    open_prepared(name, str(folder), "how")
   assert "foreign" not in sys.modules
   file.write_text(written)
-  assert prepared(name, str(folder), "how").info.features["captions"] is not None
+  assert open_prepared(name, str(folder), "how").info.features["captions"] is not None
 
 
 @pytest.mark.parametrize(
   "text",
   ["", "[]", "3", '{"type": 3, "content": 3}', '{"type": "x"}', '{"x": 1}', "[" * 100_000],
 )
-def test_features_that_are_none_are_one_message(shapes_dir, tmp_path, text):
+def test_invalid_features_give_one_error_line(shapes_dir, tmp_path, text):
   folder = tmp_path / "sets"
   shutil.copytree(shapes_dir, folder)
   (file,) = folder.rglob("features.json")
   file.write_text(text)
   with pytest.raises(UserError, match=f"{file.relative_to(folder).parts[0]} under "):
-    prepared(file.relative_to(folder).parts[0], str(folder), "how")
+    open_prepared(file.relative_to(folder).parts[0], str(folder), "how")

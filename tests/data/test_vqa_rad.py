@@ -131,8 +131,8 @@ def test_a_fingerprint_follows_from_the_records_and_images_of_its_split(tmp_path
 @pytest.mark.parametrize(
   "values, complaint",
   [
-    ({"qid": 4}, "\"qid\" must be of this record alone; got '4' again"),
-    ({"qid": "4"}, "\"qid\" must be of this record alone; got '4' again"),
+    ({"qid": 4}, "\"qid\" must be unique; got '4' again"),
+    ({"qid": "4"}, "\"qid\" must be unique; got '4' again"),
     ({"qid": True}, '"qid" must be text or a number, not blank; got True'),
     ({"question": None}, '"question" must be text, not blank; got None'),
     ({"question": " "}, "\"question\" must be text, not blank; got ' '"),
@@ -169,13 +169,13 @@ def test_a_missing_key_is_named(tmp_path, key):
 @pytest.mark.parametrize(
   "content, complaint",
   [
-    ('[{"qid": 1,', "expected JSON; got what cannot be read"),
-    ("[" * 100_000, "expected JSON; got what cannot be read"),
+    ('[{"qid": 1,', "expected JSON; got: "),
+    ("[" * 100_000, "expected JSON; got: "),
     ({"qid": 1}, "expected a list of records; got ['qid']"),
     ([["qid", 1]], "record 1: expected a JSON object; got ['qid', 1]"),
   ],
 )
-def test_a_file_of_another_form_is_named(tmp_path, content, complaint):
+def test_a_file_of_another_format_is_named(tmp_path, content, complaint):
   folder = write(tmp_path, content)
   with pytest.raises(UserError, match=re.escape(complaint)) as error:
     open_source(vqa_rad(folder), "train")
@@ -188,13 +188,13 @@ def test_a_split_without_images_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("present", [(), ("trainset.json",), ("images",)])
-def test_missing_data_names_where_it_was_looked_for_and_what_to_do(tmp_path, present):
+def test_the_error_of_missing_data_names_the_folder_and_a_remedy(tmp_path, present):
   for name in present:
     (tmp_path / name).mkdir() if name == "images" else (tmp_path / name).write_text("[]")
   with pytest.raises(MissingData) as error:
     open_source(vqa_rad(tmp_path), "train")
   text = str(error.value)
-  assert f"no trainset.json beside a folder images of VQA-RAD in {tmp_path}.\n" in text
+  assert f"no trainset.json and folder images of VQA-RAD in {tmp_path}.\n" in text
   assert "Lau et al. 2018" in text and "--config.data.dir=FOLDER" in text
 
 

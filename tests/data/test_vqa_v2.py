@@ -59,7 +59,7 @@ def test_val_serves_validation_and_test(tmp_path):
   assert 10 < len(sources["validation"]) < len(sources["test"]) < 70
 
 
-def test_questions_that_nobody_answered_are_no_fault_however_many_files_they_are(tmp_path):
+def test_question_files_without_annotations_are_ignored(tmp_path):
   for part in ("test2015", "test-dev2015"):
     name = f"v2_OpenEnded_mscoco_{part}_questions.json"
     write_json(tmp_path / name, {"data_subtype": part, "questions": [question(0)]})
@@ -75,7 +75,7 @@ def test_questions_that_nobody_answered_are_no_fault_however_many_files_they_are
   "changes, complaint",
   [
     ({"questions": [(3, 1)]}, "questions.json: question 4: expected a JSON object; got 1"),
-    ({"questions": [(3, question(2))]}, 'question 4: "question_id" must be of this record alone'),
+    ({"questions": [(3, question(2))]}, 'question 4: "question_id" must be unique'),
     ({"questions": [(3, question(3, question=""))]}, 'question 4: "question" must be text'),
     ({"questions": [(3, question(3, image_id=77))]}, 'question 4: "image_id" must be the name of'),
     ({"questions": [(3, question(3, image_id="../x"))]}, 'question 4: "image_id" must be'),
@@ -84,10 +84,10 @@ def test_questions_that_nobody_answered_are_no_fault_however_many_files_they_are
       {"annotations": [(3, annotation(3, answers=[{"answer": " "}]))]},
       'annotation 4: "answer" must',
     ),
-    ({"annotations": [(3, annotation(2))]}, 'annotation 4: "question_id" must be of this record'),
+    ({"annotations": [(3, annotation(2))]}, 'annotation 4: "question_id" must be unique'),
     (
       {"annotations": [(3, annotation(99))]},
-      'annotation 4: "question_id" must be that of an entry',
+      'annotation 4: "question_id" must be the id of an entry',
     ),
   ],
 )
@@ -99,7 +99,7 @@ def test_a_malformed_entry_is_named_with_its_file_and_number(tmp_path, changes, 
   assert complaint in str(error.value)
 
 
-def test_what_belongs_to_a_bad_entry_goes_with_it(tmp_path):
+def test_annotations_of_a_bad_entry_are_left_out(tmp_path):
   folder = write(
     tmp_path,
     questions=[(3, question(3, question=""))],
@@ -112,11 +112,13 @@ def test_a_question_without_answers_is_malformed(tmp_path):
   folder = write(tmp_path)
   path = folder / "v2_mscoco_val2014_annotations.json"
   write_json(path, {"annotations": [annotation(i) for i in range(79)]})
-  with pytest.raises(UserError, match=r"question 80: \"question_id\" must be that of an entry in"):
+  with pytest.raises(
+    UserError, match=r"question 80: \"question_id\" must be the id of an entry in"
+  ):
     opened("vqa_v2", folder)
 
 
-def test_files_that_are_not_there_are_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
   with pytest.raises(MissingData, match=r"no \*annotations\.json in"):
     opened("vqa_v2", tmp_path)
   (write(tmp_path) / "v2_OpenEnded_mscoco_val2014_questions.json").unlink()
@@ -128,7 +130,7 @@ def test_files_that_are_not_there_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["{outside}", "../outside", "images/../../outside"])
-def test_no_name_of_a_part_leads_out_of_the_folder(tmp_path, part):
+def test_the_name_of_a_part_cannot_lead_out_of_the_folder(tmp_path, part):
   folder, outside = tmp_path / "data", tmp_path / "outside"
   write(folder, count=4)
   (folder / "images").mkdir()
@@ -142,7 +144,7 @@ def test_no_name_of_a_part_leads_out_of_the_folder(tmp_path, part):
   assert "outside" not in str(error.value)
 
 
-def test_questions_about_real_photos_of_2017_find_them(tmp_path):
+def test_questions_find_real_photos_of_2017(tmp_path):
   shared = real("coco_cc")
   numbers = [photo["image_id"] for photo in json.loads((shared / "captions.json").read_text())]
   (tmp_path / "images").symlink_to(shared / "images")

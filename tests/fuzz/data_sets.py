@@ -10,7 +10,7 @@ from PIL import Image
 
 from afspl_jax.config.experiment import Data
 from afspl_jax.data import images, manifest
-from afspl_jax.data.bad_records import Faults
+from afspl_jax.data.bad_records import BadRecords
 from afspl_jax.data.feature_cache import FeatureCache
 from afspl_jax.data.sources import open_sources, open_splits
 from afspl_jax.types import Example
@@ -37,7 +37,7 @@ def source(kind: str, file: str, make: Callable[[Path], Any]) -> Target:
 
   def read(folder: Path) -> None:
     data = Data(source=kind, dir=str(folder / "data"))
-    for split in open_splits(SPLITS, data, Faults(None)).values():
+    for split in open_splits(SPLITS, data, BadRecords(None)).values():
       assert all(isinstance(split[i], Example) for i in range(len(split)))
       for key in split.images():
         seen = np.asarray(split.load_image(key))
@@ -118,7 +118,7 @@ def picture(form: str, mode: str, **settings: Any) -> Target:
 
   def read(folder: Path) -> None:
     for file in (folder / "image", io.BytesIO((folder / "image").read_bytes())):
-      seen = images.decode(file, "image")
+      seen = images.decode_image(file, "image")
       assert seen.mode == "RGB"
 
   return Target(make, "image", read)
@@ -135,8 +135,8 @@ def _read_manifest(folder: Path) -> None:
     "train": [Example(id=str(i), image=str(i), references=("a",)) for i in range(1, 5)],
     "test": [Example(id="5", image="5", references=("a",))],
   }
-  manifest.agreed(f"manifest:{file}")
-  manifest.assign(manifest.read(file), splits, 2, file)
+  manifest.comparable_partition(f"manifest:{file}")
+  manifest.assign_by_manifest(manifest.read_manifest(file), splits, 2, file)
 
 
 _FLOAT, _SHAPES = np.dtype(np.float32), {"a": (6, 3)}

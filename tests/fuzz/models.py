@@ -19,7 +19,7 @@ from afspl_jax.federation.transport import certificates, site_keys
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.huggingface import weights
 from afspl_jax.models.huggingface.checkpoint_files import (
-  CheckpointError,
+  BackboneError,
   fingerprint,
   open_tensors,
   weight_files,
@@ -41,7 +41,9 @@ _LEAVES = {
 def _backbone(kind: str) -> Callable[[Path], None]:
   def make(folder: Path) -> None:
     rngs = nnx.Rngs(0)
-    weights.save(Clip(CLIP, rngs=rngs) if kind == "clip" else T5(T5_CONFIG, rngs=rngs), folder)
+    weights.save_backbone(
+      Clip(CLIP, rngs=rngs) if kind == "clip" else T5(T5_CONFIG, rngs=rngs), folder
+    )
 
   return make
 
@@ -58,20 +60,20 @@ def _sharded(folder: Path) -> None:
 
 def _tensors(folder: Path) -> None:
   """What loading does with tensors, whatever the model."""
-  faults: list[str] = []
-  found = open_tensors(folder, faults)
+  problems: list[str] = []
+  found = open_tensors(folder, problems)
   for key in found or ():
     assert len(found.file(key)) > 0 and found.dtype(key) and found.shape(key) is not None
     if found.dtype(key) in ("F32", "F16", "BF16", "F64"):
       assert found[key].shape == found.shape(key)
   if found is None or found.lost:
-    assert faults
+    assert problems
   try:
     weight_files(folder)
   finally:
     fingerprint(folder)
-  if faults:
-    raise CheckpointError(folder, faults)
+  if problems:
+    raise BackboneError(folder, problems)
 
 
 def _processor(folder: Path) -> None:
@@ -189,9 +191,9 @@ def key(file: str, read: Callable[[Path], Any]) -> Target:
 
 
 TARGETS = {
-  "clip_config": Target(_backbone("clip"), "config.json", weights.load, cost=0.3),
-  "t5_config": Target(_backbone("t5"), "config.json", weights.load, cost=0.3),
-  "clip_weights": Target(_backbone("clip"), "model.safetensors", weights.load, cost=0.3),
+  "clip_config": Target(_backbone("clip"), "config.json", weights.load_backbone, cost=0.3),
+  "t5_config": Target(_backbone("t5"), "config.json", weights.load_backbone, cost=0.3),
+  "clip_weights": Target(_backbone("clip"), "model.safetensors", weights.load_backbone, cost=0.3),
   "safetensors": Target(_backbone("t5"), "model.safetensors", _tensors),
   "shards": Target(_sharded, "model.safetensors.index.json", _tensors),
   "preprocessor": Target(_processor, "preprocessor_config.json", _process),

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "afspl_jax"
 FILES = sorted(ROOT.rglob("*.py"))
-# The config of a run is Python by design: the file that the user names is run.
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
+# A config is Python by design: the file that the user names is run.
 BY_DESIGN = {"config/files.py": {"exec", "compile"}}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 CALLS = {"torch.load", "os.system", "os.popen", "pandas.read_pickle", "numpy.loadtxt"}

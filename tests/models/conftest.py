@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from afspl_jax.models.huggingface.weights import save
+from afspl_jax.models.huggingface.weights import save_backbone
 from afspl_jax.models.t5 import t5
 from tests.models.saved import T5S, random_model
 
@@ -78,7 +78,7 @@ def source() -> t5.T5:
 @pytest.fixture
 def folder(source, tmp_path):
   """A checkpoint of one file."""
-  save(source, tmp_path / "t5")
+  save_backbone(source, tmp_path / "t5")
   return tmp_path / "t5"
 
 

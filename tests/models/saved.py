@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from afspl_jax.models.huggingface.weights import CheckpointError, load, outline
+from afspl_jax.models.huggingface.weights import BackboneError, load_backbone, outline
 from afspl_jax.models.t5.config import T5Config
 
 SIZES = {
@@ -49,10 +49,10 @@ def change(folder, name="model.safetensors", **tensors):
   save_file(held, folder / name)
 
 
-def faults(folder) -> str:
-  with pytest.raises(CheckpointError) as error:
-    load(folder)
+def problems(folder) -> str:
+  with pytest.raises(BackboneError) as error:
+    load_backbone(folder)
   assert str(error.value).startswith(f"{folder}: ")
-  for fault in error.value.faults:
-    assert fault in str(error.value)
+  for problem in error.value.problems:
+    assert problem in str(error.value)
   return str(error.value)

@@ -16,7 +16,7 @@ def advance(texts, gains, tokens, step, length_penalty=1.0):
   )
 
 
-def test_texts_end_compete_and_are_done():
+def test_ended_texts_compete_until_a_row_is_done():
   texts = beam_search.start(1, 2, 4, 0)
   first = [[-1.0, -2.0, -3.0, -4.0]] * 2
   # Of the second text nothing counts: both are still the one empty text. The end token is third
@@ -50,7 +50,7 @@ def test_texts_end_compete_and_are_done():
   np.testing.assert_array_equal(later.best, texts.best)
 
 
-def test_a_penalty_on_length_changes_which_text_is_best():
+def test_a_length_penalty_changes_which_text_is_best():
   for length_penalty, best in ((1.0, [0, END, 0]), (3.0, [0, 7, 9])):
     texts = beam_search.start(1, 2, 2, 0)
     texts, _ = advance(

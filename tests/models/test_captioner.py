@@ -33,7 +33,7 @@ def test_the_encoder_does_see_image_and_instruction(model):
     assert np.abs(np.asarray(states - changed)).max() > 1e-4, list(change)
 
 
-def test_the_blind_prompter_sees_no_image():
+def test_the_image_blind_prompter_ignores_the_image():
   blind = make_model(see_image=False)
   batch = make_batch(0, 4)
   other = batch._replace(tokens=batch.tokens[::-1], image=batch.image[::-1])

@@ -163,7 +163,7 @@ def test_keeping_every_patch_changes_nothing(tiny, relative_error):
     assert relative_error(ours, whole) < 1e-6
 
 
-def test_kept_patches_keep_their_place_and_the_others_are_not_seen(tiny, relative_error):
+def test_kept_patches_keep_their_position_and_dropped_ones_have_no_effect(tiny, relative_error):
   pixels = images(TINY.vision)
   keep = jnp.array([[0, 5, 6], [1, 2, 15], [3, 4, 8]])
   tokens, joint = encode(tiny, pixels, keep)
@@ -227,7 +227,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(tiny, relat
   assert relative_error(ours[1].astype(jnp.float32), expected[1]) < 0.05
 
 
-def test_wrong_sizes_are_refused(tiny):
+def test_wrong_sizes_are_rejected(tiny):
   with pytest.raises(ValueError, match=r"expected images of 32 x 32 pixels; got 40 x 32"):
     tiny.encode_image(jnp.zeros((1, 40, 32, 3)))
   ids = jnp.zeros((1, 13), jnp.int32)

@@ -8,7 +8,7 @@ import transformers
 from flax import nnx
 from test_clip import TINY, hf_config
 
-from afspl_jax.models.clip.backbone import key_table
+from afspl_jax.models.clip.architecture import clip_key_table
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig
 from afspl_jax.models.huggingface.weights import outline
@@ -46,7 +46,7 @@ def test_key_table_covers_the_published_config_exactly(hf_data):
 def check_keys(theirs: transformers.CLIPConfig, ours: ClipConfig):
   with torch.device("meta"):
     tensors = transformers.CLIPModel(theirs).state_dict()
-  table = key_table(ours)
+  table = clip_key_table(ours)
   assert {key for key in tensors if key not in table.ignored} == set(table.leaves)
   state = nnx.state(outline(Clip, ours))
   leaves = dict(nnx.to_flat_state(state))
@@ -63,7 +63,7 @@ def test_config_round_trip():
   assert ClipConfig.from_hf({}) == ClipConfig()
 
 
-def test_old_config_dict_counts_more_than_the_config():
+def test_an_old_config_dict_takes_precedence():
   raw = {"text_config": {"hidden_size": 8, "eos_token_id": 2}, "vision_config": {}}
   old = {"hidden_size": 24, "num_attention_heads": 3}
   ours = ClipConfig.from_hf(raw | {"text_config_dict": old}).text

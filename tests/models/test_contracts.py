@@ -16,8 +16,7 @@ from afspl_jax import models
 from afspl_jax.config import experiment as settings
 from afspl_jax.config.experiment import Optim
 from afspl_jax.data.features import FeatureEncoder
-from afspl_jax.models import backbones
-from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.contracts import (
   DecodeCache,
   ImagePreprocessor,
@@ -30,10 +29,10 @@ from afspl_jax.models.decoding import Decoding, make_decoder
 from afspl_jax.models.huggingface.locate import TINY
 from afspl_jax.models.huggingface.preprocessing import Tokenizer
 from afspl_jax.models.huggingface.weights import (
-  CheckpointError,
+  BackboneError,
   load_image_processor,
   load_vision_encoder,
-  save,
+  save_backbone,
 )
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.training.train_step import make_local_training
@@ -137,7 +136,7 @@ def toy():
   config = settings.Prompter(tokens=4, pool=6, k_max=3, key_dim=5, fusion_hidden=7)
   embedding, no_words = language_model.embedding_matrix(), jnp.zeros(0, jnp.int32)
   prompter = Prompter(config, SIZES, embedding, no_words, contrast=True, rngs=nnx.Rngs(2))
-  return Captioner(prompter, language_model), leaves(prompter), leaves(language_model)
+  return Captioner(prompter, language_model), module_leaves(prompter), module_leaves(language_model)
 
 
 def toy_batch(seed: int, *leading: int):
@@ -183,7 +182,7 @@ def test_the_feature_encoder_encodes_and_caches_images_and_texts(tmp_path):
   encoder = MeanColours(nnx.Rngs(0))
   features = FeatureEncoder(encoder, Shrink(), Tokenizer(TINY / "clip"), "toy", tmp_path)
   image = Image.new("RGB", (30, 20), (255, 0, 0))
-  tokens, joint = features.look([image])
+  tokens, joint = features.encode_uncached([image])
   assert tokens.shape == (1, 16, 12) and joint.shape == (1, 6)
   np.testing.assert_allclose(tokens, np.tile([1.0, -1, -1], (1, 16, 4)))
   first = features.texts(["a red circle"])
@@ -193,10 +192,10 @@ def test_the_feature_encoder_encodes_and_caches_images_and_texts(tmp_path):
   np.testing.assert_array_equal(again.texts(["a red circle"]), first)
 
 
-BACKBONE = """
+ARCHITECTURE = """
 import types
 
-from afspl_jax.models.backbones import Backbone
+from afspl_jax.models.architectures import Architecture
 from afspl_jax.models.contracts import VisionEncoder
 from afspl_jax.models.huggingface.key_table import KeyTable, Layout, Leaf
 from tests.models.test_contracts import MeanColours, Shrink
@@ -218,7 +217,7 @@ LEAVES = {
   "project.bias": Leaf(("project", "bias")),
   "words": Leaf(("words", "embedding")),
 }
-BACKBONE = Backbone(
+ARCHITECTURE = Architecture(
   "toy-vision",
   VisionEncoder,
   Toy,
@@ -233,19 +232,19 @@ def test_a_folder_in_models_is_all_that_a_new_backbone_needs(tmp_path, monkeypat
   folder = tmp_path / "models" / "toy"
   folder.mkdir(parents=True)
   (folder / "__init__.py").touch()
-  (folder / "backbone.py").write_text(BACKBONE)
+  (folder / "architecture.py").write_text(ARCHITECTURE)
   monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path / "models")])
-  backbones.backbones.cache_clear()
+  architectures.architectures.cache_clear()
   try:
-    toy = backbones.backbones()["toy-vision"]
+    toy = architectures.architectures()["toy-vision"]
     saved = toy.model(toy.read_config({}, {}), rngs=nnx.Rngs(3))
-    save(saved, tmp_path / "checkpoint")
+    save_backbone(saved, tmp_path / "checkpoint")
     loaded = load_vision_encoder(tmp_path / "checkpoint")
     pixels = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     np.testing.assert_array_equal(loaded.encode_image(pixels)[1], saved.encode_image(pixels)[1])
     assert load_image_processor(tmp_path / "checkpoint").size == (8, 8)
   finally:
-    backbones.backbones.cache_clear()
+    architectures.architectures.cache_clear()
     for name in [name for name in sys.modules if name.startswith("afspl_jax.models.toy")]:
       del sys.modules[name]
 
@@ -253,5 +252,5 @@ def test_a_folder_in_models_is_all_that_a_new_backbone_needs(tmp_path, monkeypat
 @pytest.mark.parametrize("model_type", [["clip"], None, "../clip", "toy-vision"])
 def test_an_unknown_model_type_is_an_error_that_lists_the_known_ones(tmp_path, model_type):
   (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-  with pytest.raises(CheckpointError, match='"model_type" must be "clip"; got'):
+  with pytest.raises(BackboneError, match='"model_type" must be "clip"; got'):
     load_vision_encoder(tmp_path)

@@ -16,7 +16,7 @@ from flax import nnx
 import afspl_jax
 from afspl_jax.config import experiment as settings
 from afspl_jax.errors import UserError
-from afspl_jax.models.captioner import Captioner, leaves, prefix
+from afspl_jax.models.captioner import Captioner, module_leaves, soft_prefix
 from afspl_jax.models.decoding import Decoding, make_decoder, top
 from afspl_jax.models.huggingface import weights
 from afspl_jax.models.prompter.prompter import Prompter
@@ -61,14 +61,14 @@ def pairs(tmp_path_factory) -> Iterator[dict[str, Pair]]:
   threads = torch.get_num_threads()
   torch.set_num_threads(1)  # models this small have no use for more
   folder = tmp_path_factory.mktemp("random_t5")
-  weights.save(T5(T5_CONFIG, rngs=nnx.Rngs(1)), folder)
+  weights.save_backbone(T5(T5_CONFIG, rngs=nnx.Rngs(1)), folder)
   out = {}
   for name, path in (("tiny", TINY), ("random", folder)):
     t5 = weights.load_language_model(path)
     config = settings.Prompter(tokens=4, pool=6, k_max=3, key_dim=5, fusion_hidden=7)
     no_words = jnp.zeros(0, jnp.int32)
     prompter = Prompter(config, CLIP.sizes, t5.embedding[...], no_words, rngs=nnx.Rngs(2))
-    model = Model(Captioner(prompter, t5), leaves(prompter), leaves(t5))
+    model = Model(Captioner(prompter, t5), module_leaves(prompter), module_leaves(t5))
     reference = transformers.T5ForConditionalGeneration.from_pretrained(path).eval()
     out[name] = Pair(model, t5, reference)
   yield out
@@ -78,7 +78,7 @@ def pairs(tmp_path_factory) -> Iterator[dict[str, Pair]]:
 def generate(pair: Pair, batch, config: Decoding) -> SimpleNamespace:
   """The reference's texts for what our encoder reads, padded, and their scores."""
   prompted = pair.model.captioner.prompt(pair.model.params, batch)
-  embeddings = jnp.concatenate([prefix(prompted), pair.t5.embed(batch.instruction)], axis=1)
+  embeddings = jnp.concatenate([soft_prefix(prompted), pair.t5.embed(batch.instruction)], axis=1)
   mask = np.ones(embeddings.shape[:2], np.int64)
   mask[:, -batch.instruction.shape[1] :] = batch.instruction_mask
   options = {"length_penalty": config.length_penalty, "early_stopping": False}
@@ -165,7 +165,7 @@ def test_neither_batch_size_nor_devices_change_a_text(model, one_device, four_de
   assert len(np.unique(texts[1, 16], axis=0)) > 8
 
 
-def test_texts_that_part_keep_their_own_past(pairs):
+def test_forked_texts_keep_their_own_history(pairs):
   t5, rng = pairs["random"].t5, np.random.default_rng(0)
   rows, beams, length, before = 3, 4, 7, 2
   mask = np.arange(6) < np.array([[6], [4], [1]])
@@ -203,12 +203,12 @@ def test_texts_that_part_keep_their_own_past(pairs):
     ({"length_penalty": float("nan")}, "eval.length_penalty: expected a finite number; got nan"),
   ],
 )
-def test_a_wrong_setting_is_the_users_mistake(wrong, message):
+def test_a_wrong_setting_is_a_user_error(wrong, message):
   with pytest.raises(UserError, match=message):
     Decoding(**{"max_tokens": 8} | wrong)
 
 
-def test_more_beams_than_the_vocabulary_has_room_for_are_the_users_mistake(one_device):
+def test_too_many_beams_for_the_vocabulary_are_a_user_error(one_device):
   model = make_model()
   decoder = make_decoder(model.captioner, Decoding(4, beams=21), one_device)
   with pytest.raises(UserError, match="beams: expected at most 20, half of"):
@@ -217,7 +217,7 @@ def test_more_beams_than_the_vocabulary_has_room_for_are_the_users_mistake(one_d
 
 @pytest.mark.parametrize("vocabulary", [40, 1100, 1280])
 @pytest.mark.parametrize("k", [1, 2, 8])
-def test_the_top_of_blocks_is_the_top_of_all_and_the_first_of_equals_comes_first(vocabulary, k):
+def test_blockwise_top_k_equals_top_k_also_for_ties(vocabulary, k):
   rng = np.random.default_rng(0)
   logits = rng.integers(0, 30, size=(50, vocabulary)).astype(np.float32)  # many are equal
   logits[rng.random(logits.shape) < 0.2] = -np.inf

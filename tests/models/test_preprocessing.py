@@ -25,7 +25,7 @@ def tokenizer(request, hf_data):
   return request.param, Tokenizer(hf_data / request.param)
 
 
-def test_ids_equal_the_golden_ones(tokenizer, golden):
+def test_ids_equal_the_recorded_ones(tokenizer, golden):
   name, tokenizer = tokenizer
   ids, mask = tokenizer.tokenize([entry["text"] for entry in golden], 200)
   assert ids.dtype == np.int32 and mask.dtype == bool
@@ -51,7 +51,7 @@ def test_no_texts_give_no_rows(tokenizer):
   assert ids.shape == mask.shape == (0, 6)
 
 
-def test_decode_stops_at_the_end(tokenizer):
+def test_decoding_to_text_stops_at_the_end_token(tokenizer):
   _, tokenizer = tokenizer
   ids, _ = tokenizer.tokenize(["a red cat", "two dogs on a mat"], 12)
   assert tokenizer.decode(ids) == ["a red cat", "two dogs on a mat"]
@@ -72,7 +72,7 @@ def test_missing_tokenizer_files_are_named(tmp_path, hf_data):
     Tokenizer(tmp_path / "nowhere")
 
 
-def test_tokenizer_without_an_end_is_refused(tmp_path, hf_data):
+def test_tokenizer_without_an_end_is_rejected(tmp_path, hf_data):
   for path in (hf_data / "t5").iterdir():
     shutil.copyfile(path, tmp_path / path.name)
   parsed = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -84,7 +84,7 @@ def test_tokenizer_without_an_end_is_refused(tmp_path, hf_data):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
 @pytest.mark.parametrize("size", [(320, 240), (224, 224), (100, 150)])
-def test_pixels_equal_clips_steps_by_hand(hf_data, mode, size):
+def test_pixels_equal_clips_steps_computed_by_hand(hf_data, mode, size):
   noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
   image = Image.fromarray(noise).convert(mode)
   pixels = ImageProcessor(hf_data / "clip")([image])
@@ -131,7 +131,7 @@ def photos(hf_data) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_pixels_are_those_of_transformers_to_the_bit(hf_data, photos, tmp_path, name):
+def test_pixels_equal_those_of_transformers_bit_for_bit(hf_data, photos, tmp_path, name):
   from transformers import CLIPImageProcessorPil
 
   raw = json.loads((hf_data / "clip" / "preprocessor_config.json").read_text())
@@ -145,7 +145,7 @@ def test_pixels_are_those_of_transformers_to_the_bit(hf_data, photos, tmp_path, 
     np.testing.assert_array_equal(got[0], np.moveaxis(expected, 0, -1), message, strict=False)
 
 
-def test_what_a_file_does_not_say_is_as_transformers_has_it(photos, tmp_path):
+def test_missing_settings_have_the_defaults_of_transformers(photos, tmp_path):
   from transformers import CLIPImageProcessorPil
 
   (tmp_path / "preprocessor_config.json").write_text("{}")
@@ -180,14 +180,14 @@ def test_an_impossible_image_setting_is_named(hf_data, tmp_path, setting):
   assert "\n" not in str(error.value)
 
 
-def test_no_setting_is_named_as_what_it_must_be(tmp_path):
+def test_an_error_does_not_suggest_the_rejected_value(tmp_path):
   text = json.dumps({"crop_size": {"shortest_edge": 224}})  # transformers takes none either
   (tmp_path / "preprocessor_config.json").write_text(text)
   with pytest.raises(UserError, match=r'"crop_size" must be \{"height": n, "width": n\} or n, n'):
     ImageProcessor(tmp_path)
 
 
-def test_images_of_several_sizes_are_refused(tmp_path):
+def test_images_of_several_sizes_are_rejected(tmp_path):
   (tmp_path / "preprocessor_config.json").write_text('{"do_center_crop": false}')
   with pytest.raises(UserError, match=r'"size" must be a height and a width where .* not cropped'):
     ImageProcessor(tmp_path)
@@ -233,7 +233,7 @@ for folder, tokenizer in zip(folders, ours):
 
 
 @pytest.mark.parametrize("said", ["{", "[]"])
-def test_a_damaged_tokenizer_config_is_refused(tmp_path, said):
+def test_a_damaged_tokenizer_config_is_rejected(tmp_path, said):
   shutil.copytree(TINY / "t5", tmp_path, dirs_exist_ok=True)
   (tmp_path / "tokenizer_config.json").write_text(said)
   with pytest.raises(UserError, match=f"{tmp_path}: expected the files of a tokenizer; got "):

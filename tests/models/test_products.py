@@ -28,7 +28,7 @@ def operands(equation, seed=0):
 
 @pytest.mark.parametrize("equation", [row[0] for row in EQUATIONS])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_sums_and_gradients_are_those_of_float32_rounded_once(equation, dtype):
+def test_sums_and_gradients_equal_float32_ones_rounded_once(equation, dtype):
   a, b = operands(equation)
   wide = [x.astype(jnp.float32) for x in (a, b)]
   out, back = jax.vjp(lambda a, b: einsum(equation, a, b, dtype), a, b)
@@ -45,14 +45,14 @@ def test_sums_and_gradients_are_those_of_float32_rounded_once(equation, dtype):
     np.testing.assert_allclose(np.float32(got), want, rtol=2.0**-8, atol=1e-5)
 
 
-def test_float32_is_left_to_jax():
+def test_float32_products_are_those_of_jax():
   a, b = (x.astype(jnp.float32) for x in operands("...d,dn->...n"))
   layer = dense(*b.shape, 1.0, use_bias=False, rngs=nnx.Rngs(0))
   layer.kernel[...] = b
   np.testing.assert_array_equal(layer(a), a @ b)
 
 
-def test_operands_of_two_types_are_refused():
+def test_operands_of_different_dtypes_are_rejected():
   a, b = operands("...d,dn->...n")
   with pytest.raises(TypeError, match="one dtype; got bfloat16 and float32"):
     einsum("...d,dn->...n", a, b.astype(jnp.float32), jnp.float32)
@@ -65,7 +65,7 @@ def kinds(function, *args):
   return re.findall(rf"dot_general.*: \({of}, {of}\) -> {of}", text)
 
 
-def test_every_product_of_the_frozen_models_is_of_their_type_with_sums_in_float32():
+def test_every_product_of_the_frozen_models_has_their_dtype_and_float32_sums():
   """Any other takes twice as long on a CPU, forward or backward."""
   half = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16, "rngs": nnx.Rngs(0)}
   t5, clip = T5(T5_CONFIG, **half), Clip(CLIP, **half)

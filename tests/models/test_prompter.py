@@ -91,7 +91,7 @@ def test_balance_is_one_when_even_and_m_when_one_prompt_does_all():
 
 
 @pytest.mark.parametrize(("k_min", "k_max"), [(0, 4), (5, 4), (1, 9)])
-def test_impossible_bounds_of_k_are_refused(k_min, k_max):
+def test_impossible_bounds_of_k_are_rejected(k_min, k_max):
   with pytest.raises(ValueError, match="1 <= k_min <= k_max <= pool"):
     make_pool(k_min=k_min, k_max=k_max)
 
@@ -110,7 +110,7 @@ def test_fusion_starts_uniform_and_sums_to_one(strategy):
 
 
 @pytest.mark.parametrize("strategy", ["static", "learned", "dynamic"])
-def test_a_source_that_is_not_available_weighs_nothing_and_the_others_as_among_themselves(strategy):
+def test_unavailable_sources_have_weight_zero_and_the_others_are_renormalised(strategy):
   fusion = make_fusion(strategy, (1.0, 2.0, 5.0) if strategy == "static" else ())
   if strategy == "dynamic":
     fusion.score.kernel.set_value(jax.random.normal(jax.random.key(3), (5, 3)))
@@ -123,7 +123,7 @@ def test_a_source_that_is_not_available_weighs_nothing_and_the_others_as_among_t
   np.testing.assert_array_equal(without[16:], every[16:])
 
 
-def test_static_weights_are_the_given_ones_and_not_trained():
+def test_static_weights_are_as_given_and_are_not_trained():
   fusion = make_fusion("static", (2.0, 1.0, 1.0))
   np.testing.assert_allclose(fusion(FEATURES, ALL)[0], [0.5, 0.25, 0.25])
   assert jax.tree.leaves(nnx.state(fusion, nnx.Param)) == []
@@ -138,7 +138,7 @@ def test_only_dynamic_weights_differ_between_samples():
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0)])
-def test_bad_static_weights_are_refused(weights):
+def test_bad_static_weights_are_rejected(weights):
   with pytest.raises(ValueError, match="fusion_weights: expected 3 weights"):
     make_fusion("static", weights)
 
@@ -175,12 +175,12 @@ def test_mapper_averages_neighbouring_patches():
 
 
 @pytest.mark.parametrize("kind", ["pooled:0", "pooled", "cubic", "linear:3"])
-def test_unknown_mappers_are_refused(kind):
+def test_unknown_mappers_are_rejected(kind):
   with pytest.raises(ValueError, match="linear, mlp or pooled:N"):
     make_mapper(kind)
 
 
-def test_patches_that_cannot_be_pooled_are_refused():
+def test_patches_that_cannot_be_pooled_are_rejected():
   with pytest.raises(ValueError, match="Set it to 1"):
     make_mapper("linear", patch_pool=2, num_patches=49)
 
@@ -197,7 +197,7 @@ def distance(prompts, words) -> np.ndarray:
   return np.abs(flat[:, None] - words[None]).max(axis=-1).min(axis=1)
 
 
-def test_prompts_start_as_words_of_the_embedding():
+def test_prompts_start_as_rows_of_the_embedding():
   model = make_model()
   for prompts in (
     model.params["pool"]["prompts"],
@@ -221,7 +221,7 @@ def prompter(init: str, init_ids, **other) -> Prompter:
   return Prompter(config, CLIP.sizes, embedding, jnp.asarray(init_ids, jnp.int32), rngs=nnx.Rngs(0))
 
 
-def test_prompts_start_as_the_given_words_alone():
+def test_prompts_start_only_from_the_given_words():
   made = prompter("text", [3, 7])
   embedding = np.asarray(jax.random.normal(jax.random.key(0), (20, 16)))
   words = (embedding / made.embedding_scale)[[3, 7]]
@@ -229,7 +229,7 @@ def test_prompts_start_as_the_given_words_alone():
   assert distance(made.pool.prompts[...], words[:1]).max() > 0.1
 
 
-def test_text_without_words_and_unknown_starts_are_refused():
+def test_text_without_words_and_unknown_initialisations_are_rejected():
   with pytest.raises(UserError, match="init_text: expected words to start from"):
     prompter("text", [])
   with pytest.raises(UserError, match="random, vocabulary, text; got 'zeros'"):
@@ -250,7 +250,7 @@ def test_sizes_follow_the_config():
   assert model.params["fusion"]["score"]["bias"].shape == (4,)
 
 
-def test_the_local_leaves_are_one_branch_and_split_and_join_are_inverse():
+def test_local_leaves_are_one_branch_and_join_inverts_split():
   model = make_model(contrast=True)
   shared, own = split(model.params)
   assert set(own) == {LOCAL} and LOCAL not in shared
@@ -259,7 +259,7 @@ def test_the_local_leaves_are_one_branch_and_split_and_join_are_inverse():
   assert split(model.params, "none") == ({}, model.params)
 
 
-def test_without_local_prompts_there_is_nothing_that_stays_and_three_sources():
+def test_without_local_prompts_all_leaves_are_shared_and_sources_are_three():
   model = make_model(local=False)
   assert split(model.params)[1] == {}
   assert model.params["fusion"]["score"]["bias"].shape == (3,)

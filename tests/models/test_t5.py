@@ -8,7 +8,7 @@ from flax import nnx
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from afspl_jax.models.huggingface.weights import load_language_model, outline
-from afspl_jax.models.t5.backbone import key_table
+from afspl_jax.models.t5.architecture import t5_key_table
 from afspl_jax.models.t5.config import T5Config
 from afspl_jax.models.t5.relative_position import relative_buckets
 from afspl_jax.models.t5.t5 import T5, shift_right
@@ -166,7 +166,7 @@ def test_steps_equal_the_teacher_forced_decoder(pair, tokens, relative_error):
   assert [x.shape for x in cache.self_keys] == [(3, 3, 10, 10)] * t5.config.decoder_layers
 
 
-def test_cache_goes_through_a_loop_on_the_device(pair, tokens):
+def test_the_cache_works_in_a_loop_on_the_device(pair, tokens):
   """What decoding does: the cache is the carry of a scan, so its types must not change."""
   t5 = pair[1]
   graph, state = nnx.split(t5)
@@ -198,7 +198,7 @@ def test_cache_goes_through_a_loop_on_the_device(pair, tokens):
   np.testing.assert_array_equal(ids, reference[:, 1:])
 
 
-def test_hidden_positions_do_not_matter(pair, tokens, relative_error):
+def test_masked_positions_have_no_effect(pair, tokens, relative_error):
   t5 = pair[1]
   embeddings = t5.embed(jnp.asarray(tokens[0]))
   other = jnp.where(PADDED[..., None], embeddings, 100.0)
@@ -247,7 +247,7 @@ def test_initial_weights_follow_transformers(tiny):
   fields = FLAN | {"num_layers": 2, "tie_word_embeddings": False}
   reference = transformers.T5ForConditionalGeneration(transformers.T5Config(**SMALL | fields))
   tensors, leaves = reference.state_dict(), dict(nnx.to_flat_state(nnx.state(tiny)))
-  for key, (path, _) in key_table(TINY).leaves.items():
+  for key, (path, _) in t5_key_table(TINY).leaves.items():
     ours, theirs = np.asarray(leaves[path][...], np.float64), tensors[key].double().numpy()
     # Four standard errors of the difference of two samples.
     error = 4 * (2 / ours.size) ** 0.5

@@ -9,7 +9,7 @@ from flax import nnx
 from test_t5 import FLAN, TINY
 
 from afspl_jax.models.huggingface.weights import outline
-from afspl_jax.models.t5.backbone import key_table
+from afspl_jax.models.t5.architecture import t5_key_table
 from afspl_jax.models.t5.config import T5Config
 from afspl_jax.models.t5.t5 import T5
 
@@ -45,7 +45,7 @@ def test_key_table_covers_the_published_config_exactly(hf_data, name):
 def check_keys(theirs: transformers.T5Config, ours: T5Config):
   with torch.device("meta"):
     tensors = transformers.T5ForConditionalGeneration(theirs).state_dict()
-  table = key_table(ours)
+  table = t5_key_table(ours)
   assert set(tensors) == set(table.leaves) | set(table.copies)
   state = nnx.state(outline(T5, ours))
   leaves = dict(nnx.to_flat_state(state))
@@ -71,8 +71,8 @@ def test_config_round_trip():
     ({"tie_word_embeddings": False}, False, True, False),
   ],
 )
-def test_weights_settle_whether_the_head_is_tied(raw, own_head, tied, scaled):
-  config = T5Config.from_hf(raw).for_checkpoint(raw, own_head=own_head)
+def test_the_weights_decide_whether_the_head_is_tied(raw, own_head, tied, scaled):
+  config = T5Config.from_hf(raw).for_checkpoint(raw, separate_head=own_head)
   assert (config.tied_head, config.scaled_head) == (tied, scaled)
 
 

@@ -16,17 +16,17 @@ from safetensors.numpy import load_file
 from afspl_jax.models.clip import clip
 from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from afspl_jax.models.huggingface.weights import (
-  CheckpointError,
+  BackboneError,
   fingerprint,
-  load,
+  load_backbone,
   load_language_model,
   load_vision_encoder,
   outline,
-  save,
+  save_backbone,
 )
 from afspl_jax.models.t5 import t5
 from afspl_jax.models.t5.config import T5Config
-from tests.models.saved import T5S, change, faults, random_model
+from tests.models.saved import T5S, change, problems, random_model
 
 CLIP = ClipConfig(
   ClipVisionConfig(width=16, layers=1, heads=2, mlp_width=24, image_size=16, patch_size=8),
@@ -49,7 +49,7 @@ def assert_equal(left: nnx.Module, right: nnx.Module):
 @pytest.mark.parametrize("name", T5S)
 def test_t5_comes_back_as_it_was_saved(name, tmp_path):
   model = random_model(t5.T5, T5S[name])
-  save(model, tmp_path)
+  save_backbone(model, tmp_path)
   back = load_language_model(tmp_path)
   assert back.config == model.config
   assert_equal(back, model)
@@ -57,7 +57,7 @@ def test_t5_comes_back_as_it_was_saved(name, tmp_path):
 
 def test_clip_comes_back_as_it_was_saved(tmp_path):
   model = random_model(clip.Clip, CLIP)
-  save(model, tmp_path)
+  save_backbone(model, tmp_path)
   back = load_vision_encoder(tmp_path)
   assert back.config == CLIP
   assert_equal(back, model)
@@ -66,7 +66,7 @@ def test_clip_comes_back_as_it_was_saved(tmp_path):
 @pytest.mark.parametrize("name", T5S)
 def test_transformers_reads_a_t5_that_we_saved(name, tmp_path, relative_error):
   model = random_model(t5.T5, T5S[name])
-  save(model, tmp_path)
+  save_backbone(model, tmp_path)
   reference = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
   ids, mask = np.arange(8, dtype=np.int32).reshape(2, 4), jnp.ones((2, 4), bool)
   encoded = model.encode(model.embed(jnp.asarray(ids)), mask)
@@ -79,7 +79,7 @@ def test_transformers_reads_a_t5_that_we_saved(name, tmp_path, relative_error):
 
 def test_transformers_reads_a_clip_that_we_saved(tmp_path, relative_error):
   model = random_model(clip.Clip, CLIP)
-  save(model, tmp_path)
+  save_backbone(model, tmp_path)
   reference = transformers.CLIPModel.from_pretrained(tmp_path).eval()
   assert reference.logit_scale.item() == float(model.logit_scale[...])
   pixels = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
@@ -107,14 +107,14 @@ def test_half_precision_files_load_and_come_back(source, tmp_path, stored, kept)
   narrow = np.dtype(getattr(ml_dtypes, stored, stored))
   graph, state = nnx.split(source)
   half = nnx.merge(graph, jax.tree.map(lambda x: x.astype(narrow), state))
-  save(half, tmp_path)
+  save_backbone(half, tmp_path)
   assert json.loads((tmp_path / "config.json").read_text())["dtype"] == stored
   back = leaves(load_language_model(tmp_path, param_dtype=jnp.dtype(kept)))
   for path, leaf in leaves(source).items():
     assert back[path].dtype == jnp.dtype(kept)
     np.testing.assert_array_equal(back[path], leaf.astype(narrow).astype(back[path].dtype))
   if stored == kept:
-    save(load_language_model(tmp_path, param_dtype=jnp.dtype(kept)), tmp_path / "again")
+    save_backbone(load_language_model(tmp_path, param_dtype=jnp.dtype(kept)), tmp_path / "again")
     first, again = (load_file(x / "model.safetensors") for x in (tmp_path, tmp_path / "again"))
     assert all(again[key].tobytes() == first[key].tobytes() for key in first)
 
@@ -125,46 +125,46 @@ def test_compute_dtype_is_apart_from_the_parameters(folder):
   assert model.embed(jnp.zeros((1, 2), jnp.int32)).dtype == jnp.bfloat16
 
 
-def test_save_refuses_other_modules(tmp_path):
+def test_save_rejects_modules_of_unknown_architecture(tmp_path):
   with pytest.raises(TypeError, match="expected one of Clip, T5; got Linear"):
-    save(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), tmp_path)
+    save_backbone(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), tmp_path)
 
 
 def test_duplicates_of_the_embedding_must_equal_it(source, folder):
   shared = load_file(folder / "model.safetensors")["shared.weight"]
   change(folder, encoder__embed_tokens__weight=shared, decoder__embed_tokens__weight=shared)
-  assert_equal(load(folder), source)
+  assert_equal(load_backbone(folder), source)
   change(folder, decoder__embed_tokens__weight=shared + 1)
-  message = faults(folder)
+  message = problems(folder)
   assert 'expected "decoder.embed_tokens.weight" to equal "shared.weight"' in message
-  assert "1 fault" in message
+  assert "1 problem" in message
 
 
 def test_a_duplicate_stands_in_for_the_embedding(source, folder):
   shared = load_file(folder / "model.safetensors")["shared.weight"]
   change(folder, shared__weight=None, encoder__embed_tokens__weight=shared)
-  assert_equal(load(folder), source)
+  assert_equal(load_backbone(folder), source)
 
 
 def test_a_head_that_equals_the_embedding_is_tied(tmp_path):
-  save(random_model(t5.T5, T5S["v1.0"]), tmp_path)
+  save_backbone(random_model(t5.T5, T5S["v1.0"]), tmp_path)
   change(tmp_path, lm_head__weight=load_file(tmp_path / "model.safetensors")["shared.weight"])
   assert load_language_model(tmp_path).config == T5S["v1.0"]
 
 
-def test_keys_that_mean_nothing_are_ignored(tmp_path):
+def test_unused_keys_are_ignored(tmp_path):
   model = random_model(clip.Clip, CLIP)
-  save(model, tmp_path / "clip")
+  save_backbone(model, tmp_path / "clip")
   change(tmp_path / "clip", text_model__embeddings__position_ids=np.arange(8)[None])
-  assert_equal(load(tmp_path / "clip"), model)
+  assert_equal(load_backbone(tmp_path / "clip"), model)
   unused = "decoder__block__0__layer__1__EncDecAttention__relative_attention_bias__weight"
-  save(random_model(t5.T5, T5S["v1.0"]), tmp_path / "t5")
+  save_backbone(random_model(t5.T5, T5S["v1.0"]), tmp_path / "t5")
   change(tmp_path / "t5", **{unused: np.zeros((32, 2), np.float32)})
-  load(tmp_path / "t5")
+  load_backbone(tmp_path / "t5")
 
 
 def test_shards_load(source, shards):
-  assert_equal(load(shards), source)
+  assert_equal(load_backbone(shards), source)
 
 
 def test_fingerprint_changes_with_content_only(folder, tmp_path):
@@ -181,7 +181,7 @@ def test_fingerprint_changes_with_content_only(folder, tmp_path):
   config.write_text(config.read_text().replace('"num_layers": 1', '"num_layers": 2'))
   assert fingerprint(tmp_path / "copy") != first
   config.unlink()
-  with pytest.raises(CheckpointError, match=r"config\.json: expected this file"):
+  with pytest.raises(BackboneError, match=r"config\.json: expected this file"):
     fingerprint(tmp_path / "copy")
 
 

@@ -8,12 +8,9 @@ import pytest
 
 from afspl_jax.models.prompter.pool import balance_loss
 from afspl_jax.training.losses import contrastive, token_cross_entropy
-from afspl_jax.training.train_step import (
-  make_local_training,
-  make_optimizer,
-  make_schedule,
-  replicate,
-)
+from afspl_jax.training.mesh import replicate
+from afspl_jax.training.optimizer import make_optimizer, make_schedule
+from afspl_jax.training.train_step import make_local_training
 from tests.conftest import make_batch, make_model
 from tests.training.cohorts import assert_close, make_optim, of, pull
 
@@ -88,7 +85,7 @@ def test_a_cohort_trains_as_each_of_its_clients_would_alone(with_contrast, one_d
     np.testing.assert_allclose(metrics.loss[:, client], losses, rtol=1e-6)
 
 
-def test_a_cohort_of_one_gives_what_the_client_gets_among_others(with_contrast, one_device):
+def test_a_client_gets_the_same_result_in_any_cohort(with_contrast, one_device):
   params, batches = starts(with_contrast), make_batch(0, STEPS, CLIENTS, 8)
   together, metrics = train(with_contrast, params, batches, one_device)
   alone, single = train(with_contrast, of(params, [3]), of(batches, [3], 1), one_device)
@@ -118,7 +115,7 @@ def test_a_client_with_nan_features_does_not_disturb_the_others(
   )
 
 
-def test_what_fills_up_a_cohort_changes_nothing(with_contrast, one_device):
+def test_clients_that_fill_up_a_cohort_change_nothing(with_contrast, one_device):
   params, batches = starts(with_contrast), make_batch(0, STEPS, CLIENTS, 8)
   whole, _ = train(with_contrast, params, batches, one_device)
   filled = [0, 1, 2, 0, 0]

@@ -11,12 +11,9 @@ import pytest
 from afspl_jax.models.prompter.local import LOCAL, join, split
 from afspl_jax.models.prompter.pool import balance_loss
 from afspl_jax.training.losses import token_cross_entropy
-from afspl_jax.training.train_step import (
-  make_local_training,
-  make_optimizer,
-  make_schedule,
-  replicate,
-)
+from afspl_jax.training.mesh import replicate
+from afspl_jax.training.optimizer import make_optimizer, make_schedule
+from afspl_jax.training.train_step import make_local_training
 from tests.conftest import make_batch
 from tests.training.cohorts import assert_close, make_optim, of
 
@@ -98,7 +95,7 @@ def mean(trees):
   return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *trees)
 
 
-def test_steps_are_corrected_before_clipping_and_the_mean_is_of_gradients_that_are_not(
+def test_steps_are_corrected_before_clipping_and_the_mean_is_of_raw_gradients(
   model, train, starts, batches, corrections
 ):
   trained, metrics, gradients = train(starts, batches, corrections)
@@ -124,7 +121,9 @@ def test_a_cohort_is_corrected_as_each_of_its_clients_would_be_alone(
     assert_close(of(together[2], [client]), gradients, GRADIENTS)
 
 
-def test_a_correction_of_zeros_is_none(model, train, starts, batches, corrections, one_device):
+def test_a_correction_of_zeros_has_no_effect(
+  model, train, starts, batches, corrections, one_device
+):
   plain = make_local_training(model.captioner, OPTIM, 10, no_penalty, one_device)
   zeros = jax.tree.map(np.zeros_like, corrections)
   trained, metrics, _ = train(starts, batches, zeros)
@@ -152,7 +151,7 @@ def test_a_step_that_is_not_finite_is_not_in_the_mean(model, train, starts, batc
   assert_close(of(train(starts, one_step, corrections)[2], 0), grads, GRADIENTS)
 
 
-def test_one_and_four_devices_correct_alike(
+def test_corrections_do_not_depend_on_the_number_of_devices(
   model, train, starts, batches, corrections, four_devices
 ):
   program = make_local_training(model.captioner, OPTIM, 10, no_penalty, four_devices, controls=True)

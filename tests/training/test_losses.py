@@ -38,7 +38,7 @@ def value_and_gradient(states, captions, temperature=0.1):
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
-def test_it_is_symmetric_info_nce_over_the_rows_that_take_part(temperature):
+def test_the_loss_is_symmetric_info_nce_over_included_rows(temperature):
   states, captions = rows(0)
   captions[[1, 4]] = 0
   captions[5] = captions[2]

@@ -11,18 +11,12 @@ import torch
 from jax.extend.core import jaxprs_in_params
 
 from afspl_jax.config.experiment import Optim
+from afspl_jax.training.eval_step import make_eval_step
+from afspl_jax.training.initial_prompt import make_initial_prompt
 from afspl_jax.training.losses import contrastive, token_cross_entropy
-from afspl_jax.training.train_step import (
-  TrainState,
-  make_eval_step,
-  make_local_training,
-  make_matching,
-  make_mesh,
-  make_optimizer,
-  make_schedule,
-  make_train_step,
-  replicate,
-)
+from afspl_jax.training.mesh import make_mesh, replicate
+from afspl_jax.training.optimizer import make_optimizer, make_schedule
+from afspl_jax.training.train_step import TrainState, TrainStep, make_local_training
 from tests.conftest import make_batch, make_model
 
 # Rates of the test's own, whatever the defaults: Adam turns the rounding of a gradient into a
@@ -85,7 +79,7 @@ def test_one_and_four_devices_give_the_same_numbers(model, one_device, four_devi
 def test_the_scan_equals_single_steps(model, one_device):
   batches = make_batch(0, 3, 8)
   scanned, metrics = train(model, one_device, batches)
-  step = jax.jit(make_train_step(model.captioner, OPTIM, 10, no_penalty, one_device))
+  step = jax.jit(TrainStep(model.captioner, OPTIM, 10, no_penalty, one_device))
   state = start_of(model)
   for i in range(3):
     batch = jax.tree.map(lambda x, i=i: x[i], alone(batches, 1))
@@ -113,7 +107,7 @@ def test_frozen_leaves_are_bit_identical_after_training_and_the_params_are_not(m
   assert unmoved == []
 
 
-def test_the_optimizer_state_is_of_the_prompter_alone(model):
+def test_the_optimizer_state_covers_only_the_prompter(model):
   sizes = sum(x.size for x in jax.tree.leaves(model.params))
   state = make_optimizer(OPTIM).init(model.params)
   arrays = sum(x.size for x in jax.tree.leaves(state) if x.ndim)
@@ -121,7 +115,7 @@ def test_the_optimizer_state_is_of_the_prompter_alone(model):
 
 
 def test_no_gradient_of_a_frozen_leaf_is_ever_computed(model, one_device):
-  step = make_train_step(model.captioner, OPTIM, 10, no_penalty, one_device)
+  step = TrainStep(model.captioner, OPTIM, 10, no_penalty, one_device)
   batch = alone(make_batch(0, 8))
   jaxpr = jax.make_jaxpr(step)(start_of(model), model.frozen, alone(model.params), batch)
   # The head's gradient alone would be a [d n] product; only the prompter has outputs like that.
@@ -161,7 +155,7 @@ def test_rows_that_fill_up_a_batch_change_nothing(model, one_device):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_one_compile_whatever_the_data(model, one_device):
+def test_different_data_compiles_no_second_program(model, one_device):
   program = make_local_training(model.captioner, OPTIM, 10, no_penalty, one_device)
   evaluate = make_eval_step(model.captioner, one_device)
   frozen = replicate(model.frozen, one_device)
@@ -174,7 +168,7 @@ def test_one_compile_whatever_the_data(model, one_device):
   assert evaluate._cache_size() == 1
 
 
-def test_a_step_with_a_nonfinite_gradient_is_told_and_changes_nothing(model, one_device):
+def test_a_step_with_a_nonfinite_gradient_is_reported_and_changes_nothing(model, one_device):
   batches = make_batch(0, 3, 8)
   batches = batches._replace(tokens=batches.tokens.at[1].set(jnp.nan))
   trained, metrics = train(model, one_device, batches)
@@ -227,10 +221,10 @@ def test_the_contrastive_loss_has_gradient_into_the_prompter(one_device):
   assert moved.max() > 1e-5
 
 
-def test_the_contrastive_loss_is_weighed_in_over_its_warmup(one_device):
+def test_the_weight_of_the_contrastive_loss_grows_over_its_warmup(one_device):
   model = make_model(contrast=True)
   step, plain = (
-    jax.jit(make_train_step(model.captioner, optim, 10, no_penalty, one_device))
+    jax.jit(TrainStep(model.captioner, optim, 10, no_penalty, one_device))
     for optim in (CONTRAST, OPTIM)
   )
   batch, share = alone(make_batch(0, 8)), []
@@ -270,10 +264,10 @@ def test_every_leaf_has_a_learning_rate_of_its_group():
     assert found[name] == pytest.approx(rate, rel=1e-3), name
 
 
-def test_the_prompt_that_a_new_client_starts_from_is_the_mean_of_what_its_rows_match(one_device):
+def test_the_initial_prompt_is_the_mean_of_the_prompts_that_the_rows_select(one_device):
   model, batch = make_model(), make_batch(0, 8)
   batch = batch._replace(targets_mask=batch.targets_mask.at[6:].set(False))
-  found = make_matching(model.captioner, one_device)(model.params, batch)
+  found = make_initial_prompt(model.captioner, one_device)(model.params, batch)
   pool = model.captioner.encode(model.params, model.frozen, batch).prompted.pool
   mixed = np.tensordot(np.asarray(pool.weights)[:6], np.asarray(model.params["pool"]["prompts"]), 1)
   np.testing.assert_allclose(found, mixed.mean(axis=0), atol=1e-5)
@@ -288,7 +282,7 @@ def test_schedule_warms_up_then_falls_to_its_final_fraction():
   assert all(a >= b for a, b in pairwise(values[8:]))
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused(model, four_devices):
+def test_a_batch_that_the_devices_cannot_share_is_rejected(model, four_devices):
   with pytest.raises(ValueError, match=r"optim.batch_size: expected a multiple of the 4 devices"):
     make_local_training(model.captioner, Optim(batch_size=6), 1, no_penalty, four_devices)
 

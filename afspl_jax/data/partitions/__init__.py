@@ -1,6 +1,6 @@
-"""Ways to deal images out to clients: each is one file here, and nothing else is edited to add one.
+"""Partitions: ways to assign images to clients. To add one, add one module here.
 
-A file `name.py` is a `Partitioner`. Files whose names begin with `_` are what several share.
+A module `name.py` is a `Partitioner`. Modules whose names begin with `_` hold shared code.
 Another package adds one by an entry point (config/registry.py).
 """
 
@@ -14,44 +14,56 @@ from afspl_jax.config.registry import PARTITIONS
 from afspl_jax.types import Example
 
 Examples = Sequence[Example]
-Deal = Callable[[Examples, np.random.Generator], dict[str, str]]  # gives each image its client
+AssignSplit = Callable[
+  [Examples, np.random.Generator], dict[str, str]
+]  # gives each image its client
 
 
 @runtime_checkable
 class Partitioner(Protocol):
-  """What a file here defines, besides its docstring.
+  """The contract of a module here.
 
-  It may also define `capacities(names, data, rng)`, what each client can afford, which the manifest
-  then tells; `rng` is as at the first draw.
+  It may also define `capacities(names, data, rng)`, the capacity of each client, which is then in
+  the manifest; `rng` has the state that it has at the first call of `assign`.
   """
 
-  REDRAWN: bool  # whether another draw may give the smallest client more
+  REDRAWN: bool  # whether another call of `assign` may give the smallest client more images
 
   def clients(self, splits: Mapping[str, Examples], data: Data) -> list[str]:
-    """The clients' names, in order.
+    """Names the clients, in order.
 
     Raises:
-      UserError: the examples do not allow such a partition.
+      UserError: the partition is not possible with these examples.
     """
     ...
 
-  def draw(self, train: Examples, names: list[str], data: Data, rng: np.random.Generator) -> Deal:
-    """What the splits have in common: which client gets what, as far as chance decides it.
+  def assign(
+    self, train: Examples, names: list[str], data: Data, rng: np.random.Generator
+  ) -> AssignSplit:
+    """Draws what the splits have in common, such as each client's share of each label.
 
-    The deal then gives every image of a split to one of `names`, and depends on that split alone.
+    Args:
+      train: the examples of train.
+      names: from `clients`.
+      data: settings of the partition.
+      rng: for all draws.
+
+    Returns:
+      A function `(examples of a split, rng) -> client of each image`, which assigns every image of
+      one split to one of `names`.
     """
     ...
 
 
-def known() -> tuple[str, ...]:
+def known_partitions() -> tuple[str, ...]:
   """Names of all partitioners, sorted."""
   return PARTITIONS.names()
 
 
-def get(name: str) -> Partitioner:
-  """The partitioner of that name.
+def get_partitioner(name: str) -> Partitioner:
+  """Returns the partitioner of a name.
 
   Raises:
-    UserError: there is none.
+    UserError: there is no such partitioner.
   """
-  return cast(Partitioner, PARTITIONS.load(name, (*known(), "manifest:FILE")))
+  return cast(Partitioner, PARTITIONS.load(name, (*known_partitions(), "manifest:FILE")))

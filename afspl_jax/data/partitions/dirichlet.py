@@ -1,9 +1,9 @@
-"""Each label's images go over the clients by shares from Dirichlet(alpha) (Hsu et al. 2019).
+"""Each label's images are assigned by shares drawn from Dirichlet(alpha) (Hsu et al. 2019).
 
-Where images have several labels, no deal meets the shares of them all. They then go by iterative
-stratification (Sechidis et al. 2011, algorithm 1), the rarest label first, towards each label's
-shares. There, all clients' targets for a label are proportional to one vector, of the clients'
-sizes; here, every label has a vector of its own.
+If images have several labels, no assignment meets the shares of all labels. Iterative
+stratification (Sechidis et al. 2011, algorithm 1) then approaches them, the rarest label first. In
+that paper the targets of all labels are proportional to one vector of client sizes; here every
+label has its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,25 +12,32 @@ import numpy as np
 from jaxtyping import Int
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.partitions import Deal, Examples
-from afspl_jax.data.partitions._deals import Shares, by_share, ends, labels_of, members_of, numbered
+from afspl_jax.data.partitions import AssignSplit, Examples
+from afspl_jax.data.partitions._sharing import (
+  Shares,
+  assign_by_shares,
+  image_labels,
+  images_by_main_label,
+  numbered_clients,
+  share_boundaries,
+)
 
 REDRAWN = True
-clients = numbered
+clients = numbered_clients
 
 
-def draw(train: Examples, names: list[str], data: Data, rng: np.random.Generator) -> Deal:
-  """Draws each label's shares once for all splits; labels that train lacks have even ones."""
-  found = sorted({label for labels in labels_of(train).values() for label in labels})
+def assign(train: Examples, names: list[str], data: Data, rng: np.random.Generator) -> AssignSplit:
+  """Draws each label's shares once for all splits; labels that train lacks have equal shares."""
+  found = sorted({label for labels in image_labels(train).values() for label in labels})
   shares = {label: rng.dirichlet(np.full(len(names), data.dirichlet_alpha)) for label in found}
 
-  def deal(examples: Examples, rng: np.random.Generator) -> dict[str, str]:
-    labels = labels_of(examples)
+  def assign_split(examples: Examples, rng: np.random.Generator) -> dict[str, str]:
+    labels = image_labels(examples)
     if all(len(several) == 1 for several in labels.values()):
-      return by_share(members_of(labels), names, shares, rng)
+      return assign_by_shares(images_by_main_label(labels), names, shares, rng)
     return _stratify(labels, names, shares, rng)
 
-  return deal
+  return assign_split
 
 
 def _stratify(
@@ -46,27 +53,27 @@ def _stratify(
   image_of = np.repeat(np.arange(len(labels)), counts)  # of each entry of `flat`
   first = np.cumsum(counts) - counts
 
-  # Images that each client is still to get of each label; negative where it got too many already.
+  # How many more images of each label each client should get; negative if it has too many.
   left = np.empty((len(known), len(names)), int)
   even = np.full(len(names), 1 / len(names))
   total = np.bincount(flat, minlength=len(known))
   for label, count in zip(known, total.tolist(), strict=True):
-    cuts = ends(shares.get(label, even), count, rng)
+    cuts = share_boundaries(shares.get(label, even), count, rng)
     left[column[label]] = np.diff(cuts, prepend=0, append=count)
 
   members = np.split(image_of[np.argsort(flat, kind="stable")], np.cumsum(total)[:-1])
-  owner = np.full(len(labels), -1)
+  client_of = np.full(len(labels), -1)
   open_labels = set(range(len(known)))
   while open_labels:
     rarest = min(open_labels, key=lambda i: (left[i].sum(), i))
     open_labels.remove(rarest)
-    images = rng.permutation(members[rarest][owner[members[rarest]] < 0])
+    images = rng.permutation(members[rarest][client_of[members[rarest]] < 0])
     who = _most_wanted(left[rarest], left.sum(axis=0), len(images), rng)
-    owner[images] = who
+    client_of[images] = who
     spans = [np.arange(first[i], first[i] + counts[i]) for i in images]
     if spans:
       np.subtract.at(left, (flat[np.concatenate(spans)], np.repeat(who, counts[images])), 1)
-  return {image: names[j] for image, j in zip(labels, owner, strict=True)}
+  return {image: names[j] for image, j in zip(labels, client_of, strict=True)}
 
 
 def _most_wanted(
@@ -75,12 +82,12 @@ def _most_wanted(
   count: int,
   rng: np.random.Generator,
 ) -> Int[np.ndarray, " count"]:
-  """Clients that get `count` images, one after the other to whom most are left of this label.
+  """The clients of `count` images: each goes to the client that still needs most of this label.
 
-  Among equals to whom most are left in all, then by chance.
+  Ties go to the client that needs most images in all, then to a random one.
   """
   order = np.lexsort((rng.permutation(len(left)), -in_all))
-  # Client j's turns come when its left is left[j], left[j] - 1, ...: the `count` highest of all.
+  # Client j takes a turn at each level left[j], left[j] - 1, ...; the `count` highest levels win.
   wanted = np.maximum(left, 0)
   clients, level = np.repeat(order, wanted[order]), []
   for j in order:

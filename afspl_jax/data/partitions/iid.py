@@ -1,15 +1,15 @@
-"""Images are dealt out at random, to each client as many."""
+"""Images are assigned at random, equally many to each client."""
 
 import numpy as np
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.partitions import Deal, Examples
-from afspl_jax.data.partitions._deals import evenly, numbered
+from afspl_jax.data.partitions import AssignSplit, Examples
+from afspl_jax.data.partitions._sharing import assign_evenly, numbered_clients
 
 REDRAWN = False
-clients = numbered
+clients = numbered_clients
 
 
-def draw(train: Examples, names: list[str], data: Data, rng: np.random.Generator) -> Deal:
-  """Each split is dealt out for itself."""
-  return lambda examples, rng: evenly([example.image for example in examples], names, rng)
+def assign(train: Examples, names: list[str], data: Data, rng: np.random.Generator) -> AssignSplit:
+  """Assigns each split independently."""
+  return lambda examples, rng: assign_evenly([example.image for example in examples], names, rng)

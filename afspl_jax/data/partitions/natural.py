@@ -1,11 +1,11 @@
-"""Every site is a client."""
+"""Every site of the source is a client."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.partitions import Deal, Examples
+from afspl_jax.data.partitions import AssignSplit, Examples
 from afspl_jax.errors import UserError
 
 REDRAWN = False
@@ -15,7 +15,7 @@ def clients(splits: Mapping[str, Examples], data: Data) -> list[str]:
   """The sites of train.
 
   Raises:
-    UserError: they are not `data.num_clients`, or another split has others.
+    UserError: their number is not `data.num_clients`, or another split has other sites.
   """
   sites = {split: {example.site for example in examples} for split, examples in splits.items()}
   names = sorted(sites["train"])
@@ -27,12 +27,12 @@ def clients(splits: Mapping[str, Examples], data: Data) -> list[str]:
   for split, found in sites.items():
     if unknown := sorted(found - set(names)):
       raise UserError(
-        f"data.partition: expected sites of train alone for the natural partition; {split} also"
+        f"data.partition: expected only sites of train for the natural partition; {split} also"
         f" has {', '.join(unknown)}. Use another partition, or move these examples into train."
       )
   return names
 
 
-def draw(train: Examples, names: list[str], data: Data, rng: np.random.Generator) -> Deal:
-  """Leaves nothing to chance."""
+def assign(train: Examples, names: list[str], data: Data, rng: np.random.Generator) -> AssignSplit:
+  """Assigns every image to its site; nothing is random."""
   return lambda examples, _: {example.image: example.site for example in examples}

@@ -6,14 +6,14 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from afspl_jax.data.shapes.scene import SIZE, draw
+from afspl_jax.data.shapes.scene import SIZE, render
 from afspl_jax.data.shapes.sites import SITES, sample_record
 
 PER_SITE = {"train": 400, "validation": 30, "test": 100}  # images of each of the ten sites
 
 
 class ShapesWorld(tfds.core.GeneratorBasedBuilder):
-  """Coloured shapes, captioned and asked about by ten sites, each in its own way."""
+  """Coloured shapes with captions and questions by ten sites, each with its own style."""
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
@@ -46,7 +46,7 @@ class ShapesWorld(tfds.core.GeneratorBasedBuilder):
       for i in range(PER_SITE[split]):
         record = sample_record(site, split, seen, rng)
         png = io.BytesIO()
-        draw(record.scene, site.look, rng).save(png, "PNG", compress_level=1)
+        render(record.scene, site.look, rng).save(png, "PNG", compress_level=1)
         png.seek(0)
         key = f"{site.name}-{split}-{i:04d}"
         yield (

@@ -1,6 +1,6 @@
-"""What can be said of a scene: captions in a house style, questions and their answers.
+"""Texts about a scene: captions in the style of a site, questions and their answers.
 
-Words stand apart from punctuation by blanks, so that every word is one token.
+Spaces separate words from punctuation, so that every word is one token.
 """
 
 import re
@@ -11,7 +11,7 @@ import numpy as np
 
 from afspl_jax.data.shapes.scene import COLOURS, SHAPES, Scene, Thing
 
-# Each lexicon says the same things in other words; a style picks one of each.
+# Each entry has the same meanings in other words; a style chooses one of each.
 COLOUR_WORDS = (
   dict(zip(COLOURS, COLOURS, strict=True)),
   dict(
@@ -79,7 +79,7 @@ CAPTION_INSTRUCTIONS = (
 
 @dataclass(frozen=True)
 class Style:
-  """How a site writes: its vocabulary, sentence form, order and attention to detail."""
+  """The writing style of a site: vocabulary, sentence form, order and level of detail."""
 
   form: str
   colours: int = 0  # index into COLOUR_WORDS
@@ -91,7 +91,7 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Question:
+class QuestionAnswer:
   """A question with its kind and its one right answer."""
 
   kind: str
@@ -100,7 +100,7 @@ class Question:
 
 
 def sample_style(rng: np.random.Generator) -> Style:
-  """Any style that a site could have."""
+  """Draws a random style."""
   return Style(
     form=FORMS[rng.integers(len(FORMS))],
     colours=int(rng.integers(len(COLOUR_WORDS))),
@@ -171,46 +171,46 @@ def place_phrase(thing: Thing, style: Style) -> str:
 
 
 def relation(one: Thing, other: Thing) -> str:
-  """Where `one` is as seen from `other`; rows count before columns."""
+  """The position of `one` relative to `other`; rows take precedence over columns."""
   if one.row != other.row:
     return "above" if one.row < other.row else "below"
   return "left of" if one.column < other.column else "right of"
 
 
-def questions(scene: Scene, style: Style, rng: np.random.Generator) -> list[Question]:
-  """Every kind of question whose answer is unique in `scene`, one of each, in random order."""
+def questions(scene: Scene, style: Style, rng: np.random.Generator) -> list[QuestionAnswer]:
+  """One question of each kind that has a unique answer in `scene`, in random order."""
   colours, shapes = COLOUR_WORDS[style.colours], SHAPE_WORDS[style.shapes]
   things = scene.things
-  out = [Question("count", "how many objects are there ?", NUMBER_WORDS[len(things)])]
+  out = [QuestionAnswer("count", "how many objects are there ?", NUMBER_WORDS[len(things)])]
   one = things[rng.integers(len(things))]
   if _unique(things, "shape", one):
     name = shapes[one.shape]
     out += [
-      Question("colour", f"what colour is the {name} ?", colours[one.colour]),
-      Question("size", f"what size is the {name} ?", SIZE_WORDS[style.sizes][one.size]),
-      Question("where", f"where is the {name} ?", place_phrase(one, style)),
+      QuestionAnswer("colour", f"what colour is the {name} ?", colours[one.colour]),
+      QuestionAnswer("size", f"what size is the {name} ?", SIZE_WORDS[style.sizes][one.size]),
+      QuestionAnswer("where", f"where is the {name} ?", place_phrase(one, style)),
     ]
   if _unique(things, "colour", one):
-    out.append(Question("shape", f"what shape is {colours[one.colour]} ?", shapes[one.shape]))
+    out.append(QuestionAnswer("shape", f"what shape is {colours[one.colour]} ?", shapes[one.shape]))
   out.append(_exists(things, colours, shapes, rng))
   if len(things) > 1:
     a, b = (things[i] for i in rng.choice(len(things), size=2, replace=False))
     if _unique(things, "shape", a) and _unique(things, "shape", b):
       side = ("above", "below", "left of", "right of")[rng.integers(4)]
       text = f"is the {shapes[a.shape]} {side} the {shapes[b.shape]} ?"
-      out.append(Question("relation", text, "yes" if _holds(a, b, side) else "no"))
+      out.append(QuestionAnswer("relation", text, "yes" if _holds(a, b, side) else "no"))
   return [out[i] for i in rng.permutation(len(out))]
 
 
-def _exists(things, colours, shapes, rng) -> Question:
-  """Half of the answers are yes; the others ask for a thing with one attribute changed."""
+def _exists(things, colours, shapes, rng) -> QuestionAnswer:
+  """Half of the answers are yes; the others ask for a thing in a random colour."""
   thing = things[rng.integers(len(things))]
   colour, shape, answer = thing.colour, thing.shape, "yes"
   if rng.random() < 0.5:
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     answer = "yes" if any(t.colour == colour and t.shape == shape for t in things) else "no"
   text = _articles(f"is there a {colours[colour]} {shapes[shape]} ?")
-  return Question("exists", text, answer)
+  return QuestionAnswer("exists", text, answer)
 
 
 def _holds(a: Thing, b: Thing, side: str) -> bool:

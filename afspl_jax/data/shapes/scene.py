@@ -1,7 +1,7 @@
-"""Scenes of coloured shapes on a 3 x 3 grid, and how they are drawn.
+"""Scenes of coloured shapes on a 3 x 3 grid, and how they are rendered.
 
-A scene's identity leaves out what is mere appearance (jitter, background, noise); the split of a
-scene follows from its identity alone, so no two splits, and no pretraining, ever share one.
+A scene's identity does not include its appearance (jitter, background, noise). The split of a scene
+is a function of its identity, so splits and pretraining never have a scene in common.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 RADII = {"small": 5.0, "big": 9.0}
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "centre", "right")
-# Of a scene's hash, in percent. Pretraining has its own part: the backbones never meet a scene
-# that a site trains or is tested on.
+# Ranges of a scene's hash, in percent. Pretraining has its own range, so the backbones never see a
+# scene that a site trains on or is tested on.
 SPLITS = {"pretrain": (0, 45), "train": (45, 80), "validation": (80, 85), "test": (85, 100)}
 
 
 @dataclass(frozen=True, order=True)
 class Thing:
-  """One object; `row` and `column` count from the top left."""
+  """One coloured shape; `row` and `column` count from the top left."""
 
   row: int
   column: int
@@ -51,7 +51,7 @@ class Scene:
 
   @property
   def identity(self) -> str:
-    """Equal for scenes that any description must call equal."""
+    """Equal for two scenes that no description can tell apart."""
     return ";".join(f"{t.size} {t.colour} {t.shape} {t.row}{t.column}" for t in self.things)
 
   @property
@@ -63,7 +63,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Look:
-  """What a site's camera does to every image: background tone, tint and noise (0-255 levels)."""
+  """The camera of a site: background grey, tint and noise of every image (0-255 levels)."""
 
   grey: float
   tint: tuple[float, float, float]
@@ -94,16 +94,16 @@ def sample_scene(
 
 
 def sample_look(rng: np.random.Generator) -> Look:
-  """Any look that a site could have."""
+  """Draws a random look."""
   tint = rng.uniform(-22, 22, size=3)
   return Look(rng.uniform(70, 185), (tint[0], tint[1], tint[2]), rng.uniform(3, 12))
 
 
-def draw(scene: Scene, look: Look, rng: np.random.Generator) -> Image.Image:
+def render(scene: Scene, look: Look, rng: np.random.Generator) -> Image.Image:
   """Renders `scene`; `rng` gives jitter, sizes within a class, and noise.
 
   Returns:
-    An RGB image of SIZE x SIZE, drawn at twice the size and averaged.
+    An RGB image of SIZE x SIZE, rendered at twice the size and averaged.
   """
   base = np.clip(look.grey + np.asarray(look.tint), 0, 255).astype(int)
   canvas = Image.new("RGB", (2 * SIZE, 2 * SIZE), tuple(int(x) for x in base))
@@ -120,7 +120,7 @@ def draw(scene: Scene, look: Look, rng: np.random.Generator) -> Image.Image:
 
 
 def cells_of(thing: Thing, grid: int) -> list[int]:
-  """Which cells of a grid x grid raster the middle of `thing` touches, in reading order."""
+  """The cells of a grid x grid raster that the core of `thing` touches, in reading order."""
   step, reach = SIZE / grid, RADII[thing.size] * 0.8
   x, y = (thing.column + 0.5) * SIZE / 3, (thing.row + 0.5) * SIZE / 3
   return [

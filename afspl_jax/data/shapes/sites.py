@@ -1,17 +1,17 @@
-"""Ten sites that differ as hospitals do: camera, content, house style and task mix."""
+"""Ten sites that differ like hospitals: in camera, content, style of texts and mix of tasks."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from afspl_jax.data.shapes import language
-from afspl_jax.data.shapes.language import Question, Style
+from afspl_jax.data.shapes.language import QuestionAnswer, Style
 from afspl_jax.data.shapes.scene import COLOURS, SHAPES, Look, Scene, sample_scene
 
 
 @dataclass(frozen=True)
 class Site:
-  """Where images and texts come from."""
+  """A site: how its images look, and how its texts are written."""
 
   name: str
   look: Look
@@ -91,11 +91,11 @@ SITES = (
 
 @dataclass(frozen=True)
 class Record:
-  """One image's scene with all that its site says of it: captions or questions."""
+  """The scene of one image with its texts: captions or questions."""
 
   scene: Scene
   captions: tuple[str, ...]
-  questions: tuple[Question, ...]
+  questions: tuple[QuestionAnswer, ...]
 
 
 def sample_record(site: Site, split: str, seen: set[str], rng: np.random.Generator) -> Record:

@@ -1,7 +1,7 @@
-"""The sources by name.
+"""Data sources by name.
 
-Each is one file here with `open_splits(splits, data, faults)`, which gives a `Source` for each
-split; nothing else is edited to add one. Another package adds one by an entry point
+Each is one module here with `open_splits(splits, data, bad_records)`, which gives a `Source` for
+each split. To add one, nothing else is edited. Another package adds one by an entry point
 (config/registry.py).
 """
 
@@ -10,45 +10,45 @@ from collections.abc import Sequence
 from afspl_jax.config.experiment import Data
 from afspl_jax.config.registry import SOURCES
 from afspl_jax.config.setting import require
-from afspl_jax.data.bad_records import Faults
+from afspl_jax.data.bad_records import BadRecords
 from afspl_jax.errors import UserError
 from afspl_jax.types import Source
 
 
-def known() -> tuple[str, ...]:
+def known_sources() -> tuple[str, ...]:
   """How an experiment may name a source, sorted."""
   return (*(name for name in SOURCES.names() if name != "tfds"), "tfds:NAME")
 
 
-def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, Source]:
+def open_splits(splits: Sequence[str], data: Data, bad_records: BadRecords) -> dict[str, Source]:
   """Opens splits, which may be empty.
 
   Args:
-    splits: of "train", "validation" and "test".
-    data: `source` is one of `known`.
-    faults: what may be left out, and what was.
+    splits: some of "train", "validation" and "test".
+    data: `source` is one of `known_sources`.
+    bad_records: collects the records that are left out.
 
   Raises:
-    UserError: an unknown source, one whose data is not there, or data that cannot be used.
+    UserError: the source is unknown, or its data is missing or cannot be used.
   """
   kind, _, which = data.source.partition(":")
   if kind == "tfds":
-    require("data.source", data.source, bool(which), f"one of {', '.join(known())}")
+    require("data.source", data.source, bool(which), f"one of {', '.join(known_sources())}")
   else:
     kind = data.source
-  return SOURCES.load(kind, known()).open_splits(splits, data, faults)
+  return SOURCES.load(kind, known_sources()).open_splits(splits, data, bad_records)
 
 
 def open_sources(data: Data, splits: Sequence[str]) -> dict[str, Source]:
-  """Opens splits for a run, and tells what was left out of them.
+  """Opens splits for a run, and prints which records were left out.
 
   Raises:
-    UserError: as `open_splits`; more records are malformed than `data.max_bad`; a split is empty,
-      or the source has none of that name.
+    UserError: as `open_splits`; more than `data.max_bad` records are bad; a split is empty, or the
+      source does not have it.
   """
-  faults = Faults(data.max_bad)
-  sources = open_splits(splits, data, faults)
-  faults.tell()
+  bad_records = BadRecords(data.max_bad)
+  sources = open_splits(splits, data, bad_records)
+  bad_records.report()
   for split in splits:
     if split not in sources or not sources[split].images():
       where = data.dir or "the working directory"

@@ -4,10 +4,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.annotation_files import by_name, keyed
-from afspl_jax.data.bad_records import Faults, Malformed
-from afspl_jax.data.image_files import FileSource, ImageFolder, base, by_split, home
-from afspl_jax.data.records import fields, members, read_json, served, split_of, text
+from afspl_jax.data.annotation_files import entries_by_id, files_by_split
+from afspl_jax.data.bad_records import BadRecord, BadRecords
+from afspl_jax.data.image_files import (
+  FileSource,
+  ImageFolder,
+  data_folder,
+  find_image_folder,
+  sources_by_split,
+)
+from afspl_jax.data.records import (
+  as_object,
+  hashed_split,
+  list_entries,
+  read_json_file,
+  splits_served,
+  text_field,
+)
 from afspl_jax.types import Example
 
 PATTERN = "captions*.json"
@@ -16,55 +29,57 @@ Put captions_train2017.json and captions_val2017.json of COCO, or files like the
   images beside them in train2017/ and val2017/, or all in images/"""
 
 
-def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, FileSource]:
-  """Opens splits; COCO's own test part has no captions, and so val serves validation and test.
+def open_splits(
+  splits: Sequence[str], data: Data, bad_records: BadRecords
+) -> dict[str, FileSource]:
+  """Opens splits; val serves validation and test, because COCO's test part has no captions.
 
   Args:
-    splits: their names.
+    splits: names of the splits.
     data: `dir` holds the files.
-    faults: what may be left out.
+    bad_records: collects the records that are left out.
 
   Raises:
-    MissingData: they are not there.
-    UserError: one is of another form, or more records are malformed than allowed.
+    MissingData: they were not found.
+    UserError: one has another format, or too many records are bad.
   """
-  files = by_name(base(data.dir), PATTERN, _HOW)
+  files = files_by_split(data_folder(data.dir), PATTERN, _HOW)
   out: dict[str, FileSource] = {}
-  for part, among in served(files).items():
+  for part, among in splits_served(files).items():
     if wanted := [split for split in splits if split in among]:
-      out |= _open(files[part], base(data.dir), wanted, among, faults)
+      out |= _open(files[part], data_folder(data.dir), wanted, among, bad_records)
   return {split: out[split] for split in splits if split in out}
 
 
 def _open(
-  path: Path, base: Path, wanted: Sequence[str], among: tuple[str, ...], faults: Faults
+  path: Path, folder: Path, wanted: Sequence[str], among: tuple[str, ...], bad_records: BadRecords
 ) -> dict[str, FileSource]:
-  content = read_json(path)
-  entries = list(members(content, "images", path))
+  content = read_json_file(path)
+  entries = list(list_entries(content, "images", path))
   names = [str(e["file_name"]) for _, e in entries if isinstance(e, dict) and "file_name" in e]
   tag = path.stem.removeprefix("captions").strip("_")  # train2017
-  tag = "" if tag == ".." else tag  # it names a folder, which must be inside
-  root, _ = home(base, ("", "images", tag, f"images/{tag}"), [names], path)
+  tag = "" if tag == ".." else tag  # the name of a folder, which must be inside
+  root, _ = find_image_folder(folder, ("", "images", tag, f"images/{tag}"), [names], path)
   images = ImageFolder(root)
-  files = keyed(
+  files = entries_by_id(
     entries,
     "id",
-    lambda entry, where: images.find(text(entry, "file_name", where), where, "file_name"),
-    faults,
+    lambda entry, where: images.find(text_field(entry, "file_name", where), where, "file_name"),
+    bad_records,
   )
   captions: dict[str, list[str]] = {}
-  for where, entry in members(content, "annotations", path):
-    with faults.skipping():
-      image = text(fields(entry, where), "image_id", where, number=True)
+  for where, entry in list_entries(content, "annotations", path):
+    with bad_records.skipping():
+      image = text_field(as_object(entry, where), "image_id", where, number=True)
       if files.knows(image, where, "image_id", "images"):
-        captions.setdefault(image, []).append(text(entry, "caption", where))
+        captions.setdefault(image, []).append(text_field(entry, "caption", where))
   found = []
   for image, (where, name) in files.values.items():
-    with faults.skipping():
+    with bad_records.skipping():
       if image not in captions:
-        raise Malformed(
+        raise BadRecord(
           where, "no caption", 'expected a caption in "annotations"; got none. Add one.'
         )
       example = Example(id=image, image=name, references=tuple(captions[image]))
-      found.append((split_of(name, among), example))
-  return by_split(wanted, found, images)
+      found.append((hashed_split(name, among), example))
+  return sources_by_split(wanted, found, images)

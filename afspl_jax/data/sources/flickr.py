@@ -1,4 +1,4 @@
-"""Flickr8k and Flickr30k, in each of the forms that they are shipped in.
+"""Flickr8k and Flickr30k, in each format of their releases.
 
 `captions.txt` has `image,caption`; `Flickr8k.token.txt` and `results_20130124.token` have
 `image#number`, a tab and a caption; `results.csv` has `image| number| caption`.
@@ -10,10 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.annotation_files import one_of
-from afspl_jax.data.bad_records import Faults, Malformed
-from afspl_jax.data.image_files import FileSource, ImageFolder, base, by_split, home
-from afspl_jax.data.records import lines, split_of
+from afspl_jax.data.annotation_files import find_single_file
+from afspl_jax.data.bad_records import BadRecord, BadRecords
+from afspl_jax.data.image_files import (
+  FileSource,
+  ImageFolder,
+  data_folder,
+  find_image_folder,
+  sources_by_split,
+)
+from afspl_jax.data.records import hashed_split, text_lines
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
@@ -31,43 +37,47 @@ _LISTS = {"trainImages": "train", "devImages": "validation", "testImages": "test
 _HOW = f"Put one of {', '.join(PATTERNS)} there, and the images beside it, in Images/"
 
 
-def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, FileSource]:
-  """Opens splits: as Flickr_8k.trainImages.txt and its like say, or by images' names' hash.
+def open_splits(
+  splits: Sequence[str], data: Data, bad_records: BadRecords
+) -> dict[str, FileSource]:
+  """Opens splits from lists such as Flickr_8k.trainImages.txt, else by the hash of image names.
 
   Args:
-    splits: their names.
+    splits: names of the splits.
     data: `dir` holds the files.
-    faults: what may be left out.
+    bad_records: collects the records that are left out.
 
   Raises:
-    MissingData: they are not there.
-    UserError: one is of another form, or more lines are malformed than allowed.
+    MissingData: they were not found.
+    UserError: one has another format, or too many lines are bad.
   """
-  folder = base(data.dir)
-  path = one_of(folder, PATTERNS, _HOW)
+  folder = data_folder(data.dir)
+  path = find_single_file(folder, PATTERNS, _HOW)
   form, row = _FORMS[".token" if ".token" in path.name else path.name]
   rows = []
-  for where, line in lines(path, faults):
+  for where, line in text_lines(path, bad_records):
     if _is_header(line, where):
       continue
-    with faults.skipping():
+    with bad_records.skipping():
       rows.append((where, *_row(line, where, form, row)))
-  root, _ = home(folder, FOLDERS, [list(dict.fromkeys(image for _, image, _ in rows))], path)
+  root, _ = find_image_folder(
+    folder, FOLDERS, [list(dict.fromkeys(image for _, image, _ in rows))], path
+  )
   images = ImageFolder(root)
   captions: dict[str, list[str]] = {}
   for where, image, caption in rows:
-    with faults.skipping():
+    with bad_records.skipping():
       captions.setdefault(images.find(image, where), []).append(caption)
   listed = _listed(folder)
   found = (
-    (listed.get(image, "") if listed else split_of(image), Example(image, image, tuple(said)))
-    for image, said in captions.items()
+    (listed.get(image, "") if listed else hashed_split(image), Example(image, image, tuple(texts)))
+    for image, texts in captions.items()
   )
-  return by_split(splits, found, images)
+  return sources_by_split(splits, found, images)
 
 
 def _comma(line: str) -> list[str]:
-  # A line at a time: a quote that is never closed spoils its own line alone.
+  # A line at a time: a quote that is never closed spoils only its own line.
   return next(csv.reader([line], strict=True))
 
 
@@ -100,22 +110,22 @@ def _row(line: str, where: str, form: str, split: Callable[[str], list[str]]) ->
   except csv.Error:
     parts = []
   if len(parts) != 2 or not all(parts):
-    raise Malformed(
+    raise BadRecord(
       where, "no caption", f"expected {form}; got {line!r:.80}. Correct or remove the line."
     )
   return parts[0], parts[1]
 
 
 def _listed(folder: Path) -> dict[str, str]:
-  """The split of each image that a list of the data set's own names; those of no list have none."""
+  """The split of each image in the lists of the data set."""
   out: dict[str, str] = {}
   for path in sorted(folder.glob("*Images.txt")):
     for end, split in _LISTS.items():
       if path.stem.endswith(end):
-        for where, name in lines(path, Faults()):
+        for where, name in text_lines(path, BadRecords()):
           if out.setdefault(name.strip(), split) != split:
             raise UserError(
-              f"{where}: expected an image of {split} alone; got {name.strip()!r:.60}, which is of"
-              f" {out[name.strip()]}, too. Remove one."
+              f"{where}: expected an image of {split} only; got {name.strip()!r:.60}, which is also"
+              f" in {out[name.strip()]}. Remove one."
             )
   return out

@@ -1,9 +1,9 @@
-"""A folder of one's own: images, and a line of JSON for each in `captions.jsonl`.
+"""A folder of images with a line of JSON for each in `captions.jsonl`.
 
     {"image": "scans/17.png", "captions": ["No acute findings."], "site": "aachen"}
 
-A line has an `image`, by its path from the folder, and `captions`, or a `question` with `answers`,
-or all three, which makes two examples. The rest is optional: `site`, `labels`, `split` and `id`.
+A line has an `image`, the path from the folder, and `captions`, or a `question` with `answers`, or
+all of them, which makes two examples. `site`, `labels`, `split` and `id` are optional.
 """
 
 import difflib
@@ -12,17 +12,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.bad_records import Faults, Malformed
-from afspl_jax.data.image_files import FileSource, ImageFolder, base, by_split, missing
+from afspl_jax.data.bad_records import BadRecord, BadRecords
+from afspl_jax.data.image_files import (
+  FileSource,
+  ImageFolder,
+  data_folder,
+  missing_data,
+  sources_by_split,
+)
 from afspl_jax.data.records import (
   SPLITS,
-  Agreed,
-  Distinct,
-  fields,
-  json_lines,
-  split_of,
-  text,
-  texts,
+  ConsistentValues,
+  UniqueValues,
+  as_object,
+  hashed_split,
+  json_line_values,
+  text_field,
+  text_list,
 )
 from afspl_jax.types import Example
 
@@ -34,53 +40,59 @@ _HOW = f"""Write it: a line for each image in {FILE}, such as
   {{"image": "scans/17.png", "captions": ["No acute findings."], "site": "aachen"}}"""
 
 
-def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, FileSource]:
-  """Opens splits; an image without one is in 70, 10 or 20 % of them by its name's hash.
+def open_splits(
+  splits: Sequence[str], data: Data, bad_records: BadRecords
+) -> dict[str, FileSource]:
+  """Opens splits; an image without one gets train, validation or test by the hash of its name.
 
   Args:
-    splits: their names.
+    splits: names of the splits.
     data: `dir` is the folder.
-    faults: what may be left out.
+    bad_records: collects the records that are left out.
 
   Raises:
-    MissingData: there is no such file.
-    UserError: more lines are malformed than allowed.
+    MissingData: captions.jsonl was not found.
+    UserError: too many lines are bad.
   """
-  path = base(data.dir) / FILE
+  path = data_folder(data.dir) / FILE
   if not os.path.isfile(path):
-    raise missing(f"no {FILE} in {base(data.dir).absolute()}", _HOW)
+    raise missing_data(f"no {FILE} in {data_folder(data.dir).absolute()}", _HOW)
   reader = _Reader(ImageFolder(path.parent))
   read: list[tuple[str, list[tuple[str, Example]]]] = []
-  for where, record in json_lines(path, faults):
-    with faults.skipping():
+  for where, record in json_line_values(path, bad_records):
+    with bad_records.skipping():
       read.append((where, reader.read(record, where)))
   some_have_sites = any(example.site for _, found in read for _, example in found)
   kept: list[tuple[str, Example]] = []
   for where, found in read:
-    with faults.skipping():
+    with bad_records.skipping():
       if some_have_sites and not found[0][1].site:
-        raise Malformed(
+        raise BadRecord(
           where, "no site", '"site" must be on every line or on none; got none here. Add it.'
         )
       kept += found
-  return by_split(splits, kept, reader.images)
+  return sources_by_split(splits, kept, reader.images)
 
 
 class _Reader:
   def __init__(self, images: ImageFolder):
     self.images = images
-    self._ids, self._sites, self._splits = Distinct("id"), Agreed("site"), Agreed("split")
+    self._ids, self._sites, self._splits = (
+      UniqueValues("id"),
+      ConsistentValues("site"),
+      ConsistentValues("split"),
+    )
 
   def read(self, record: Any, where: str) -> list[tuple[str, Example]]:
     """The examples of a line, with their split."""
-    record = fields(record, where)
+    record = as_object(record, where)
     _check_keys(record, where)
-    image = self.images.find(text(record, "image", where), where)
-    # What is null is not there: many exports write it so.
+    image = self.images.find(text_field(record, "image", where), where)
+    # Many exports write null for a missing value.
     record = {key: value for key, value in record.items() if value is not None}
-    site = text(record, "site", where) if "site" in record else ""
+    site = text_field(record, "site", where) if "site" in record else ""
     if len(site) > _LONGEST_SITE or not site.isprintable():
-      raise Malformed(
+      raise BadRecord(
         where,
         "site",
         f'"site" must be a name of at most {_LONGEST_SITE} printable characters; got'
@@ -90,21 +102,21 @@ class _Reader:
     common: dict[str, Any] = {
       "image": image,
       "site": site,
-      "labels": texts(record, "labels", where) if record.get("labels") else (),
+      "labels": text_list(record, "labels", where) if record.get("labels") else (),
     }
-    own = text(record, "id", where, number=True) if "id" in record else ""
-    # Unique without an id, too: the line's number.
-    name = own or f"{image}:{where.rpartition(':')[2]}"
+    record_id = text_field(record, "id", where, number=True) if "id" in record else ""
+    # Without an id, the line number makes the name unique.
+    name = record_id or f"{image}:{where.rpartition(':')[2]}"
     out = []
     if "captions" in record:
-      captions = texts(record, "captions", where)
+      captions = text_list(record, "captions", where)
       out.append(Example(id=name, references=captions, **common))
     if "question" in record or "answers" in record:
-      question, answers = text(record, "question", where), texts(record, "answers", where)
+      question, answers = text_field(record, "question", where), text_list(record, "answers", where)
       asked = f"{name}-q" if out else name
       out.append(Example(id=asked, references=answers, question=question, **common))
     if not out:
-      raise Malformed(
+      raise BadRecord(
         where,
         "no text",
         f'expected "captions", or "question" and "answers"; got {sorted(record)!r:.200}. Add them.',
@@ -118,11 +130,11 @@ class _Reader:
 
 def _split(record: dict[str, Any], image: str, where: str) -> str:
   if "split" not in record:
-    return split_of(image)
-  split = text(record, "split", where)
+    return hashed_split(image)
+  split = text_field(record, "split", where)
   split = _ALSO.get(split, split)
   if split not in SPLITS:
-    raise Malformed(
+    raise BadRecord(
       where,
       "split",
       f'"split" must be one of {", ".join(SPLITS)}; got {split!r:.60}. Correct or remove it.',
@@ -131,10 +143,10 @@ def _split(record: dict[str, Any], image: str, where: str) -> str:
 
 
 def _check_keys(record: dict[str, Any], where: str) -> None:
-  """Other keys may stand there, but not such as are meant to be one of ours."""
+  """Checks for misspelt keys; other unknown keys are allowed."""
   for key in record:
     if key not in KEYS and "_" not in key:
       for meant in difflib.get_close_matches(key.lower(), KEYS, n=1, cutoff=0.8):
-        raise Malformed(
+        raise BadRecord(
           where, f"{meant} misspelt", f'expected the key "{meant}"; got {key!r:.60}. Rename it.'
         )

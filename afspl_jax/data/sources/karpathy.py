@@ -3,10 +3,23 @@
 from collections.abc import Sequence
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.annotation_files import one_of
-from afspl_jax.data.bad_records import Faults, Malformed
-from afspl_jax.data.image_files import FileSource, ImageFolder, base, by_split, home
-from afspl_jax.data.records import Distinct, fields, members, read_json, text, texts_of
+from afspl_jax.data.annotation_files import find_single_file
+from afspl_jax.data.bad_records import BadRecord, BadRecords
+from afspl_jax.data.image_files import (
+  FileSource,
+  ImageFolder,
+  data_folder,
+  find_image_folder,
+  sources_by_split,
+)
+from afspl_jax.data.records import (
+  UniqueValues,
+  as_object,
+  list_entries,
+  nested_texts,
+  read_json_file,
+  text_field,
+)
 from afspl_jax.data.sources import flickr
 from afspl_jax.types import Example
 
@@ -17,44 +30,46 @@ Put one of dataset_coco.json, dataset_flickr8k.json and dataset_flickr30k.json o
   caption_datasets.zip there, and the images beside it: COCO's in train2014/ and val2014/"""
 
 
-def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, FileSource]:
+def open_splits(
+  splits: Sequence[str], data: Data, bad_records: BadRecords
+) -> dict[str, FileSource]:
   """Opens splits; train is Karpathy's train and restval.
 
   Args:
-    splits: their names.
+    splits: names of the splits.
     data: `dir` holds the files.
-    faults: what may be left out.
+    bad_records: collects the records that are left out.
 
   Raises:
-    MissingData: they are not there.
-    UserError: the file is of another form, or more records are malformed than allowed.
+    MissingData: they were not found.
+    UserError: the file has another format, or too many records are bad.
   """
-  folder = base(data.dir)
-  path = one_of(folder, PATTERNS, _HOW)
+  folder = data_folder(data.dir)
+  path = find_single_file(folder, PATTERNS, _HOW)
   read = []
-  for where, entry in members(read_json(path), "images", path):
-    with faults.skipping():
-      entry = fields(entry, where)
-      name = text(entry, "filename", where)
-      below = f"{text(entry, 'filepath', where)}/{name}" if entry.get("filepath") else name
-      split = text(entry, "split", where)
+  for where, entry in list_entries(read_json_file(path), "images", path):
+    with bad_records.skipping():
+      entry = as_object(entry, where)
+      name = text_field(entry, "filename", where)
+      below = f"{text_field(entry, 'filepath', where)}/{name}" if entry.get("filepath") else name
+      split = text_field(entry, "split", where)
       if split not in _SPLITS:
-        raise Malformed(
+        raise BadRecord(
           where,
           "split",
           f'"split" must be one of {", ".join(_SPLITS)}; got {split!r:.60}. Correct it.',
         )
-      said = texts_of(entry, "sentences", "raw", where)
-      own = text(entry, "cocoid", where, number=True) if "cocoid" in entry else below
-      read.append((where, (below, name), _SPLITS[split], own, said))
+      captions = nested_texts(entry, "sentences", "raw", where)
+      record_id = text_field(entry, "cocoid", where, number=True) if "cocoid" in entry else below
+      read.append((where, (below, name), _SPLITS[split], record_id, captions))
   names = [[both[i] for _, both, *_ in read] for i in range(2)]
-  root, naming = home(folder, ("", *flickr.FOLDERS), names, path)
-  images, names_seen, ids = ImageFolder(root), Distinct("filename"), Distinct("cocoid")
+  root, naming = find_image_folder(folder, ("", *flickr.FOLDERS), names, path)
+  images, names_seen, ids = ImageFolder(root), UniqueValues("filename"), UniqueValues("cocoid")
   found = []
-  for where, both, split, own, said in read:
-    with faults.skipping():
+  for where, both, split, record_id, captions in read:
+    with bad_records.skipping():
       image = images.find(both[naming], where, "filename")
       names_seen.add(image, where)
-      ids.add(own, where)
-      found.append((split, Example(own, image, said)))
-  return by_split(splits, found, images)
+      ids.add(record_id, where)
+      found.append((split, Example(record_id, image, captions)))
+  return sources_by_split(splits, found, images)

@@ -1,4 +1,4 @@
-"""The shapes world as a source; written to disk when it is first asked for."""
+"""The shapes world as a source; it is drawn to disk at the first use."""
 
 import contextlib
 import io
@@ -7,19 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.bad_records import Faults
-from afspl_jax.data.tfds_reader import Builder, TfdsSource, data_dir
+from afspl_jax.data.bad_records import BadRecords
+from afspl_jax.data.tfds_reader import Builder, TfdsSource, tfds_folder
 from afspl_jax.errors import SettingError
 from afspl_jax.types import Example
 
 
-def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, TfdsSource]:
-  """Opens splits, drawing the world first where it is not there yet.
+def open_splits(
+  splits: Sequence[str], data: Data, bad_records: BadRecords
+) -> dict[str, TfdsSource]:
+  """Opens splits; draws the world first if it is not on disk.
 
   Args:
-    splits: their names.
-    data: `dir` is where tensorflow-datasets' data sets lie.
-    faults: of records; none has any.
+    splits: names of the splits.
+    data: `dir` is the folder of tensorflow-datasets.
+    bad_records: not used; no record is bad.
 
   Raises:
     SettingError: the folder cannot be written.
@@ -27,24 +29,24 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
   import tensorflow_datasets as tfds
 
   builder = _builder(data.dir)
-  if not is_drawn(data.dir):
+  if not shapes_exist(data.dir):
     tfds.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.WARNING)
     print(f"drawing the shapes world into {builder.data_path} (once, some seconds)")
     try:
-      with contextlib.redirect_stdout(io.StringIO()):  # speaks of a download
+      with contextlib.redirect_stdout(io.StringIO()):  # it speaks of a download
         builder.download_and_prepare()
     except OSError as error:
       if not builder.data_path.exists():  # otherwise another process was quicker
         raise SettingError(
-          f"data.dir: expected a folder that can be written; got {data_dir(data.dir)}: {error}."
+          f"data.dir: expected a folder that can be written; got {tfds_folder(data.dir)}: {error}."
           " Choose another with --config.data.dir=FOLDER"
         ) from error
-    builder = _builder(data.dir)  # what another process drew was not there for the first to read
-  return {split: TfdsSource(builder, split, _examples, faults) for split in splits}
+    builder = _builder(data.dir)  # the first builder does not see what another process drew
+  return {split: TfdsSource(builder, split, _examples, bad_records) for split in splits}
 
 
-def is_drawn(folder: str) -> bool:
+def shapes_exist(folder: str) -> bool:
   """Whether the world is on disk.
 
   Args:
@@ -56,7 +58,7 @@ def is_drawn(folder: str) -> bool:
 def _builder(folder: str) -> Builder:
   from afspl_jax.data.shapes.builder import ShapesWorld
 
-  return ShapesWorld(data_dir=data_dir(folder), file_format="array_record")
+  return ShapesWorld(data_dir=tfds_folder(folder), file_format="array_record")
 
 
 def _examples(record: Mapping[str, Any], image: str, where: str) -> list[Example]:

@@ -1,7 +1,7 @@
-"""Any data set of tensorflow-datasets with images and texts: `data.fields` says which are which.
+"""Any data set of tensorflow-datasets with images and texts: `data.fields` maps roles to features.
 
-`data.source="tfds:NAME"` and `data.fields="image=image,captions=caption/text"`: roles and features,
-whose parts are joined with "/". Roles are image, captions, question, answers, labels, site and id.
+`data.source="tfds:NAME"` and `data.fields="image=image,captions=caption/text"`; a "/" goes inside a
+feature. Roles are image, captions, question, answers, labels, site and id.
 """
 
 from collections import Counter
@@ -9,9 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.bad_records import Faults, Malformed
-from afspl_jax.data.records import Distinct, portions, served, text, texts
-from afspl_jax.data.tfds_reader import Builder, TfdsSource, data_dir, prepared
+from afspl_jax.data.bad_records import BadRecord, BadRecords
+from afspl_jax.data.records import (
+  UniqueValues,
+  split_portions,
+  splits_served,
+  text_field,
+  text_list,
+)
+from afspl_jax.data.tfds_reader import Builder, TfdsSource, open_prepared, tfds_folder
 from afspl_jax.errors import SettingError
 from afspl_jax.types import Example
 
@@ -20,29 +26,31 @@ _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "t
 _HOW = """\
   Prepare it there as array_record, where TensorFlow may be installed:
   tfds build {} --file_format=array_record --data_dir={}
-  Lies it elsewhere, add --config.data.dir=FOLDER"""
+  If it is elsewhere, add --config.data.dir=FOLDER"""
 
 
 class _Feature(NamedTuple):
   path: tuple[str, ...]
-  names: Sequence[str]  # of its numbers, where it is of classes
+  names: Sequence[str]  # of the classes, if its values are classes
 
 
-def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, TfdsSource]:
-  """Opens splits; those that the data set lacks are slices of others, as `served` says.
+def open_splits(
+  splits: Sequence[str], data: Data, bad_records: BadRecords
+) -> dict[str, TfdsSource]:
+  """Opens splits; a missing split is a slice of another one (`splits_served`).
 
   Args:
-    splits: their names.
-    data: `source`, `fields`, and in `dir` where tensorflow-datasets' data sets lie.
-    faults: what may be left out.
+    splits: names of the splits.
+    data: `source`, `fields`, and `dir`, the folder of tensorflow-datasets.
+    bad_records: collects the records that are left out.
 
   Raises:
-    MissingData: it has not been prepared.
-    SettingError: `fields` is not of its form, or the data set has no such features or splits.
+    MissingData: the data set has not been prepared.
+    SettingError: `fields` has a wrong format, or the data set has no such features or splits.
   """
   name = data.source.partition(":")[2]
   roles = _roles(data.fields)
-  builder = prepared(name, data.dir, _HOW.format(name, data_dir(data.dir)))
+  builder = open_prepared(name, data.dir, _HOW.format(name, tfds_folder(data.dir)))
   features = {role: _feature(builder, role, path) for role, path in roles.items()}
   image = features.pop("image").path[0]
   own = {_SPLITS[split]: split for split in reversed(builder.info.splits) if split in _SPLITS}
@@ -52,13 +60,13 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
       f" {', '.join(builder.info.splits)}. Use another data set."
     )
   out = {}
-  for part, among in served(own).items():
-    for split, (start, end) in portions(among).items():
+  for part, among in splits_served(own).items():
+    for split, (start, end) in split_portions(among).items():
       if split in splits:
         # Data sets are shuffled when they are written.
         cut = f"[{start:.0%}:{end:.0%}]" if len(among) > 1 else ""
         adapt = _Reader(features).read
-        reading = (builder, f"{own[part]}{cut}", adapt, faults, image, data.fields)
+        reading = (builder, f"{own[part]}{cut}", adapt, bad_records, image, data.fields)
         out[split] = TfdsSource(*reading)
   return {split: out[split] for split in splits if split in out}
 
@@ -104,8 +112,8 @@ def _feature(builder: Builder, role: str, path: str) -> _Feature:
 
 
 def _walk(feature: Any, path: str) -> tuple[tuple[str, ...], Any] | None:
-  """The keys that lead to a feature and the feature; names may themselves have a "/"."""
-  feature = getattr(feature, "feature", feature)  # of a sequence: its entries'
+  """The keys that lead to a feature, and the feature; a key may itself contain "/"."""
+  feature = getattr(feature, "feature", feature)  # of a sequence: the feature of its entries
   for key in feature if hasattr(feature, "keys") else ():
     if path == key:
       return (key,), feature[key]
@@ -122,50 +130,50 @@ def _paths(feature: Any) -> list[str]:
 
 
 class _Reader:
-  """Makes examples of the records of one split."""
+  """Makes examples from the records of one split."""
 
   def __init__(self, features: Mapping[str, _Feature]):
     self._features = features
-    self._ids = Distinct("id")
+    self._ids = UniqueValues("id")
 
   def read(self, record: Mapping[str, Any], image: str, where: str) -> list[Example]:
-    """The examples of a record.
+    """Makes the examples of a record.
 
     Raises:
-      Malformed: it lacks what it should have, or an earlier one has its id.
+      BadRecord: a value is missing or wrong, or an earlier record has the same id.
     """
     found = {role: self._value(record, role) for role in self._features}
     name = image
     if "id" in found:
-      name = text(found, "id", where)
+      name = text_field(found, "id", where)
       self._ids.add(name, where)
     labels = Counter(label for label in _several(found.get("labels", [])) if label)
     common: dict[str, Any] = {
       "image": image,
-      "site": text(found, "site", where) if "site" in found else "",
+      "site": text_field(found, "site", where) if "site" in found else "",
       "labels": tuple(label for label, _ in labels.most_common()),
     }
     out = []
     if "captions" in found:
       found["captions"] = _several(found["captions"])
-      out.append(Example(id=name, references=texts(found, "captions", where), **common))
+      out.append(Example(id=name, references=text_list(found, "captions", where), **common))
     if "question" in found:
       several = isinstance(found["question"], list)
       questions = _several(found["question"])
       answers = found["answers"] if several else [found["answers"]]
       if not isinstance(answers, list) or len(answers) != len(questions):
-        raise Malformed(
+        raise BadRecord(
           where,
           "answers",
           f'"answers" must be one for each "question"; got {answers!r:.60}. Correct data.fields.',
         )
       for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        said = {"question": question, "answers": _several(answer)}
+        pair = {"question": question, "answers": _several(answer)}
         out.append(
           Example(
             id=f"{name}-q{i}" if several or out else name,
-            references=texts(said, "answers", where),
-            question=text(said, "question", where),
+            references=text_list(pair, "answers", where),
+            question=text_field(pair, "question", where),
             **common,
           )
         )
@@ -180,7 +188,7 @@ class _Reader:
 
 
 def _worded(value: Any, names: Sequence[str]) -> Any:
-  """Texts for numbers: those of classes by their names, and none for -1, which is no class."""
+  """Texts for numbers: the names of classes, and "" for -1, which means no class."""
   if isinstance(value, list):
     return [_worded(part, names) for part in value]
   if isinstance(value, str):

@@ -4,50 +4,66 @@ import os
 from collections.abc import Sequence
 
 from afspl_jax.config.experiment import Data
-from afspl_jax.data.bad_records import Faults, Malformed
-from afspl_jax.data.image_files import FileSource, ImageFolder, base, by_split, missing
-from afspl_jax.data.records import Agreed, Distinct, fields, members, read_json, split_of, text
+from afspl_jax.data.bad_records import BadRecord, BadRecords
+from afspl_jax.data.image_files import (
+  FileSource,
+  ImageFolder,
+  data_folder,
+  missing_data,
+  sources_by_split,
+)
+from afspl_jax.data.records import (
+  ConsistentValues,
+  UniqueValues,
+  as_object,
+  hashed_split,
+  list_entries,
+  read_json_file,
+  text_field,
+)
 from afspl_jax.types import Example
 
 FILE, IMAGES = "trainset.json", "images"
 _SITES = {"HEAD": "head", "CHEST": "chest", "ABD": "abdomen"}
 _HOW = f"""\
-Fetch the public data set VQA-RAD (Lau et al. 2018) from OSF and put it there: its JSON file as
+Download the public data set VQA-RAD (Lau et al. 2018) from OSF and put it there: its JSON file as
   {FILE}, its image folder as {IMAGES}/"""
 
 
-def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, FileSource]:
-  """Opens splits: 70, 10 and 20 % of the images by their names' hash.
+def open_splits(
+  splits: Sequence[str], data: Data, bad_records: BadRecords
+) -> dict[str, FileSource]:
+  """Opens splits: 70, 10 and 20 % of the images by the hash of their names.
 
-  The data set's own test part asks about images of its training part, and so is not used.
-  Questions and answers are lower-cased, as the data set writes "Yes" and "yes", and freed of tabs.
+  The data set's test part is not used, because its questions are about images of the training part.
+  Questions and answers are lower-cased, because the data set has both "Yes" and "yes", and tabs are
+  replaced by spaces.
 
   Args:
-    splits: their names.
+    splits: names of the splits.
     data: `dir` holds trainset.json and images/.
-    faults: what may be left out.
+    bad_records: collects the records that are left out.
 
   Raises:
-    MissingData: they are not there.
-    UserError: the file is of another form, or more records are malformed than allowed.
+    MissingData: they were not found.
+    UserError: the file has another format, or too many records are bad.
   """
-  folder = base(data.dir)
+  folder = data_folder(data.dir)
   path, root = folder / FILE, folder / IMAGES
   if not os.path.isfile(path) or not os.path.isdir(root):
-    fault = f"no {FILE} beside a folder {IMAGES} of VQA-RAD in {folder.absolute()}"
-    raise missing(fault, _HOW)
-  images, ids, organs = ImageFolder(root), Distinct("qid"), Agreed("image_organ")
+    raise missing_data(f"no {FILE} and folder {IMAGES} of VQA-RAD in {folder.absolute()}", _HOW)
+  images, ids, organs = ImageFolder(root), UniqueValues("qid"), ConsistentValues("image_organ")
   found = []
-  for where, record in members(read_json(path), "", path):
-    with faults.skipping():
-      record = fields(record, where)
-      number = text(record, "qid", where, number=True)
-      image = images.find(text(record, "image_name", where), where, "image_name")
-      organ = text(record, "image_organ", where)
-      question = text(record, "question", where)
-      answer = text(record, "answer", where, number=True)
+  for where, record in list_entries(read_json_file(path), "", path):
+    with bad_records.skipping():
+      record = as_object(record, where)
+      number = text_field(record, "qid", where, number=True)
+      image = images.find(text_field(record, "image_name", where), where, "image_name")
+      organ = text_field(record, "image_organ", where)
+      question = text_field(record, "question", where)
+      answer = text_field(record, "answer", where, number=True)
       if organ not in _SITES:
-        raise Malformed(
+        raise BadRecord(
           where,
           "image_organ",
           f'"image_organ" must be one of {", ".join(_SITES)}; got {organ!r:.60}. Correct it.',
@@ -62,8 +78,8 @@ def open_splits(splits: Sequence[str], data: Data, faults: Faults) -> dict[str, 
         site=_SITES[organ],
         labels=(organ,),
       )
-      found.append((split_of(image), example))
-  return by_split(splits, found, images)
+      found.append((hashed_split(image), example))
+  return sources_by_split(splits, found, images)
 
 
 def _plain(value: str) -> str:

@@ -20,7 +20,9 @@ from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.models.captioner import Captioner
 from afspl_jax.models.prompter.local import LOCAL, join, split
 from afspl_jax.storage.pytrees import zeros_like
-from afspl_jax.training.train_step import StepMetrics, make_local_training, make_matching, replicate
+from afspl_jax.training.initial_prompt import make_initial_prompt
+from afspl_jax.training.mesh import replicate
+from afspl_jax.training.train_step import StepMetrics, make_local_training
 from afspl_jax.types import Batch, Params
 
 
@@ -92,7 +94,7 @@ class LocalTrainer:
     self._controlled = isinstance(strategy, Controlled)
     if self._controlled:
       self._template["control"] = self._zeros
-    self._matching = make_matching(captioner, mesh)
+    self._initial_prompt = make_initial_prompt(captioner, mesh)
     self.private_batches: PoissonBatches | None = None
     rounds, penalty = config.fed.rounds, strategy.client_penalty
     if config.privacy.example_clip:
@@ -264,7 +266,7 @@ class LocalTrainer:
     rows = self._clients[site]
     size = self._config.eval.batch_size
     batch = self._data.batch(rows[:: -(-len(rows) // size)], size)
-    prompt = np.asarray(self._matching(join(shared, self._local), batch))
+    prompt = np.asarray(self._initial_prompt(join(shared, self._local), batch))
     local = self._local | {LOCAL: self._local[LOCAL] | {"prompt": prompt}}
     return self._template | {"own": local}
 

@@ -83,7 +83,8 @@ class PoissonBatches:
     size = optim.batch_size * max(usual, -(-largest // optim.batch_size))
     personal = 1.0 - self._config.prompter.local_drop
     batches = [
-      self._data.drawn_batches(*each, size, rng, personal) for each in zip(drawn, rows, strict=True)
+      self._data.sampled_batches(*each, size, rng, personal)
+      for each in zip(drawn, rows, strict=True)
     ]
     std = privacy.example_clip * privacy.example_noise
 

@@ -17,8 +17,8 @@ from afspl_jax.models.layers.activations import ACTIVATIONS
 from afspl_jax.models.layers.attention import HIDDEN, attend
 from afspl_jax.models.layers.products import dense
 
-# Configs of OpenAI's checkpoints say eos_token_id 2, which no text holds; transformers'
-# CLIPTextModel takes it as a sign to pool at the highest id, which is the real end of text.
+# Configs of OpenAI's checkpoints have eos_token_id 2, which no text contains; for it, transformers'
+# CLIPTextModel pools at the highest id, which is the real end of text.
 LEGACY_EOS = 2
 
 
@@ -39,7 +39,7 @@ class ClipLayer(nnx.Module):
   ):
     linear = functools.partial(dense, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
     width = config.width
-    # As openai/CLIP `initialize_parameters`; transformers gives q, k, v and out each other's std.
+    # As openai/CLIP `initialize_parameters`; transformers swaps the std of q, k, v and that of out.
     into, out = width**-0.5, width**-0.5 * (2 * config.layers) ** -0.5
     self.heads = config.heads
     self.activation = ACTIVATIONS[config.activation]
@@ -70,7 +70,7 @@ def _norm(
   param_dtype: DTypeLike,
   rngs: nnx.Rngs,
 ) -> nnx.LayerNorm:
-  # Not the fast variance: E[x²] - E[x]² loses digits where the mean is large, as it is here.
+  # Not the fast variance: E[x²] - E[x]² loses digits if the mean is large, as it is here.
   return nnx.LayerNorm(
     config.width,
     epsilon=config.norm_epsilon,
@@ -118,7 +118,7 @@ class ClipVision(nnx.Module):
     if pixels.shape[1:3] != (size, size):
       raise UserError(
         f"CLIP: expected images of {size} x {size} pixels; got {pixels.shape[1]} x"
-        f" {pixels.shape[2]}. Prepare them with the processor of the same checkpoint."
+        f" {pixels.shape[2]}. Prepare them with the image processor of the same checkpoint."
       )
     patches = self.patch_embedding(pixels)
     patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])
@@ -169,7 +169,7 @@ class ClipText(nnx.Module):
       x = layer(x, bias)
     legacy = self.config.eos_id == LEGACY_EOS
     end = jnp.argmax(ids if legacy else ids == self.config.eos_id, axis=1)
-    # The norm is per position, so that only the pooled one needs it.
+    # The norm is per position, so only the pooled position needs it.
     return self.final_norm(jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
 
 
@@ -178,7 +178,7 @@ class Clip(nnx.Module):
 
   Args:
     config: sizes and activation of both towers.
-    dtype: of the computation; norms and attention weights are in float32 whatever it is.
+    dtype: of the computation; norms and attention weights are always in float32.
     param_dtype: in which parameters are kept; they are cast at use.
     rngs: stream `params` draws the initial weights (openai/CLIP `initialize_parameters`).
   """

@@ -60,7 +60,7 @@ class ClipVisionConfig:
 
   @property
   def num_patches(self) -> int:
-    """Patches of an image; pixels beyond the last whole patch are not seen."""
+    """Patches of an image; pixels after the last complete patch are not used."""
     return (self.image_size // self.patch_size) ** 2
 
   @classmethod
@@ -74,7 +74,7 @@ class ClipVisionConfig:
         raw[name] = sides[0]
       elif isinstance(sides, list):
         raise UserError(
-          f'{where}: "{name}" must be a square; got {sides!r:.60}. Take another checkpoint.'
+          f'{where}: "{name}" must be a square; got {sides!r:.60}. Use another checkpoint.'
         )
     if raw.get("num_channels", 3) != 3:
       raise UserError(
@@ -97,8 +97,8 @@ class ClipTextConfig:
   activation: str = "quick_gelu"  # a key of ACTIVATIONS
   norm_epsilon: float = 1e-5
   bos_id: int | None = 49406
-  eos_id: int = 49407  # where a text is pooled; 2 has a meaning of its own, see clip.py
-  pad_id: int | None = 1  # transformers' default; its tokenizers pad with eos_id all the same
+  eos_id: int = 49407  # where a text is pooled; 2 has a special meaning, see clip.py
+  pad_id: int | None = 1  # transformers' default; its tokenizers pad with eos_id nevertheless
 
   def __post_init__(self):
     _check_tower(self, "CLIP text config")
@@ -138,19 +138,19 @@ class ClipConfig:
       raw: the parsed file.
 
     Raises:
-      UserError: naming the field that this code does not support, or that is no valid value.
+      UserError: a field has a value that is invalid or not supported; the message names it.
     """
     if raw.get("model_type", "clip") != "clip":
       raise UserError(
         f'config.json: "model_type" must be "clip"; got {raw["model_type"]!r}.'
         " Give the folder of a CLIPModel checkpoint."
       )
-    # transformers' CLIPConfig: where an old file holds the *_dict form too, that one counts.
+    # As transformers' CLIPConfig: if an old file also has the *_dict form, that one is used.
     vision, text = (raw.get(f"{part}_dict") or raw.get(part) or {} for part in _PARTS)
     for part, found in zip(_PARTS, (vision, text), strict=True):
       if not isinstance(found, dict):
         raise UserError(
-          f'config.json: "{part}" must be an object; got {found!r:.60}. Take another checkpoint.'
+          f'config.json: "{part}" must be an object; got {found!r:.60}. Use another checkpoint.'
         )
     names = {"joint_width": "projection_dim", "initial_logit_scale": "logit_scale_init_value"}
     return cls(

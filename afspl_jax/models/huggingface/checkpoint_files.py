@@ -14,23 +14,23 @@ from afspl_jax.storage.json_text import parse
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_FETCH = "Download the checkpoint again, whole."
+_FETCH = "Download the complete checkpoint again."
 
 
-_SHOWN, _LONGEST = 50, 1000  # faults in a message, and characters of one
+_SHOWN, _LONGEST = 50, 1000  # problems in a message, and characters of one
 
 
-class CheckpointError(UserError):
-  """Says what is wrong with a checkpoint folder, all at once.
+class BackboneError(UserError):
+  """A checkpoint folder has problems; the message lists all of them.
 
   Attributes:
-    faults: one text for each fault: what was expected, what was found and what to do.
+    problems: one text for each: what was expected, what was found and what to do.
   """
 
-  def __init__(self, folder: Path, faults: list[str]):
-    self.faults = tuple(faults)
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    shown = [fault if len(fault) <= _LONGEST else f"{fault[:_LONGEST]} ..." for fault in faults]
+  def __init__(self, folder: Path, problems: list[str]):
+    self.problems = tuple(problems)
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    shown = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..." for text in problems]
     if len(shown) > _SHOWN:
       shown[_SHOWN:] = [f"and {len(shown) - _SHOWN} more"]
     super().__init__("\n- ".join([f"{folder}: {count} in this checkpoint", *shown]))
@@ -40,7 +40,7 @@ class Tensors(Mapping[str, np.ndarray]):
   """The tensors of a folder by key, read from their files when asked for.
 
   Attributes:
-    lost: keys that the index names, but that cannot be read.
+    lost: keys in the index that cannot be read.
   """
 
   def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Tensors(Mapping[str, np.ndarray]):
     self._files: dict[str, tuple[str, Any]] = {}
 
   def add(self, key: str, name: str, file: Any) -> None:
-    """Notes that `key` is found in the opened file of this name."""
+    """Adds the key of a tensor in an opened file."""
     self._files[key] = (name, file)
 
   def __getitem__(self, key: str) -> np.ndarray:
@@ -73,42 +73,42 @@ class Tensors(Mapping[str, np.ndarray]):
     return self._files[key][1].get_slice(key).get_dtype()
 
 
-def read_config(folder: Path, faults: list[str]) -> dict[str, Any] | None:
+def read_config_file(folder: Path, problems: list[str]) -> dict[str, Any] | None:
   """Parses config.json.
 
   Args:
     folder: the checkpoint.
-    faults: gains a text if the file is missing or cannot be parsed.
+    problems: a text is appended if the file is missing or cannot be parsed.
 
   Returns:
-    The parsed file, or None after a fault.
+    The parsed file, or None after a problem.
   """
-  return _read_json(folder, CONFIG, faults)
+  return _read_json(folder, CONFIG, problems)
 
 
-def open_tensors(folder: Path, faults: list[str]) -> Tensors | None:
-  """Opens the weights, be they one file or shards with an index.
+def open_tensors(folder: Path, problems: list[str]) -> Tensors | None:
+  """Opens the weights: one file, or shards with an index.
 
   Args:
     folder: the checkpoint.
-    faults: gains a text for each file that is missing or cannot be read.
+    problems: a text is appended for each file that is missing or cannot be read.
 
   Returns:
-    The tensors that can be read, or None if it is not even known which there should be.
+    The tensors that can be read, or None if the list of tensors cannot be read.
   """
   tensors = Tensors()
   if (folder / WEIGHTS).is_file():
-    file = _open(folder, WEIGHTS, faults)
+    file = _open(folder, WEIGHTS, problems)
     if file is None:
       return None
     for key in file.keys():  # noqa: SIM118 - a safe_open is no mapping
       tensors.add(key, WEIGHTS, file)
     return tensors
   if (folder / INDEX).is_file():
-    places = _read_index(folder, faults)
+    places = _read_index(folder, problems)
     if places is None:
       return None
-    opened = {name: _open(folder, name, faults) for name in sorted(set(places.values()))}
+    opened = {name: _open(folder, name, problems) for name in sorted(set(places.values()))}
     held = {name: set(file.keys()) for name, file in opened.items() if file is not None}
     for key, name in places.items():
       if name in held and key in held[name]:
@@ -116,9 +116,9 @@ def open_tensors(folder: Path, faults: list[str]) -> Tensors | None:
         continue
       tensors.lost.add(key)
       if name in held:
-        faults.append(f'{INDEX}: expected "{key}" in {name}; got no such tensor there. {_FETCH}')
+        problems.append(f'{INDEX}: expected "{key}" in {name}; got no such tensor there. {_FETCH}')
     return tensors
-  faults.append(_no_weights(folder))
+  problems.append(_no_weights(folder))
   return None
 
 
@@ -126,41 +126,41 @@ def weight_files(folder: Path) -> list[Path]:
   """Lists the files that hold a checkpoint's weights, the index included.
 
   Raises:
-    CheckpointError: if there are none, or the index or a shard is missing or broken.
+    BackboneError: there are none, or the index or a shard is missing or broken.
   """
   if (folder / WEIGHTS).is_file():
     return [folder / WEIGHTS]
-  faults: list[str] = []
+  problems: list[str] = []
   if not (folder / INDEX).is_file():
-    raise CheckpointError(folder, [_no_weights(folder)])
-  places = _read_index(folder, faults) or {}
+    raise BackboneError(folder, [_no_weights(folder)])
+  places = _read_index(folder, problems) or {}
   shards = sorted(set(places.values()))
-  faults.extend(_no_file(name) for name in shards if not _is_file(folder / name))
-  if faults:
-    raise CheckpointError(folder, faults)
+  problems.extend(_no_file(name) for name in shards if not _is_file(folder / name))
+  if problems:
+    raise BackboneError(folder, problems)
   return [folder / INDEX, *(folder / name for name in shards)]
 
 
-# Other tokens or pixels are another model to whoever trains on its outputs.
+# A prompter that was trained with other tokens or pixels does not fit, so these files count too.
 _PROCESSING = ("preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt")
 
 
 def fingerprint(folder: str | Path) -> str:
-  """Identifies a checkpoint by its content, so that two sites can tell whether they share it.
+  """Identifies a checkpoint by its content, so that two sites can check that they have the same.
 
   Args:
     folder: the checkpoint.
 
   Returns:
-    The first 16 hexadecimal digits of the SHA-256 over config.json, the weight files, and the
-    files that prescribe tokens and pixels.
+    The first 16 hexadecimal digits of the SHA-256 of config.json, the weight files, and the files
+    that define tokens and pixels.
 
   Raises:
-    CheckpointError: if one of the files is missing.
+    BackboneError: one of the files is missing.
   """
   folder = Path(folder)
   if not (folder / CONFIG).is_file():
-    raise CheckpointError(folder, [_no_file(CONFIG)])
+    raise BackboneError(folder, [_no_file(CONFIG)])
   digest = hashlib.sha256()
   prescribed = [folder / name for name in _PROCESSING if (folder / name).is_file()]
   for path in [folder / CONFIG, *weight_files(folder), *prescribed]:
@@ -192,45 +192,45 @@ def _no_weights(folder: Path) -> str:
   return f"expected {WEIGHTS} or {INDEX}; got neither. {_FETCH}"
 
 
-def _open(folder: Path, name: str, faults: list[str]) -> Any:
+def _open(folder: Path, name: str, problems: list[str]) -> Any:
   if not _is_file(folder / name):
-    faults.append(_no_file(name))
+    problems.append(_no_file(name))
     return None
   try:
     return safe_open(folder / name, framework="np")
   except (SafetensorError, OSError) as error:
     size = (folder / name).stat().st_size
-    faults.append(
-      f"{name}: expected a whole safetensors file; got {size} bytes that cannot be read"
+    problems.append(
+      f"{name}: expected a complete safetensors file; got {size} bytes that cannot be read"
       f" ({error}). {_FETCH}"
     )
     return None
 
 
-def _read_json(folder: Path, name: str, faults: list[str]) -> dict[str, Any] | None:
+def _read_json(folder: Path, name: str, problems: list[str]) -> dict[str, Any] | None:
   if not (folder / name).is_file():
-    faults.append(_no_file(name))
+    problems.append(_no_file(name))
     return None
   try:
     parsed = parse((folder / name).read_bytes())
   except (ValueError, OSError) as error:
-    faults.append(f"{name}: expected JSON; got something else ({error}). {_FETCH}")
+    problems.append(f"{name}: expected JSON; got something else ({error}). {_FETCH}")
     return None
   if not isinstance(parsed, dict):
-    faults.append(f"{name}: expected a JSON object; got {type(parsed).__name__}. {_FETCH}")
+    problems.append(f"{name}: expected a JSON object; got {type(parsed).__name__}. {_FETCH}")
     return None
   return parsed
 
 
-def _read_index(folder: Path, faults: list[str]) -> dict[str, str] | None:
-  parsed = _read_json(folder, INDEX, faults)
+def _read_index(folder: Path, problems: list[str]) -> dict[str, str] | None:
+  parsed = _read_json(folder, INDEX, problems)
   if parsed is None:
     return None
   places = parsed.get("weight_map")
   names = list(places.values()) if isinstance(places, dict) else [None]
   # A shard is a file beside the index; a path could point anywhere.
   if not all(isinstance(name, str) and Path(name).name == name for name in names):
-    faults.append(
+    problems.append(
       f'{INDEX}: expected a "weight_map" from keys to names of files in this folder; got'
       f" something else. {_FETCH}"
     )

@@ -8,51 +8,51 @@ from typing import Any, get_args, get_type_hints
 
 from afspl_jax.errors import UserError
 
-# A model is outlined, which takes time by its layers, before it is compared with its weights.
+# Limits, because the shapes of a model are computed before it is compared with its weights, and
+# that takes time for each layer.
 _MOST = {"layers": 1 << 7, "id": 1 << 31}  # by the end of a field's name
 _MOST_ELSE = 1 << 20  # the largest T5 has 2**16
 
 
 def read_fields(cls: type, names: Mapping[str, str], raw: Mapping[str, Any], where: str) -> dict:
-  """Picks a config dataclass's fields out of a config.json.
+  """Reads the fields of a config dataclass from a config.json.
 
   Args:
-    cls: the dataclass; a field that the file leaves out keeps the dataclass's default, which
-      must be the default of transformers.
-    names: our field name to Hugging Face's.
+    cls: the dataclass; its defaults, which apply to missing fields, must be those of transformers.
+    names: our field names to Hugging Face's.
     raw: the parsed config.json, or a part of it.
-    where: what to call it in messages.
+    where: its name in messages.
 
   Returns:
     Keyword arguments for `cls`.
 
   Raises:
-    UserError: naming every field that has the wrong type, or is a size below 1 or beyond that of
-      any model.
+    UserError: a field has a wrong type, or is a size below 1 or beyond that of any model; the
+      message names all such fields.
   """
   hints = get_type_hints(cls)
-  fields, faults = {}, []
+  fields, problems = {}, []
   for ours, theirs in names.items():
     if theirs not in raw:
       continue
     value, expected = raw[theirs], hints[ours]
-    kinds = get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    allowed = get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
     most = _MOST.get(ours.rpartition("_")[2], _MOST_ELSE)
-    if float in kinds and type(value) is int and abs(value) <= most:
+    if float in allowed and type(value) is int and abs(value) <= most:
       value = float(value)
-    if type(value) not in kinds:
-      wanted = " or ".join(kind.__name__ for kind in kinds)
-      faults.append(f'{where}: "{theirs}" must be {wanted}; got {value!r:.60}.')
+    if type(value) not in allowed:
+      wanted = " or ".join(type_.__name__ for type_ in allowed)
+      problems.append(f'{where}: "{theirs}" must be {wanted}; got {value!r:.60}.')
     elif type(value) is int and value < 1 and not ours.endswith("_id"):
-      faults.append(f'{where}: "{theirs}" must be at least 1; got {value!r:.60}.')
+      problems.append(f'{where}: "{theirs}" must be at least 1; got {value!r:.60}.')
     elif type(value) is int and abs(value) > most:
-      faults.append(f'{where}: "{theirs}" must be at most {most}; got {value!r:.60}.')
+      problems.append(f'{where}: "{theirs}" must be at most {most}; got {value!r:.60}.')
     elif type(value) is float and not math.isfinite(value):
-      faults.append(f'{where}: "{theirs}" must be finite; got {value}.')
+      problems.append(f'{where}: "{theirs}" must be finite; got {value}.')
     else:
       fields[ours] = value
-  if faults:
-    raise UserError("\n".join([*faults, "Correct config.json, or take another checkpoint."]))
+  if problems:
+    raise UserError("\n".join([*problems, "Correct config.json, or take another checkpoint."]))
   return fields
 
 

@@ -1,4 +1,4 @@
-"""What a backbone tells the loader: which Hugging Face key fills which leaf, and how."""
+"""Key tables: which tensor of a Hugging Face checkpoint becomes which leaf of a module."""
 
 import enum
 from typing import NamedTuple
@@ -7,22 +7,22 @@ import numpy as np
 
 
 class Layout(enum.Enum):
-  """How a tensor of a PyTorch checkpoint is turned for our modules."""
+  """How the axes of a PyTorch tensor are permuted for our modules."""
 
   SAME = "as it is"
   LINEAR = "out, in -> in, out"
   CONV = "out, in, h, w -> h, w, in, out"
 
   def from_torch(self, tensor: np.ndarray) -> np.ndarray:
-    """Turns a tensor of the checkpoint into ours."""
+    """Permutes a tensor of the checkpoint to our order."""
     return tensor.transpose(_FROM_TORCH[self]) if self in _FROM_TORCH else tensor
 
   def to_torch(self, array: np.ndarray) -> np.ndarray:
-    """Turns one of our arrays into the checkpoint's."""
+    """Permutes one of our arrays to the order of the checkpoint."""
     return array.transpose(_TO_TORCH[self]) if self in _TO_TORCH else array
 
   def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the checkpoint's shape of one of our shapes."""
+    """The shape in the checkpoint for one of our shapes."""
     return tuple(shape[axis] for axis in _TO_TORCH.get(self, range(len(shape))))
 
 
@@ -38,12 +38,12 @@ class Leaf(NamedTuple):
 
 
 class KeyTable(NamedTuple):
-  """Every key that a checkpoint of one model may hold.
+  """Every key that a checkpoint of one model may have.
 
   Attributes:
-    leaves: Hugging Face key to the leaf that it fills; all of these must be present, or a copy.
-    copies: keys that may be present and must then equal another key's tensor, or stand in for it.
-    ignored: keys that may be present and mean nothing here (index buffers, unused biases).
+    leaves: Hugging Face key to leaf; each key, or a copy of it, must be present.
+    copies: optional keys, each with the key whose tensor it must equal and may replace.
+    ignored: optional keys that are not used (index buffers, unused biases).
   """
 
   leaves: dict[str, Leaf]

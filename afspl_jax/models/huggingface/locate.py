@@ -1,4 +1,4 @@
-"""Finds a backbone's checkpoint folder, without ever going to the network."""
+"""Finds the checkpoint folder of a backbone, without network access."""
 
 import shlex
 from pathlib import Path
@@ -9,22 +9,22 @@ TINY = Path(__file__).parents[1] / "tiny"
 
 
 class MissingBackbone(UserError):
-  """A checkpoint is not where it was looked for; the message says how to get it."""
+  """A checkpoint was not found; the message says how to get it."""
 
 
-def locate(name: str, kind: str) -> Path:
-  """The folder of a checkpoint.
+def locate(name: str, field: str) -> Path:
+  """Finds the folder of a checkpoint.
 
   Args:
     name: "tiny", a folder, or a Hugging Face repository such as "google/flan-t5-base" that has
       been downloaded into Hugging Face's cache.
-    kind: "clip" or "t5".
+    field: the field of `backbone` that has the name, "clip" or "t5".
 
   Raises:
     MissingBackbone: it is in none of these places.
   """
   if name == "tiny":
-    return TINY / kind
+    return TINY / field
   folder = Path(name).expanduser()
   if folder.is_dir():
     return folder
@@ -38,7 +38,7 @@ def locate(name: str, kind: str) -> Path:
   if isinstance(config, str):
     return Path(config).parent
   raise MissingBackbone(
-    f"backbone.{kind}: no folder {folder.absolute()}, and no {name} in {constants.HF_HUB_CACHE}.\n"
-    f"  Where there is a network: hf download {shlex.quote(name)}\n"
-    f"  Lies it elsewhere, add --config.backbone.{kind}=FOLDER"
+    f"backbone.{field}: no folder {folder.absolute()}, and no {name} in {constants.HF_HUB_CACHE}.\n"
+    f"  With network access: hf download {shlex.quote(name)}\n"
+    f"  If it is elsewhere, add --config.backbone.{field}=FOLDER"
   )

@@ -1,8 +1,8 @@
-"""Texts to token ids and images to pixels, as a checkpoint folder prescribes.
+"""Texts to token ids and images to pixels, as the files of a checkpoint define.
 
-Texts through transformers, which is imported within functions, so that importing this package stays
-light. It needs no PyTorch for them, but its AutoTokenizer imports it where it finds it, for a
-second and a quarter of a gigabyte; so the tokenizers' own classes are asked for by name.
+Texts use transformers, which is imported inside functions, so that importing this package stays
+fast. Its tokenizers do not need PyTorch, but its AutoTokenizer imports an installed PyTorch, which
+takes a second and a quarter of a gigabyte; so known tokenizer classes are used by name.
 """
 
 from collections.abc import Sequence
@@ -18,28 +18,28 @@ from afspl_jax.models.huggingface.image_settings import ImageSettings
 from afspl_jax.storage.json_text import parse
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-_TOKENIZERS = {"t5": "T5Tokenizer", "clip": "CLIPTokenizer"}  # by model
+_TOKENIZERS = {"t5": "T5Tokenizer", "clip": "CLIPTokenizer"}  # by model_type; others: Auto
 _IMAGE_FILE = "preprocessor_config.json"
 
 
 class Tokenizer:
-  """The tokenizer of a T5 or CLIP checkpoint.
+  """The tokenizer of a checkpoint.
 
   Attributes:
-    pad_id: fills rows up to their length; CLIP's is its `eos_id` too, so go by the mask.
+    pad_id: pads rows to their length; CLIP's equals its `eos_id`, so use the mask.
     eos_id: ends every text.
     vocabulary: id of each piece.
-    vocab_size: number of ids that the tokenizer may give; a model's may be larger.
+    vocab_size: number of ids of the tokenizer; the model's vocabulary may be larger.
   """
 
   def __init__(self, folder: str | Path):
-    """Reads the tokenizer's files; never goes to the network.
+    """Reads the tokenizer's files, without network access.
 
     Args:
-      folder: holds tokenizer.json, or vocab.json and merges.txt.
+      folder: has tokenizer.json, or vocab.json and merges.txt.
 
     Raises:
-      UserError: if it holds neither, or the tokenizer does not end texts, as both models need.
+      UserError: it has neither, or the tokenizer does not end texts with an end token.
     """
     folder = Path(folder)
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
@@ -50,13 +50,13 @@ class Tokenizer:
       )
     tokenizer = _class_of(folder)
     try:
-      # A folder may name code of its own, which must neither run nor be asked about.
+      # A folder may name code in it, which must not run.
       self._tokenizer = tokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
       )
       self.vocab_size: int = len(self._tokenizer)
       (row, _), (mask, _) = self.tokenize(["a", ""], 8)
-    except Exception as error:  # transformers raises whatever a file leads it to
+    except Exception as error:  # damaged files make transformers raise any error
       raise UserError(
         f"{folder}: expected the files of a tokenizer; got {type(error).__name__}:"
         f" {str(error)[:300]}. Download them again with the checkpoint."
@@ -75,11 +75,11 @@ class Tokenizer:
   def tokenize(
     self, texts: Sequence[str], length: int
   ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-    """Turns texts into rows of one length, so that one compiled program serves them all.
+    """Turns texts into rows of one length, so that one compiled program serves all.
 
     Args:
       texts: any number of them.
-      length: of a row; a longer text is cut, and keeps its end token all the same.
+      length: of a row; a longer text is cut before its end token.
 
     Returns:
       int32 ids, padded on the right, and a mask that is true at tokens.
@@ -97,7 +97,7 @@ class Tokenizer:
     return rows["input_ids"].astype(np.int32), rows["attention_mask"].astype(bool)
 
   def decode(self, ids: Int[np.ndarray, "b l"]) -> list[str]:
-    """Turns rows of ids back into texts, up to each row's end and without special tokens."""
+    """Turns rows of ids into texts, up to each row's end token and without special tokens."""
     ends = (np.append(row, self.eos_id) == self.eos_id for row in ids)
     rows = [row[: int(np.argmax(end))].tolist() for row, end in zip(ids, ends, strict=True)]
     return self._tokenizer.batch_decode(
@@ -108,8 +108,8 @@ class Tokenizer:
 class ImageProcessor:
   """The image processor of a CLIP checkpoint: resize, crop, scale, normalise.
 
-  With Pillow alone, to the bit what transformers' CLIPImageProcessorPil gives, whose import is slow
-  and which turns an image into an array and back between its steps.
+  Uses Pillow alone and gives exactly the numbers of transformers' CLIPImageProcessorPil, whose
+  import is slow and which converts the image to an array and back between its steps.
 
   Attributes:
     levels: float32 value of each of the 256 levels of a colour, by channel.
@@ -119,14 +119,14 @@ class ImageProcessor:
   levels: Float[np.ndarray, "256 3"]
 
   def __init__(self, folder: str | Path):
-    """Reads the processor's settings; never goes to the network.
+    """Reads the processor's settings, without network access.
 
     Args:
-      folder: holds preprocessor_config.json.
+      folder: has preprocessor_config.json.
 
     Raises:
-      UserError: if it does not, the file belongs to another kind of model, or a setting is none
-        that CLIP's processor knows.
+      UserError: the file is missing or belongs to another type of model, or a setting has a value
+        that CLIP's processor does not allow.
     """
     folder = Path(folder)
     path = folder / _IMAGE_FILE
@@ -142,15 +142,15 @@ class ImageProcessor:
     self.levels = settings.levels()
     size = self._cropped or self._resized
     if size is None:
-      raise settings.fault("size", "a height and a width where images are not cropped")
+      raise settings.error("size", "a height and a width where images are not cropped")
     self.size = size
 
   def crop(self, image: Image.Image) -> UInt8[np.ndarray, "h x 3"]:
-    """Resizes and crops an image of any size and mode; `levels` says what its numbers mean."""
+    """Resizes and crops an image of any size and mode; `levels` gives the values of its bytes."""
     image = _as_rgb(image)
     width, height = image.size
     if self._short is not None:
-      # As transformers rounds: the longer side down.
+      # The longer side is rounded down, as in transformers.
       long = int(self._short * max(width, height) / min(width, height))
       width, height = (self._short, long) if width <= height else (long, self._short)
     elif self._resized is not None:
@@ -169,7 +169,7 @@ class ImageProcessor:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-  """What is transparent becomes white, as in transformers."""
+  """Converts to RGB; transparent pixels become white, as in transformers."""
   if "A" in image.getbands() or image.info.get("transparency") is not None:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -178,21 +178,21 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _class_of(folder: Path) -> Any:
-  """What reads a folder's tokenizer: the class that AutoTokenizer would find.
+  """The class of a folder's tokenizer, as AutoTokenizer would choose it.
 
-  AutoTokenizer itself only for one that is neither T5's nor CLIP's; see above.
+  AutoTokenizer itself only for classes not in `_TOKENIZERS`; see the docstring of the module.
   """
   import transformers
 
   model = _object(folder / "config.json")
-  said = _object(folder / "tokenizer_config.json").get("tokenizer_class")
-  named = said or model.get("tokenizer_class") or _TOKENIZERS.get(str(model.get("model_type")))
+  stated = _object(folder / "tokenizer_config.json").get("tokenizer_class")
+  named = stated or model.get("tokenizer_class") or _TOKENIZERS.get(str(model.get("model_type")))
   name = str(named).removesuffix("Fast")
   return getattr(transformers, name if name in _TOKENIZERS.values() else "AutoTokenizer")
 
 
 def _object(file: Path) -> dict[str, Any]:
-  """A file's JSON object; empty if it is none, of which the tokenizer will complain."""
+  """The JSON object in a file; empty if there is none, which the tokenizer will report."""
   try:
     found = parse(file.read_bytes())
   except (OSError, ValueError):

@@ -12,35 +12,35 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from afspl_jax.models.backbones import Backbone, backbones
+from afspl_jax.models.architectures import Architecture, architectures
 from afspl_jax.models.contracts import ImagePreprocessor, LanguageModel, VisionEncoder
 from afspl_jax.models.huggingface.checkpoint_files import (
   CONFIG,
   WEIGHTS,
-  CheckpointError,
+  BackboneError,
   Tensors,
   fingerprint,
   open_tensors,
-  read_config,
+  read_config_file,
 )
 from afspl_jax.models.huggingface.key_table import KeyTable
 from afspl_jax.storage.atomic_files import replaced_file
 
 __all__ = [
-  "CheckpointError",
+  "BackboneError",
   "fingerprint",
-  "load",
+  "load_backbone",
   "load_image_processor",
   "load_language_model",
   "load_vision_encoder",
   "outline",
-  "save",
+  "save_backbone",
 ]
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
-def load(
+def load_backbone(
   folder: str | Path,
   *,
   dtype: DTypeLike = jnp.float32,
@@ -52,30 +52,30 @@ def load(
   Args:
     folder: holds config.json and model.safetensors, or shards and their index.
     dtype: of the computation.
-    param_dtype: in which parameters are kept, whatever type the file stores.
+    param_dtype: in which parameters are kept; independent of the type in the file.
     contract: `VisionEncoder` or `LanguageModel`, if the model must be one.
 
   Returns:
-    The model, every parameter from the file; none is drawn at random on the way.
+    The model, with every parameter from the file; none is initialised at random.
 
   Raises:
-    CheckpointError: naming every fault of the folder at once.
+    BackboneError: the folder has problems; the message names all of them.
   """
-  folder, faults = Path(folder), list[str]()
-  raw, tensors = read_config(folder, faults), open_tensors(folder, faults)
-  backbone = None if raw is None else _backbone(raw, contract, faults)
-  if raw is None or tensors is None or backbone is None:
-    raise CheckpointError(folder, faults)
+  folder, problems = Path(folder), list[str]()
+  raw, tensors = read_config_file(folder, problems), open_tensors(folder, problems)
+  architecture = None if raw is None else _architecture(raw, contract, problems)
+  if raw is None or tensors is None or architecture is None:
+    raise BackboneError(folder, problems)
   try:
-    config = backbone.read_config(raw, tensors)
+    config = architecture.read_config(raw, tensors)
   except ValueError as error:
-    raise CheckpointError(folder, [*faults, str(error)]) from error
-  graph, state = nnx.split(outline(backbone.model, config, dtype, param_dtype))
+    raise BackboneError(folder, [*problems, str(error)]) from error
+  graph, state = nnx.split(outline(architecture.model, config, dtype, param_dtype))
   leaves = dict(nnx.to_flat_state(state))
-  table = backbone.key_table(config)
-  _compare(table, leaves, tensors, faults)
-  if faults:
-    raise CheckpointError(folder, faults)
+  table = architecture.key_table(config)
+  _compare(table, leaves, tensors, problems)
+  if problems:
+    raise BackboneError(folder, problems)
   filled = []
   for key, (path, layout) in table.leaves.items():
     tensor = tensors[_source(key, table, tensors)]
@@ -90,7 +90,7 @@ def outline(
   dtype: DTypeLike = jnp.float32,
   param_dtype: DTypeLike = jnp.float32,
 ) -> nnx.Module:
-  """Builds a model whose parameters are shapes only; takes no memory at any size.
+  """Builds a model whose parameters are only shapes; it needs no memory at any size.
 
   Args:
     model: the NNX class of a backbone.
@@ -103,10 +103,10 @@ def outline(
 
 
 class _OneKey(nnx.Rngs):
-  """Gives the same key every time, for shapes do not depend on it.
+  """Gives the same key every time; shapes do not depend on it.
 
-  The counter of a real one costs time that grows with the square of its draws while tracing:
-  4.3 s against 0.5 s for a Flan-T5-XL.
+  Tracing real random streams takes time that grows with the square of the number of draws: 4.3 s
+  instead of 0.5 s for a Flan-T5-XL.
   """
 
   def params(self) -> jax.Array:
@@ -117,7 +117,7 @@ def load_vision_encoder(
   folder: str | Path, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
 ) -> VisionEncoder:
   """Loads a vision encoder; see `load`."""
-  model = load(folder, dtype=dtype, param_dtype=param_dtype, contract=VisionEncoder)
+  model = load_backbone(folder, dtype=dtype, param_dtype=param_dtype, contract=VisionEncoder)
   return cast(VisionEncoder, model)
 
 
@@ -125,7 +125,7 @@ def load_language_model(
   folder: str | Path, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
 ) -> LanguageModel:
   """Loads a language model; see `load`."""
-  model = load(folder, dtype=dtype, param_dtype=param_dtype, contract=LanguageModel)
+  model = load_backbone(folder, dtype=dtype, param_dtype=param_dtype, contract=LanguageModel)
   return cast(LanguageModel, model)
 
 
@@ -133,36 +133,40 @@ def load_image_processor(folder: str | Path) -> ImagePreprocessor:
   """Loads what prepares images for the vision encoder of a checkpoint folder.
 
   Raises:
-    CheckpointError: config.json is missing, or is not that of a vision encoder.
+    BackboneError: config.json is missing, or is not that of a vision encoder.
     UserError: the settings of the image processor are missing or wrong.
   """
-  folder, faults = Path(folder), list[str]()
-  raw = read_config(folder, faults)
-  backbone = None if raw is None else _backbone(raw, VisionEncoder, faults)
-  if backbone is None or backbone.image_processor is None:
-    raise CheckpointError(folder, faults)
-  return backbone.image_processor(folder)
+  folder, problems = Path(folder), list[str]()
+  raw = read_config_file(folder, problems)
+  architecture = None if raw is None else _architecture(raw, VisionEncoder, problems)
+  if architecture is None or architecture.image_processor is None:
+    raise BackboneError(folder, problems)
+  return architecture.image_processor(folder)
 
 
-def save(model: nnx.Module, folder: str | Path) -> None:
+def save_backbone(model: nnx.Module, folder: str | Path) -> None:
   """Writes config.json and model.safetensors, which transformers and `load` read.
 
   Args:
-    model: a backbone; its parameters are stored in the type that they have.
-    folder: made if it is missing; a checkpoint in it is replaced.
+    model: a backbone; its parameters are stored in their own dtype.
+    folder: created if it is missing; a checkpoint in it is replaced.
 
   Raises:
-    TypeError: if the model is no backbone.
+    TypeError: the model is of no known architecture.
   """
   folder = Path(folder)
-  found = [backbone for backbone in backbones().values() if isinstance(model, backbone.model)]
+  found = [
+    architecture
+    for architecture in architectures().values()
+    if isinstance(model, architecture.model)
+  ]
   if not found:
-    known = ", ".join(backbone.model.__name__ for backbone in backbones().values())
+    known = ", ".join(architecture.model.__name__ for architecture in architectures().values())
     raise TypeError(f"save: expected one of {known}; got {type(model).__name__}.")
   leaves = dict(nnx.to_flat_state(nnx.state(model)))
   tensors = {
-    # save_file writes the buffer as it lies, so that a transposed view would be stored wrong.
-    # Not by ascontiguousarray, which turns a scalar into a vector.
+    # save_file writes the raw buffer, so a transposed view would be stored wrong. Not with
+    # ascontiguousarray, which turns a scalar into a vector.
     key: np.asarray(layout.to_torch(np.asarray(leaves[path][...])), order="C")
     for key, (path, layout) in found[0].key_table(model.config).leaves.items()
   }
@@ -175,24 +179,26 @@ def save(model: nnx.Module, folder: str | Path) -> None:
   (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
 
 
-def _backbone(raw: Mapping[str, Any], contract: type | None, faults: list[str]) -> Backbone | None:
+def _architecture(
+  raw: Mapping[str, Any], contract: type | None, problems: list[str]
+) -> Architecture | None:
   model_type = raw.get("model_type")
   known = {
-    name: backbone
-    for name, backbone in backbones().items()
-    if contract in (None, backbone.contract)
+    name: architecture
+    for name, architecture in architectures().items()
+    if contract in (None, architecture.contract)
   }
   if isinstance(model_type, str) and model_type in known:
     return known[model_type]
   wanted = " or ".join(f'"{name}"' for name in known)
-  faults.append(
+  problems.append(
     f'{CONFIG}: "model_type" must be {wanted}; got {model_type!r}. Give the folder of such a model.'
   )
   return None
 
 
 def _source(key: str, table: KeyTable, tensors: Tensors) -> str:
-  """Returns the key that fills a leaf: its own, or a copy where only a copy was saved."""
+  """The key of the tensor for a leaf: its own, or that of a copy if only a copy was saved."""
   if key in tensors or key in tensors.lost:
     return key
   copies = (copy for copy, other in table.copies.items() if other == key and copy in tensors)
@@ -200,38 +206,38 @@ def _source(key: str, table: KeyTable, tensors: Tensors) -> str:
 
 
 def _compare(
-  table: KeyTable, leaves: Mapping[tuple, Any], tensors: Tensors, faults: list[str]
+  table: KeyTable, leaves: Mapping[tuple, Any], tensors: Tensors, problems: list[str]
 ) -> None:
-  """Notes every difference between what the model needs and what the files hold."""
+  """Appends a problem for every difference between the model and the files."""
   for key, (path, layout) in table.leaves.items():
     source = _source(key, table, tensors)
     if source in tensors:
       wanted, got = layout.torch_shape(leaves[path].shape), tensors.shape(source)
       if got != wanted:
-        faults.append(
+        problems.append(
           f'{tensors.file(source)}: expected "{source}" of shape {wanted}; got {got}. Take the'
           f" {CONFIG} that belongs to these weights."
         )
       if tensors.dtype(source) not in _FLOATS:
-        faults.append(
+        problems.append(
           f'{tensors.file(source)}: expected "{source}" as one of {", ".join(_FLOATS)}; got'
           f" {tensors.dtype(source)}. Take a checkpoint that is not quantised."
         )
     elif key not in tensors.lost:
-      faults.append(
-        f'expected "{key}" of the {CONFIG}\'s model; got no such tensor. Take a checkpoint of the'
-        " whole model."
+      problems.append(
+        f'expected "{key}", which the {CONFIG} requires; got no such tensor. Take a checkpoint of'
+        " the whole model."
       )
   for key in tensors:
     other = table.copies.get(key)
     if other is not None:
       if other in tensors and not np.array_equal(tensors[key], tensors[other]):
-        faults.append(
+        problems.append(
           f'{tensors.file(key)}: expected "{key}" to equal "{other}"; got other values. Take a'
           " checkpoint with one embedding matrix."
         )
     elif key not in table.leaves and key not in table.ignored:
-      faults.append(
-        f'{tensors.file(key)}: expected only keys of the {CONFIG}\'s model; got "{key}". Take the'
+      problems.append(
+        f'{tensors.file(key)}: expected only keys that the {CONFIG} requires; got "{key}". Take the'
         f" {CONFIG} that belongs to these weights."
       )

@@ -14,7 +14,7 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-  """GELU by the error function; `jax.nn.gelu` alone means the tanh form."""
+  """GELU by the error function; the default of `jax.nn.gelu` is the tanh form."""
   return jax.nn.gelu(x, approximate=False)
 
 

@@ -1,4 +1,4 @@
-"""Products of the frozen models, summed in float32 and differentiated in the operands' own type."""
+"""Products of the frozen models: sums in float32, derivatives in the dtype of the operands."""
 
 import functools
 from typing import Any
@@ -13,17 +13,17 @@ from jaxtyping import Array, Float
 def einsum(
   equation: str, a: Float[Array, "..."], b: Float[Array, "..."], dtype: DTypeLike
 ) -> Float[Array, "..."]:
-  """Like `jnp.einsum` of two operands, for those of low precision too.
+  """`jnp.einsum` of two operands with fast derivatives in low precision.
 
-  Differentiation by itself multiplies cotangents in float32 by operands in bfloat16. Here they are
-  cast to bfloat16 first. On a CPU with AVX512-BF16 such products run at 350 to 410 GFLOP/s where
-  the sums are asked for in float32, and at 160 to 200, below those of float32, in every other way:
-  a training step of Flan-T5-small in bfloat16 takes 63 ms a sample without this and 40 with it.
+  By default JAX multiplies float32 cotangents by bfloat16 operands. Here cotangents are cast to
+  bfloat16 first. On a CPU with AVX512-BF16 such products run at 350 to 410 GFLOP/s with sums in
+  float32, and at 160 to 200, slower than float32, in every other way: a training step of
+  Flan-T5-small in bfloat16 takes 63 ms a sample without this and 40 with it.
 
   Args:
-    equation: every index is in two of the three, and in each at most once.
-    a: in the dtype of b.
-    b: the other operand.
+    equation: every index is in two of the three terms, and in each at most once.
+    a: an operand.
+    b: an operand with the dtype of a.
     dtype: of the result.
 
   Raises:
@@ -37,7 +37,7 @@ def einsum(
 
 
 def dense(inputs: int, outputs: int, std: float, **kwargs: Any) -> nnx.Linear:
-  """A dense layer with such products, and initial weights of a standard deviation."""
+  """A dense layer with these products, and normal initial weights of a given deviation."""
   init = nnx.initializers.normal(std)
   return nnx.Linear(inputs, outputs, kernel_init=init, dot_general=_dot_general, **kwargs)
 
@@ -45,13 +45,13 @@ def dense(inputs: int, outputs: int, std: float, **kwargs: Any) -> nnx.Linear:
 def _dot_general(
   x: Float[Array, "... i"], kernel: Float[Array, "i o"], *_: object, **__: object
 ) -> Float[Array, "... o"]:
-  """What `nnx.Linear` takes in place of `lax.dot_general`."""
+  """The argument of `nnx.Linear` in place of `lax.dot_general`."""
   return einsum("...i,io->...o", x, kernel, x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _einsum(equation: str, dtype: jnp.dtype, a: Array, b: Array) -> Array:
-  # Elsewhere than on a CPU sums are in float32 whatever the result, which is written once.
+  # Other devices than CPUs sum in float32 for every dtype of the result, which is written once.
   sums = jnp.float32 if jax.default_backend() == "cpu" else dtype
   return jnp.einsum(equation, a, b, preferred_element_type=sums).astype(dtype)
 

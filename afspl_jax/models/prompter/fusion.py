@@ -9,7 +9,7 @@ from afspl_jax.errors import UserError
 
 
 class Fusion(nnx.Module):
-  """Weighs s prompt sources: by given weights, by s free scalars, or for each sample.
+  """Weights s prompt sources: by given weights, by s learned scalars, or for each sample.
 
   Args:
     strategy: "static" | "learned" | "dynamic".
@@ -32,7 +32,7 @@ class Fusion(nnx.Module):
     self.strategy = strategy
     if strategy == "static":
       given = weights or (1.0,) * num_sources
-      # The last source may be the client's own, which the server and newcomers are without.
+      # The last source may be the local prompt, which the server and new clients do not have.
       if len(given) != num_sources or min(given) < 0 or sum(given[:3]) <= 0:
         raise UserError(
           f"prompter.fusion_weights: expected {num_sources} weights, none negative and the first"

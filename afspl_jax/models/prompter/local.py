@@ -1,4 +1,4 @@
-"""What a client keeps to itself: its own prompt, and the projection of its contrastive loss."""
+"""The local leaves of a prompter: the local prompt, and the projection of the contrastive loss."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from jaxtyping import Array, Float
 
 from afspl_jax.types import Params
 
-LOCAL = "local"  # the prompter's leaves under this name never leave a client
+LOCAL = "local"  # leaves under this name never leave a client
 
 
 class Local(nnx.Module):
-  """The leaves of a prompter that stay with their client and are kept between rounds.
+  """The leaves of a prompter that stay at their client and are kept between rounds.
 
   Args:
-    prompt: where the client's own prompt starts; None: it has none.
-    width: d, of T5's encoder states.
-    feature_width: f, of CLIP's joint space.
-    contrast: whether there is a contrastive loss, whose projection is of no use elsewhere.
+    prompt: initial local prompt; None for a prompter without one.
+    width: d, of the language model's states.
+    feature_width: f, of the joint space of images and texts.
+    contrast: whether to add the projection, which only the contrastive loss uses.
   """
 
   def __init__(
@@ -36,13 +36,21 @@ class Local(nnx.Module):
 
 
 def split(params: Params, share: str = "all") -> tuple[dict[str, Any], dict[str, Any]]:
-  """A prompter's leaves as (what travels, what stays); `share` is the config's `fed.share`."""
+  """Splits a prompter's leaves into shared and local ones.
+
+  Args:
+    params: all leaves.
+    share: the config's `fed.share`; "none" makes all leaves local.
+
+  Returns:
+    The shared leaves and the local leaves.
+  """
   if share == "none":
     return {}, dict(params)
   shared = {name: leaves for name, leaves in params.items() if name != LOCAL}
   return shared, {name: leaves for name, leaves in params.items() if name == LOCAL}
 
 
-def join(shared: Params, own: Params) -> Params:
+def join(shared: Params, local: Params) -> Params:
   """The inverse of `split`."""
-  return {**shared, **own}
+  return {**shared, **local}

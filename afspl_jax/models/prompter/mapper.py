@@ -22,7 +22,7 @@ class VisualMapper(nnx.Module):
     hidden: width of the mlp's hidden layer.
 
   Raises:
-    UserError: an unknown kind, or patches that cannot be pooled so.
+    UserError: the kind is unknown, or the patches cannot be pooled.
   """
 
   def __init__(
@@ -56,13 +56,13 @@ class VisualMapper(nnx.Module):
       self.hidden = nnx.Linear(token_width, hidden, rngs=rngs)
       token_width = hidden
     self.project = nnx.Linear(token_width, width, rngs=rngs)
-    # CLIP's last layer forgets where a patch was (a probe finds the place in 35 % of patches).
+    # CLIP's last layer loses the position of a patch (a probe finds it for 35 % of patches).
     self.place = nnx.Param(jnp.zeros((self.num_tokens, width)))
 
   def __call__(
     self, tokens: Float[Array, "b v w"], image: Float[Array, "b f"]
   ) -> Float[Array, "b tokens d"]:
-    """Returns vectors of about unit variance a component."""
+    """Returns vectors whose components have about unit variance."""
     if self.kind == "pooled":
       return self.project(_normalise(image)).reshape(image.shape[0], self.num_tokens, -1)
     patches, pool = tokens[:, self.leading_tokens :], self.patch_pool
@@ -75,7 +75,7 @@ class VisualMapper(nnx.Module):
 
 
 def _normalise(x: Float[Array, "*b w"]) -> Float[Array, "*b w"]:
-  """Zero mean and unit variance; CLIP's widths have outliers a hundred times the rest."""
+  """Zero mean and unit variance; some components of CLIP's tokens are a hundred times the rest."""
   x = x.astype(jnp.float32)
   x = x - x.mean(axis=-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-6)

@@ -1,4 +1,4 @@
-"""A pool of candidate prompts and the adaptive choice among them (BUILD.md, "Method")."""
+"""A pool of candidate prompts, and adaptive selection from it (BUILD.md, "Method")."""
 
 from typing import NamedTuple
 
@@ -11,18 +11,18 @@ from afspl_jax.errors import UserError
 
 
 class PoolChoice(NamedTuple):
-  """What the pool gives for each sample."""
+  """The pool's output for each sample."""
 
-  prompt: Float[Array, "b p d"]  # weighted sum of the chosen prompts
-  weights: Float[Array, "b m"]  # exactly 0 for prompts not chosen; each row sums to 1
-  probabilities: Float[Array, "b m"]  # before the choice, for the load balance
+  prompt: Float[Array, "b p d"]  # weighted sum of the selected prompts
+  weights: Float[Array, "b m"]  # exactly 0 for prompts not selected; each row sums to 1
+  probabilities: Float[Array, "b m"]  # before the selection, for the load balance
 
 
 class PromptPool(nnx.Module):
-  """m prompts with keys, matched to a query made of image and instruction features.
+  """m prompts with keys, matched to a query from the features of image and instruction.
 
-  Keys and query as in L2P (Wang et al. 2022, sec. 4.2), but the number chosen is each sample's
-  own: the fewest prompts whose mass reaches `mass`, as in top-p routing (Huang et al. 2024).
+  Keys and query as in L2P (Wang et al. 2022, sec. 4.2). The number of selected prompts differs by
+  sample: the fewest whose probabilities sum to `mass`, as in top-p routing (Huang et al. 2024).
 
   Args:
     prompts: initial prompts.
@@ -30,8 +30,8 @@ class PromptPool(nnx.Module):
     key_width: h, of keys and query.
     mode: "adaptive" | "fixed" (always k_max) | "dense" (all m).
     mass: in (0, 1], for "adaptive".
-    k_min: fewest prompts chosen.
-    k_max: most prompts chosen.
+    k_min: fewest selected prompts.
+    k_max: most selected prompts.
     temperature: of the softmax over cosine similarities.
   """
 
@@ -60,8 +60,8 @@ class PromptPool(nnx.Module):
     self.k_min, self.k_max = k_min, k_max
 
   def __call__(self, features: Float[Array, "b two_f"]) -> PoolChoice:
-    """Chooses and mixes prompts; `features` are image and instruction, each of unit length."""
-    similarity = unit(self.query(features)) @ unit(self.keys[...]).T
+    """Selects and mixes prompts; `features` are image and instruction, each of unit length."""
+    similarity = unit_vectors(self.query(features)) @ unit_vectors(self.keys[...]).T
     probabilities = jax.nn.softmax(similarity / self.temperature, axis=-1)
     weights = self._weights(probabilities)
     prompt = jnp.einsum("bm,mpd->bpd", weights, self.prompts[...])
@@ -70,7 +70,7 @@ class PromptPool(nnx.Module):
   def _weights(self, probabilities: Float[Array, "b m"]) -> Float[Array, "b m"]:
     if self.mode == "dense":
       return probabilities
-    # Static shapes, so that one compile serves every k: take k_max, then mask.
+    # Static shapes, so that one compiled program serves every k: take k_max, then mask.
     top, index = jax.lax.top_k(probabilities, self.k_max)
     if self.mode == "adaptive":
       mass_before = jnp.cumsum(top, axis=-1) - top
@@ -82,11 +82,11 @@ class PromptPool(nnx.Module):
 
 
 def balance_loss(chosen: PoolChoice, rows: Float[Array, " b"]) -> Float[Array, ""]:
-  """Load balance (Fedus et al. 2021, eq. 4): 1 when prompts share the work evenly, m at worst.
+  """Load balance (Fedus et al. 2021, eq. 4): 1 if all prompts are used equally, m at worst.
 
   Args:
-    chosen: from the pool.
-    rows: 1 for rows that count, 0 for those that only fill up the batch.
+    chosen: output of the pool.
+    rows: 1 for rows that count, 0 for rows that fill up the batch.
   """
   total = jnp.maximum(rows.sum(), 1.0)
   used = rows @ jax.lax.stop_gradient(chosen.weights) / total
@@ -94,7 +94,7 @@ def balance_loss(chosen: PoolChoice, rows: Float[Array, " b"]) -> Float[Array, "
   return chosen.weights.shape[-1] * jnp.sum(used * probable)
 
 
-def unit(x: Float[Array, "*b h"]) -> Float[Array, "*b h"]:
-  """Unit length, in float32; zero stays zero. CLIP's joint space is about angles only."""
+def unit_vectors(x: Float[Array, "*b h"]) -> Float[Array, "*b h"]:
+  """Scales vectors to unit length, in float32; zero stays zero."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12)

@@ -1,5 +1,6 @@
-"""The prompter: everything that is trained (BUILD.md, "Method"); all but `local` travels."""
+"""The prompter: all trainable leaves (BUILD.md, "Method"); all but `local` are shared."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,13 +15,13 @@ from afspl_jax.models.contracts import VisionSizes
 from afspl_jax.models.prompter.fusion import Fusion
 from afspl_jax.models.prompter.local import Local
 from afspl_jax.models.prompter.mapper import VisualMapper
-from afspl_jax.models.prompter.pool import PoolChoice, PromptPool, unit
+from afspl_jax.models.prompter.pool import PoolChoice, PromptPool, unit_vectors
 
-SOURCES = ("global", "visual", "textual", "local")  # the last only if the config has it
+SOURCES = ("global", "visual", "textual", "local")  # the last only with `prompter.local`
 
 
 class Prompted(NamedTuple):
-  """What the prompter puts before the instruction, and how it came about."""
+  """The vectors before the instruction, and the weights they were made with."""
 
   prompt: Float[Array, "b p d"]  # F, the fused prompt
   visual: Float[Array, "b v d"]  # V, the mapped image
@@ -38,13 +39,13 @@ class Prompter(nnx.Module):
     config: sizes and switches.
     vision: sizes of the vision encoder.
     embedding: the language model's embedding matrix.
-    init_ids: ids of the words that `init = "text"` draws from: names of classes, or words of an
-      instruction (Lester et al. 2021, sec. 2.2, tries random, vocabulary and class labels).
+    init_ids: ids of the words that `init = "text"` starts from: names of classes, or words of an
+      instruction (Lester et al. 2021, sec. 2.2, compares random, vocabulary and class labels).
     contrast: whether the local leaves have the projection of a contrastive loss.
     rngs: stream `params`.
 
   Raises:
-    UserError: a switch that is not one of those known, or sizes that do not fit.
+    UserError: a switch has an unknown value, or sizes do not fit.
   """
 
   def __init__(
@@ -59,9 +60,11 @@ class Prompter(nnx.Module):
   ):
     check_values(config, "prompter")
     if config.init == "text" and not init_ids.size:
-      raise UserError("prompter.init_text: expected words to start from; got none that T5 knows")
+      raise UserError(
+        "prompter.init_text: expected words to start from; got none that the tokenizer knows"
+      )
     self.see_image, self.has_local = config.see_image, config.local
-    with jax.ensure_compile_time_eval():  # a number also where only the prompter's shapes are asked
+    with jax.ensure_compile_time_eval():  # also if only shapes are computed
       self.embedding_scale = float(jnp.sqrt(jnp.mean(jnp.square(embedding.astype(jnp.float32)))))
     words = embedding.astype(jnp.float32) / self.embedding_scale
     width = embedding.shape[1]
@@ -69,23 +72,8 @@ class Prompter(nnx.Module):
     if config.init == "text":
       words = words[init_ids]
 
-    def prompts(number: int) -> Float[Array, "number p d"]:
-      shape = (number, config.tokens)
-      if config.init == "random":
-        return jax.random.normal(rngs.params(), (*shape, width))
-      return words[jax.random.randint(rngs.params(), shape, 0, words.shape[0])]
-
-    self.pool = PromptPool(
-      prompts(config.pool),
-      feature_width=vision.feature_width,
-      key_width=config.key_dim,
-      mode=config.pool_mode,
-      mass=config.pool_mass,
-      k_min=config.k_min,
-      k_max=config.k_max,
-      temperature=config.temperature,
-      rngs=rngs,
-    )
+    prompts = functools.partial(_initial_prompts, config, words, rngs)
+    self.pool = _make_pool(config, prompts(config.pool), vision, rngs)
     self.visual_prompt = nnx.Param(prompts(1)[0])
     self.textual_prompt = nnx.Param(prompts(1)[0])
     self.fusion = Fusion(
@@ -104,7 +92,7 @@ class Prompter(nnx.Module):
       hidden=config.mapper_hidden,
       rngs=rngs,
     )
-    # Last, so that the leaves above start the same with and without it.
+    # Last, so that it does not change the initial values of the leaves above.
     self.local = Local(
       prompts(1)[0] if config.local else None,
       width=width,
@@ -123,7 +111,7 @@ class Prompter(nnx.Module):
     """Makes the prompts of a batch; arguments as in `types.Batch`."""
     if not self.see_image:
       tokens, image = jnp.zeros_like(tokens), jnp.zeros_like(image)
-    features = jnp.concatenate([unit(image), unit(text)], axis=-1)
+    features = jnp.concatenate([unit_vectors(image), unit_vectors(text)], axis=-1)
     chosen = self.pool(features)
     shape = chosen.prompt.shape
     same_for_all = [self.visual_prompt[...], self.textual_prompt[...]]
@@ -137,3 +125,28 @@ class Prompter(nnx.Module):
     visual = self.mapper(tokens, image)
     scale = self.embedding_scale
     return Prompted(scale * prompt, scale * visual, fusion, chosen)
+
+
+def _initial_prompts(
+  config: settings.Prompter, words: Float[Array, "words d"], rngs: nnx.Rngs, number: int
+) -> Float[Array, "number p d"]:
+  shape = (number, config.tokens)
+  if config.init == "random":
+    return jax.random.normal(rngs.params(), (*shape, words.shape[1]))
+  return words[jax.random.randint(rngs.params(), shape, 0, words.shape[0])]
+
+
+def _make_pool(
+  config: settings.Prompter, prompts: Float[Array, "m p d"], vision: VisionSizes, rngs: nnx.Rngs
+) -> PromptPool:
+  return PromptPool(
+    prompts,
+    feature_width=vision.feature_width,
+    key_width=config.key_dim,
+    mode=config.pool_mode,
+    mass=config.pool_mass,
+    k_min=config.k_min,
+    k_max=config.k_max,
+    temperature=config.temperature,
+    rngs=rngs,
+  )

@@ -36,7 +36,7 @@ class T5Config:
   decoder_layers: int = 6
   heads: int = 8
   buckets: int = 32  # of the relative position bias
-  max_distance: int = 128  # positions; all that lie further share the last bucket
+  max_distance: int = 128  # positions; all that are further away share the last bucket
   activation: str = "relu"  # a key of ACTIVATIONS
   gated: bool = False  # T5 v1.1: the MLP's hidden layer is activation(a) * b
   tied_head: bool = True  # the output matrix is the embedding
@@ -58,14 +58,14 @@ class T5Config:
   def from_hf(cls, raw: Mapping[str, Any]) -> "T5Config":
     """Reads a config.json of model_type "t5".
 
-    Whether the head is tied is taken from the file here, but transformers 5 writes
-    `tie_word_embeddings: true` for every T5: `for_checkpoint` settles it by the keys.
+    Whether the head is tied is read from the file here. But transformers 5 writes
+    `tie_word_embeddings: true` for every T5, so `for_checkpoint` decides it by the keys.
 
     Args:
       raw: the parsed file.
 
     Raises:
-      UserError: naming the field that this code does not support, or that is no valid value.
+      UserError: a field has a value that is invalid or not supported; the message names it.
     """
     if raw.get("model_type", "t5") != "t5":
       raise UserError(
@@ -81,7 +81,7 @@ class T5Config:
     if start is not None and start != pad:
       raise UserError(
         f'config.json: "decoder_start_token_id" must be the pad token, {pad}; got {start}.'
-        " Take another checkpoint."
+        " Use another checkpoint."
       )
     fields = read_fields(cls, _NAMES, _without_none(raw), "config.json")
     fields.setdefault("decoder_layers", fields.get("encoder_layers", cls.encoder_layers))
@@ -91,22 +91,22 @@ class T5Config:
       activation=activation, gated=gated, tied_head=tied, scaled_head=bool(scaled), **fields
     )
 
-  def for_checkpoint(self, raw: Mapping[str, Any], own_head: bool) -> "T5Config":
-    """Settles how the head works, once it is known what the weights hold.
+  def for_checkpoint(self, raw: Mapping[str, Any], separate_head: bool) -> "T5Config":
+    """Sets how the head works, given the keys of the weights.
 
     Args:
       raw: the config.json that this config was read from.
-      own_head: whether the weights hold a `lm_head.weight` that differs from `shared.weight`.
+      separate_head: whether the weights have a `lm_head.weight` that differs from `shared.weight`.
 
     Returns:
-      This config with `tied_head` by the weights. `scaled_head` is what the file says in
-      `scale_decoder_outputs` (transformers 5), else `tie_word_embeddings: false` says no, else
-      a head of its own says no.
+      This config, with `tied_head` by the weights. `scaled_head` is the file's
+      `scale_decoder_outputs` (transformers 5) if it is given; else it is False with
+      `tie_word_embeddings: false` or a separate head.
     """
     scaled = raw.get("scale_decoder_outputs")
     if scaled is None:
-      scaled = not own_head and raw.get("tie_word_embeddings") is not False
-    return dataclasses.replace(self, tied_head=not own_head, scaled_head=bool(scaled))
+      scaled = not separate_head and raw.get("tie_word_embeddings") is not False
+    return dataclasses.replace(self, tied_head=not separate_head, scaled_head=bool(scaled))
 
   def to_hf(self) -> dict[str, Any]:
     """Renders the config.json that transformers' `T5ForConditionalGeneration` loads."""

@@ -57,7 +57,7 @@ class T5Attention(nnx.Module):
 
 
 class T5Mlp(nnx.Module):
-  """The MLP: v1.0's act(x W), v1.1's act(x W) * (x V) (Shazeer 2020), each projected back."""
+  """The MLP: act(x W) in v1.0, act(x W) * (x V) in v1.1 (Shazeer 2020), then projected back."""
 
   def __init__(self, config: T5Config, **kwargs: Any):
     self.activation = ACTIVATIONS[config.activation]
@@ -88,7 +88,7 @@ class T5Layer(nnx.Module):
   def attend_self(
     self, x: Float[Array, "b q d"], bias: Float[Array, "#b h q q"]
   ) -> Float[Array, "b q d"]:
-    """Attends from every position of x to every other that `bias` lets it see."""
+    """Attends from every position of x to all positions that `bias` does not hide."""
     h = self.self_norm(x)
     return x + self.self_attention(h, *self.self_attention.keys_values(h), bias)
 
@@ -107,7 +107,7 @@ class T5Layer(nnx.Module):
     return x + self.mlp(self.mlp_norm(x))
 
 
-# Jitted apart, so that the layers of a stack, which are alike, are traced once.
+# Jitted separately, so that the equal layers of a stack are traced once.
 @jax.jit
 def encoder_layer(
   layer: T5Layer, x: Float[Array, "b q d"], bias: Float[Array, "b h q q"]
@@ -152,13 +152,13 @@ class T5Stack(nnx.Module):
     self.final_norm = _norm(config, **kwargs)
 
   def bias(self, length: int) -> Float[Array, "1 h q q"]:
-    """Looks up what positions add to the scores; once a forward, for all layers share it.
+    """Looks up the position bias of the scores; once a forward pass, as all layers share it.
 
     Args:
       length: number of positions.
 
     Returns:
-      float32, for each head, query and key. The decoder's does not hide what lies ahead.
+      float32, for each head, query and key. The decoder's does not hide later positions.
     """
     buckets = relative_buckets(
       length,

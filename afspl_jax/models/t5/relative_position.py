@@ -11,28 +11,28 @@ def relative_buckets(
 ) -> Int[np.ndarray, "q m"]:
   """Assigns each pair of positions its bucket (transformers `_relative_position_bucket`).
 
-  On the host, in NumPy: the lengths are static, and a compiler that rewrites a division as a
-  product would move positions on a bucket's edge into its neighbour.
+  Runs on the host in NumPy: the lengths are static, and a compiler that turns a division into a
+  product would move positions at the edge of a bucket into the next one.
 
   Args:
     queries: number of attending positions.
     keys: number of attended positions.
-    num_buckets: buckets in all; with `bidirectional`, half of them for keys ahead.
+    num_buckets: number of buckets; with `bidirectional`, half of them are for later keys.
     max_distance: distance from which all positions share one bucket.
-    bidirectional: whether a query may look ahead (the encoder's may).
+    bidirectional: whether a query may attend to later keys (in the encoder).
 
   Returns:
     The bucket of key m seen from query q.
   """
-  ahead = np.arange(keys)[None, :] - np.arange(queries)[:, None]
-  offset = np.zeros_like(ahead)
+  later = np.arange(keys)[None, :] - np.arange(queries)[:, None]
+  offset = np.zeros_like(later)
   if bidirectional:
     num_buckets //= 2
-    offset = np.where(ahead > 0, num_buckets, 0)
-    distance = np.abs(ahead)
+    offset = np.where(later > 0, num_buckets, 0)
+    distance = np.abs(later)
   else:
-    distance = np.maximum(-ahead, 0)
-  # The nearer half get a bucket each, the others logarithmically wider ones.
+    distance = np.maximum(-later, 0)
+  # Near positions have one bucket each; those of far positions get logarithmically wider.
   exact = num_buckets // 2
   # float32 as in the reference, so that edges round to the same side.
   ratio = np.log(np.maximum(distance, exact).astype(np.float32) / np.float32(exact))

@@ -25,7 +25,7 @@ def shift_right(labels: Int[Array, "b t"], pad_id: int = 0) -> Int[Array, "b t"]
     pad_id: starts the decoder, and stands in for ignored targets.
 
   Returns:
-    The targets moved one step later, behind `pad_id`.
+    The targets moved one step later, after `pad_id`.
   """
   shifted = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=pad_id)
   return jnp.where(shifted < 0, pad_id, shifted)
@@ -36,7 +36,7 @@ def _hide_padding(mask: Bool[Array, "b l"]) -> Float[Array, "b 1 1 l"]:
 
 
 def _swap(x: Float[Array, "b i j k"]) -> Float[Array, "b j i k"]:
-  """Between positions before heads, as attention takes them, and heads first, as it uses them."""
+  """Swaps positions and heads: attention takes positions first, and the cache has heads first."""
   return x.swapaxes(1, 2)
 
 
@@ -45,7 +45,7 @@ class T5(nnx.Module):
 
   Args:
     config: sizes and variant.
-    dtype: of the computation; norms and attention weights are in float32 whatever it is.
+    dtype: of the computation; norms and attention weights are always in float32.
     param_dtype: in which parameters are kept; they are cast at use.
     rngs: stream `params` draws the initial weights (transformers `T5PreTrainedModel`).
   """
@@ -84,14 +84,14 @@ class T5(nnx.Module):
   def encode(
     self, embeddings: Float[Array, "b l d"], mask: Bool[Array, "b l"]
   ) -> Float[Array, "b l d"]:
-    """Encodes embeddings, be they of tokens or soft prompts (Lester et al. 2021, sec. 2).
+    """Encodes embeddings of tokens or soft prompts (Lester et al. 2021, sec. 2).
 
     Args:
       embeddings: in any float dtype.
       mask: true where a position may be attended to.
 
     Returns:
-      The last hidden states after the final norm; those at hidden positions mean nothing.
+      The last hidden states after the final norm; those at masked positions have no meaning.
     """
     x = embeddings.astype(self.dtype)
     bias = self.encoder.bias(x.shape[1]) + _hide_padding(mask)
@@ -127,8 +127,8 @@ class T5(nnx.Module):
     """Scores the vocabulary.
 
     Args:
-      hidden: from `decode`, in any leading shape; pass only the positions that count, for this
-        is the dearest product of a small model.
+      hidden: from `decode`, in any leading shape; pass only the positions that count, because this
+        is the most expensive product of a small model.
 
     Returns:
       float32 logits.
@@ -163,7 +163,7 @@ class T5(nnx.Module):
     Args:
       encoded: from `encode`.
       mask: the mask that `encode` was given.
-      length: the most steps that will be taken; a step beyond them would overwrite the last.
+      length: the most steps that will be taken; a further step would overwrite the last.
 
     Returns:
       A cache with no tokens, and the cross-attention's keys and values.
@@ -171,7 +171,7 @@ class T5(nnx.Module):
     cross = [layer.cross_attention.keys_values(encoded) for layer in self.decoder.layers]
     keys, values = (tuple(map(_swap, arrays)) for arrays in zip(*cross, strict=True))
     rows, heads, _, width = keys[0].shape
-    # A buffer each, not one for all, so that a caller may donate the cache.
+    # Separate buffers, so that a caller may donate the cache.
     own_keys, own_values = (
       tuple(jnp.zeros((rows, heads, length, width), x.dtype) for x in keys) for _ in range(2)
     )
@@ -182,11 +182,11 @@ class T5(nnx.Module):
   def decode_step(
     self, ids: Int[Array, " r"], cache: T5Cache
   ) -> tuple[Float[Array, "r n"], T5Cache]:
-    """Takes one step; what `decode` and `logits` give at this position.
+    """Takes one step; gives what `decode` and `logits` give at this position.
 
     Args:
-      ids: the newest token of each text, a row's texts beside each other; `config.pad_id` first.
-      cache: from `start_cache` or the step before.
+      ids: the newest token of each text, a row's texts next to each other; `config.pad_id` first.
+      cache: from `start_cache` or the previous step.
 
     Returns:
       float32 logits of the next token, and the cache with this one in it.
@@ -205,7 +205,7 @@ class T5(nnx.Module):
       key, value = map(_swap, layer.self_attention.keys_values(h))
       self_keys[i] = jax.lax.dynamic_update_slice(self_keys[i], key, (0, 0, at, 0))
       self_values[i] = jax.lax.dynamic_update_slice(self_values[i], value, (0, 0, at, 0))
-      # Attention swaps them back, and XLA drops both: nothing of the cache is moved at a step.
+      # Attention swaps them back, and XLA drops both swaps: the cache is not copied at a step.
       x = x + layer.self_attention(h, _swap(self_keys[i]), _swap(self_values[i]), bias)
       cross = _swap(cache.cross_keys[i]), _swap(cache.cross_values[i])
       x = layer.transform(layer.attend_cross(x, *cross, cache.cross_bias))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from afspl_jax.config.experiment import Data
 from afspl_jax.data.sources import open_source
-from afspl_jax.data.sources.shapes import is_drawn
+from afspl_jax.data.sources.shapes import shapes_exist
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.metrics.cider import cider
 from afspl_jax.evaluation.metrics.ptb import tokenize
@@ -178,7 +178,7 @@ def _opened(data: str, split: str, fingerprint: str) -> tuple[_Pictures | None, 
   settings = Data(**json.loads(data))
   try:
     # Opening it would generate it, and a report only reads.
-    if settings.source == "shapes" and not is_drawn(settings.dir):
+    if settings.source == "shapes" and not shapes_exist(settings.dir):
       return None, _ABSENT
     source = open_source(settings, split)
     if source.fingerprint != fingerprint:

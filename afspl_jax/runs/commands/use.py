@@ -153,13 +153,13 @@ def _said(
   model: "Model", files: Sequence[Path], question: str, prompts: bool
 ) -> Iterator[dict[str, Any]]:
   """What is said of the images that can be read; the others are named on stderr."""
-  from afspl_jax.data.images import decode
+  from afspl_jax.data.images import decode_image
   from afspl_jax.runs.trained.model import ImageQuestion
 
   asked, named = [], []
   for file in files:
     try:
-      asked.append(ImageQuestion(decode(file, str(file)), question))
+      asked.append(ImageQuestion(decode_image(file, str(file)), question))
       named.append(file)
     except UserError as error:
       print(error, file=sys.stderr)

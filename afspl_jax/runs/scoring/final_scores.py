@@ -17,7 +17,7 @@ from afspl_jax.runs.prepare import Setup
 from afspl_jax.runs.scoring.personalised import personalised_predictions, site_scores
 from afspl_jax.storage.atomic_files import write_text
 from afspl_jax.storage.run_folder import RunFolder
-from afspl_jax.training.train_step import warmup_steps
+from afspl_jax.training.optimizer import warmup_steps
 from afspl_jax.types import Params
 
 Scores = dict[str, Any]

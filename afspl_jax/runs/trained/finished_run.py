@@ -16,7 +16,7 @@ from afspl_jax.federation import strategies
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.budget import first_bound
 from afspl_jax.federation.server.rounds import first_state, scored_params
-from afspl_jax.models.captioner import leaves
+from afspl_jax.models.captioner import module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.huggingface.weights import fingerprint
 from afspl_jax.models.prompter.local import split
@@ -194,7 +194,7 @@ def load_local_leaves(clients: Path, site: str, round: int, template: Params) ->
 
 def leaf_shapes(config: Experiment, prompter: Prompter) -> tuple[Params, Params]:
   """Shapes of a prompter's leaves as (shared, local)."""
-  return split(leaves(prompter), config.fed.share)
+  return split(module_leaves(prompter), config.fed.share)
 
 
 def require_same_data(run: Path, trained_on: Mapping[str, str], found: Mapping[str, str]) -> None:

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from afspl_jax.data.images import decode
+from afspl_jax.data.images import decode_image
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import GeneratedText, decoding_settings, generated_texts
-from afspl_jax.models.captioner import Captioner, leaves
+from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.decoding import make_decoder
 from afspl_jax.models.prompter.local import join
 from afspl_jax.runs.trained.trained_prompter import TrainedPrompter, open_trained_prompter
-from afspl_jax.training.train_step import make_mesh, replicate
+from afspl_jax.training.mesh import make_mesh, replicate
 from afspl_jax.types import Batch
 
 ImageLike = Image.Image | Path | str  # an image, or its file
@@ -51,7 +51,7 @@ class Model:
     self.batch_size = -(-batch_size // mesh.size) * mesh.size
     self._pair = trained.pair
     self._params = replicate(join(trained.shared, trained.local), mesh)
-    self._frozen = replicate(leaves(self._pair.language_model), mesh)
+    self._frozen = replicate(module_leaves(self._pair.language_model), mesh)
     captioner = Captioner(trained.prompter, self._pair.language_model)
     self._decode = make_decoder(captioner, decoding_settings(self.config.eval), mesh)
     # The questions of the last batch, with their features.
@@ -94,7 +94,7 @@ class Model:
 
   def _batch(self, part: Sequence[ImageQuestion]) -> Batch:
     pair, size, data = self._pair, self.batch_size, self.config.data
-    seen = pair.encoder.look([_opened(one.image) for one in part], size)
+    seen = pair.encoder.encode_uncached([_opened(one.image) for one in part], size)
     questions = [one.question or data.caption_instruction for one in part]
     distinct = sorted(set(questions))
     row = [distinct.index(question) for question in questions]
@@ -166,4 +166,4 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def _opened(image: ImageLike) -> Image.Image:
-  return image if isinstance(image, Image.Image) else decode(Path(image), str(image))
+  return image if isinstance(image, Image.Image) else decode_image(Path(image), str(image))

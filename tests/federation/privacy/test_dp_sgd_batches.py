@@ -49,13 +49,13 @@ def test_examples_are_drawn_one_by_one_with_the_stated_probability(setup, secret
   monkeypatch.setattr(setup.config.optim, "local_steps", 500)
   site, rows = next(iter(setup.clients["train"].items()))
   seen = []
-  draws = setup.splits["train"].drawn_batches
+  draws = setup.splits["train"].sampled_batches
 
   def watched(drawn, *args):
     seen.append(drawn)
     return draws(drawn, *args)
 
-  monkeypatch.setattr(setup.splits["train"], "drawn_batches", watched)
+  monkeypatch.setattr(setup.splits["train"], "sampled_batches", watched)
   batches, found = secret.sample_batches([site], {"leaf": np.zeros(1)})
   (drawn,) = seen
   q = 4 / len(rows)

@@ -17,9 +17,10 @@ from afspl_jax.federation.privacy.dp_sgd_step import (
   make_private_training,
 )
 from afspl_jax.federation.privacy.noise import gaussian
-from afspl_jax.models.captioner import prefix
+from afspl_jax.models.captioner import soft_prefix
 from afspl_jax.training.losses import token_cross_entropy
-from afspl_jax.training.train_step import make_optimizer, make_schedule, replicate
+from afspl_jax.training.mesh import replicate
+from afspl_jax.training.optimizer import make_optimizer, make_schedule
 from benchmarks.attacks import success
 from tests.conftest import make_batch
 from tests.training.cohorts import assert_close, make_optim, of, pull
@@ -50,9 +51,10 @@ def noise_of(model, std=CLIP * NOISE):
 def train(model, mesh, batches, noise, expected=(8, 8, 8), params=None):
   params = starts(model) if params is None else params
   placed, frozen = replicate(jax.tree.map(jnp.array, params), mesh), replicate(model.frozen, mesh)
-  secret, first = StepNoise(noise, jnp.asarray(expected, jnp.float32)), jnp.asarray(2, jnp.int32)
+  private = StepNoise(noise, jnp.asarray(expected, jnp.float32))
+  first = jnp.asarray(2, jnp.int32)
   program = program_of(model.captioner, mesh)
-  return jax.device_get(program(placed, frozen, params, batches, first, secret))
+  return jax.device_get(program(placed, frozen, params, batches, first, private))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def pull_of(model):
     return jax.vmap(of_row)(logits, batch.targets, batch.targets_mask).sum()
 
   grad = jax.jit(jax.grad(total))
-  return lambda batch: grad(prefix(model.captioner.prompt(model.params, batch)), batch)
+  return lambda batch: grad(soft_prefix(model.captioner.prompt(model.params, batch)), batch)
 
 
 def distance(one, other):
@@ -105,9 +107,7 @@ def sums(model, one_device):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 100.0])
-def test_gradients_are_those_of_batches_of_one_each_cut_to_the_bound(
-  model, sums, gradient, pull_of, scale
-):
+def test_gradients_equal_clipped_gradients_of_batches_of_one(model, sums, gradient, pull_of, scale):
   batch = make_batch(0, 8)
   found = sums(batch, scale * pull_of(batch))
   each = [gradient(model.params, of(batch, row)) for row in range(8)]
@@ -132,7 +132,7 @@ def hostile(batch, pull, kind):
 
 
 @pytest.mark.parametrize("kind", ["features", "overflow", "nan", "loss", "infinite"])
-def test_an_example_moves_the_sum_by_no_more_than_the_bound_whatever_it_holds(sums, pull_of, kind):
+def test_no_example_moves_the_sum_by_more_than_the_bound(sums, pull_of, kind):
   batch = make_batch(1, 8)
   pull = pull_of(batch)
   without = sums(batch, pull.at[3].set(0.0))
@@ -142,7 +142,7 @@ def test_an_example_moves_the_sum_by_no_more_than_the_bound_whatever_it_holds(su
     assert moved == pytest.approx(CLIP, rel=1e-3)
 
 
-def test_gradients_do_not_depend_on_how_many_are_held_at_a_time_or_on_devices(
+def test_gradients_do_not_depend_on_the_chunk_size_or_on_devices(
   model, sums, pull_of, four_devices, monkeypatch
 ):
   batch = make_batch(0, 8)
@@ -163,7 +163,7 @@ def test_gradients_do_not_depend_on_how_many_are_held_at_a_time_or_on_devices(
   assert_close(of(jax.jit(few_at_a_time)(*one), 0), whole, 1e-5)
 
 
-def test_a_step_is_one_of_the_mean_of_bounded_gradients_under_noise(model, gradient, one_device):
+def test_a_step_uses_the_noisy_mean_of_clipped_gradients(model, gradient, one_device):
   batches, noise = make_batch(0, STEPS, CLIENTS, ROWS), noise_of(model, 0.01)
   batches = batches._replace(targets_mask=batches.targets_mask.at[:, :, 6:].set(False))
   trained, _ = train(model, one_device, batches, noise, (5, 4, 3))
@@ -212,7 +212,7 @@ def test_rows_that_fill_up_a_batch_and_examples_that_are_not_finite_add_nothing(
     assert_close(trained, one, 1e-6)
 
 
-def test_a_batch_in_which_nobody_was_drawn_gives_the_noise_alone(model, one_device):
+def test_an_empty_batch_gives_only_noise(model, one_device):
   batches = make_batch(0, STEPS, CLIENTS, ROWS)
   empty = batches._replace(targets_mask=jnp.zeros_like(batches.targets_mask))
   penalty = jax.grad(pull)(model.params, model.params)
@@ -251,14 +251,14 @@ def told_apart(model, mesh, std, others):
   return success(-np.concatenate(seen), -np.concatenate(unseen)).auc
 
 
-def test_whose_examples_were_learnt_is_told_without_noise_and_hardly_with_it(model, one_device):
+def test_training_examples_can_be_identified_only_without_noise(model, one_device):
   others = make_batch(4, 100)
   assert told_apart(model, one_device, 0.0, others) > 0.85
   # Under noise guessing remains: 0.5, with a standard deviation below 0.05.
   assert told_apart(model, one_device, CLIP * NOISE, others) < 0.7
 
 
-def test_what_is_released_lies_on_a_grid_that_the_noise_alone_gives():
+def test_noisy_sums_are_on_a_grid_that_only_the_noise_determines():
   rng = np.random.default_rng(0)
   total, std = rng.normal(size=1000).astype(np.float32), 0.7
   found = np.asarray(_noisy(jnp.asarray(total), jnp.asarray(rng.normal(size=1000) * std), std))
@@ -267,6 +267,6 @@ def test_what_is_released_lies_on_a_grid_that_the_noise_alone_gives():
   assert np.abs(found).max() > 1
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused(model, four_devices):
+def test_a_batch_that_the_devices_cannot_share_is_rejected(model, four_devices):
   with pytest.raises(UserError, match=r"optim.batch_size: expected a multiple of the 4 devices"):
     make_private_training(model.captioner, Optim(batch_size=6), Privacy(), 1, pull, four_devices)

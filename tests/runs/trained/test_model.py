@@ -17,7 +17,7 @@ from afspl_jax.runs.scoring.rescore import EvaluationRequest, evaluate_run
 from afspl_jax.runs.trained import finished_run, model, trained_prompter
 from afspl_jax.runs.trained.model import ImageQuestion, Model
 from afspl_jax.runs.trained.trained_prompter import open_trained_prompter
-from afspl_jax.training.train_step import make_mesh
+from afspl_jax.training.mesh import make_mesh
 
 SITE = "elm"
 

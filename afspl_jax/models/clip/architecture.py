@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from afspl_jax.models.backbones import Backbone
+from afspl_jax.models.architectures import Architecture
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.clip.config import ClipConfig
 from afspl_jax.models.contracts import VisionEncoder
@@ -13,13 +13,13 @@ from afspl_jax.models.huggingface.key_table import KeyTable, Layout, Leaf
 from afspl_jax.models.huggingface.preprocessing import ImageProcessor
 
 
-def read_config(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ClipConfig:
-  """Reads the config of a checkpoint; unlike a T5's, it does not depend on the tensors."""
+def read_clip_config(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> ClipConfig:
+  """Reads the config of a checkpoint; it does not depend on the tensors."""
   del tensors
   return ClipConfig.from_hf(raw)
 
 
-def key_table(config: ClipConfig) -> KeyTable:
+def clip_key_table(config: ClipConfig) -> KeyTable:
   """Lists the keys of a `CLIPModel` checkpoint of this size."""
   leaves = {
     "logit_scale": Leaf(("logit_scale",)),
@@ -61,4 +61,6 @@ def key_table(config: ClipConfig) -> KeyTable:
   return KeyTable(leaves, {}, ignored)
 
 
-BACKBONE = Backbone("clip", VisionEncoder, Clip, read_config, key_table, ImageProcessor)
+ARCHITECTURE = Architecture(
+  "clip", VisionEncoder, Clip, read_clip_config, clip_key_table, ImageProcessor
+)

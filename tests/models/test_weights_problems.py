@@ -6,43 +6,45 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from afspl_jax.models.huggingface.weights import CheckpointError, fingerprint, load_vision_encoder
-from tests.models.saved import change, faults
+from afspl_jax.models.huggingface.weights import BackboneError, fingerprint, load_vision_encoder
+from tests.models.saved import change, problems
 
 
 def test_missing_folder_is_named(tmp_path):
-  message = faults(tmp_path / "nowhere")
+  message = problems(tmp_path / "nowhere")
   assert "expected a folder here; got none" in message
 
 
 def test_missing_config_is_named(folder):
   (folder / "config.json").unlink()
-  assert "config.json: expected this file; got none" in faults(folder)
+  assert "config.json: expected this file; got none" in problems(folder)
 
 
 def test_broken_config_is_named(folder):
   (folder / "config.json").write_text("{")
-  assert "config.json: expected JSON; got something else" in faults(folder)
+  assert "config.json: expected JSON; got something else" in problems(folder)
   (folder / "config.json").write_text('{"model_type": "t5", "d_model": "wide"}')
-  assert "\"d_model\" must be int; got 'wide'" in faults(folder)
+  assert "\"d_model\" must be int; got 'wide'" in problems(folder)
 
 
 def test_other_model_type_is_named(folder):
-  with pytest.raises(CheckpointError, match='"model_type" must be "clip"; got \'t5\''):
+  with pytest.raises(BackboneError, match='"model_type" must be "clip"; got \'t5\''):
     load_vision_encoder(folder)
   (folder / "config.json").write_text('{"model_type": "llama"}')
-  assert '"model_type" must be "clip" or "t5"; got \'llama\'' in faults(folder)
+  assert '"model_type" must be "clip" or "t5"; got \'llama\'' in problems(folder)
 
 
 def test_missing_weights_are_named(folder):
   (folder / "model.safetensors").unlink()
-  assert "expected model.safetensors or model.safetensors.index.json; got neither" in faults(folder)
+  assert "expected model.safetensors or model.safetensors.index.json; got neither" in problems(
+    folder
+  )
 
 
 def test_pickle_is_never_opened(folder):
   (folder / "model.safetensors").unlink()
   (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-  message = faults(folder)
+  message = problems(folder)
   assert "got only pytorch_model.bin, a pickle" in message
   assert "Convert it to safetensors" in message
 
@@ -51,7 +53,7 @@ def test_pickle_is_never_opened(folder):
 def test_truncated_file_is_named(folder, cut):
   path = folder / "model.safetensors"
   path.write_bytes(path.read_bytes()[:cut])
-  message = faults(folder)
+  message = problems(folder)
   assert (
     f"model.safetensors: expected a whole safetensors file; got {path.stat().st_size} bytes"
     in (message)
@@ -66,8 +68,8 @@ def test_unmatched_and_missing_keys_and_shapes_are_named(folder):
     decoder__final_layer_norm__weight=np.zeros((7,), np.float32),
     encoder__block__0__layer__0__SelfAttention__q__weight=np.zeros((10, 12), np.int8),
   )
-  message = faults(folder)
-  assert "4 faults" in message
+  message = problems(folder)
+  assert "4 problems" in message
   assert 'got "extra.weight"' in message
   assert 'expected "encoder.final_layer_norm.weight"' in message
   assert '"decoder.final_layer_norm.weight" of shape (12,); got (7,)' in message
@@ -76,10 +78,10 @@ def test_unmatched_and_missing_keys_and_shapes_are_named(folder):
 
 def test_missing_shard_is_named_once(shards):
   (shards / "model-00002-of-00003.safetensors").unlink()
-  message = faults(shards)
-  assert "1 fault in" in message
+  message = problems(shards)
+  assert "1 problem in" in message
   assert "model-00002-of-00003.safetensors: expected this file; got none" in message
-  with pytest.raises(CheckpointError, match="model-00002-of-00003"):
+  with pytest.raises(BackboneError, match="model-00002-of-00003"):
     fingerprint(shards)
 
 
@@ -88,13 +90,13 @@ def test_broken_index_is_named(shards):
   index = json.loads(path.read_text())
   index["weight_map"]["nowhere.weight"] = "model-00001-of-00003.safetensors"
   path.write_text(json.dumps(index))
-  assert 'expected "nowhere.weight" in model-00001-of-00003.safetensors' in faults(shards)
+  assert 'expected "nowhere.weight" in model-00001-of-00003.safetensors' in problems(shards)
   for places in ({"shared.weight": "../other.safetensors"}, ["shared.weight"], None):
     path.write_text(json.dumps({"weight_map": places}))
-    assert 'expected a "weight_map" from keys to names of files' in faults(shards)
+    assert 'expected a "weight_map" from keys to names of files' in problems(shards)
 
 
-def test_all_faults_are_named_at_once(shards):
+def test_all_problems_are_named_at_once(shards):
   (shards / "model-00001-of-00003.safetensors").unlink()
   (shards / "model-00002-of-00003.safetensors").write_bytes(b"short")
   third = "model-00003-of-00003.safetensors"
@@ -105,8 +107,8 @@ def test_all_faults_are_named_at_once(shards):
   index["weight_map"]["extra.weight"] = third
   (shards / "model.safetensors.index.json").write_text(json.dumps(index))
   change(shards, third, extra__weight=np.zeros(1, np.float32))
-  message = faults(shards)
-  assert "5 faults" in message
+  message = problems(shards)
+  assert "5 problems" in message
   for part in (
     "model-00001-of-00003.safetensors: expected this file; got none",
     "model-00002-of-00003.safetensors: expected a whole safetensors file; got 5 bytes",

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afspl_jax.models.captioner import prefix
-from afspl_jax.training.chunked_t5_loss import RowLoss
+from afspl_jax.models.captioner import soft_prefix
+from afspl_jax.training.chunked_loss import ChunkedLoss
 from afspl_jax.training.losses import token_cross_entropy
 from tests.conftest import T5_CONFIG, make_batch
 
@@ -49,10 +49,10 @@ def test_sorted_chunks_give_the_costs_and_gradients_of_all_rows_at_once(model, d
   rng = np.random.default_rng(2)
   weights = jnp.asarray(rng.random(ROWS), jnp.float32)
   pull = jnp.asarray(rng.normal(size=(ROWS, T5_CONFIG.width)), jnp.float32)
-  row_loss = RowLoss(model.captioner, 0.1, request.getfixturevalue(devices), CUTS)
+  chunked_loss = ChunkedLoss(model.captioner, 0.1, request.getfixturevalue(devices), CUTS)
 
   def ours(made, batch):
-    costs, nats = row_loss(model.frozen, made, batch, weights, pull)
+    costs, nats = chunked_loss(model.frozen, made, batch, weights, pull)
     return (costs * jnp.arange(ROWS)).sum(), (costs, nats)
 
   def theirs(made, batch):
@@ -62,33 +62,33 @@ def test_sorted_chunks_give_the_costs_and_gradients_of_all_rows_at_once(model, d
   ours, theirs = (jax.jit(jax.grad(function, has_aux=True)) for function in (ours, theirs))
   for lengths in LENGTHS.values():
     batch = batch_of(lengths)
-    made = prefix(model.captioner.prompt(model.params, batch))
+    made = soft_prefix(model.captioner.prompt(model.params, batch))
     found, expected = ours(made, batch), theirs(made, batch)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()))
   assert ours._cache_size() == 1  # whatever the lengths
 
 
-def test_mean_states_are_of_each_row_and_have_no_gradient(model, one_device):
+def test_summaries_have_no_gradient(model, one_device):
   batch = batch_of(LENGTHS["mixed"])
-  made = prefix(model.captioner.prompt(model.params, batch))
-  row_loss = RowLoss(model.captioner, 0.0, one_device, CUTS)
+  made = soft_prefix(model.captioner.prompt(model.params, batch))
+  chunked_loss = ChunkedLoss(model.captioner, 0.0, one_device, CUTS)
   encoded = model.captioner.encode_prefix(
     model.frozen, made, batch.instruction, batch.instruction_mask
   )
-  states = row_loss.states(model.frozen, made, batch)
+  states = chunked_loss.summaries(model.frozen, made, batch)
   np.testing.assert_allclose(states, model.captioner.summarise(model.frozen, *encoded), atol=1e-5)
-  grads = jax.grad(lambda made: row_loss.states(model.frozen, made, batch).sum())(made)
+  grads = jax.grad(lambda made: chunked_loss.summaries(model.frozen, made, batch).sum())(made)
   assert not np.asarray(grads).any()
 
 
 def test_a_chunk_of_short_targets_does_not_pay_for_long_ones(model, one_device):
   """Of the programs in the switch, only the one for full length makes full-length logits."""
   batch = batch_of(LENGTHS["mixed"])
-  made = prefix(model.captioner.prompt(model.params, batch))
-  row_loss = RowLoss(model.captioner, 0.0, one_device, CUTS)
+  made = soft_prefix(model.captioner.prompt(model.params, batch))
+  chunked_loss = ChunkedLoss(model.captioner, 0.0, one_device, CUTS)
   weights = jnp.ones(ROWS)
-  text = str(jax.make_jaxpr(lambda made: row_loss(model.frozen, made, batch, weights)[0])(made))
+  text = str(jax.make_jaxpr(lambda made: chunked_loss(model.frozen, made, batch, weights)[0])(made))
   size = -(-ROWS // 3)
   for cut in (8, 20, 40):
     assert f"f32[{size},{cut},{T5_CONFIG.vocab_size}]" in text

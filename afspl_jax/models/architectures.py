@@ -1,7 +1,7 @@
-"""The frozen networks that checkpoints can be loaded into: each is one folder beside this file.
+"""The architectures of backbones: each is one folder next to this file.
 
-A folder is found by its module `backbone`, whose `BACKBONE` tells what the loader needs. Nothing
-else is edited to add one.
+A folder is found by its module `architecture`, which defines `ARCHITECTURE`. To add one, nothing
+else is edited.
 """
 
 import functools
@@ -18,7 +18,7 @@ from afspl_jax.models.contracts import ImagePreprocessor, LanguageModel, VisionE
 from afspl_jax.models.huggingface.key_table import KeyTable
 
 
-class Backbone(NamedTuple):
+class Architecture(NamedTuple):
   """How checkpoints of one architecture become a module.
 
   Attributes:
@@ -40,11 +40,11 @@ class Backbone(NamedTuple):
 
 
 @functools.cache
-def backbones() -> dict[str, Backbone]:
-  """All backbones by `model_type`, sorted."""
-  found = []
+def architectures() -> dict[str, Architecture]:
+  """All architectures by `model_type`, sorted."""
+  all_found = []
   for package in pkgutil.iter_modules(models.__path__):
     name = f"{models.__name__}.{package.name}"
-    if package.ispkg and importlib.util.find_spec(f"{name}.backbone"):
-      found.append(importlib.import_module(f"{name}.backbone").BACKBONE)
-  return {backbone.model_type: backbone for backbone in sorted(found, key=lambda x: x.model_type)}
+    if package.ispkg and importlib.util.find_spec(f"{name}.architecture"):
+      all_found.append(importlib.import_module(f"{name}.architecture").ARCHITECTURE)
+  return {found.model_type: found for found in sorted(all_found, key=lambda x: x.model_type)}

@@ -5,33 +5,33 @@ from typing import Any
 
 import numpy as np
 
-from afspl_jax.models.backbones import Backbone
+from afspl_jax.models.architectures import Architecture
 from afspl_jax.models.contracts import LanguageModel
 from afspl_jax.models.huggingface.key_table import KeyTable, Layout, Leaf
 from afspl_jax.models.t5.config import T5Config
 from afspl_jax.models.t5.t5 import T5
 
-# Old checkpoints hold the one matrix under up to three keys.
+# Old checkpoints have the same matrix under up to three keys.
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
-def read_config(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> T5Config:
-  """Reads the config of a checkpoint; its tensors tell whether the head is its own.
+def read_t5_config(raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> T5Config:
+  """Reads the config of a checkpoint; its tensors decide whether the head is tied.
 
   Args:
     raw: the parsed config.json.
     tensors: by Hugging Face key; a `lm_head.weight` that equals the embedding is tied to it.
   """
-  own = "lm_head.weight" in tensors
+  separate = "lm_head.weight" in tensors
   embedding = next((tensors[key] for key in _EMBEDDINGS if key in tensors), None)
-  if own and embedding is not None:
-    own = not np.array_equal(tensors["lm_head.weight"], embedding)
-  elif own:
-    own = raw.get("tie_word_embeddings") is False
-  return T5Config.from_hf(raw).for_checkpoint(raw, own_head=own)
+  if separate and embedding is not None:
+    separate = not np.array_equal(tensors["lm_head.weight"], embedding)
+  elif separate:
+    separate = raw.get("tie_word_embeddings") is False
+  return T5Config.from_hf(raw).for_checkpoint(raw, separate_head=separate)
 
 
-def key_table(config: T5Config) -> KeyTable:
+def t5_key_table(config: T5Config) -> KeyTable:
   """Lists the keys of a `T5ForConditionalGeneration` checkpoint of this size and variant."""
   leaves = {"shared.weight": Leaf(("embedding",))}
   copies = dict.fromkeys(_EMBEDDINGS[1:], "shared.weight")
@@ -46,7 +46,7 @@ def key_table(config: T5Config) -> KeyTable:
     first = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     leaves[first] = Leaf((side, "position_bias"))
     leaves[f"{side}.final_layer_norm.weight"] = Leaf((side, "final_norm", "scale"))
-  # T5 v1.0 checkpoints hold a bias that cross-attention never had a use for.
+  # T5 v1.0 checkpoints have a bias that cross-attention does not use.
   unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
   return KeyTable(leaves, copies, frozenset({unused}))
 
@@ -71,4 +71,4 @@ def _layer_keys(side: str, i: int, gated: bool) -> dict[str, Leaf]:
   return leaves
 
 
-BACKBONE = Backbone("t5", LanguageModel, T5, read_config, key_table)
+ARCHITECTURE = Architecture("t5", LanguageModel, T5, read_t5_config, t5_key_table)
