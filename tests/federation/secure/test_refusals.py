@@ -7,7 +7,7 @@ from flwr.app import Array, ConfigRecord, Message
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.secure.site import SecureSite
-from afspl_jax.federation.server.roll_call import RoundFailed
+from afspl_jax.federation.server.round_request import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from tests.federation.least_squares import CLIENTS, LeastSquares, init_params, reference
 from tests.federation.secure.secure_runs import (

@@ -18,7 +18,7 @@ from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import terms_of
 from afspl_jax.federation.server import roll_call
 from afspl_jax.federation.server.aggregation import PrivateAggregation, SecureAggregation
-from afspl_jax.federation.server.roll_call import RoundFailed
+from afspl_jax.federation.server.round_request import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.federation.transport.local_grid import LocalGrid

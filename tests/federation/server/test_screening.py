@@ -6,7 +6,7 @@ import pytest
 from flwr.app import MetricRecord
 
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.server.roll_call import RoundFailed
+from afspl_jax.federation.server.round_request import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.federation.transport.local_grid import LocalGrid

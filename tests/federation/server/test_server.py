@@ -6,7 +6,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
-from afspl_jax.federation.server.roll_call import RollCall, RoundFailed
+from afspl_jax.federation.server.roll_call import RollCall
+from afspl_jax.federation.server.round_request import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.federation.server.server_app import make_server_app
 from afspl_jax.federation.server.sites import Sites
