@@ -92,7 +92,7 @@ def one_line(error):
   ],
   ids=["less", "more", "other shape", "other dtype", "other name"],
 )
-def test_the_state_of_another_model_is_refused(store, other):
+def test_the_state_of_another_model_is_rejected(store, other):
   store.save("a", 1, other)
   with pytest.raises(
     UserError, match=r"round_000001.safetensors: expected the state of a"

@@ -120,7 +120,7 @@ def test_gradients_are_those_of_batches_of_one_each_cut_to_the_bound(
   assert distance(found, expected) <= 2e-5 * optax.tree.norm(expected)
 
 
-def hostile(batch, pull, kind):
+def extreme(batch, pull, kind):
   """The batch with an example that tries to be heard."""
   if kind == "features":
     return batch._replace(tokens=batch.tokens.at[3].multiply(1e6)), pull
@@ -136,7 +136,7 @@ def test_an_example_moves_the_sum_by_no_more_than_the_bound_whatever_it_holds(su
   batch = make_batch(1, 8)
   pull = pull_of(batch)
   without = sums(batch, pull.at[3].set(0.0))
-  moved = distance(sums(*hostile(batch, pull, kind)), without)
+  moved = distance(sums(*extreme(batch, pull, kind)), without)
   assert moved <= CLIP
   if kind in ("features", "loss"):  # it is held at the bound, and not merely dropped
     assert moved == pytest.approx(CLIP, rel=1e-3)
@@ -267,6 +267,6 @@ def test_what_is_released_lies_on_a_grid_that_the_noise_alone_gives():
   assert np.abs(found).max() > 1
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused(model, four_devices):
+def test_a_batch_that_the_devices_cannot_share_is_rejected(model, four_devices):
   with pytest.raises(UserError, match=r"optim.batch_size: expected a multiple of the 4 devices"):
     make_private_training(model.captioner, Optim(batch_size=6), Privacy(), 1, pull, four_devices)

@@ -27,7 +27,7 @@ def sites_on(grid, on_site=lambda text: None):
   return Sites(grid, wire.terms(init_params(), {}), MOST, on_site)
 
 
-def test_a_server_with_another_model_is_refused_by_the_client(plan):
+def test_a_server_with_another_model_is_rejected_by_the_client(plan):
   run = plan(wait=0.0)
   app = SiteApp(LeastSquares(), {"other": np.zeros(3, np.float32)})
   with pytest.raises(RoundFailed, match=r"rejected: .*structure: '\w+' -> '\w+'.* Run the same"):
@@ -58,7 +58,7 @@ def test_what_only_the_server_names_is_none_of_a_sites_business():
   assert sites.look() == {} and "config.optim" in next(iter(sites.rejected.values()))
 
 
-def test_terms_that_are_no_json_are_refused():
+def test_terms_that_are_no_json_are_rejected():
   grid = LocalGrid(SiteApp(LeastSquares(), init_params()), 1)
   for asked in ({}, {wire.TERMS: "{"}, {wire.TERMS: "[]"}, {wire.TERMS: 3}):
     hello = RecordDict({wire.CONFIG: ConfigRecord(asked)})
@@ -77,7 +77,7 @@ def test_sites_are_told_apart_by_name_not_by_node():
   assert [site.node for site in found.values()] == sorted(grid.get_node_ids(), reverse=True)
 
 
-def test_two_sites_of_one_name_are_refused():
+def test_two_sites_of_one_name_are_rejected():
   class Same(LeastSquares):
     def site(self, client):
       return "clinic"
@@ -89,7 +89,7 @@ def test_two_sites_of_one_name_are_refused():
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "x" * 81, 7])
-def test_a_name_that_is_none_is_refused(name):
+def test_a_name_that_is_none_is_rejected(name):
   class Odd(LeastSquares):
     def site(self, client):
       return name
