@@ -38,14 +38,14 @@ class Strategy(Protocol):
     """
     ...
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
-    """Server half: new params and state from the round's replies, at least one.
+  def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
+    """Server half: new params and state from the round's updates, at least one.
 
-    A row that no reply's mask has keeps its value, in the params and in the state, and the result
-    must not depend on the order of the replies: both to the last bit.
+    A row that no update's mask has keeps its value, in the params and in the state, and the result
+    must not depend on the order of the updates: both to the last bit.
 
     Raises:
-      ValueError: the method needs more of the replies than these give; the message says what.
+      ValueError: the method needs more of the updates than these give; the message says what.
     """
     ...
 
@@ -64,7 +64,7 @@ class Controlled(Strategy, Protocol):
 
 
 def of_mean(strategy: Strategy) -> bool:
-  """Whether it uses nothing of the replies but their mean update, so that one may stand for all."""
+  """Whether it uses only the mean of the updates, so that one update may stand for all."""
   return getattr(strategy, "of_mean", False)
 
 
