@@ -123,7 +123,7 @@ def test_who_only_looks_is_not_told_to_delete_a_state_and_saves_none(store, tmp_
   file = tmp_path / "clients" / "a" / "round_000001.safetensors"
   content = file.read_bytes()
   looked = ClientStore(tmp_path / "clients", read_only=True)
-  with pytest.raises(ValueError, match="only read"):
+  with pytest.raises(ValueError, match="read-only"):
     looked.save("a", 1, state(2))
   assert file.read_bytes() == content and values(looked.load("a", 2, state())) == 1
   file.write_bytes(content[:60])

@@ -137,7 +137,7 @@ def test_shares_that_a_neighbour_did_not_seal_for_this_client_are_rejected(spoil
     "of another session": a_party("shares")[0].forwarded["site_01"][other],
   }[spoil]
   with pytest.raises(
-    PartyError, match=f"shares of client {other}: expected a text that its sender"
+    PartyError, match=f"shares of client {other}: expected the text that its sender"
   ):
     party.mask(np.zeros(10, np.uint32), sealed)
 

@@ -85,7 +85,7 @@ def test_two_sites_of_one_name_are_rejected():
   sites, _ = sites_of(Same(), 2)
   assert list(sites.look()) == ["clinic"]
   (why,) = sites.rejected.values()
-  assert "expected a site name of its own; got 'clinic'" in why
+  assert "expected a new site name; got 'clinic'" in why
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "x" * 81, 7])
