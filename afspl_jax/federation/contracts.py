@@ -7,7 +7,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from jaxtyping import Array, Float
 
-from afspl_jax.storage.client_status import Outcome
+from afspl_jax.storage.client_status import Outcome, Status, one_line
 from afspl_jax.types import Params
 
 T = TypeVar("T")
@@ -22,7 +22,13 @@ class Rejected(ValueError):
 
   def __init__(self, reason: str, outcome: Outcome = Outcome.REJECTED):
     super().__init__(reason)
-    self.outcome = outcome
+    self._outcome = outcome
+
+  @property
+  def status(self) -> Status:
+    """The status of the client; the reason may quote what a peer sent."""
+    first = f"{self._outcome}: "
+    return Status(self._outcome, one_line(first + str(self))[len(first) :])
 
 
 class SiteError(RuntimeError):

@@ -1,7 +1,7 @@
 """Loads the models and data of an experiment, and builds its programs, before the first round."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +26,15 @@ from afspl_jax.federation import strategies
 from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.client.local_trainer import LocalTrainer
-from afspl_jax.federation.strategies import Strategy
+from afspl_jax.federation.privacy.dp_sgd_step import make_private_training
+from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.prompter.local import join, split
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
 from afspl_jax.storage.versions import installed_version
 from afspl_jax.training.mesh import make_mesh, replicate
+from afspl_jax.training.train_step import make_local_training
 from afspl_jax.types import Example, Params, Source
 
 SERVER_SPLITS = ("validation", "test")  # read by a server whose clients are on other hosts
@@ -156,10 +158,19 @@ def prepare_setup(
   trainer = None
   if clients:
     train = _training_split(config, splits["train"], clients["train"], attackers)
-    data = train, clients["train"]
     here = set(SPLITS) <= set(inputs.sources)  # else clients of a round train in several processes
     trainer = LocalTrainer(
-      captioner, frozen, untrained, *data, config, strategy, mesh, store, in_process=here
+      _local_program(captioner, config, strategy, mesh),
+      make_initial_prompt(captioner, mesh),
+      frozen,
+      untrained,
+      train,
+      clients["train"],
+      config,
+      isinstance(strategy, Controlled),
+      mesh,
+      store,
+      in_process=here,
     )
   shared, local = split(untrained, config.fed.share)
   return Setup(
@@ -241,3 +252,14 @@ def _training_split(
     return train
   rows = [clients[name] for name in attackers]
   return train.with_targets_of(malicious.wrong_targets(train.examples, rows))
+
+
+def _local_program(
+  captioner: Captioner, config: Experiment, strategy: Strategy, mesh: Mesh
+) -> Callable[..., tuple[Any, ...]]:
+  """The compiled local training of a cohort."""
+  rounds, penalty = config.fed.rounds, strategy.client_penalty
+  if config.privacy.example_clip:
+    return make_private_training(captioner, config.optim, config.privacy, rounds, penalty, mesh)
+  controlled = isinstance(strategy, Controlled)
+  return make_local_training(captioner, config.optim, rounds, penalty, mesh, controlled)

@@ -16,6 +16,9 @@ class Outcome(StrEnum):
   UNUSED = "unused"  # a valid reply to an attempt that failed
 
 
+_LONGEST = 300  # characters of a status
+
+
 class Status(NamedTuple):
   """An outcome and its reason, which only "ok" has not."""
 
@@ -24,6 +27,12 @@ class Status(NamedTuple):
 
   def __str__(self) -> str:
     return f"{self.outcome}: {self.reason}" if self.reason else str(self.outcome)
+
+
+def one_line(text: str) -> str:
+  """A text from a peer, as it goes into our files and onto a terminal: one short line."""
+  line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+  return line[:_LONGEST]
 
 
 def parse_status(text: str) -> Status:

@@ -138,7 +138,7 @@ def test_only_the_names_on_the_list_leave(run):
       assert isinstance(value, int if name == "num-examples" else float)
 
 
-def test_the_closed_list_is_this_one(run, controlled):
+def test_the_allow_list_is_complete(run, controlled):
   for config, replies in ((run.config, REPLIES), (controlled.config, CONTROLLED)):
     listed = {
       (kind, record, name)
@@ -160,7 +160,7 @@ def test_what_is_on_record_is_what_left(run):
       assert entries[record] == dict(reply.content[record])
 
 
-def test_all_that_is_on_record_is_on_the_closed_list(run, controlled, capsys):
+def test_all_that_is_on_record_is_on_the_allow_list(run, controlled, capsys):
   for each in (run, controlled):
     assert cli.main(["audit", str(each.path)]) == 0, capsys.readouterr().out
 

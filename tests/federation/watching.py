@@ -1,4 +1,4 @@
-"""A progress that keeps what it is told."""
+"""A Progress that keeps its texts."""
 
 
 class Watching:

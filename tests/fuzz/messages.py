@@ -32,10 +32,10 @@ from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.party import Party, PartyError, Rules
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import Terms
-from afspl_jax.federation.server.client_lines import one_line
 from afspl_jax.federation.server.screening import screen
 from afspl_jax.federation.server.sites import Sites
 from afspl_jax.federation.transport.local_grid import LocalGrid
+from afspl_jax.storage.client_status import one_line
 from tests.fuzz.target import Target
 
 _PARAMS = {"kernel": np.ones((2, 3), np.float32), "bias": np.zeros(2, np.float16)}

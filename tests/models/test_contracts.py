@@ -16,6 +16,7 @@ from afspl_jax import models
 from afspl_jax.config import experiment as settings
 from afspl_jax.config.experiment import Optim
 from afspl_jax.data.features import FeatureEncoder
+from afspl_jax.models import architectures
 from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.contracts import (
   DecodeCache,

@@ -126,11 +126,11 @@ LEAKS = {
   ),
   "a local prompt behind the shared rows": (
     lambda run: {"arrays": longer(run, local_prompt(run).ravel())},
-    "train arrays flat: expected float32 numbers that are all rows of the shared leaves;",
+    "train arrays flat: expected float32 numbers, all of them rows of the shared leaves;",
   ),
   "a text behind an array's numbers": (
     lambda run: {"arrays": longer(run, np.zeros(0, np.float32), b"a red square")},
-    "train arrays flat: expected float32 numbers that are all rows of the shared leaves;",
+    "train arrays flat: expected float32 numbers, all of them rows of the shared leaves;",
   ),
   "losses of examples": (
     lambda run: with_metrics(run, losses=LOSSES),

@@ -1,28 +1,24 @@
 """Local training: clients of a cohort train in one compiled program over one frozen copy."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.data.batches import Split
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.contracts import POISSON, Update, attempt
 from afspl_jax.federation.privacy.dp_sgd_batches import PoissonBatches, stacked
-from afspl_jax.federation.privacy.dp_sgd_step import make_private_training
 from afspl_jax.federation.protocol import uplink
-from afspl_jax.federation.strategies import Controlled, Strategy
-from afspl_jax.models.captioner import Captioner
 from afspl_jax.models.prompter.local import LOCAL, join, split
 from afspl_jax.storage.pytrees import zeros_like
-from afspl_jax.training.initial_prompt import make_initial_prompt
 from afspl_jax.training.mesh import replicate
-from afspl_jax.training.train_step import StepMetrics, make_local_training
+from afspl_jax.training.train_step import StepMetrics
 from afspl_jax.types import Batch, Params
 
 
@@ -54,13 +50,15 @@ class LocalTrainer:
   """Trains any client of this process on its own part of the training split.
 
   Args:
-    captioner: the forward passes.
+    program: runs a cohort's local steps of a round (`make_local_training`, or with DP-SGD
+      `make_private_training`).
+    initial_prompt: makes a new client's first local prompt (`make_initial_prompt`).
     frozen: T5's leaves, replicated over the mesh.
     untrained: all leaves of the prompter before the first round (NumPy).
     data: the training split.
     clients: indices of each client's examples, by its name.
     config: of the experiment.
-    strategy: its client half adds to the local loss, and may correct gradients.
+    controlled: whether the strategy corrects gradients (strategies.Controlled).
     mesh: devices that share a batch.
     store: keeps the clients' local state.
     in_process: whether all clients of a round train in this process, in one call. Where their
@@ -70,18 +68,20 @@ class LocalTrainer:
 
   def __init__(
     self,
-    captioner: Captioner,
+    program: Callable[..., tuple[Any, ...]],
+    initial_prompt: Callable[[Params, Batch], Array],
     frozen: Params,
     untrained: Params,
     data: Split,
     clients: Mapping[str, Int[np.ndarray, " examples"]],
     config: Experiment,
-    strategy: Strategy,
+    controlled: bool,
     mesh: Mesh,
     store: ClientStore,
     in_process: bool = True,
   ):
-    self._in_process = in_process
+    self.program, self._initial_prompt = program, initial_prompt
+    self._controlled, self._in_process = controlled, in_process
     self._frozen, self._data, self._mesh, self._store = frozen, data, mesh, store
     self._names = sorted(clients)
     self._clients, self._config = clients, config
@@ -91,21 +91,11 @@ class LocalTrainer:
     self._template = {"own": self._local}
     if self._feedback:
       self._template["residual"] = self._zeros
-    self._controlled = isinstance(strategy, Controlled)
-    if self._controlled:
+    if controlled:
       self._template["control"] = self._zeros
-    self._initial_prompt = make_initial_prompt(captioner, mesh)
     self.private_batches: PoissonBatches | None = None
-    rounds, penalty = config.fed.rounds, strategy.client_penalty
     if config.privacy.example_clip:
       self.private_batches = PoissonBatches(config, data, clients, store.folder)
-      self.program = make_private_training(
-        captioner, config.optim, config.privacy, rounds, penalty, mesh
-      )
-    else:
-      self.program = make_local_training(
-        captioner, config.optim, rounds, penalty, mesh, self._controlled
-      )
 
   def site(self, client: int) -> str:
     """The client's name."""

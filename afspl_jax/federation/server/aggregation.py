@@ -19,8 +19,13 @@ from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.privacy.server_release import Release, Total, release_of, total_of
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.secure.terms import Terms, terms_of
-from afspl_jax.federation.server.collect_replies import ClientLine, TrainRequest, collect_replies
-from afspl_jax.federation.server.roll_call import RollCall, RoundFailed
+from afspl_jax.federation.server.collect_replies import collect_replies
+from afspl_jax.federation.server.exchange import Exchange
+from afspl_jax.federation.server.round_request import (
+  ClientLine,
+  RoundFailed,
+  TrainRequest,
+)
 from afspl_jax.federation.server.screening import screen
 from afspl_jax.federation.server.secure_round import SecureSum, secure_sum
 from afspl_jax.storage.client_status import Outcome
@@ -57,7 +62,7 @@ class Aggregation(Protocol):
     """
     ...
 
-  def collect(self, call: RollCall, request: TrainRequest, fed: Fed) -> Collected:
+  def collect(self, exchange: Exchange[str], request: TrainRequest, fed: Fed) -> Collected:
     """Sends the request, and combines what comes back by the deadline.
 
     Raises:
@@ -84,9 +89,9 @@ class _Open:
 class PlainAggregation(_Open):
   """The server sees every site's update."""
 
-  def collect(self, call: RollCall, request: TrainRequest, fed: Fed) -> Collected:
+  def collect(self, exchange: Exchange[str], request: TrainRequest, fed: Fed) -> Collected:
     """Every valid update, and the means of what sites report."""
-    updates, lines, bytes_down = collect_replies(call, request, fed, _screener(request, fed))
+    updates, lines, bytes_down = collect_replies(exchange, request, fed, _screener(request, fed))
     _expect_replies(request, fed, len(updates), lines)
     return Collected(updates, len(updates), lines, bytes_down, _weighted_means(updates))
 
@@ -103,9 +108,9 @@ class SecureAggregation(_Open):
   def __init__(self, terms: Terms, config: Uplink, seed: int):
     self._terms, self._uplink, self._seed = terms, config, seed
 
-  def collect(self, call: RollCall, request: TrainRequest, fed: Fed) -> Collected:
+  def collect(self, exchange: Exchange[str], request: TrainRequest, fed: Fed) -> Collected:
     """The mean of the updates as the one update, and the means of what is counted."""
-    found, lines, bytes_down = self._sum(call, request, fed)
+    found, lines, bytes_down = self._sum(exchange, request, fed)
     rows = self._rows(request)
     mean = uplink.moved(request.params, found.update, rows, found.weight)
     shares = {
@@ -116,16 +121,16 @@ class SecureAggregation(_Open):
     return Collected([update], found.clients, lines, bytes_down, shares)
 
   def total(
-    self, call: RollCall, request: TrainRequest, fed: Fed
+    self, exchange: Exchange[str], request: TrainRequest, fed: Fed
   ) -> tuple[Total, list[ClientLine], int]:
     """The sum itself, where it is not to be used before it is released."""
-    found, lines, bytes_down = self._sum(call, request, fed)
+    found, lines, bytes_down = self._sum(exchange, request, fed)
     return Total(found.update, float(sum(found.counts)), found.clients), lines, bytes_down
 
   def _sum(
-    self, call: RollCall, request: TrainRequest, fed: Fed
+    self, exchange: Exchange[str], request: TrainRequest, fed: Fed
   ) -> tuple[SecureSum, list[ClientLine], int]:
-    found, lines, bytes_down = secure_sum(call, request, fed, self._terms, self._rows(request))
+    found, lines, bytes_down = secure_sum(exchange, request, fed, self._terms, self._rows(request))
     if isinstance(found, str):
       raise RoundFailed(f"round {request.round}: {found}. {_failures(lines)}", lines)
     return found, lines, bytes_down
@@ -150,18 +155,18 @@ class PrivateAggregation:
     """The bound that every update is clipped to."""
     return self._release.bound(state)
 
-  def collect(self, call: RollCall, request: TrainRequest, fed: Fed) -> Collected:
+  def collect(self, exchange: Exchange[str], request: TrainRequest, fed: Fed) -> Collected:
     """The noisy mean as the one update, and what it says of the round."""
     assert request.bound is not None, "updates are bounded"
     source = self._screened_total if self._secure is None else self._secure.total
-    total, lines, bytes_down = source(call, request, fed)
+    total, lines, bytes_down = source(exchange, request, fed)
     update, metrics, kept = self._release.combine(
       request.params, total, request.bound, request.round, request.chosen.nodes
     )
     return Collected([update], total.clients, lines, bytes_down, metrics, kept)
 
   def _screened_total(
-    self, call: RollCall, request: TrainRequest, fed: Fed
+    self, exchange: Exchange[str], request: TrainRequest, fed: Fed
   ) -> tuple[Total, list[ClientLine], int]:
     """The sum of replies that the server sees and screens one by one."""
     assert request.bound is not None, "updates are bounded"
@@ -170,7 +175,7 @@ class PrivateAggregation:
     def screened(site: str, answer: Message) -> Update:
       return self._release.screen(first(site, answer), request.round)
 
-    updates, lines, bytes_down = collect_replies(call, request, fed, screened)
+    updates, lines, bytes_down = collect_replies(exchange, request, fed, screened)
     if request.chosen.nodes:  # Poisson sampling may choose nobody: a round of noise alone
       _expect_replies(request, fed, len(updates), lines)
     return total_of(request.params, updates, request.bound), lines, bytes_down

@@ -3,50 +3,19 @@
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from flwr.serverapp import Grid
 
 from afspl_jax.config.experiment import Fed
-from afspl_jax.errors import Stopped
-from afspl_jax.federation.contracts import POISSON, Update
-from afspl_jax.federation.server.client_lines import ClientLine, late_lines
+from afspl_jax.federation.contracts import POISSON
 from afspl_jax.federation.server.exchange import POLL, Answer, Exchange
+from afspl_jax.federation.server.round_request import Chosen, ClientLine, TooFewSites
 from afspl_jax.federation.server.selection import Candidate, poisson_sample, select
 from afspl_jax.federation.server.sites import ConnectedSite, Sites
 from afspl_jax.storage.client_status import Outcome, Status
 
 _PATIENCE, _REMIND = 3.0, 30.0  # seconds before the first line about a wait, and between others
-
-
-class RoundFailed(Stopped):
-  """Too few sites or valid replies; nothing of the round was kept.
-
-  Args:
-    message: what was expected and found.
-    lines: about the sites, as far as they are known.
-  """
-
-  def __init__(self, message: str, lines: Sequence[ClientLine] = ()):
-    super().__init__(message)
-    self.lines = list(lines)
-
-
-class TooFewSites(RoundFailed):
-  """Not enough sites came within `fed.wait`."""
-
-
-class Chosen(NamedTuple):
-  """The sites of a round."""
-
-  nodes: dict[str, int]  # node ids of those that train, by name, sorted
-  absent: dict[str, Status]  # sites that would have been chosen, and why they are not
-  late: list[tuple[str, int, Answer]]  # replies to earlier rounds that have come since
-
-  def lines(self, round: int) -> list[ClientLine]:
-    """Lines about the sites that are not asked."""
-    absent = [ClientLine(round, site, status) for site, status in self.absent.items()]
-    return late_lines(round, self.late) + absent
 
 
 class RollCall:
@@ -107,9 +76,11 @@ class RollCall:
         absent[name] = Status(Outcome.TIMEOUT, reason)
     return Chosen({name: free[name].node for name in picked}, absent, late)
 
-  def learn(self, update: Update) -> None:
-    """Remembers what a site reported, for later selections."""
-    self._reported[update.site] = Candidate(update.num_examples, update.metrics.get("loss"))
+  def learn(self, lines: Iterable[ClientLine]) -> None:
+    """Remembers what sites reported, for later selections."""
+    for line in lines:
+      if line.num_examples is not None:  # a valid reply, also if the attempt at the round failed
+        self._reported[line.client] = Candidate(line.num_examples, line.loss)
 
   def _select(self, sites: dict[str, ConnectedSite], round: int) -> Sequence[str]:
     if self._fed.selection == POISSON:

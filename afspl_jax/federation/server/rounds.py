@@ -20,9 +20,14 @@ from afspl_jax.config.experiment import Fed
 from afspl_jax.federation.privacy.server_release import BudgetSpent
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.server.aggregation import Aggregation, Collected, PlainAggregation
-from afspl_jax.federation.server.client_lines import ClientLine
-from afspl_jax.federation.server.collect_replies import TrainRequest
-from afspl_jax.federation.server.roll_call import Chosen, RollCall, RoundFailed, TooFewSites
+from afspl_jax.federation.server.roll_call import RollCall
+from afspl_jax.federation.server.round_request import (
+  Chosen,
+  ClientLine,
+  RoundFailed,
+  TooFewSites,
+  TrainRequest,
+)
 from afspl_jax.federation.server.sites import Sites
 from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.storage.checkpoints import Checkpoints
@@ -177,6 +182,7 @@ def _train_or_retry(
     try:
       return _train(call, plan, round, state, earlier)
     except RoundFailed as error:
+      call.learn(error.lines)
       for line in error.lines:
         if line.status.outcome is Outcome.OK:
           line.status = Status(Outcome.UNUSED, "this attempt at the round failed")
@@ -200,7 +206,8 @@ def _train(
   plan.aggregation.prepare(chosen.nodes)
   request = _request(plan, round, state, chosen)
   begin = time.perf_counter()
-  collected = plan.aggregation.collect(call, request, plan.fed)
+  collected = plan.aggregation.collect(call.exchange, request, plan.fed)
+  call.learn(collected.lines)
   new_state = _aggregate(plan, round, state, collected)
   clients = [*earlier, *collected.lines]
   line = {

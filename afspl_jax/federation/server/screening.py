@@ -10,8 +10,7 @@ from afspl_jax.config.experiment import Fed
 from afspl_jax.federation.contracts import Rejected, Update
 from afspl_jax.federation.privacy.clipping import norm
 from afspl_jax.federation.protocol import uplink, wire
-from afspl_jax.federation.server.client_lines import one_line
-from afspl_jax.storage.client_status import Outcome
+from afspl_jax.storage.client_status import Outcome, one_line
 from afspl_jax.types import Params
 
 _MOST_METRICS = 1 << 17  # one for every prompt of the largest pool

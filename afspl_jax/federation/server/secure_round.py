@@ -16,10 +16,13 @@ from afspl_jax.federation.secure.coordinator import Aborted, Coordinator
 from afspl_jax.federation.secure.crypto import SESSION, Session
 from afspl_jax.federation.secure.party import FEWEST
 from afspl_jax.federation.secure.terms import Terms
-from afspl_jax.federation.server.client_lines import ClientLine, late_lines, status_of
-from afspl_jax.federation.server.collect_replies import TrainRequest
-from afspl_jax.federation.server.exchange import Answer
-from afspl_jax.federation.server.roll_call import RollCall, RoundFailed
+from afspl_jax.federation.server.exchange import Answer, Exchange
+from afspl_jax.federation.server.round_request import (
+  ClientLine,
+  RoundFailed,
+  TrainRequest,
+  late_lines,
+)
 from afspl_jax.storage.client_status import Outcome, Status
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
@@ -41,8 +44,8 @@ class SecureSum(NamedTuple):
 class _Stages:
   """The stages of one round: the sites that are still in it, and a line about every site."""
 
-  def __init__(self, call: RollCall, request: TrainRequest, fed: Fed):
-    self._call, self._nodes, self._round = call, request.chosen.nodes, request.round
+  def __init__(self, exchange: Exchange[str], request: TrainRequest, fed: Fed):
+    self._exchange, self._nodes, self._round = exchange, request.chosen.nodes, request.round
     self._deadline, self._begin = fed.deadline, time.monotonic()
     self._chosen = {site: ClientLine(request.round, site) for site in request.chosen.nodes}
     self._others = request.chosen.lines(request.round)
@@ -68,7 +71,7 @@ class _Stages:
       for site, content in contents.items()
     }
     seconds = self._seconds(training=kind == wire.TRAIN)
-    answers, late = self._call.exchange.ask(sent, self._round, seconds)
+    answers, late = self._exchange.ask(sent, self._round, seconds)
     self.bytes_down += sum(map(wire.record_bytes, sent.values()))
     self._others += late_lines(self._round, late)
     out: dict[str, T] = {}
@@ -79,7 +82,7 @@ class _Stages:
       try:
         out[site] = _parsed(stage, site, answer, seconds, read)
       except Rejected as error:
-        line.status = status_of(error)
+        line.status = error.status
     return out
 
   def leave_out(self, statuses: Mapping[str, Status]) -> None:
@@ -122,12 +125,12 @@ def _parsed(
 
 
 def secure_sum(
-  call: RollCall, request: TrainRequest, fed: Fed, terms: Terms, rows: Params
+  exchange: Exchange[str], request: TrainRequest, fed: Fed, terms: Terms, rows: Params
 ) -> tuple[SecureSum | str, list[ClientLine], int]:
   """Takes the chosen sites through a session of secure aggregation.
 
   Args:
-    call: reaches the sites.
+    exchange: reaches the sites.
     request: what is sent to whom.
     fed: sets the deadline, of which each stage but training has a tenth.
     terms: what all have agreed on.
@@ -140,7 +143,7 @@ def secure_sum(
   Raises:
     RoundFailed: updates of this size cannot be summed by these terms.
   """
-  stages = _Stages(call, request, fed)
+  stages = _Stages(exchange, request, fed)
   if fed.selection == POISSON and len(request.chosen.nodes) < FEWEST:
     # The sample is not repeated until it is large enough: this round is of noise alone.
     status = Status(Outcome.DROPPED, f"fewer than {FEWEST} were drawn")

@@ -12,9 +12,9 @@ from flwr.serverapp import Grid
 
 from afspl_jax.federation.contracts import Rejected
 from afspl_jax.federation.protocol import wire
-from afspl_jax.federation.server.client_lines import one_line, status_of
 from afspl_jax.federation.server.exchange import Exchange
 from afspl_jax.federation.server.screening import screen_examples
+from afspl_jax.storage.client_status import one_line
 
 _LONGEST_NAME = 80  # characters
 
@@ -85,7 +85,7 @@ class Sites:
       try:
         name, num_examples = self._read(node, answer.message)
       except Rejected as error:
-        self.rejected[node] = str(status_of(error))
+        self.rejected[node] = str(error.status)
         self._say(f"node {node}: {self.rejected[node]}")
       else:
         self._present[name] = self.known[name] = ConnectedSite(node, num_examples)

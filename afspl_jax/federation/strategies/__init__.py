@@ -1,9 +1,10 @@
-"""Federated methods: each is one file here that holds both of its halves.
+"""Federated methods: each is one file here with both of its halves.
 
-A file `name.py` defines `create`, a frozen dataclass that is a `Strategy`; its fields are the
-method's options, each an int or a float with a default. A field `num_sites` is no option: it is
-the number of sites in the federation. Nothing else is edited to add one. Files whose names begin
-with `_` are what several share. Another package adds one by an entry point (config/registry.py).
+A file `name.py` defines `create`, a frozen dataclass that is a `Strategy`. Its fields are the
+method's options, each an int or a float with a default; a field `num_sites` is not an option but
+the number of sites in the federation. To add a method, add a file and edit nothing else. Files
+whose names begin with `_` have what several methods share. Another package adds a method by an
+entry point (config/registry.py).
 """
 
 import dataclasses
@@ -36,38 +37,39 @@ class Strategy(Protocol):
     """
     ...
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
-    """Server half: new params and state from the round's replies, at least one.
+  def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
+    """Server half: new params and state from the round's updates, at least one.
 
-    A row that no reply's mask has keeps its value, in the params and in the state, and the result
-    must not depend on the order of the replies: both to the last bit.
+    A row that no update's mask has keeps its value, in the params and in the state, and the result
+    must not depend on the order of the updates: both to the last bit.
 
     Raises:
-      ValueError: the method needs more of the replies than these give; the message says what.
+      ValueError: the method needs more of the updates than these give; the message says what.
     """
     ...
 
 
 @runtime_checkable
 class Controlled(Strategy, Protocol):
-  """A strategy that has the sites correct their local gradients by controls.
+  """A strategy with which the sites correct their local gradients by controls.
 
-  A site keeps one of its own. It adds to the gradient of every local step the server's minus its
-  own; its new own one is the mean of the gradients without that; it sends what this one added.
+  Every site keeps a control. In every local step it adds the server's control minus its own to the
+  gradient. Its new control is the mean of the uncorrected gradients; it sends the difference from
+  the old one.
   """
 
   def control(self, params: Params, state: Any) -> Params:
-    """The server's, sent to the sites with the params: NumPy leaves of their shapes and dtypes."""
+    """The server's control, sent with the params: NumPy leaves of the same shapes and dtypes."""
     ...
 
 
 def of_mean(strategy: Strategy) -> bool:
-  """Whether it uses nothing of the replies but their mean update, so that one may stand for all."""
+  """Whether it uses only the mean of the updates, so that one update may stand for all."""
   return getattr(strategy, "of_mean", False)
 
 
 def of_losses(strategy: Strategy) -> bool:
-  """Whether it goes by losses that sites send, and so cannot do without them."""
+  """Whether it needs losses that sites send."""
   return getattr(strategy, "of_losses", False)
 
 

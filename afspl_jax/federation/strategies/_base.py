@@ -12,8 +12,8 @@ from afspl_jax.types import Params
 class ServerSide:
   """A strategy whose sites minimise their own loss, and whose server by default keeps nothing."""
 
-  of_mean: ClassVar[bool] = False  # the replies' mean update is all that `aggregate` uses of them
-  of_losses: ClassVar[bool] = False  # it goes by losses that sites send
+  of_mean: ClassVar[bool] = False  # `aggregate` uses only the mean of the updates
+  of_losses: ClassVar[bool] = False  # it needs losses that sites send
 
   def client_penalty(self, params: Params, global_params: Params) -> Float[Array, ""]:
     """Zero: sites minimise their own loss."""

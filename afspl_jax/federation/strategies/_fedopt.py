@@ -57,9 +57,9 @@ class FedOpt(ServerSide, abc.ABC):
       "v": jax.tree.map(lambda leaf: np.full(leaf.shape, self.tau * self.tau), params),
     }
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
     """One step in the rows that were sent; m and v of the others wait."""
-    mean = mean_update(params, replies)
+    mean = mean_update(params, updates)
     m = jax.tree.map(lambda m, d: self.beta1 * m + (1 - self.beta1) * d, state["m"], mean.values)
     v = jax.tree.map(self.second_moment, state["v"], mean.values)
     new = jax.tree.map(self._step, params, m, v)

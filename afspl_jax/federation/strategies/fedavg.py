@@ -21,11 +21,11 @@ class FedAvg(ServerSide):
 
   of_mean: ClassVar[bool] = True
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
     """Weighted means, summed in float64 in the order of site names, in the leaves' dtypes."""
-    replies = in_order(replies)
-    weights = [reply.num_examples for reply in replies]
-    mean = weighted_mean((reply.params for reply in replies), replies, weights)
+    updates = in_order(updates)
+    weights = [update.num_examples for update in updates]
+    mean = weighted_mean((update.params for update in updates), updates, weights)
     return where_sent(mean.values, params, mean.sent), state
 
 

@@ -38,9 +38,9 @@ class FedAvgM(ServerSide):
     """The momentum, float64, in the params' direction: zeros."""
     return {"momentum": zeros_like(params, np.float64)}
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
     """One step of momentum in the rows that were sent; the momentum of the others waits."""
-    mean = mean_update(params, replies)
+    mean = mean_update(params, updates)
     summed = jax.tree.map(lambda v, d: self.momentum * v + d, state["momentum"], mean.values)
     new = jax.tree.map(lambda x, v: x.astype(np.float64) + self.server_lr * v, params, summed)
     momentum = where_sent(summed, state["momentum"], mean.sent)

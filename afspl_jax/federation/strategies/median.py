@@ -21,9 +21,9 @@ from afspl_jax.types import Params
 class Median(ServerSide):
   """Takes of every entry the median over the sites that sent its row."""
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
     """Medians, those of an even number the mean of the middle two."""
-    mean = middle_mean(in_order(replies), lambda senders: max(senders - 1, 0) // 2)
+    mean = middle_mean(in_order(updates), lambda senders: max(senders - 1, 0) // 2)
     return where_sent(mean.values, params, mean.sent), state
 
 

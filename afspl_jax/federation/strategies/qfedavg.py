@@ -19,10 +19,10 @@ import numpy as np
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies._base import ServerSide, require
-from afspl_jax.federation.strategies._mean import in_order, updates, weighted_mean
+from afspl_jax.federation.strategies._mean import differences, in_order, weighted_mean
 from afspl_jax.types import Params
 
-FIRST_LOSS = "first_loss"  # a reply's metric: the local loss before any local step
+FIRST_LOSS = "first_loss"  # an update's metric: the local loss before any local step
 
 # Added to a loss, as in the authors' code (fair_flearn): a loss of 0 has no power below 0.
 _LEAST = 1e-10
@@ -41,38 +41,38 @@ class QFedAvg(ServerSide):
     require(self, "q", 0 <= self.q < math.inf, "a finite number from 0 on")
     require(self, "client_lr", 0 < self.client_lr < math.inf, "a finite number above 0")
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
     """The algorithm's step, its sums row by row over the sites that sent the row.
 
     Raises:
-      ValueError: a reply without the metric `first_loss`, or with a negative one.
+      ValueError: an update without the metric `first_loss`, or with a negative one.
     """
-    replies = in_order(replies)
-    losses = [_first_loss(reply) for reply in replies]
+    updates = in_order(updates)
+    losses = [_first_loss(update) for update in updates]
     # The fraction is the mean of (w_k - w) / drag_k, weighted by F_k^q drag_k, where drag_k is
     # 1 + q L ||w - w_k||^2 / F_k. Losses count by their ratios: no power of one overflows.
     drags = [
       1 + self.q * _square_norm(step) / (self.client_lr * loss)
-      for step, loss in zip(updates(params, replies), losses, strict=True)
+      for step, loss in zip(differences(params, updates), losses, strict=True)
     ]
     weights = [
       (loss / max(losses)) ** self.q * drag for loss, drag in zip(losses, drags, strict=True)
     ]
     shorter = (
       jax.tree.map(lambda leaf, drag=drag: leaf / drag, step)
-      for step, drag in zip(updates(params, replies), drags, strict=True)
+      for step, drag in zip(differences(params, updates), drags, strict=True)
     )
-    mean = weighted_mean(shorter, replies, weights)
+    mean = weighted_mean(shorter, updates, weights)
     new = jax.tree.map(np.add, params, mean.values)
     return where_sent(new, params, mean.sent), state
 
 
-def _first_loss(reply: Update) -> float:
-  loss = reply.metrics.get(FIRST_LOSS)
+def _first_loss(update: Update) -> float:
+  loss = update.metrics.get(FIRST_LOSS)
   if loss is None or loss < 0:
     raise ValueError(
       f"qfedavg: expected the metric {FIRST_LOSS}, 0 or more, of every site; "
-      f"got {loss} from {reply.site}"
+      f"got {loss} from {update.site}"
     )
   return loss + _LEAST
 

@@ -16,7 +16,7 @@ Here it is that mean for any optimizer: with Adam, clipping and schedules, x - y
 gradients. The correction is added first, before clipping and Adam.
 
 Note two things. The changes that a site sends add up to its control, so the server can compute the
-mean gradient of the site's last local steps. And if a reply comes too late or is rejected, its
+mean gradient of the site's last local steps. And if an update comes too late or is rejected, its
 change is missing in c from then on, because the site keeps its new control: c is then no longer the
 mean of the c_i.
 """
@@ -32,7 +32,7 @@ import numpy as np
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies._base import ServerSide, require
-from afspl_jax.federation.strategies._mean import in_order, updates, weighted_mean
+from afspl_jax.federation.strategies._mean import differences, in_order, weighted_mean
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
@@ -56,26 +56,26 @@ class Scaffold(ServerSide):
     """c, as it is sent."""
     return jax.tree.map(lambda x, c: c.astype(x.dtype), params, state["control"])
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
     """The algorithm's step, its means row by row over the sites that sent the row.
 
     Raises:
-      ValueError: a reply without a control.
+      ValueError: an update without a control.
     """
-    replies = in_order(replies)
-    alike, share = [1] * len(replies), len(replies) / self.num_sites
-    step = weighted_mean(updates(params, replies), replies, alike)
-    change = weighted_mean((_control(reply) for reply in replies), replies, alike)
+    updates = in_order(updates)
+    alike, share = [1] * len(updates), len(updates) / self.num_sites
+    step = weighted_mean(differences(params, updates), updates, alike)
+    change = weighted_mean((_control(update) for update in updates), updates, alike)
     new = jax.tree.map(lambda x, d: x.astype(np.float64) + self.server_lr * d, params, step.values)
     control = jax.tree.map(lambda c, d: c + share * d, state["control"], change.values)
     kept = where_sent(control, state["control"], change.sent)
     return where_sent(new, params, step.sent), {"control": kept}
 
 
-def _control(reply: Update) -> Params:
-  if reply.control is None:
-    raise ValueError(f"scaffold: expected a control of every site; got none from {reply.site}")
-  return reply.control
+def _control(update: Update) -> Params:
+  if update.control is None:
+    raise ValueError(f"scaffold: expected a control of every site; got none from {update.site}")
+  return update.control
 
 
 create = Scaffold

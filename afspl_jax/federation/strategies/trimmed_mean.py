@@ -27,10 +27,10 @@ class TrimmedMean(ServerSide):
   def __post_init__(self):
     require(self, "trim", 0 <= self.trim < 0.5, "a share from 0 to below 0.5")
 
-  def aggregate(self, params: Params, state: Any, replies: Sequence[Update]) -> tuple[Params, Any]:
+  def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
     """Trimmed means, of at least one value."""
     share = Fraction(str(self.trim))  # in floats 29 % of 100 are 28.999999999999996
-    mean = middle_mean(in_order(replies), lambda senders: math.floor(share * senders))
+    mean = middle_mean(in_order(updates), lambda senders: math.floor(share * senders))
     return where_sent(mean.values, params, mean.sent), state
 
 

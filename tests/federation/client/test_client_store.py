@@ -92,7 +92,7 @@ def one_line(error):
   ],
   ids=["less", "more", "other shape", "other dtype", "other name"],
 )
-def test_the_state_of_another_model_is_refused(store, other):
+def test_the_state_of_another_model_is_rejected(store, other):
   store.save("a", 1, other)
   with pytest.raises(
     UserError, match=r"round_000001.safetensors: expected the state of a"
@@ -123,7 +123,7 @@ def test_who_only_looks_is_not_told_to_delete_a_state_and_saves_none(store, tmp_
   file = tmp_path / "clients" / "a" / "round_000001.safetensors"
   content = file.read_bytes()
   looked = ClientStore(tmp_path / "clients", read_only=True)
-  with pytest.raises(ValueError, match="only read"):
+  with pytest.raises(ValueError, match="read-only"):
     looked.save("a", 1, state(2))
   assert file.read_bytes() == content and values(looked.load("a", 2, state())) == 1
   file.write_bytes(content[:60])

@@ -1,4 +1,4 @@
-"""Sites made hostile: each attack does what it says, to those who are hostile, and nothing else."""
+"""Malicious clients: an attack changes what it says at them, and nothing else."""
 
 import dataclasses
 import json
@@ -39,13 +39,13 @@ def one_of(names, kind="scale", share=0.2, seed=0):
 
 
 @pytest.mark.parametrize("share, number", [(0.0, 0), (0.2, 2), (0.29, 2), (0.3, 3), (0.99, 9)])
-def test_just_the_share_is_hostile_and_never_more(share, number):
+def test_the_share_of_malicious_sites_is_rounded_down(share, number):
   for seed in range(20):
     drawn = one_of(NAMES, share=share, seed=seed)
     assert len(drawn) == len(set(drawn)) == number and set(drawn) <= set(NAMES)
 
 
-def test_who_is_hostile_depends_on_the_seed_and_the_names_alone():
+def test_the_malicious_sites_depend_only_on_the_seed_and_the_names():
   assert one_of(NAMES) == one_of(NAMES[::-1]) == one_of(NAMES, kind="label_flip")
   counts = dict.fromkeys(NAMES, 0)
   for seed in range(500):
@@ -58,7 +58,7 @@ def test_who_is_hostile_depends_on_the_seed_and_the_names_alone():
 
 
 @pytest.mark.parametrize("kind, factor", [("sign_flip", -1), ("scale", 7)])
-def test_a_hostile_site_sends_its_update_times_a_factor_and_others_what_they_found(kind, factor):
+def test_a_malicious_update_is_multiplied_and_honest_ones_are_unchanged(kind, factor):
   honest, start = LeastSquares(), init_params()
   bad = one_of(NAMES, kind)
   trainer = malicious.with_attack(honest, bad, Attack(kind, 0.2, scale=7.0))
@@ -88,7 +88,7 @@ def test_a_malicious_client_that_fails_has_its_error():
 
 
 @pytest.mark.parametrize("kind", ["none", "label_flip"])
-def test_who_sends_what_it_found_is_asked_itself(kind):
+def test_a_trainer_without_malicious_updates_is_not_wrapped(kind):
   trainer = LeastSquares()
   assert malicious.with_attack(trainer, NAMES[:2], Attack(kind, 0.2)) is trainer
 
@@ -114,8 +114,8 @@ def test_scaled_updates_move_the_average_and_no_robust_method(plan, strategy, fe
     run = dataclasses.replace(run, strategy=strategies.get(strategy))
     bad = malicious.malicious_sites(NAMES, attack, run.seed)
     after = run_local(run, malicious.with_attack(LeastSquares(), bad, attack), len(NAMES))
-    refused = {line["client"] for line in run.folder.clients() if line["status"] != "ok"}
-    assert refused == (set(bad) if fed else set())
+    rejected = {line["client"] for line in run.folder.clients() if line["status"] != "ok"}
+    assert rejected == (set(bad) if fed else set())
     pairs = zip(jax.tree.leaves(after), jax.tree.leaves(init_params()), strict=True)
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
@@ -187,7 +187,7 @@ def steps_of(setup, client):
   return given[0]
 
 
-def test_honest_sites_train_on_what_they_would_and_hostile_ones_on_other_targets(run, clean):
+def test_malicious_sites_train_on_other_targets_and_honest_ones_as_before(run, clean):
   (bad,) = run.setup.malicious
   for client in range(4):
     one, other = steps_of(run.setup, client), steps_of(clean, client)
@@ -205,7 +205,7 @@ def test_a_flip_changes_nothing_but_the_targets_of_training(run, clean):
     assert split.examples == clean.splits[name].examples
 
 
-def test_who_was_hostile_is_in_the_runs_facts_and_in_no_clients_scores(run):
+def test_malicious_sites_are_in_the_runs_facts_and_not_in_the_scores(run):
   (bad,) = run.setup.malicious
   assert json.loads((run.path / "config.json").read_text())["facts"]["hostile"] == [bad]
   scored = {line["client"] for line in run.lines("sites.jsonl")}
@@ -215,7 +215,7 @@ def test_who_was_hostile_is_in_the_runs_facts_and_in_no_clients_scores(run):
   )
 
 
-def test_a_run_that_is_scored_again_asks_no_hostile_site(run, monkeypatch):
+def test_scoring_a_run_again_leaves_out_malicious_sites(run, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(run.path.parent / "features"))
   again = evaluate_run(run.path, EvaluationRequest(personalised=True)).summary
   asked = {line["client"] for line in again["clients"]}
@@ -235,7 +235,7 @@ def test_a_run_that_is_scored_again_asks_no_hostile_site(run, monkeypatch):
     {"attack.kind": "scale", "attack.share": 0.1, "fed.newcomers": 1, "fed.clients_per_round": 9},
   ],
 )
-def test_an_attack_by_nobody_is_refused(fields):
+def test_an_attack_without_malicious_sites_is_rejected(fields):
   wanted = r"attack.share: expected (0 with attack.kind=none|a share of at least one of)"
   with pytest.raises(UserError, match=wanted):
     validate(changed(Experiment(), fields))

@@ -135,7 +135,7 @@ def test_the_bound_follows_the_norms(run):
     ("fed.selection", {"fed": {"selection": "poisson"}, "privacy": {"dp": "none"}}),
   ],
 )
-def test_settings_that_promise_nothing_are_refused_by_field(field, change):
+def test_settings_that_promise_nothing_are_rejected_by_field(field, change):
   config = settings_of()
   for group, values in change.items():
     part = dataclasses.replace(getattr(config, group), **values)

@@ -131,11 +131,11 @@ def test_every_training_of_a_round_is_paid_for_also_if_it_is_the_same_round(setu
 def test_a_round_is_paid_for_before_anything_of_it_is_kept_or_sent(setup, monkeypatch):
   trainer, site = setup.trainer, setup.trainer.site(2)
 
-  def refuse(name, *args):
+  def full(name, *args):
     assert trainer.private_batches.epsilon(name) > 0
     raise UserError("disk full")
 
-  monkeypatch.setattr(trainer._store, "save", refuse)
+  monkeypatch.setattr(trainer._store, "save", full)
   results = trainer.train_cohort(setup.shared, [2, 1], 1)
   assert all(isinstance(result, UserError) for result in results.values())
   assert trainer.private_batches.epsilon(site) > 0
@@ -159,12 +159,12 @@ def test_a_new_clients_own_prompt_is_not_made_of_its_examples(setup):
     ({"fed.selection": "power_of_choice"}, "fed.selection: .* losses are not sent"),
   ],
 )
-def test_settings_that_would_tell_past_the_noise_are_refused(fields, says):
+def test_settings_that_would_tell_past_the_noise_are_rejected(fields, says):
   with pytest.raises(UserError, match=says):
     validate(changed(Experiment(), PRIVATE | fields))
 
 
-def test_a_delta_that_says_nothing_is_refused(setup, tmp_path, monkeypatch):
+def test_a_delta_that_says_nothing_is_rejected(setup, tmp_path, monkeypatch):
   monkeypatch.setattr(setup.config.privacy, "delta", 0.2)
   with pytest.raises(UserError, match=r"privacy.delta: expected well below 1 / "):
     PoissonBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)

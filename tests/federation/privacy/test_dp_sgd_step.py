@@ -120,7 +120,7 @@ def test_gradients_equal_clipped_gradients_of_batches_of_one(model, sums, gradie
   assert distance(found, expected) <= 2e-5 * optax.tree.norm(expected)
 
 
-def hostile(batch, pull, kind):
+def extreme(batch, pull, kind):
   """The batch with an example that tries to be heard."""
   if kind == "features":
     return batch._replace(tokens=batch.tokens.at[3].multiply(1e6)), pull
@@ -136,7 +136,7 @@ def test_no_example_moves_the_sum_by_more_than_the_bound(sums, pull_of, kind):
   batch = make_batch(1, 8)
   pull = pull_of(batch)
   without = sums(batch, pull.at[3].set(0.0))
-  moved = distance(sums(*hostile(batch, pull, kind)), without)
+  moved = distance(sums(*extreme(batch, pull, kind)), without)
   assert moved <= CLIP
   if kind in ("features", "loss"):  # it is held at the bound, and not merely dropped
     assert moved == pytest.approx(CLIP, rel=1e-3)

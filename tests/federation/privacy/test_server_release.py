@@ -64,13 +64,13 @@ def test_the_released_mean_has_the_promised_noise(ledger):
   config = settings_of(noise=3.0, clip=0.5)
   release, draws = Release(config, ledger), []
   for _ in range(60):
-    mean, told, _ = release.combine(START, total([constant(0.0)] * 2, 0.5), 0.5, 1, ["a", "b"])
+    mean, metrics, _ = release.combine(START, total([constant(0.0)] * 2, 0.5), 0.5, 1, ["a", "b"])
     draws += [leaf.ravel() for leaf in jax.tree.leaves(update_of(mean.params))]
   draws = np.concatenate(draws) / (3.0 * 0.5 / CLIENTS)
   spread = stats.chi2(draws.size).cdf(np.sum(draws**2))
   assert CHANCE < spread < 1 - CHANCE
   assert stats.kstest(draws, "norm").pvalue > CHANCE
-  assert told["clip"] == 0.5
+  assert metrics["clip"] == 0.5
 
 
 def test_rows_that_are_not_sent_have_no_noise(ledger):
@@ -95,8 +95,8 @@ def test_of_the_noisy_count_too_low_digits_tell_nothing(ledger):
   step = grid(1.4)  # the count's noise, too: of so few clients it is that of the updates
   noise = []
   for clients in (1, 3, 4):
-    _, told, _ = release.combine(START, total_of(START, [reply] * clients, 1.0), 1.0, 1, ["a"])
-    count = (told[WITHIN] - 0.5) * CLIENTS
+    _, metrics, _ = release.combine(START, total_of(START, [reply] * clients, 1.0), 1.0, 1, ["a"])
+    count = (metrics[WITHIN] - 0.5) * CLIENTS
     assert count % step == 0
     noise.append(count - clients / 2)
   assert any(noise)
@@ -111,7 +111,7 @@ def test_of_the_noisy_count_too_low_digits_tell_nothing(ledger):
     ("adaptive", {WITHIN: 5.0}, 1),
   ],
 )
-def test_replies_that_say_more_or_weigh_more_are_refused(given_, metrics, examples, ledger):
+def test_replies_that_say_more_or_weigh_more_are_rejected(given_, metrics, examples, ledger):
   release = Release(settings_of(clipping=given_), ledger)
   with pytest.raises(Rejected):
     release.screen(Update("a", START, uplink.everywhere(START), examples, metrics), 1)

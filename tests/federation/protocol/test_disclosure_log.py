@@ -40,13 +40,13 @@ def ask(folder, trainer=None, kind=wire.TRAIN, app=None):
   return reply
 
 
-def departed(folder):
+def logged(folder):
   return [line for line in read_lines(folder / WIRE) if "leaves" not in line]
 
 
 def test_a_line_says_what_left_and_proves_it(tmp_path):
   reply = ask(tmp_path)
-  (line,) = departed(tmp_path)
+  (line,) = logged(tmp_path)
   assert (line["round"], line["client"], line["type"]) == (7, "site_00", "train")
   assert line["sha256"] == reply.metadata.message_id  # by which Flower's server knows it
   assert line["bytes"] == wire.record_bytes(reply)
@@ -66,7 +66,7 @@ def test_of_an_error_only_the_kind_leaves(tmp_path, error, caplog):
   reply = ask(tmp_path, app=app)
   wanted = f"SiteError: {error.__name__}; the site's own log has the rest"
   assert reply.error.reason == wanted and CAPTION in caplog.text
-  (line,) = departed(tmp_path)
+  (line,) = logged(tmp_path)
   assert line["error"]["reason"] == wanted and "records" not in line
   assert CAPTION not in (tmp_path / WIRE).read_text()
 
@@ -79,16 +79,16 @@ def test_an_error_about_what_the_server_sent_tells_it_what(tmp_path):
 
 def test_what_is_asked_and_not_known_is_on_record_too(tmp_path):
   assert ask(tmp_path, kind="train.secrets").has_error()
-  assert [line["type"] for line in departed(tmp_path)] == ["train.secrets"]
+  assert [line["type"] for line in logged(tmp_path)] == ["train.secrets"]
 
 
 def test_half_a_line_is_cut_and_what_left_stays(tmp_path):
   ask(tmp_path)
-  first = departed(tmp_path)
+  first = logged(tmp_path)
   with open(tmp_path / WIRE, "ab") as file:
     file.write(b'{"round": 8, "client": "s\xc3')
   ask(tmp_path)
-  assert departed(tmp_path)[:1] == first and len(departed(tmp_path)) == 2
+  assert logged(tmp_path)[:1] == first and len(logged(tmp_path)) == 2
 
 
 def run(path: Path, rounds: int) -> None:
@@ -105,12 +105,12 @@ def run(path: Path, rounds: int) -> None:
 
 def test_a_round_that_is_repeated_left_twice(tmp_path):
   run(tmp_path, 2)
-  before = departed(tmp_path)
+  before = logged(tmp_path)
   with RunFolder.open(tmp_path, {}) as folder:
     folder.rewind(1)
-  assert departed(tmp_path) == before and {line["round"] for line in before} == {0, 1, 2}
+  assert logged(tmp_path) == before and {line["round"] for line in before} == {0, 1, 2}
   run(tmp_path, 3)
-  assert departed(tmp_path)[: len(before)] == before
+  assert logged(tmp_path)[: len(before)] == before
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -245,7 +245,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("fields, why", BAD)
-def test_a_setting_out_of_range_is_refused_by_name(fields, why):
+def test_a_setting_out_of_range_is_rejected_by_name(fields, why):
   check_values(Uplink(energy=1.0, ratio=1.0), "uplink")
   with pytest.raises(UserError, match=why):
     check_values(Uplink(**fields), "uplink")

@@ -84,11 +84,11 @@ def test_unpacked_params_are_writable_and_share_nothing_with_the_record():
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int32, np.bool_, np.uint8, np.complex64])
-def test_other_dtypes_are_refused_by_path(dtype):
+def test_other_dtypes_are_rejected_by_path(dtype):
   tree = {"a": {"b": np.zeros(2, dtype)}}
-  for refuse in (wire.pack, wire.structure_digest, lambda t: wire.unpack(ArrayRecord(), t)):
+  for reject in (wire.pack, wire.structure_digest, lambda t: wire.unpack(ArrayRecord(), t)):
     with pytest.raises(wire.WireError, match=r"a/b: expected one of|expected the one array"):
-      refuse(tree)
+      reject(tree)
 
 
 def npy(array):
@@ -106,7 +106,7 @@ def with_header(text, data=bytes(16)):
 
 
 HUGE = npy(np.zeros(4, np.float32)).replace(b"(4,), }" + b" " * 9, b"(4000000000,), }")
-RUN = b"cposix\nsystem\n(S'exit 1'\ntR."  # whoever loads what a hostile peer sends runs that
+RUN = b"cposix\nsystem\n(S'exit 1'\ntR."  # unpickling this runs a command
 OBJECTS = with_header("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", RUN)
 GOOD = np.arange(4, dtype=np.float32)
 
@@ -141,7 +141,7 @@ TWO = {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_payload_is_refused_with_expected_and_got(case):
+def test_a_bad_payload_is_rejected_with_expected_and_got(case):
   arrays, why = BAD[case]
   wire.unpack(ArrayRecord({"flat": Array(GOOD)}), TWO)
   with pytest.raises(wire.WireError, match=why):
@@ -149,7 +149,7 @@ def test_a_bad_payload_is_refused_with_expected_and_got(case):
 
 
 @pytest.mark.parametrize("case", sorted(BAD.keys() - {"rows"}))
-def test_a_bad_dense_update_is_refused_too(case):
+def test_a_bad_dense_update_is_rejected_too(case):
   arrays, why = BAD[case]
   with pytest.raises(wire.WireError, match=why.replace("the one array", "the array")):
     wire.unpack_update(ArrayRecord(arrays), TWO)
@@ -202,7 +202,7 @@ BAD_SPARSE = {
 
 
 @pytest.mark.parametrize("case", BAD_SPARSE)
-def test_a_bad_sparse_update_is_refused_with_expected_and_got(case):
+def test_a_bad_sparse_update_is_rejected_with_expected_and_got(case):
   arrays, why = BAD_SPARSE[case]
   with pytest.raises(wire.WireError, match=why):
     wire.unpack_update(ArrayRecord(arrays), BASE)
@@ -262,7 +262,7 @@ def test_a_tree_without_leaves_travels():
     assert wire.unpack_update(record, {}) == ({}, {})
 
 
-def test_a_value_too_large_for_the_leaf_is_refused():
+def test_a_value_too_large_for_the_leaf_is_rejected():
   record = ArrayRecord({"flat": Array(np.array([1e30], np.float32))})
   with pytest.raises(wire.WireError, match="a: expected finite"):
     wire.unpack(record, {"a": np.zeros(1, np.float16)})

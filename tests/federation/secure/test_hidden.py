@@ -8,11 +8,16 @@ from scipy.stats import chi2_contingency, chisquare
 
 from afspl_jax.federation.secure import crypto
 from afspl_jax.federation.secure.party import Party, PartyError, commitment, pair_mask, self_mask
-from tests.federation.secure.rounds_of import RULES, Told, new_session, some_updates
+from tests.federation.secure.secure_round_in_memory import (
+  RULES,
+  SecureRound,
+  new_session,
+  some_updates,
+)
 
 
-def bytes_of(told, name):
-  return told.quantiser.pack(told.masked[name])
+def bytes_of(secure, name):
+  return secure.quantiser.pack(secure.masked[name])
 
 
 def looks_uniform(data):
@@ -22,15 +27,15 @@ def looks_uniform(data):
 def test_the_bytes_of_one_client_are_uniform_over_runs():
   """All updates are zeros: what is left is the masks."""
   same = [np.zeros(300)] * 4
-  seen = np.concatenate([bytes_of(Told(same).go("train"), "site_01") for _ in range(40)])
+  seen = np.concatenate([bytes_of(SecureRound(same).go("train"), "site_01") for _ in range(40)])
   assert len(seen) > 30_000 and looks_uniform(seen)
   assert not looks_uniform(np.full(30_000, 7, np.uint8))
 
 
 def test_equal_updates_look_unrelated_to_each_other_and_to_what_they_are_in_another_round():
   updates = [some_updates(1, 3000)[0]] * 4
-  one, other = Told(updates).go("train"), Told(updates).go("train")
-  seen = [bytes_of(told, name) for told in (one, other) for name in told.names]
+  one, other = SecureRound(updates).go("train"), SecureRound(updates).go("train")
+  seen = [bytes_of(secure, name) for secure in (one, other) for name in secure.names]
   plain = one.quantiser.pack(one.words["site_00"])
   for a, b in itertools.combinations([*seen, plain], 2):
     assert looks_uniform(a - b)
@@ -40,7 +45,7 @@ def test_a_small_update_and_a_large_one_look_the_same():
   seen = []
   for scale in (1e-3, 1.0):
     updates = [scale * update for update in some_updates(4, 5000)]
-    seen.append(np.bincount(bytes_of(Told(updates).go("train"), "site_02"), minlength=256))
+    seen.append(np.bincount(bytes_of(SecureRound(updates).go("train"), "site_02"), minlength=256))
   assert chi2_contingency(seen).pvalue > 1e-6
 
 
@@ -61,78 +66,78 @@ def test_fewer_shares_than_needed_fit_every_secret():
 def test_a_server_with_colluding_clients_has_too_few_shares_of_one_secret():
   """Of a client that stayed all give shares of its own mask; those of its mask key are with the
   colluding alone, who are fewer than it takes."""
-  told = Told(some_updates(7)).go("train")
-  victim, colluding = told.told["site_06"].number, told.names[:4]
-  kept = [told.parties[name]._held[victim][0] for name in colluding]
-  told.unmask()
-  for name in told.names[4:]:
-    assert not set(told.revealed[name].values()) & set(kept)
-    assert not told.parties[name]._held
-  assert len(kept) < told.server._threshold
+  secure = SecureRound(some_updates(7)).go("train")
+  victim, colluding = secure.introductions["site_06"].number, secure.names[:4]
+  kept = [secure.parties[name]._held[victim][0] for name in colluding]
+  secure.unmask()
+  for name in secure.names[4:]:
+    assert not set(secure.revealed[name].values()) & set(kept)
+    assert not secure.parties[name]._held
+  assert len(kept) < secure.server._threshold
   with pytest.raises(PartyError, match="as both"):
-    Told(some_updates(7)).go("train").parties["site_05"].unmask([0, 1, 2, 3, 4, 6], [6])
+    SecureRound(some_updates(7)).go("train").parties["site_05"].unmask([0, 1, 2, 3, 4, 6], [6])
 
 
 def test_an_update_that_comes_too_late_stays_under_its_own_mask():
   """Its neighbours have given the key of all masks that it shared with them."""
-  told = Told([np.zeros(2000)] * 5).go("shares")
-  late = told.parties["site_03"].mask(
-    told.quantiser.encode(np.zeros(2000), 1), told.given["site_03"]
+  secure = SecureRound([np.zeros(2000)] * 5).go("shares")
+  late = secure.parties["site_03"].mask(
+    secure.quantiser.encode(np.zeros(2000), 1), secure.forwarded["site_03"]
   )
-  told.train(lost=["site_03"])
-  told.unmask()
-  number = told.told["site_03"].number
-  shares = {told.told[n].number: given[number] for n, given in told.revealed.items()}
+  secure.train(lost=["site_03"])
+  secure.unmask()
+  number = secure.introductions["site_03"].number
+  shares = {secure.introductions[n].number: given[number] for n, given in secure.revealed.items()}
   seed = crypto.combine({of: shares[of] for of in sorted(shares)[:3]})
-  key = crypto.private_key(seed, told.session)
-  for peer in told.told["site_03"].peers:
-    shown = told.told["site_03"].peers[peer].mask
-    masks, sign = pair_mask(key, shown, told.session, number, peer)
+  key = crypto.private_key(seed, secure.session)
+  for peer in secure.introductions["site_03"].peers:
+    shown = secure.introductions["site_03"].peers[peer].mask
+    masks, sign = pair_mask(key, shown, secure.session, number, peer)
     crypto.add_mask(late, masks, -sign)
-  assert looks_uniform(told.quantiser.pack(late))
-  crypto.add_mask(late, self_mask(told.parties["site_03"]._self_seed, told.session), -1)
-  assert np.array_equal(late, told.quantiser.encode(np.zeros(2000), 1))  # nothing else is on it
+  assert looks_uniform(secure.quantiser.pack(late))
+  crypto.add_mask(late, self_mask(secure.parties["site_03"]._self_seed, secure.session), -1)
+  assert np.array_equal(late, secure.quantiser.encode(np.zeros(2000), 1))  # nothing else is on it
 
 
 def test_no_answer_holds_shares_of_both_secrets_of_one_client():
-  told = Told(some_updates(6)).go(train=[2])
-  for name, question in told.asked.items():
-    of = [told.told[name].number, *question.survivors, *question.lost]
-    assert sorted(told.revealed[name]) == sorted(of) and len(set(of)) == len(of)
+  secure = SecureRound(some_updates(6)).go(train=[2])
+  for name, question in secure.questions.items():
+    of = [secure.introductions[name].number, *question.survivors, *question.lost]
+    assert sorted(secure.revealed[name]) == sorted(of) and len(set(of)) == len(of)
 
 
 def a_party(stage="keys", clients=4):
-  told = Told(some_updates(clients)).go(stage)
-  return told, told.parties["site_01"]
+  secure = SecureRound(some_updates(clients)).go(stage)
+  return secure, secure.parties["site_01"]
 
 
 def test_every_stage_is_done_once_and_in_order():
-  told, party = a_party("keys")
+  secure, party = a_party("keys")
   with pytest.raises(PartyError, match=r"masked: expected each stage .* after advertised"):
     party.mask(np.zeros(10, np.uint32), {})
   with pytest.raises(PartyError, match="after done"):  # and what was out of order ends the session
-    party.share(*told.told["site_01"])
-  told, party = a_party("unmask")
+    party.share(*secure.introductions["site_01"])
+  secure, party = a_party("unmask")
   with pytest.raises(PartyError, match=r"done: expected each stage .* after done"):
-    party.unmask(*told.asked["site_01"])
+    party.unmask(*secure.questions["site_01"])
   for name in ("_mask_seed", "_self_seed", "_mask_key", "_seal_key"):
     assert not hasattr(party, name)
   assert not party._held
 
 
 @pytest.mark.parametrize("spoil", ["flipped", "reflected", "of another", "of another session"])
-def test_shares_that_a_neighbour_did_not_seal_for_this_client_are_refused(spoil):
-  told, party = a_party("shares")
-  sealed = dict(told.given["site_01"])
+def test_shares_that_a_neighbour_did_not_seal_for_this_client_are_rejected(spoil):
+  secure, party = a_party("shares")
+  sealed = dict(secure.forwarded["site_01"])
   other = sorted(sealed)[0]
   sealed[other] = {
     "flipped": bytes([sealed[other][0] ^ 1]) + sealed[other][1:],
-    "reflected": told.sealed["site_01"][other],
+    "reflected": secure.sealed["site_01"][other],
     "of another": sealed[sorted(sealed)[1]],
-    "of another session": a_party("shares")[0].given["site_01"][other],
+    "of another session": a_party("shares")[0].forwarded["site_01"][other],
   }[spoil]
   with pytest.raises(
-    PartyError, match=f"shares of client {other}: expected a text that its sender"
+    PartyError, match=f"shares of client {other}: expected the text that its sender"
   ):
     party.mask(np.zeros(10, np.uint32), sealed)
 

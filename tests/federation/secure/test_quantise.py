@@ -108,7 +108,7 @@ def test_what_was_not_agreed_on_is_not_sent(update, weight, counts, why):
     ({"bound": float("inf")}, "clip: expected"),
   ],
 )
-def test_settings_by_which_sums_would_not_be_exact_are_refused(fields, why):
+def test_settings_by_which_sums_would_not_be_exact_are_rejected(fields, why):
   given = {"size": 4, "bound": 1.0, "bits": 16, "clients": 30, "max_weight": 1} | fields
   with pytest.raises(ValueError, match=why):
     Quantiser(**given)

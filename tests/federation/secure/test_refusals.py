@@ -1,4 +1,4 @@
-"""What the server refuses of a site that is not as agreed on, and a site of such a server."""
+"""Messages that do not follow the protocol: the server rejects a site's, a site the server's."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from flwr.app import Array, ConfigRecord, Message
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.secure.site import SecureSite
-from afspl_jax.federation.server.roll_call import RoundFailed
+from afspl_jax.federation.server.round_request import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from tests.federation.least_squares import CLIENTS, LeastSquares, init_params, reference
 from tests.federation.secure.secure_runs import (
@@ -141,7 +141,7 @@ def later_round(content):
     ("keys", setting(round="1"), "expected {'round': 'int', 'session': 'bytes'}"),
   ],
 )
-def test_a_site_refuses_what_its_own_settings_do_not_provide_for(plan, stage, change, why):
+def test_a_site_rejects_what_its_own_settings_do_not_provide_for(plan, stage, change, why):
   run = plan("secure", rounds=1, retries=0)
   app = SiteApp(LeastSquares(), run.params, masking=SecureSite(TERMS))
   grid = Tampering(app, CLIENTS)
@@ -151,7 +151,7 @@ def test_a_site_refuses_what_its_own_settings_do_not_provide_for(plan, stage, ch
   assert status["site_02"].startswith(f"failed: {stage}: ") and why in status["site_02"]
 
 
-def test_a_second_unmasking_and_an_old_session_are_refused(plan):
+def test_a_second_unmasking_and_an_old_session_are_rejected(plan):
   run = plan("secure", rounds=1)
   grid, _ = run_with(run)
   for kind, why in (("query.secure_unmask", "it after done"), ("query.secure_keys", "used befo")):

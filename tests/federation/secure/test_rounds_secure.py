@@ -18,7 +18,7 @@ from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import terms_of
 from afspl_jax.federation.server import roll_call
 from afspl_jax.federation.server.aggregation import PrivateAggregation, SecureAggregation
-from afspl_jax.federation.server.roll_call import RoundFailed
+from afspl_jax.federation.server.round_request import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.federation.transport.local_grid import LocalGrid
@@ -87,7 +87,7 @@ def test_an_update_is_clipped_to_the_bound(plan):
   assert 0.002 < np.linalg.norm(moved) <= 0.01 + 1e-6
 
 
-def test_what_leaves_is_a_closed_list_of_records(plan):
+def test_what_leaves_is_a_allow_list_of_records(plan):
   grid, _ = run_with(plan("secure", rounds=2))
   left = {}
   for reply in grid.replies:
@@ -187,10 +187,10 @@ def test_with_privacy_the_sum_alone_is_released(plan, tmp_path, monkeypatch):
     params = run_rounds(LocalGrid(app, CLIENTS), run, CLIENTS)
     lines = [line for line in run.folder.metrics() if line["split"] == "train"]
     found[name] = params, [(line["clip"], round(line["within_clip"], 3)) for line in lines]
-  (plain, logged), (secure, told) = found.values()
+  (plain, logged), (secure, shown) = found.values()
   assert distance(plain, secure) < 1e-5
-  assert [share for _, share in told] == [share for _, share in logged]
-  assert np.allclose([clip for clip, _ in told], [clip for clip, _ in logged], rtol=1e-4)
+  assert [share for _, share in shown] == [share for _, share in logged]
+  assert np.allclose([clip for clip, _ in shown], [clip for clip, _ in logged], rtol=1e-4)
 
 
 def test_a_round_of_too_few_for_a_sum_is_one_of_noise_alone(plan, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Settings by which there is no sum under masks, or one that tells too much, are refused."""
+"""Settings without a masked sum, or with one that reveals too much, are rejected."""
 
 import pytest
 
@@ -37,14 +37,14 @@ def experiment(**more):
     ("fed.max_update_norm", 3.0, "0 with secure.aggregation"),
   ],
 )
-def test_a_setting_without_a_sum_under_masks_is_refused_by_its_field(name, value, why):
+def test_a_setting_without_a_sum_under_masks_is_rejected_by_its_field(name, value, why):
   with pytest.raises(UserError) as error:
     validate(experiment(**{name: value}))
   assert str(error.value).startswith(f"{name}: expected ") and why in str(error.value)
   assert str(error.value).endswith(f"; got {value!r}")
 
 
-def test_sums_that_would_not_be_exact_are_refused_before_anything_is_loaded():
+def test_sums_that_would_not_be_exact_are_rejected_before_anything_is_loaded():
   with pytest.raises(UserError, match=r"up to 2\*\*53; got .* fed.max_examples"):
     validate(experiment(**{"secure.bits": 32}))
   validate(experiment(**{"secure.bits": 32, "fed.max_examples": 1000}))

@@ -119,7 +119,7 @@ def test_a_reply_is_pulled_once():
   assert grid.pull_messages(ids) == []
 
 
-def test_a_message_to_an_unknown_node_is_refused():
+def test_a_message_to_an_unknown_node_is_rejected():
   grid = LocalGrid(app_of(doubler), 1)
   with pytest.raises(ValueError, match=r"node 77: expected one of \[2\]"):
     grid.send_and_receive([Message(content([1]), 77, "train")])

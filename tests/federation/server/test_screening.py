@@ -6,7 +6,7 @@ import pytest
 from flwr.app import MetricRecord
 
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.server.roll_call import RoundFailed
+from afspl_jax.federation.server.round_request import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.federation.transport.local_grid import LocalGrid
@@ -121,8 +121,8 @@ def test_a_failed_round_is_tried_again_and_both_attempts_are_recorded(plan):
   assert_same_bits(run_rounds(LocalGrid(app, CLIENTS), run, CLIENTS, watching), reference(4))
   lines = [line for line in run.folder.clients() if line["round"] == 3]
   assert [line["status"] for line in lines] == ["failed: OSError: disk full"] * 4 + ["ok"] * 4
-  (told,) = watching.said
-  assert "got 0 of 4" in told and told.endswith("Trying round 3 again")
+  (text,) = watching.said
+  assert "got 0 of 4" in text and text.endswith("Trying round 3 again")
   train = next(x for x in run.folder.metrics() if (x["round"], x["split"]) == (3, "train"))
   assert train["bytes_up"] == sum(line["bytes_up"] for line in lines)
 
@@ -216,7 +216,7 @@ def test_no_metric_of_a_site_stands_for_what_the_server_says(plan):
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 81, "loss\n", "\x1b[31m", "é"])
-def test_a_metric_by_a_name_that_no_site_of_ours_gives_is_refused(plan, without_client_2, name):
+def test_a_metric_by_a_name_that_no_site_of_ours_gives_is_rejected(plan, without_client_2, name):
   def spoil(reply):
     reply.content["metrics"] = MetricRecord({**reply.content["metrics"], name: 1.0})
 

@@ -59,7 +59,7 @@ def test_all_sites_when_as_many_are_asked(method):
 
 @every_method
 @pytest.mark.parametrize("count", [0, -1, 11])
-def test_an_impossible_number_is_refused_by_field_name(method, count):
+def test_an_impossible_number_is_rejected_by_field_name(method, count):
   with pytest.raises(ValueError, match=f"fed.clients_per_round: expected 1 to 10.*got {count}"):
     select(method, SITES, count, 0, 1)
 

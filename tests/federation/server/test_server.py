@@ -6,7 +6,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
-from afspl_jax.federation.server.roll_call import RollCall, RoundFailed
+from afspl_jax.federation.server.roll_call import RollCall
+from afspl_jax.federation.server.round_request import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.federation.server.server_app import make_server_app
 from afspl_jax.federation.server.sites import Sites
@@ -26,7 +27,7 @@ def sites_on(grid, on_site=lambda text: None):
   return Sites(grid, wire.terms(init_params(), {}), MOST, on_site)
 
 
-def test_a_server_with_another_model_is_refused_by_the_client(plan):
+def test_a_server_with_another_model_is_rejected_by_the_client(plan):
   run = plan(wait=0.0)
   app = SiteApp(LeastSquares(), {"other": np.zeros(3, np.float32)})
   with pytest.raises(RoundFailed, match=r"rejected: .*structure: '\w+' -> '\w+'.* Run the same"):
@@ -57,7 +58,7 @@ def test_what_only_the_server_names_is_none_of_a_sites_business():
   assert sites.look() == {} and "config.optim" in next(iter(sites.rejected.values()))
 
 
-def test_terms_that_are_no_json_are_refused():
+def test_terms_that_are_no_json_are_rejected():
   grid = LocalGrid(SiteApp(LeastSquares(), init_params()), 1)
   for asked in ({}, {wire.TERMS: "{"}, {wire.TERMS: "[]"}, {wire.TERMS: 3}):
     hello = RecordDict({wire.CONFIG: ConfigRecord(asked)})
@@ -76,7 +77,7 @@ def test_sites_are_told_apart_by_name_not_by_node():
   assert [site.node for site in found.values()] == sorted(grid.get_node_ids(), reverse=True)
 
 
-def test_two_sites_of_one_name_are_refused():
+def test_two_sites_of_one_name_are_rejected():
   class Same(LeastSquares):
     def site(self, client):
       return "clinic"
@@ -84,11 +85,11 @@ def test_two_sites_of_one_name_are_refused():
   sites, _ = sites_of(Same(), 2)
   assert list(sites.look()) == ["clinic"]
   (why,) = sites.rejected.values()
-  assert "expected a site name of its own; got 'clinic'" in why
+  assert "expected a new site name; got 'clinic'" in why
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "x" * 81, 7])
-def test_a_name_that_is_none_is_refused(name):
+def test_a_name_that_is_none_is_rejected(name):
   class Odd(LeastSquares):
     def site(self, client):
       return name

@@ -230,7 +230,7 @@ def test_a_control_that_nobody_asked_for_is_left_out_by_name(lines):
   assert set(status.values()) == {"ok"}
 
 
-def test_a_site_refuses_a_control_that_is_not_finite(lines):
+def test_a_site_rejects_a_control_that_is_not_finite(lines):
   _, trainer = lines()
   config = ConfigRecord({wire.STRUCTURE: wire.structure_digest(START), wire.ROUND: 1})
   records = {wire.ARRAYS: wire.pack(START), wire.CONFIG: config}

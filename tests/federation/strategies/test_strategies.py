@@ -223,7 +223,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("spec", REFUSED)
-def test_a_mistake_is_refused_with_one_line(spec):
+def test_a_mistake_is_rejected_with_one_line(spec):
   with pytest.raises(UserError, match=f"^fed.strategy: {REFUSED[spec]}$") as refusal:
     strategies.get(spec)
   assert "\n" not in str(refusal.value)

@@ -242,7 +242,7 @@ def test_flowers_krum_answers_with_any_number_of_replies():
   params = {"a": np.zeros(1, np.float32)}
   replies = [reply("s0", {"a": np.float32([5])}), reply("s1", {"a": np.float32([7])})]
   assert aggregate(flower.Krum(num_malicious_nodes=3), params, replies)["a"] in (5, 7)
-  with pytest.raises(ValueError, match="krum: expected at least 9 replies"):
+  with pytest.raises(ValueError, match="krum: expected at least 9 updates"):
     strategies.get("krum:faulty=3").aggregate(params, {}, replies)
 
 

@@ -219,7 +219,7 @@ def test_krum_says_how_many_replies_it_needs(spec, needed):
   params = {"a": np.zeros(2, np.float32)}
   replies = [reply(f"s{i}", params) for i in range(needed)]
   strategies.get(spec).aggregate(params, {}, replies)
-  with pytest.raises(ValueError, match=f"krum: expected at least {needed} replies .*; got"):
+  with pytest.raises(ValueError, match=f"krum: expected at least {needed} updates .*; got"):
     strategies.get(spec).aggregate(params, {}, replies[1:])
 
 

@@ -1,15 +1,16 @@
-"""Lines of clients.jsonl: what became of each client's part in a round."""
+"""A round's request to its sites, and the lines about them in clients.jsonl."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from afspl_jax.federation.contracts import Rejected
+from flwr.app import RecordDict
+
+from afspl_jax.errors import Stopped
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.server.exchange import Answer
 from afspl_jax.storage.client_status import Outcome, Status
-
-_LONGEST = 300  # characters of a text with words of a peer, in our files
+from afspl_jax.types import Params
 
 
 @dataclass
@@ -55,13 +56,41 @@ def late_lines(round: int, late: Iterable[tuple[str, int, Answer]]) -> list[Clie
   return lines
 
 
-def status_of(error: Rejected) -> Status:
-  """The status of a client whose reply was rejected; its reason may quote what a peer sent."""
-  first = f"{error.outcome}: "
-  return Status(error.outcome, one_line(first + str(error))[len(first) :])
+class Chosen(NamedTuple):
+  """The sites of a round."""
+
+  nodes: dict[str, int]  # node ids of those that train, by name, sorted
+  absent: dict[str, Status]  # sites that would have been chosen, and why they are not
+  late: list[tuple[str, int, Answer]]  # replies to earlier rounds that have come since
+
+  def lines(self, round: int) -> list[ClientLine]:
+    """Lines about the sites that get no request."""
+    absent = [ClientLine(round, site, status) for site, status in self.absent.items()]
+    return late_lines(round, self.late) + absent
 
 
-def one_line(text: str) -> str:
-  """What a peer sends, as far as it goes into our files and onto a terminal: one short line."""
-  line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-  return line[:_LONGEST]
+class TrainRequest(NamedTuple):
+  """A round's request to its sites."""
+
+  round: int
+  params: Params  # the global params
+  chosen: Chosen
+  content: RecordDict  # of the messages
+  bound: float | None  # on an update's norm, if the round has one
+
+
+class RoundFailed(Stopped):
+  """Too few sites or valid replies; nothing of the round was kept.
+
+  Args:
+    message: what was expected and found.
+    lines: about the sites, as far as they are known.
+  """
+
+  def __init__(self, message: str, lines: Iterable[ClientLine] = ()):
+    super().__init__(message)
+    self.lines = list(lines)
+
+
+class TooFewSites(RoundFailed):
+  """Not enough sites came within `fed.wait`."""

@@ -1,4 +1,4 @@
-"""A whole session of secure aggregation, with clients lost wherever a test wants them to be."""
+"""A whole session of secure aggregation in memory; clients drop out where a test says so."""
 
 import os
 
@@ -17,8 +17,8 @@ def new_session():
   return Session(os.urandom(16), 3)
 
 
-class Told:
-  """A session as it went: what every side said, for tests to look at."""
+class SecureRound:
+  """A session with all of its messages."""
 
   def __init__(self, updates, weights=None, *, rules=RULES, bits=16, bound=1.0, fewest=3):
     self.names = [f"site_{i:02d}" for i in range(len(updates))]
@@ -32,29 +32,33 @@ class Told:
 
   def keys(self, lost=()):
     self.shown = {n: p.advertise() for n, p in self.parties.items() if n not in lost}
-    self.told = self.server.introduce(self.shown)
+    self.introductions = self.server.introduce(self.shown)
 
   def shares(self, lost=()):
-    self.sealed = {n: self.parties[n].share(*self.told[n]) for n in self.told if n not in lost}
-    self.given = self.server.forward(self.sealed)
+    self.sealed = {
+      n: self.parties[n].share(*self.introductions[n]) for n in self.introductions if n not in lost
+    }
+    self.forwarded = self.server.forward(self.sealed)
 
   def train(self, lost=()):
     self.words = {
       n: self.quantiser.encode(self.updates[n], self.weights[n])
-      for n in self.given
+      for n in self.forwarded
       if n not in lost
     }
-    self.masked = {n: self.parties[n].mask(w, self.given[n]) for n, w in self.words.items()}
-    self.asked = self.server.ask(self.masked)
+    self.masked = {n: self.parties[n].mask(w, self.forwarded[n]) for n, w in self.words.items()}
+    self.questions = self.server.ask(self.masked)
 
   def unmask(self, lost=()):
-    self.revealed = {n: self.parties[n].unmask(*self.asked[n]) for n in self.asked if n not in lost}
+    self.revealed = {
+      n: self.parties[n].unmask(*self.questions[n]) for n in self.questions if n not in lost
+    }
     total = np.sum(list(self.masked.values()), axis=0, dtype=self.quantiser.word)
     self.server.unmask(total, self.revealed)
     self.sum = self.quantiser.decode(total, len(self.masked))
 
   def go(self, until="unmask", **lost):
-    """Runs the stages up to one; `lost` has those who do not answer one, and all later ones."""
+    """Runs the stages up to one; `lost` has, by stage, the clients that drop out there."""
     gone = set()
     for stage in STAGES[: STAGES.index(until) + 1]:
       gone |= {self.names[i] for i in lost.get(stage, ())}
@@ -62,7 +66,7 @@ class Told:
     return self
 
   def plain(self):
-    """The sum of those whose update counts, as it would be without any of this."""
+    """The plain sum of the updates that arrived."""
     return sum(self.weights[n] * self.updates[n] for n in self.masked)
 
   def bound_on_error(self):
