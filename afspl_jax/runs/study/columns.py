@@ -18,7 +18,7 @@ class Column:
 CIDER = Column("CIDEr", "of the global model on the common test split", "test", "cider")
 PERSONALISED = Column(
   "CIDEr, personalised",
-  "each test example by the personalised model of its client",
+  "every test example is scored with the personalised model of its own client",
   "test_personal",
   "cider",
 )
@@ -27,48 +27,38 @@ MEGABYTES = Column(
 )
 MAIN = (
   CIDER,
-  Column("BLEU-4", "4-gram overlap of the same texts", "test", "bleu4"),
-  Column("VQA", "fraction of correct answers of the global model", "test", "vqa_accuracy"),
+  Column("BLEU-4", "of the same texts", "test", "bleu4"),
+  Column("VQA", "share of correct answers of the global model", "test", "vqa_accuracy"),
   PERSONALISED,
-  Column(
-    "VQA, personalised",
-    "fraction of correct answers of personalised models",
-    "test_personal",
-    "vqa_accuracy",
-  ),
+  Column("VQA, personalised", "the same for questions", "test_personal", "vqa_accuracy"),
   Column("CIDEr, sample", "of the global model on a common sample", "test_common", "cider"),
   Column(
-    "CIDEr, sample, personalised",
-    "of personalised models on the same sample, mean over clients",
+    "personalised, sample",
+    "CIDEr of the personalised models on the same sample, mean over clients",
     "test_personal_common",
     "cider",
   ),
   MEGABYTES,
 )
 MORE = (
-  Column("CIDEr, no image", "of the global model without the image", "test_blind", "cider"),
+  Column("blind", "CIDEr of the global model without the image", "test_blind", "cider"),
+  Column("VQA, blind", "share of correct answers without the image", "test_blind", "vqa_accuracy"),
   Column(
-    "VQA, no image",
-    "fraction of correct answers without the image",
-    "test_blind",
-    "vqa_accuracy",
-  ),
-  Column(
-    "CIDEr, mean fusion",
-    "with the mean fusion weights for every sample",
+    "mean fusion",
+    "CIDEr with the fusion weights replaced by their mean",
     "test_mean_fusion",
     "cider",
   ),
-  Column("changed texts", "fraction of texts that then differ", "test_mean_fusion", "changed"),
+  Column("changed", "share of texts that this changes", "test_mean_fusion", "changed"),
   Column(
-    "newcomers, global",
-    "CIDEr of the global model at sites that took no part",
-    "newcomer_global",
-    "cider",
+    "new sites", "CIDEr of the global model at sites that took no part", "newcomer_global", "cider"
   ),
   Column("ε", "privacy spent by the last round, at `privacy.delta`", "test", "epsilon", 2),
   Column(
-    "newcomers, before", "CIDEr of their personalised models, untrained", "newcomer_before", "cider"
+    "before",
+    "CIDEr of their personalised models, before local training",
+    "newcomer_before",
+    "cider",
   ),
-  Column("newcomers, after", "and after one round of training", "newcomer_after", "cider"),
+  Column("after", "the same after one round of local training", "newcomer_after", "cider"),
 )  # each one is shown if some run has it

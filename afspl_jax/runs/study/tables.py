@@ -49,8 +49,8 @@ def format_tables(study: Study, results: Sequence[CellResult], command: str) -> 
   text = [
     f"Made by `{command}` from the measurements of its runs.",
     "",
-    f"A number is the mean over seeds ± half the width of its 95 % interval (Student's t). One seed"
-    f" has no interval. {MISSING} means not measured.",
+    "A number is the mean over seeds ± half the width of its 95 % interval (Student's t); with one"
+    f" seed there is no interval. {MISSING} means not measured.",
     "",
     *(f"- **{column.name}**: {column.meaning}" for table in tables for column in table),
   ]
@@ -131,7 +131,7 @@ def _share_column(study: Study, by_cell: StudyResults) -> TableColumn:
     return _text(by_cell.paired([setting], variant, study.reference, MEGABYTES, percentage), 1)
 
   name = f"% of {study.reference}"
-  return TableColumn(name, f"MB up relative to *{study.reference}* with the same seed", text)
+  return TableColumn(name, f"MB up in percent of *{study.reference}* with the same seed", text)
 
 
 def _difference_column(study: Study, by_cell: StudyResults, column: Column) -> TableColumn:
@@ -140,7 +140,8 @@ def _difference_column(study: Study, by_cell: StudyResults, column: Column) -> T
       return ""
     return _text(by_cell.paired([setting], variant, study.full, column, operator.sub), 3, "+")
 
-  meaning = f"difference in {column.name} from *{study.full}* with the same seed"
+  quantity = "personalised CIDEr" if column is PERSONALISED else column.name
+  meaning = f"difference in {quantity} to *{study.full}* with the same seed"
   return TableColumn(f"{column.name} − {study.full}", meaning, text)
 
 
