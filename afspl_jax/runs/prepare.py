@@ -33,6 +33,7 @@ from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.prompter.local import join, split
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
 from afspl_jax.storage.versions import installed_version
+from afspl_jax.training.initial_prompt import make_initial_prompt
 from afspl_jax.training.mesh import make_mesh, replicate
 from afspl_jax.training.train_step import make_local_training
 from afspl_jax.types import Example, Params, Source
