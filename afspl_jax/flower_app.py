@@ -22,7 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from afspl_jax.config.experiment import to_dict
 from afspl_jax.config.files import CONFIGS
-from afspl_jax.config.flags import Launch, parse
+from afspl_jax.config.flags import Launch, parse_flags
 from afspl_jax.errors import UserError
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.client.client_store import ClientStore
@@ -95,7 +95,7 @@ def _launch(context: Context, *flags: str) -> Launch:
   given = context.run_config
   overrides = [f"--config.{text}" for text in shlex.split(str(given["overrides"]))]
   words = [f"--config={given['config']}", *overrides, f"--workdir={given['workdir']}", *flags]
-  launch = parse(["flwr run", *words], CONFIGS)
+  launch = parse_flags(["flwr run", *words], CONFIGS)
   validate_networked(launch.config, "flwr run")
   if launch.config.secure.aggregation:
     raise UserError(

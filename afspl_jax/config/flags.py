@@ -56,7 +56,7 @@ class Launch(NamedTuple):
   insecure: bool = False
 
 
-def parse(argv: list[str], configs: Path) -> Launch:
+def parse_flags(argv: list[str], configs: Path) -> Launch:
   """Reads the config file that the flags name, and applies their overrides.
 
   Args:

@@ -84,7 +84,7 @@ def legal(name: str, default: Any, installed: bool) -> str:
   return rule.legal(default)
 
 
-def markdown() -> str:
+def settings_markdown() -> str:
   """docs/config.md."""
   out = [_HEAD]
   for group in ("", *GROUPS):
@@ -105,4 +105,4 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-  print(markdown(), end="")
+  print(settings_markdown(), end="")

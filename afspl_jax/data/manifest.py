@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,14 @@ import numpy as np
 from jaxtyping import Int
 
 from afspl_jax.config.nested_values import digest
+from afspl_jax.data.partitions import Examples
 from afspl_jax.errors import UserError
 from afspl_jax.storage.atomic_files import write_text
-from afspl_jax.storage.json_text import parse
-from afspl_jax.types import Example
+from afspl_jax.storage.json_text import parse_json
 
 FILE = "partition.json"  # in a run's folder
 _KIND = "manifest:"
 
-Examples = Sequence[Example]
 Clients = dict[str, Int[np.ndarray, " examples"]]  # client's name -> indices of its examples
 Ids = dict[str, dict[str, list[str]]]  # client's name -> split -> ids of its examples
 
@@ -109,7 +108,7 @@ def read_manifest(path: Path) -> Ids:
   """
   where = f"data.partition={_KIND}{path}"
   try:
-    found = parse(path.read_bytes())
+    found = parse_json(path.read_bytes())
   except (OSError, ValueError) as error:  # ValueError: also what is not UTF-8
     raise UserError(
       f"{where}: expected a JSON file such as a run's {FILE}; got: {error}. Name another file."

@@ -10,7 +10,7 @@ from typing import Any
 
 from afspl_jax.data.bad_records import BadRecord, BadRecords
 from afspl_jax.errors import UserError
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 
 SPLITS = ("train", "validation", "test")
 _SHARES = {"train": 7, "validation": 1, "test": 2}
@@ -65,7 +65,7 @@ def read_json_file(path: Path) -> Any:
     UserError: it cannot be read.
   """
   try:
-    return parse(path.read_text(encoding="utf-8-sig"))
+    return parse_json(path.read_text(encoding="utf-8-sig"))
   except (ValueError, OSError) as error:  # ValueError: also for bytes that are not UTF-8
     raise UserError(f"{path}: expected JSON; got: {error}. Download it again.") from error
 
@@ -125,7 +125,7 @@ def json_line_values(path: Path, bad_records: BadRecords) -> Iterator[tuple[str,
   """
   for where, line in text_lines(path, bad_records):
     try:
-      value = parse(line)
+      value = parse_json(line)
     except ValueError as error:
       with bad_records.skipping():
         raise BadRecord(

@@ -15,7 +15,7 @@ from afspl_jax.federation.protocol import disclosure_list
 from afspl_jax.federation.protocol.logged_values import LogLine, describe_value, is_array
 from afspl_jax.storage.client_status import Outcome, parse_status
 from afspl_jax.storage.json_shape import JsonShape, find_mismatch
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 from afspl_jax.storage.run_lines import WIRE, read_clients, read_lines
 
 _FOLDERS = (".", "sites", "nodes/*")  # that hold logs: of one process, of local-net, of `flwr run`
@@ -104,7 +104,7 @@ def audit_run(run: Path, client: str = "") -> JsonObject:
 
 def _config(run: Path) -> Experiment:
   try:
-    return from_dict(parse((run / "config.json").read_bytes())["config"])
+    return from_dict(parse_json((run / "config.json").read_bytes())["config"])
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{run}: expected a run folder with config.json; got: {error}") from error
 

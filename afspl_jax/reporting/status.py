@@ -9,7 +9,7 @@ from typing import Any
 from afspl_jax.errors import UserError
 from afspl_jax.reporting.text_table import align_columns
 from afspl_jax.storage.client_status import Outcome, parse_status
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 from afspl_jax.storage.run_lines import read_clients, read_metrics
 
 JsonLine = Mapping[str, Any]  # a line of a JSON-lines file of a run
@@ -37,7 +37,7 @@ def describe_run(run: Path) -> str:
     UserError: not a run folder, or a file in it is damaged.
   """
   try:
-    config = parse((run / "config.json").read_bytes())["config"]
+    config = parse_json((run / "config.json").read_bytes())["config"]
     rounds = config["fed"]["rounds"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f"{run}: expected a run folder with config.json; got: {error}") from error

@@ -30,7 +30,7 @@ from afspl_jax.federation.privacy.dp_sgd_step import make_private_training
 from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
-from afspl_jax.models.prompter.local import join, split
+from afspl_jax.models.prompter.local import join_local, split_local
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
 from afspl_jax.storage.versions import installed_version
 from afspl_jax.training.initial_prompt import make_initial_prompt
@@ -68,7 +68,7 @@ class Setup:
 
   def global_params(self, shared: Params) -> Params:
     """All leaves of the global model, which does not use its (untrained) local leaves."""
-    return join(shared, self.local)
+    return join_local(shared, self.local)
 
   @property
   def terms(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def prepare_setup(
   prompter = make_prompter(config, pair, contrast=config.optim.contrast > 0)
   captioner = Captioner(prompter, pair.language_model)
   frozen = replicate(module_leaves(pair.language_model), mesh)
-  strategy = strategies.get(config.fed.strategy, _taking_part(config))
+  strategy = strategies.get_strategy(config.fed.strategy, _taking_part(config))
   untrained = jax.device_get(module_leaves(prompter))
   attackers = _attackers(config, clients)
   trainer = None
@@ -173,7 +173,7 @@ def prepare_setup(
       store,
       in_process=here,
     )
-  shared, local = split(untrained, config.fed.share)
+  shared, local = split_local(untrained, config.fed.share)
   return Setup(
     config=config,
     shared=shared,

@@ -273,7 +273,7 @@ def validate(config: settings.Experiment) -> None:
   decoding_settings(config.eval)
   clients = budget.clients(config)
   groups = {name: getattr(config, name) for name in _Case._fields[3:]}
-  case = _Case(config, clients, strategies.get(config.fed.strategy, clients), **groups)
+  case = _Case(config, clients, strategies.get_strategy(config.fed.strategy, clients), **groups)
   for rule in RULES:
     if rule.when(case):
       value = operator.attrgetter(rule.field)(case)

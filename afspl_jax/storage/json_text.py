@@ -6,7 +6,7 @@ from typing import Any
 MAX_DEPTH = 64  # data sets, models and runs need a tenth of it
 
 
-def parse(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
   """Parses a JSON text.
 
   Python's own parser accepts values as deep as its stack allows. Showing, comparing or hashing such

@@ -17,7 +17,7 @@ from typing import Any
 from afspl_jax.config.nested_values import differences
 from afspl_jax.errors import UserError
 from afspl_jax.storage.atomic_files import append_text, write_text
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 from afspl_jax.storage.run_lines import CLIENTS, METRICS, RunLine, read_lines, to_text
 from afspl_jax.storage.versions import installed_versions
 
@@ -193,7 +193,7 @@ def _new_config(path: Path) -> dict[str, Any]:
 def _read_config(file: Path) -> dict[str, Any]:
   text = file.read_text(encoding="utf-8", errors="replace")
   try:
-    recorded = parse(text)
+    recorded = parse_json(text)
   except ValueError as error:
     raise UserError(f"{file}: expected a run's config; got: {error}") from error
   if not isinstance(recorded, dict) or not isinstance(recorded.get("config"), dict):

@@ -12,7 +12,7 @@ from typing import Any
 
 from afspl_jax.errors import UserError
 from afspl_jax.storage.json_shape import JsonShape, find_mismatch
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 
 METRICS = "metrics.jsonl"  # a line per evaluation
 CLIENTS = "clients.jsonl"  # a line per client and round
@@ -45,7 +45,7 @@ def read_lines(file: Path) -> list[RunLine]:
   # Split bytes, not text: an incomplete last line may end inside a character.
   for number, text in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
     try:
-      line = parse(text)
+      line = parse_json(text)
     except ValueError as error:
       raise UserError(f"{file}:{number}: expected a JSON object; got: {error}") from error
     if not isinstance(line, dict):

@@ -15,7 +15,7 @@ from afspl_jax.federation import strategies
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.server.screening import screen
 from afspl_jax.federation.transport.local_grid import LocalGrid
-from afspl_jax.models.prompter.local import split
+from afspl_jax.models.prompter.local import split_local
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 from benchmarks.bench import Bench
@@ -32,7 +32,7 @@ def aggregation(bench: Bench) -> Iterator[Line]:
   case, number = Case(), 100 if bench.quick else 1000
   folders = write_backbones(case, bench.folder)
   with Child("benchmarks.sides.afspl:untrained", case, folders) as child:
-    params, _ = split(child.built.value)
+    params, _ = split_local(child.built.value)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   for select in ("dense", "energy"):
     names = (OURS, FLOWER) if select == "dense" else (OURS,)
@@ -94,7 +94,7 @@ class Server:
       arrays, _ = FedAvg(weighted_by_key=wire.NUM_EXAMPLES).aggregate_train(1, self._replies)
       assert arrays is not None
       return
-    strategy = strategies.get("fedavg", len(self._replies))
+    strategy = strategies.get_strategy("fedavg", len(self._replies))
     replies = [
       screen(f"site{i}", reply, self._params, self._structure, Fed(), False)
       for i, reply in enumerate(self._replies)

@@ -1,7 +1,7 @@
 import pytest
 
 from afspl_jax.config.experiment import Experiment
-from afspl_jax.config.flags import known_fields, parse
+from afspl_jax.config.flags import known_fields, parse_flags
 from afspl_jax.errors import UserError
 
 FINE = "from afspl_jax.config.experiment import Experiment\n"
@@ -17,7 +17,7 @@ def configs(tmp_path):
 
 
 def parsed(configs, *args):
-  return parse(["launch.py", *args], configs)
+  return parse_flags(["launch.py", *args], configs)
 
 
 def complaint(configs, *args) -> str:

@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from afspl_jax.config.fields import GROUPS, SETTINGS, agreed_names
-from afspl_jax.config.reference import markdown
+from afspl_jax.config.reference import settings_markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_page_of_settings_is_current():
-  assert (DOCS / "config.md").read_text() == markdown(), (
+  assert (DOCS / "config.md").read_text() == settings_markdown(), (
     "write it anew: python -m afspl_jax.config.reference > docs/config.md"
   )
 
@@ -18,7 +18,7 @@ def test_the_page_of_settings_is_current():
 def test_every_setting_says_what_it_is(name):
   rule = SETTINGS[name]
   assert 10 < len(rule.meaning) < 100 and not rule.meaning.endswith(".")
-  assert f"| `{name}` |" in markdown()
+  assert f"| `{name}` |" in settings_markdown()
 
 
 def test_every_group_says_what_it_is():

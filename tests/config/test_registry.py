@@ -65,7 +65,10 @@ def third_party(tmp_path, monkeypatch):
 
 
 def test_a_strategy_is_used_by_its_name_and_options(third_party):
-  assert strategies.get("mine:pull=0.25").pull == 0.25 and "mine" in strategies.known()
+  assert (
+    strategies.get_strategy("mine:pull=0.25").pull == 0.25
+    and "mine" in strategies.known_strategies()
+  )
   validate(changed(Experiment(), {"fed.strategy": "mine:pull=1"}))
 
 
@@ -78,17 +81,19 @@ def test_a_source_and_a_partition_are_used_by_their_names(third_party):
 
 
 def test_a_built_in_plugin_wins_over_an_entry_point_of_its_name(third_party):
-  assert type(strategies.get("fedavg")).__module__ == "afspl_jax.federation.strategies.fedavg"
-  assert strategies.known().count("fedavg") == 1
+  assert (
+    type(strategies.get_strategy("fedavg")).__module__ == "afspl_jax.federation.strategies.fedavg"
+  )
+  assert strategies.known_strategies().count("fedavg") == 1
 
 
 def test_a_plugin_that_does_not_import_is_one_clear_message(third_party):
   with pytest.raises(UserError, match=r"^fed.strategy=broken: .*no_such_library"):
-    strategies.get("broken")
+    strategies.get_strategy("broken")
 
 
 def test_an_unknown_name_lists_those_of_third_parties(third_party):
-  for get, name in ((strategies.get, "mine"), (partitions.get_partitioner, "one")):
+  for get, name in ((strategies.get_strategy, "mine"), (partitions.get_partitioner, "one")):
     with pytest.raises(SettingError, match=rf"expected one of .*{name}.*; got 'nope'"):
       get("nope")
 

@@ -21,7 +21,7 @@ def plan(tmp_path):
     opened.append(folder)
     return Plan(
       params=init_params(),
-      strategy=strategies.get("fedavg"),
+      strategy=strategies.get_strategy("fedavg"),
       fed=Fed(**{"rounds": 4, "clients_per_round": CLIENTS, **fed}),
       seed=0,
       folder=folder,

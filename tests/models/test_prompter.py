@@ -8,7 +8,7 @@ from afspl_jax.config import experiment as settings
 from afspl_jax.errors import UserError
 from afspl_jax.models.contracts import VisionSizes
 from afspl_jax.models.prompter.fusion import Fusion
-from afspl_jax.models.prompter.local import LOCAL, join, split
+from afspl_jax.models.prompter.local import LOCAL, join_local, split_local
 from afspl_jax.models.prompter.mapper import VisualMapper
 from afspl_jax.models.prompter.pool import PoolChoice, PromptPool, balance_loss
 from afspl_jax.models.prompter.prompter import Prompter
@@ -252,16 +252,16 @@ def test_sizes_follow_the_config():
 
 def test_local_leaves_are_one_branch_and_join_inverts_split():
   model = make_model(contrast=True)
-  shared, own = split(model.params)
+  shared, own = split_local(model.params)
   assert set(own) == {LOCAL} and LOCAL not in shared
   assert set(own[LOCAL]) == {"prompt", "contrast"}
-  assert jax.tree.structure(join(shared, own)) == jax.tree.structure(model.params)
-  assert split(model.params, "none") == ({}, model.params)
+  assert jax.tree.structure(join_local(shared, own)) == jax.tree.structure(model.params)
+  assert split_local(model.params, "none") == ({}, model.params)
 
 
 def test_without_local_prompts_all_leaves_are_shared_and_sources_are_three():
   model = make_model(local=False)
-  assert split(model.params)[1] == {}
+  assert split_local(model.params)[1] == {}
   assert model.params["fusion"]["score"]["bias"].shape == (3,)
 
 

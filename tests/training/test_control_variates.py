@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from afspl_jax.models.prompter.local import LOCAL, join, split
+from afspl_jax.models.prompter.local import LOCAL, join_local, split_local
 from afspl_jax.models.prompter.pool import balance_loss
 from afspl_jax.training.losses import token_cross_entropy
 from afspl_jax.training.mesh import replicate
@@ -45,7 +45,7 @@ def corrections(starts):
   """Of the size of gradients, and of all leaves that travel."""
   rng = np.random.default_rng(1)
   draw = lambda x: np.asarray(0.05 * rng.normal(size=x.shape), np.float32)  # noqa: E731
-  return jax.tree.map(draw, split(starts)[0])
+  return jax.tree.map(draw, split_local(starts)[0])
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def by_hand(model, params, batches, correction):
   opt_state, update, found, norms = optimizer.init(params), jax.jit(optimizer.update), [], []
   for i in range(STEPS):
     grads = gradient(model.captioner)(params, model.frozen, of(batches, i))
-    shared, own = split(grads)
-    corrected = join(jax.tree.map(lambda g, c: g + c, shared, correction), own)
+    shared, own = split_local(grads)
+    corrected = join_local(jax.tree.map(lambda g, c: g + c, shared, correction), own)
     updates, opt_state = update(corrected, opt_state, params)
     params = jax.tree.map(lambda p, u, i=i: p + schedule(FIRST + i) * u, params, updates)
     found.append(shared)
@@ -146,7 +146,7 @@ def test_a_step_that_is_not_finite_is_not_in_the_mean(model, train, starts, batc
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(of(gradients, 2)))
   # The first gradient is from before the bad step.
   params, first = of(starts, 0), of(of(batches, 0), 0)
-  grads = split(gradient(model.captioner)(params, model.frozen, first))[0]
+  grads = split_local(gradient(model.captioner)(params, model.frozen, first))[0]
   one_step = batches._replace(tokens=batches.tokens.at[1:, 0].set(jnp.nan))
   assert_close(of(train(starts, one_step, corrections)[2], 0), grads, GRADIENTS)
 

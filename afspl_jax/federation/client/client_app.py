@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from afspl_jax.config.nested_values import differences
 from afspl_jax.federation.contracts import Clipping, Masking, SiteError, Trainer, Update, attempt
 from afspl_jax.federation.protocol import wire
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 from afspl_jax.types import Params
 
 _LOG = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class SiteApp(ClientApp):
     """Says which site this is to a server with the same terms."""
     asked = message.content.config_records.get(wire.CONFIG, {}).get(wire.TERMS)
     try:
-      theirs = parse(asked) if isinstance(asked, str) else None
+      theirs = parse_json(asked) if isinstance(asked, str) else None
     except ValueError:
       theirs = None
     if not isinstance(theirs, dict):

@@ -15,7 +15,7 @@ from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.contracts import POISSON, Update, attempt
 from afspl_jax.federation.privacy.dp_sgd_batches import PoissonBatches, stacked
 from afspl_jax.federation.protocol import uplink
-from afspl_jax.models.prompter.local import LOCAL, join, split
+from afspl_jax.models.prompter.local import LOCAL, join_local, split_local
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.training.mesh import replicate
 from afspl_jax.training.train_step import StepMetrics
@@ -85,7 +85,7 @@ class LocalTrainer:
     self._frozen, self._data, self._mesh, self._store = frozen, data, mesh, store
     self._names = sorted(clients)
     self._clients, self._config = clients, config
-    shared, self._local = split(untrained, config.fed.share)
+    shared, self._local = split_local(untrained, config.fed.share)
     self._zeros = zeros_like(shared)
     self._feedback = config.uplink.select != "dense" and config.uplink.error_feedback != "none"
     self._template = {"own": self._local}
@@ -111,7 +111,7 @@ class LocalTrainer:
     The local prompt of a client that has not trained yet is the mean of the pool prompts that its
     examples match; with DP-SGD it is the untrained one.
     """
-    return join(shared, self._state(shared, client, round + 1)["own"])
+    return join_local(shared, self._state(shared, client, round + 1)["own"])
 
   def train_cohort(
     self,
@@ -186,16 +186,18 @@ class LocalTrainer:
     begun = [uplink.begin(shared, residual, self._config.uplink) for residual in residuals]
     if self.private_batches:
       sites = [self._names[name] for name in names]
-      batches, *more = self.private_batches.sample_batches(sites, join(shared, self._local))
+      batches, *more = self.private_batches.sample_batches(sites, join_local(shared, self._local))
     else:
       batches, more = stacked([starts[name].batches for name in names], axis=1), []
     if self._controlled:
       away = [jax.tree.map(np.subtract, task.control, state["control"]) for state in states]
       more = [stacked(away)]
     trained = self.program(
-      replicate(stacked([join(*each) for each in zip(begun, local, strict=True)]), self._mesh),
+      replicate(
+        stacked([join_local(*each) for each in zip(begun, local, strict=True)]), self._mesh
+      ),
       self._frozen,
-      stacked([join(shared, each) for each in local]),
+      stacked([join_local(shared, each) for each in local]),
       batches,
       jnp.asarray(task.first_step, jnp.int32),
       *more,
@@ -222,7 +224,7 @@ class LocalTrainer:
         f"none of {len(metrics.finite)} local steps had a finite loss and gradient; lower"
         " optim.prompt_lr and optim.mapper_lr, or look for bad examples"
       )
-    shared, local = split(trained.params, self._config.fed.share)
+    shared, local = split_local(trained.params, self._config.fed.share)
     residual = before.get("residual", self._zeros)
     draw_key = self._config.seed, task.round
     sent = uplink.compress(shared, task.shared, residual, self._config.uplink, draw_key)
@@ -256,7 +258,7 @@ class LocalTrainer:
     rows = self._clients[site]
     size = self._config.eval.batch_size
     batch = self._data.batch(rows[:: -(-len(rows) // size)], size)
-    prompt = np.asarray(self._initial_prompt(join(shared, self._local), batch))
+    prompt = np.asarray(self._initial_prompt(join_local(shared, self._local), batch))
     local = self._local | {LOCAL: self._local[LOCAL] | {"prompt": prompt}}
     return self._template | {"own": local}
 

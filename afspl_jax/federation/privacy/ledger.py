@@ -6,7 +6,7 @@ from pathlib import Path
 
 from afspl_jax.errors import UserError
 from afspl_jax.storage.atomic_files import write_text
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 
 
 class Ledger:
@@ -55,7 +55,7 @@ class Ledger:
 
   def _read(self) -> None:
     try:
-      found = parse(self._file.read_bytes())
+      found = parse_json(self._file.read_bytes())
       counts = [found["releases"], *found["took_part"].values()]
       if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError("counts that are not whole numbers")

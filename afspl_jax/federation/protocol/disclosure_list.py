@@ -222,7 +222,7 @@ def not_allowed(
         yield f"{kind}  {record}  {leaf['name']}", "a leaf that is not on the list"
 
 
-def markdown() -> str:
+def allow_list_markdown() -> str:
   """The list as tables, for docs/audit.md."""
   rows = ["| message | record | name | form | content | purpose | only with |"]
   rows += ["| --- " * 7 + "|"]

@@ -182,7 +182,7 @@ class Coordinator:
     first, spare = list(found)[: self._threshold], list(found)[self._threshold :]
     for wrong in (None, *(first if spare else ())):
       chosen = first if wrong is None else [*(h for h in first if h != wrong), spare[0]]
-      seed = crypto.combine({places[holder]: found[holder] for holder in chosen})
+      seed = crypto.combine_shares({places[holder]: found[holder] for holder in chosen})
       if show(seed) == shown:
         liars |= set() if wrong is None else {wrong}
         return seed

@@ -73,12 +73,12 @@ def of_losses(strategy: Strategy) -> bool:
   return getattr(strategy, "of_losses", False)
 
 
-def known() -> tuple[str, ...]:
+def known_strategies() -> tuple[str, ...]:
   """Names of all strategies, sorted."""
   return STRATEGIES.names()
 
 
-def get(spec: str, num_sites: int = 0) -> Strategy:
+def get_strategy(spec: str, num_sites: int = 0) -> Strategy:
   """The strategy that an experiment names.
 
   Args:

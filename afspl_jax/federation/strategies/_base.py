@@ -24,7 +24,7 @@ class ServerSide:
     return {}
 
 
-def require(strategy: Any, option: str, holds: bool, expected: str) -> None:
+def require_option(strategy: Any, option: str, holds: bool, expected: str) -> None:
   """Refuses an option's value unless `holds`.
 
   Raises:

@@ -23,12 +23,12 @@ from jaxtyping import Float64
 
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies._base import ServerSide, require
+from afspl_jax.federation.strategies._base import ServerSide, require_option
 from afspl_jax.federation.strategies._mean import mean_update
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
-Leaf = Float64[np.ndarray, "..."] | np.float64  # arithmetic makes a scalar of a 0-d array
+FedOptLeaf = Float64[np.ndarray, "..."] | np.float64  # arithmetic makes a scalar of a 0-d array
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class FedOpt(ServerSide, abc.ABC):
   tau: float = 1e-3  # added to sqrt(v): the smaller, the more adaptive. As in the paper's runs
 
   def __post_init__(self):
-    require(self, "server_lr", 0 < self.server_lr < math.inf, "a finite number above 0")
-    require(self, "beta1", 0 <= self.beta1 < 1, "a number from 0 to below 1")
-    require(self, "tau", 0 < self.tau < math.inf, "a finite number above 0")
+    require_option(self, "server_lr", 0 < self.server_lr < math.inf, "a finite number above 0")
+    require_option(self, "beta1", 0 <= self.beta1 < 1, "a number from 0 to below 1")
+    require_option(self, "tau", 0 < self.tau < math.inf, "a finite number above 0")
 
   @abc.abstractmethod
-  def second_moment(self, v: Leaf, update: Leaf) -> Leaf:
+  def second_moment(self, v: FedOptLeaf, update: FedOptLeaf) -> FedOptLeaf:
     """The new v of a leaf, from the old and D."""
 
   def init(self, params: Params) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies._base import ServerSide, require
+from afspl_jax.federation.strategies._base import ServerSide, require_option
 from afspl_jax.federation.strategies._mean import mean_update
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
@@ -31,8 +31,8 @@ class FedAvgM(ServerSide):
   momentum: float = 0.9  # beta: what is left of the momentum after a round; 0 = FedAvg
 
   def __post_init__(self):
-    require(self, "server_lr", 0 < self.server_lr < math.inf, "a finite number above 0")
-    require(self, "momentum", 0 <= self.momentum < 1, "a number from 0 to below 1")
+    require_option(self, "server_lr", 0 < self.server_lr < math.inf, "a finite number above 0")
+    require_option(self, "momentum", 0 <= self.momentum < 1, "a number from 0 to below 1")
 
   def init(self, params: Params) -> Any:
     """The momentum, float64, in the params' direction: zeros."""

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afspl_jax.federation.strategies._base import require
+from afspl_jax.federation.strategies._base import require_option
 from afspl_jax.federation.strategies.fedavg import FedAvg
-from afspl_jax.models.prompter.local import split
+from afspl_jax.models.prompter.local import split_local
 from afspl_jax.types import Params
 
 
@@ -25,11 +25,11 @@ class FedProx(FedAvg):
   mu: float = 0.01  # weight of the proximal term; 0 = FedAvg. The paper tries 0.001 to 1
 
   def __post_init__(self):
-    require(self, "mu", 0 <= self.mu < math.inf, "a finite number from 0 on")
+    require_option(self, "mu", 0 <= self.mu < math.inf, "a finite number from 0 on")
 
   def client_penalty(self, params: Params, global_params: Params) -> Float[Array, ""]:
     """The proximal term over the shared leaves; a client's own have no global value to be near."""
-    (shared, _), (start, _) = split(params), split(global_params)
+    (shared, _), (start, _) = split_local(params), split_local(global_params)
     square = lambda a, b: jnp.sum(jnp.square(jnp.float32(a) - jnp.float32(b)))  # noqa: E731
     squares = jax.tree.leaves(jax.tree.map(square, shared, start))
     return self.mu / 2 * sum(squares, start=jnp.zeros(()))

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afspl_jax.federation.strategies._base import require
-from afspl_jax.federation.strategies._fedopt import FedOpt, Leaf
+from afspl_jax.federation.strategies._base import require_option
+from afspl_jax.federation.strategies._fedopt import FedOpt, FedOptLeaf
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class FedYogi(FedOpt):
 
   def __post_init__(self):
     super().__post_init__()
-    require(self, "beta2", 0 <= self.beta2 < 1, "a number from 0 to below 1")
+    require_option(self, "beta2", 0 <= self.beta2 < 1, "a number from 0 to below 1")
 
-  def second_moment(self, v: Leaf, update: Leaf) -> Leaf:
+  def second_moment(self, v: FedOptLeaf, update: FedOptLeaf) -> FedOptLeaf:
     """Reddi et al. 2021, Algorithm 2, FedYogi's line."""
     square = np.square(update)
     return v - (1 - self.beta2) * square * np.sign(v - square)

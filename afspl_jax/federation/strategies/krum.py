@@ -16,7 +16,7 @@ from jaxtyping import Float64
 
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies._base import ServerSide, require
+from afspl_jax.federation.strategies._base import ServerSide, require_option
 from afspl_jax.federation.strategies._mean import in_order, weighted_mean
 from afspl_jax.types import Params
 
@@ -29,8 +29,8 @@ class Krum(ServerSide):
   multi: int = 1  # m: updates that are kept and averaged; 1 = Krum
 
   def __post_init__(self):
-    require(self, "faulty", self.faulty >= 0, "a whole number from 0 on")
-    require(self, "multi", self.multi >= 1, "a whole number from 1 on")
+    require_option(self, "faulty", self.faulty >= 0, "a whole number from 0 on")
+    require_option(self, "multi", self.multi >= 1, "a whole number from 1 on")
 
   def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
     """The mean of the picked updates; of equal scores the earlier site's name wins.

@@ -18,8 +18,8 @@ import numpy as np
 
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies._base import ServerSide, require
-from afspl_jax.federation.strategies._mean import differences, in_order, weighted_mean
+from afspl_jax.federation.strategies._base import ServerSide, require_option
+from afspl_jax.federation.strategies._mean import in_order, update_differences, weighted_mean
 from afspl_jax.types import Params
 
 FIRST_LOSS = "first_loss"  # an update's metric: the local loss before any local step
@@ -38,8 +38,8 @@ class QFedAvg(ServerSide):
   client_lr: float = 0.1  # 1 / L, the step of local training for which L is the right constant
 
   def __post_init__(self):
-    require(self, "q", 0 <= self.q < math.inf, "a finite number from 0 on")
-    require(self, "client_lr", 0 < self.client_lr < math.inf, "a finite number above 0")
+    require_option(self, "q", 0 <= self.q < math.inf, "a finite number from 0 on")
+    require_option(self, "client_lr", 0 < self.client_lr < math.inf, "a finite number above 0")
 
   def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
     """The algorithm's step, its sums row by row over the sites that sent the row.
@@ -53,14 +53,14 @@ class QFedAvg(ServerSide):
     # 1 + q L ||w - w_k||^2 / F_k. Losses count by their ratios: no power of one overflows.
     drags = [
       1 + self.q * _square_norm(step) / (self.client_lr * loss)
-      for step, loss in zip(differences(params, updates), losses, strict=True)
+      for step, loss in zip(update_differences(params, updates), losses, strict=True)
     ]
     weights = [
       (loss / max(losses)) ** self.q * drag for loss, drag in zip(losses, drags, strict=True)
     ]
     shorter = (
       jax.tree.map(lambda leaf, drag=drag: leaf / drag, step)
-      for step, drag in zip(differences(params, updates), drags, strict=True)
+      for step, drag in zip(update_differences(params, updates), drags, strict=True)
     )
     mean = weighted_mean(shorter, updates, weights)
     new = jax.tree.map(np.add, params, mean.values)

@@ -31,8 +31,8 @@ import numpy as np
 
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies._base import ServerSide, require
-from afspl_jax.federation.strategies._mean import differences, in_order, weighted_mean
+from afspl_jax.federation.strategies._base import ServerSide, require_option
+from afspl_jax.federation.strategies._mean import in_order, update_differences, weighted_mean
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
@@ -45,8 +45,8 @@ class Scaffold(ServerSide):
   num_sites: int = 0  # N: sites in the federation
 
   def __post_init__(self):
-    require(self, "server_lr", 0 < self.server_lr < math.inf, "a finite number above 0")
-    require(self, "num_sites", self.num_sites > 0, "the number of sites in the federation")
+    require_option(self, "server_lr", 0 < self.server_lr < math.inf, "a finite number above 0")
+    require_option(self, "num_sites", self.num_sites > 0, "the number of sites in the federation")
 
   def init(self, params: Params) -> Any:
     """The control, float64: zeros."""
@@ -64,7 +64,7 @@ class Scaffold(ServerSide):
     """
     updates = in_order(updates)
     alike, share = [1] * len(updates), len(updates) / self.num_sites
-    step = weighted_mean(differences(params, updates), updates, alike)
+    step = weighted_mean(update_differences(params, updates), updates, alike)
     change = weighted_mean((_control(update) for update in updates), updates, alike)
     new = jax.tree.map(lambda x, d: x.astype(np.float64) + self.server_lr * d, params, step.values)
     control = jax.tree.map(lambda c, d: c + share * d, state["control"], change.values)

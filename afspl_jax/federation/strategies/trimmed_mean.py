@@ -13,7 +13,7 @@ from typing import Any
 
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
-from afspl_jax.federation.strategies._base import ServerSide, require
+from afspl_jax.federation.strategies._base import ServerSide, require_option
 from afspl_jax.federation.strategies._mean import in_order, middle_mean
 from afspl_jax.types import Params
 
@@ -25,7 +25,7 @@ class TrimmedMean(ServerSide):
   trim: float = 0.2  # beta: share of a row's senders cut at each end, rounded down
 
   def __post_init__(self):
-    require(self, "trim", 0 <= self.trim < 0.5, "a share from 0 to below 0.5")
+    require_option(self, "trim", 0 <= self.trim < 0.5, "a share from 0 to below 0.5")
 
   def aggregate(self, params: Params, state: Any, updates: Sequence[Update]) -> tuple[Params, Any]:
     """Trimmed means, of at least one value."""

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from afspl_jax.errors import UserError
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -212,7 +212,7 @@ def _read_json(folder: Path, name: str, problems: list[str]) -> dict[str, Any] |
     problems.append(_no_file(name))
     return None
   try:
-    parsed = parse((folder / name).read_bytes())
+    parsed = parse_json((folder / name).read_bytes())
   except (ValueError, OSError) as error:
     problems.append(f"{name}: expected JSON; got something else ({error}). {_FETCH}")
     return None

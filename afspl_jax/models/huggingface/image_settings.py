@@ -8,7 +8,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from afspl_jax.errors import UserError
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,7 +27,7 @@ class ImageSettings:
     """
     self._path = path
     try:
-      self._raw = parse(path.read_bytes())
+      self._raw = parse_json(path.read_bytes())
     except (ValueError, OSError) as error:
       raise UserError(
         f"{path}: expected JSON; got: {error}. Download it with the checkpoint."

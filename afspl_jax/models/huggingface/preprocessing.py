@@ -15,7 +15,7 @@ from PIL import Image
 
 from afspl_jax.errors import UserError
 from afspl_jax.models.huggingface.image_settings import ImageSettings
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _TOKENIZERS = {"t5": "T5Tokenizer", "clip": "CLIPTokenizer"}  # by model_type; others: Auto
@@ -194,7 +194,7 @@ def _class_of(folder: Path) -> Any:
 def _object(file: Path) -> dict[str, Any]:
   """The JSON object in a file; empty if there is none, which the tokenizer will report."""
   try:
-    found = parse(file.read_bytes())
+    found = parse_json(file.read_bytes())
   except (OSError, ValueError):
     return {}
   return found if isinstance(found, dict) else {}

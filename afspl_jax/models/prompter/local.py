@@ -35,7 +35,7 @@ class Local(nnx.Module):
       self.contrast = nnx.Linear(width, feature_width, rngs=rngs)
 
 
-def split(params: Params, share: str = "all") -> tuple[dict[str, Any], dict[str, Any]]:
+def split_local(params: Params, share: str = "all") -> tuple[dict[str, Any], dict[str, Any]]:
   """Splits a prompter's leaves into shared and local ones.
 
   Args:
@@ -51,6 +51,6 @@ def split(params: Params, share: str = "all") -> tuple[dict[str, Any], dict[str,
   return shared, {name: leaves for name, leaves in params.items() if name == LOCAL}
 
 
-def join(shared: Params, local: Params) -> Params:
+def join_local(shared: Params, local: Params) -> Params:
   """The inverse of `split`."""
   return {**shared, **local}

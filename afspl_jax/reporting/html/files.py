@@ -11,7 +11,7 @@ from afspl_jax.config.fields import known_fields, leaves
 from afspl_jax.errors import UserError
 from afspl_jax.reporting.status import JsonLine, run_state
 from afspl_jax.storage.json_shape import JsonShape, find_mismatch
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 from afspl_jax.storage.run_lines import CLIENTS, METRICS, read_clients, read_lines, read_metrics
 
 PARTITION, SITES, FINAL = "partition.json", "sites.jsonl", "test.jsonl"
@@ -178,7 +178,7 @@ def _expect(where: Path | str, value: dict[str, Any], form: JsonShape) -> None:
 
 def _json(file: Path) -> dict[str, Any]:
   try:
-    found = parse(file.read_bytes())
+    found = parse_json(file.read_bytes())
   except FileNotFoundError:
     return {}
   except (OSError, ValueError) as error:

@@ -133,10 +133,10 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _partition(args: argparse.Namespace) -> int:
-  from afspl_jax.config.flags import parse
+  from afspl_jax.config.flags import parse_flags
   from afspl_jax.reporting.partition_preview import preview_partition
 
   where = f"--workdir=partitions/{Path(args.config).stem}"  # a later flag wins
-  launch = parse(["afspl partition", f"--config={args.config}", where, *args.flags], CONFIGS)
+  launch = parse_flags(["afspl partition", f"--config={args.config}", where, *args.flags], CONFIGS)
   print(preview_partition(launch.config, launch.workdir))
   return 0

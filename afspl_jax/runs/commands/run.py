@@ -43,13 +43,13 @@ def launch(name: str, command: Sequence[str], arguments: Sequence[str]) -> int:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # there is no torch, on purpose
   from afspl_jax.config.files import CONFIGS
-  from afspl_jax.config.flags import parse
+  from afspl_jax.config.flags import parse_flags
   from afspl_jax.errors import Stopped, UserError
 
   again = shlex.join([*command, *arguments])
   signal.signal(signal.SIGTERM, _terminate)
   try:
-    _launch(parse([name, *arguments], CONFIGS))
+    _launch(parse_flags([name, *arguments], CONFIGS))
   except UserError as error:
     print(f"{name}: {error}", file=sys.stderr)
     return 2

@@ -19,12 +19,12 @@ from afspl_jax.federation.server.rounds import first_state, scored_params
 from afspl_jax.models.captioner import module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.huggingface.weights import fingerprint
-from afspl_jax.models.prompter.local import split
+from afspl_jax.models.prompter.local import split_local
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.runs.frozen import FrozenPair, make_prompter
 from afspl_jax.runs.validate import validate
 from afspl_jax.storage.checkpoints import Checkpoints
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.storage.versions import installed_version
 from afspl_jax.types import Params
@@ -54,7 +54,7 @@ def open_run(path: Path | str) -> FinishedRun:
   path = Path(path)
   file = path / "config.json"
   try:
-    found = parse(file.read_bytes())
+    found = parse_json(file.read_bytes())
     config, facts = found["config"], found["facts"]
     if not isinstance(facts["backbones"], dict) or not isinstance(config, dict):
       raise TypeError("no settings")
@@ -158,7 +158,9 @@ def load_shared_leaves(
     UserError: there is no checkpoint, or none of this round.
   """
   config, round = run.config, find_round(run, round)
-  strategy = strategies.get(config.fed.strategy, config.data.num_clients - config.fed.newcomers)
+  strategy = strategies.get_strategy(
+    config.fed.strategy, config.data.num_clients - config.fed.newcomers
+  )
   state = first_state(zeros_like(template), strategy, config.eval.ema)
   state |= first_bound(config.privacy)
   with _checkpoints(run) as checkpoints:
@@ -194,7 +196,7 @@ def load_local_leaves(clients: Path, site: str, round: int, template: Params) ->
 
 def leaf_shapes(config: Experiment, prompter: Prompter) -> tuple[Params, Params]:
   """Shapes of a prompter's leaves as (shared, local)."""
-  return split(module_leaves(prompter), config.fed.share)
+  return split_local(module_leaves(prompter), config.fed.share)
 
 
 def require_same_data(run: Path, trained_on: Mapping[str, str], found: Mapping[str, str]) -> None:

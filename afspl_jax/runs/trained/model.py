@@ -14,7 +14,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import GeneratedText, decoding_settings, generated_texts
 from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.decoding import make_decoder
-from afspl_jax.models.prompter.local import join
+from afspl_jax.models.prompter.local import join_local
 from afspl_jax.runs.trained.trained_prompter import TrainedPrompter, open_trained_prompter
 from afspl_jax.training.mesh import make_mesh, replicate
 from afspl_jax.types import Batch
@@ -50,7 +50,7 @@ class Model:
     self.config, self.round, self.site = trained.config, trained.round, trained.site
     self.batch_size = -(-batch_size // mesh.size) * mesh.size
     self._pair = trained.pair
-    self._params = replicate(join(trained.shared, trained.local), mesh)
+    self._params = replicate(join_local(trained.shared, trained.local), mesh)
     self._frozen = replicate(module_leaves(self._pair.language_model), mesh)
     captioner = Captioner(trained.prompter, self._pair.language_model)
     self._decode = make_decoder(captioner, decoding_settings(self.config.eval), mesh)

@@ -19,10 +19,10 @@ from safetensors.numpy import save_file
 from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.config.fields import changed, from_dict, known_fields
 from afspl_jax.errors import UserError
-from afspl_jax.models.prompter.local import join
+from afspl_jax.models.prompter.local import join_local
 from afspl_jax.runs.validate import validate
 from afspl_jax.storage.atomic_files import replaced_file
-from afspl_jax.storage.json_text import parse
+from afspl_jax.storage.json_text import parse_json
 from afspl_jax.storage.pytrees import named_leaves, zeros_like
 from afspl_jax.storage.versions import installed_version
 from afspl_jax.types import Params
@@ -79,7 +79,7 @@ def write_prompter(file: Path, info: PrompterInfo, shared: Params, local: Params
   }
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    leaves, text = named_leaves(join(shared, local)), json.dumps(metadata, sort_keys=True)
+    leaves, text = named_leaves(join_local(shared, local)), json.dumps(metadata, sort_keys=True)
     with replaced_file(file) as scratch:
       save_file(leaves, scratch, metadata={_KEY: text})
       if not info.site:
@@ -103,7 +103,7 @@ def read_prompter_info(file: Path) -> PrompterInfo:
   try:
     if not 0 < len(text) <= _LONGEST:
       raise ValueError(f"{len(text)} characters of metadata")
-    metadata = parse(text)
+    metadata = parse_json(text)
     if metadata["format"] != _FORMAT:
       raise ValueError(
         f"format {metadata['format']!r} of afspl_jax {metadata.get('version')!r};"
@@ -141,7 +141,7 @@ def read_prompter_leaves(
   Raises:
     UserError: names, shapes or types do not match the settings, or a value is not finite.
   """
-  wanted = join(shared, local if info.site else {})
+  wanted = join_local(shared, local if info.site else {})
   expected = named_leaves(wanted)
   form = {name: f"F32{list(leaf.shape)}" for name, leaf in expected.items()}
   try:

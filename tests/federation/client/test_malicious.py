@@ -111,7 +111,7 @@ def test_scaled_updates_move_the_average_and_no_robust_method(plan, strategy, fe
   def moved(attack):
     name = f"{attack.kind}-{strategy}"
     run = plan(name, rounds=1, clients_per_round=len(NAMES), **fed)
-    run = dataclasses.replace(run, strategy=strategies.get(strategy))
+    run = dataclasses.replace(run, strategy=strategies.get_strategy(strategy))
     bad = malicious.malicious_sites(NAMES, attack, run.seed)
     after = run_local(run, malicious.with_attack(LeastSquares(), bad, attack), len(NAMES))
     rejected = {line["client"] for line in run.folder.clients() if line["status"] != "ok"}

@@ -95,7 +95,7 @@ def run(path: Path, rounds: int) -> None:
   with RunFolder.open(path, {}) as folder:
     checkpoints = Checkpoints(folder.path / "checkpoints")
     fed = Fed(rounds=rounds, clients_per_round=CLIENTS)
-    start, strategy = init_params(), strategies.get("fedavg")
+    start, strategy = init_params(), strategies.get_strategy("fedavg")
     plan = Plan(start, strategy, fed, 0, folder, checkpoints, evaluate)
     try:
       run_local(plan, LeastSquares(), CLIENTS)

@@ -28,7 +28,7 @@ def run(path: Path, on_round=lambda report: None):
     checkpoints = Checkpoints(folder.path / "checkpoints")
     plan = Plan(
       params=init_params(WIDTH),
-      strategy=strategies.get("fedavg"),
+      strategy=strategies.get_strategy("fedavg"),
       fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS),
       seed=0,
       folder=folder,

@@ -118,7 +118,7 @@ class Momentum:
   """FedAvg with server momentum (Hsu et al. 2019): its state must survive, too."""
 
   def __init__(self):
-    self.fedavg = strategies.get("fedavg")
+    self.fedavg = strategies.get_strategy("fedavg")
 
   def client_penalty(self, params, global_params):
     return self.fedavg.client_penalty(params, global_params)

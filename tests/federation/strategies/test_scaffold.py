@@ -48,7 +48,7 @@ def lines(plan):
     run = dataclasses.replace(
       plan(name, **fed),
       params=START,
-      strategy=strategies.get(spec, CLIENTS),
+      strategy=strategies.get_strategy(spec, CLIENTS),
       evaluate=lambda round, params: None,
     )
     return run, trainer(run.folder.path / "clients")
@@ -73,7 +73,7 @@ def test_a_run_is_the_papers_algorithm(lines, per_round, server_lr):
 
 @pytest.mark.parametrize("server_lr", [1.0, 0.3])
 def test_the_servers_step_is_the_papers(server_lr):
-  strategy = strategies.get(f"scaffold:server_lr={server_lr}", SITES)
+  strategy = strategies.get_strategy(f"scaffold:server_lr={server_lr}", SITES)
   rng = np.random.default_rng(0)
   params = draw(rng)
   state, c = strategy.init(params), np.zeros(vector(params).size)
@@ -95,7 +95,7 @@ def test_the_servers_step_is_the_papers(server_lr):
 
 def test_a_reply_without_a_control_is_named():
   params = draw(np.random.default_rng(0))
-  strategy = strategies.get("scaffold", SITES)
+  strategy = strategies.get_strategy("scaffold", SITES)
   replies = replies_near(params, np.random.default_rng(0))
   replies[3] = replies[3]._replace(control=None)
   with pytest.raises(ValueError, match="expected a control of every site; got none from s3"):
@@ -104,7 +104,7 @@ def test_a_reply_without_a_control_is_named():
 
 def distance(spec, per_round, folder, rounds=150):
   """From the optimum, after rounds without a wire in between."""
-  strategy, trainer = strategies.get(spec, CLIENTS), Lines(folder)
+  strategy, trainer = strategies.get_strategy(spec, CLIENTS), Lines(folder)
   params, state = START, strategy.init(START)
   for round in range(1, rounds + 1):
     given, replies = {}, []

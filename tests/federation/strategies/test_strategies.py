@@ -33,7 +33,7 @@ def replies_of(num_clients):
 
 
 def average(replies, params=None):
-  strategy = strategies.get("fedavg")
+  strategy = strategies.get_strategy("fedavg")
   params = init_params() if params is None else params
   return strategy.aggregate(params, strategy.init(params), replies)[0]
 
@@ -168,24 +168,24 @@ def test_fedavg_leaves_its_inputs_alone():
 
 
 def test_fedavg_adds_nothing_to_the_local_loss():
-  strategy = strategies.get("fedavg")
+  strategy = strategies.get_strategy("fedavg")
   value, grads = jax.jit(jax.value_and_grad(strategy.client_penalty))(init_params(), init_params())
   assert value == 0 and all((g == 0).all() for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("name", strategies.known())
+@pytest.mark.parametrize("name", strategies.known_strategies())
 def test_a_name_alone_is_the_strategy_with_its_defaults(name):
   create = importlib.import_module(f"afspl_jax.federation.strategies.{name}").create
   sites = {"num_sites": 5} if name == "scaffold" else {}
-  assert strategies.get(name, 5) == create(**sites)
+  assert strategies.get_strategy(name, 5) == create(**sites)
 
 
 def test_options_follow_the_name():
-  adam = strategies.get("fedadam:server_lr=0.03,tau=1e-4")
+  adam = strategies.get_strategy("fedadam:server_lr=0.03,tau=1e-4")
   assert (adam.server_lr, adam.tau, adam.beta1) == (0.03, 1e-4, 0.9)
-  krum = strategies.get("krum:multi=3")
+  krum = strategies.get_strategy("krum:multi=3")
   assert krum.multi == 3 and type(krum.multi) is int
-  mu = strategies.get("fedprox:mu=1").mu
+  mu = strategies.get_strategy("fedprox:mu=1").mu
   assert mu == 1 and type(mu) is float
 
 
@@ -225,7 +225,7 @@ REFUSED = {
 @pytest.mark.parametrize("spec", REFUSED)
 def test_a_mistake_is_rejected_with_one_line(spec):
   with pytest.raises(UserError, match=f"^fed.strategy: {REFUSED[spec]}$") as refusal:
-    strategies.get(spec)
+    strategies.get_strategy(spec)
   assert "\n" not in str(refusal.value)
 
 
@@ -243,5 +243,7 @@ def test_a_new_strategy_is_one_new_file(tmp_path, monkeypatch):
   )
   (tmp_path / "_shared.py").write_text("")
   monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(tmp_path)])
-  assert strategies.get("first_site:step=0.5").step == 0.5
-  assert "first_site" in strategies.known() and "_shared" not in strategies.known()
+  assert strategies.get_strategy("first_site:step=0.5").step == 0.5
+  assert (
+    "first_site" in strategies.known_strategies() and "_shared" not in strategies.known_strategies()
+  )

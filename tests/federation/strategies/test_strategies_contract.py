@@ -25,7 +25,7 @@ from tests.federation.strategies.strategy_replies import (
   vector,
 )
 
-every_strategy = pytest.mark.parametrize("name", strategies.known())
+every_strategy = pytest.mark.parametrize("name", strategies.known_strategies())
 
 # Those whose every row follows from its senders alone.
 ROW_BY_ROW = (
@@ -49,12 +49,12 @@ def seeded(seed=0):
 
 @every_strategy
 def test_it_is_a_strategy(name):
-  assert isinstance(strategies.get(name, SITES), Strategy)
+  assert isinstance(strategies.get_strategy(name, SITES), Strategy)
 
 
 @every_strategy
 def test_the_order_of_replies_changes_no_bit(name):
-  strategy, (params, rng) = strategies.get(name, SITES), seeded()
+  strategy, (params, rng) = strategies.get_strategy(name, SITES), seeded()
   state = strategy.aggregate(params, strategy.init(params), replies_near(params, rng))[1]
   # Large terms that cancel: a sum in the order of arrival does depend on it.
   replies = sparse_replies(params, rng)
@@ -71,7 +71,7 @@ def test_the_order_of_replies_changes_no_bit(name):
 
 @every_strategy
 def test_a_row_that_nobody_sent_changes_no_bit_of_params_and_state(name):
-  strategy, (params, rng) = strategies.get(name, SITES), seeded()
+  strategy, (params, rng) = strategies.get_strategy(name, SITES), seeded()
   params["mapper"]["kernel"][1] = -0.0, 1e-40
   params, state = strategy.aggregate(params, strategy.init(params), replies_near(params, rng))
   for _ in range(3):
@@ -93,7 +93,7 @@ def test_a_row_that_nobody_sent_changes_no_bit_of_params_and_state(name):
 
 @every_strategy
 def test_dtypes_and_shapes_of_params_and_state_are_constant(name):
-  strategy, (params, rng) = strategies.get(name, SITES), seeded()
+  strategy, (params, rng) = strategies.get_strategy(name, SITES), seeded()
   state = strategy.init(params)
   described = jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape), (params, state))
   for make in (replies_near, sparse_replies, replies_near):
@@ -104,16 +104,16 @@ def test_dtypes_and_shapes_of_params_and_state_are_constant(name):
 
 @every_strategy
 def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(name, tmp_path):
-  strategy, (params, rng) = strategies.get(name, SITES), seeded()
+  strategy, (params, rng) = strategies.get_strategy(name, SITES), seeded()
   checkpoints = Checkpoints(tmp_path)
   before = strategy.aggregate(params, strategy.init(params), replies_near(params, rng))
   checkpoints.save(1, dict(zip(("params", "strategy_state"), before, strict=True)))
-  template = {"params": params, "strategy_state": strategies.get(name, SITES).init(params)}
+  template = {"params": params, "strategy_state": strategies.get_strategy(name, SITES).init(params)}
   _, restored = checkpoints.restore(template)
   checkpoints.close()
   replies = replies_near(before[0], rng)
   straight = strategy.aggregate(*before, replies)
-  resumed = strategies.get(name, SITES).aggregate(
+  resumed = strategies.get_strategy(name, SITES).aggregate(
     restored["params"], restored["strategy_state"], replies
   )
   assert bits(straight) == bits(resumed)
@@ -121,7 +121,7 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(name, tmp_path
 
 @every_strategy
 def test_replies_that_changed_nothing_change_nothing(name):
-  strategy, (params, rng) = strategies.get(name, SITES), seeded()
+  strategy, (params, rng) = strategies.get_strategy(name, SITES), seeded()
   replies = [r._replace(params=params) for r in replies_near(params, rng)]
   out, _ = strategy.aggregate(params, strategy.init(params), replies)
   assert bits(out) == bits(params)
@@ -129,7 +129,7 @@ def test_replies_that_changed_nothing_change_nothing(name):
 
 @every_strategy
 def test_the_inputs_are_left_alone(name):
-  strategy, (params, rng) = strategies.get(name, SITES), seeded()
+  strategy, (params, rng) = strategies.get_strategy(name, SITES), seeded()
   replies, state = sparse_replies(params, rng), strategy.init(params)
   given = copy.deepcopy((params, state, replies))
   strategy.aggregate(params, state, replies)
@@ -140,7 +140,7 @@ def test_the_inputs_are_left_alone(name):
 @every_strategy
 def test_the_penalty_is_traceable_and_nothing_at_the_global_params(name):
   params, _ = seeded()
-  penalty = strategies.get(name, SITES).client_penalty
+  penalty = strategies.get_strategy(name, SITES).client_penalty
   params = jax.tree.map(jnp.asarray, params)
   value, grads = jax.jit(jax.value_and_grad(penalty))(params, params)
   assert value.shape == () and value == 0
@@ -149,7 +149,7 @@ def test_the_penalty_is_traceable_and_nothing_at_the_global_params(name):
 
 @pytest.mark.parametrize("name", ROW_BY_ROW)
 def test_a_row_is_what_its_senders_alone_make_of_it(name):
-  strategy, (params, rng) = strategies.get(name, SITES), seeded()
+  strategy, (params, rng) = strategies.get_strategy(name, SITES), seeded()
   replies = sparse_replies(params, rng)
   out, _ = strategy.aggregate(params, strategy.init(params), replies)
   compared = 0
@@ -176,7 +176,7 @@ def test_qfedavg_sums_over_the_sites_that_sent_a_row():
     bottoms = bottoms + sent * (np.sum(dw**2) + L * F)
   x = vector(params)
   expected = like(params, np.where(bottoms > 0, x - tops / np.maximum(bottoms, 1e-9), x))
-  out, _ = strategies.get("qfedavg:client_lr=0.1").aggregate(params, {}, replies)
+  out, _ = strategies.get_strategy("qfedavg:client_lr=0.1").aggregate(params, {}, replies)
   assert_close(out, expected)
 
 
@@ -186,7 +186,7 @@ def test_multi_krum_averages_a_row_over_the_picked_sites_that_sent_it():
   near = [reply(f"s{i}", {"a": params["a"] + 0.01 * i}, 1, {"a": full}) for i in range(4)]
   one_row = reply("s4", {"a": np.where(first, np.float32(0.1), params["a"])}, 1, {"a": first})
   far = reply("s5", {"a": params["a"] + 9}, 1, {"a": full})
-  out, _ = strategies.get("krum:multi=5").aggregate(params, {}, [*near, one_row, far])
+  out, _ = strategies.get_strategy("krum:multi=5").aggregate(params, {}, [*near, one_row, far])
   mean = np.mean([0, 0.01, 0.02, 0.03])
   expected = [[np.mean([0, 0.01, 0.02, 0.03, 0.1])] * 2, [mean] * 2, [mean] * 2]
   np.testing.assert_allclose(out["a"], expected, rtol=1e-6)
@@ -198,7 +198,7 @@ def within_the_honest(spec, wild, position):
   honest = [r._replace(num_examples=1) for r in replies_near(params, rng, 9)]
   spoilt = jax.tree.map(lambda leaf: np.full(leaf.shape, wild, leaf.dtype), params)
   faulty = reply(f"s{position}_", spoilt, 2**29, first_loss=1.0)
-  strategy = strategies.get(spec)
+  strategy = strategies.get_strategy(spec)
   out, _ = strategy.aggregate(params, strategy.init(params), [faulty, *honest])
   low, high = (f([vector(r.params) for r in honest], axis=0) for f in (np.min, np.max))
   return bool(((low <= vector(out)) & (vector(out) <= high)).all())
@@ -219,7 +219,7 @@ def test_one_wild_reply_moves_the_others_as_far_as_it_likes(spec):
 @every_strategy
 def test_cohort_weighing_counts_what_was_not_sent_as_unchanged(name):
   """The same replies, their masks all True, are dense replies like any other."""
-  strategy, (params, rng) = strategies.get(name, SITES), seeded()
+  strategy, (params, rng) = strategies.get_strategy(name, SITES), seeded()
   replies = [r._replace(masks=uplink.everywhere(params)) for r in sparse_replies(params, rng)]
   out, _ = strategy.aggregate(params, strategy.init(params), replies)
   assert bits(out["scale"]) == bits(params["scale"])

@@ -91,13 +91,15 @@ PAIRS = {
 
 def test_every_strategy_of_flowers_that_we_have_is_compared():
   # Flower has no SCAFFOLD.
-  assert {spec.partition(":")[0] for spec in PAIRS} == set(strategies.known()) - {"scaffold"}
+  assert {spec.partition(":")[0] for spec in PAIRS} == set(strategies.known_strategies()) - {
+    "scaffold"
+  }
 
 
 @pytest.mark.parametrize("number", [7, 8])
 @pytest.mark.parametrize("spec", PAIRS)
 def test_dense_rounds_are_flowers_where_flower_is_right(spec, number):
-  ours, theirs, rng = strategies.get(spec), PAIRS[spec](), np.random.default_rng(0)
+  ours, theirs, rng = strategies.get_strategy(spec), PAIRS[spec](), np.random.default_rng(0)
   params = draw(rng, half=False)
   state = ours.init(params)
   if isinstance(theirs, flower.fedopt.FedOpt):
@@ -123,7 +125,7 @@ def gap(ours, theirs):
 
 
 def test_flowers_fedadam_returns_float64():
-  params, ours = {"a": np.zeros(2, np.float32)}, strategies.get("fedadam")
+  params, ours = {"a": np.zeros(2, np.float32)}, strategies.get_strategy("fedadam")
   replies = replies_near(params, np.random.default_rng(0))
   out, _ = ours.aggregate(params, ours.init(params), replies)
   assert out["a"].dtype == np.float32
@@ -138,8 +140,8 @@ def test_flowers_fedadam_corrects_the_bias_by_one_round_too_many():
   factor = np.sqrt(1 - 0.99**2) / (1 - 0.9**2)
   step = aggregate(theirs, params, replies)["a"]
   np.testing.assert_allclose(step, factor * 0.1 / np.sqrt(0.01), rtol=1e-6)
-  ours, _ = strategies.get("fedadam:server_lr=1,tau=1e-9").aggregate(
-    params, strategies.get("fedadam:tau=1e-9").init(params), replies
+  ours, _ = strategies.get_strategy("fedadam:server_lr=1,tau=1e-9").aggregate(
+    params, strategies.get_strategy("fedadam:tau=1e-9").init(params), replies
   )
   np.testing.assert_allclose(ours["a"], 0.1 / np.sqrt(0.01), rtol=1e-6)
 
@@ -150,7 +152,7 @@ def test_flowers_adaptive_strategies_begin_with_no_second_moment(spec):
   name = spec.partition(":")[0]
   theirs = {"fedyogi": flower.FedYogi, "fedadagrad": flower.FedAdagrad}[name](eta=0.1, tau=TAU)
   params, step = {"a": np.zeros(1, np.float32)}, np.float32([TAU])
-  ours = strategies.get(spec)
+  ours = strategies.get_strategy(spec)
   out, _ = ours.aggregate(params, ours.init(params), [reply("s", {"a": step})])
   assert aggregate(theirs, params, [reply("s", {"a": step})])["a"] > 1.1 * out["a"]
 
@@ -174,7 +176,7 @@ def test_flowers_server_state_is_lost_with_its_process(spec):
 
 @pytest.mark.parametrize("spec", ["fedavgm", "fedadam", "fedyogi"])
 def test_flowers_momentum_moves_rows_that_nobody_sent(spec):
-  rng, ours, theirs = np.random.default_rng(0), strategies.get(spec), STATEFUL[spec]()
+  rng, ours, theirs = np.random.default_rng(0), strategies.get_strategy(spec), STATEFUL[spec]()
   params = draw(rng, half=False)
   first, second = replies_near(params, rng), sparse_replies(params, rng)
   aggregate(theirs, params, first)
@@ -191,7 +193,7 @@ def test_flowers_count_a_row_that_a_site_did_not_send_as_its_vote_for_the_old_on
   sent, nothing = {"a": np.array([[True], [False]])}, {"a": np.zeros((2, 1), np.bool_)}
   replies = [reply(f"s{i}", {"a": np.float32([[1], [0]])}, 1, sent) for i in range(2)]
   replies += [reply(f"t{i}", params, 1, nothing) for i in range(3)]
-  ours, _ = strategies.get(spec).aggregate(params, {}, replies)
+  ours, _ = strategies.get_strategy(spec).aggregate(params, {}, replies)
   assert ours["a"].tolist() == [[1], [0]]
   assert aggregate(theirs, params, replies)["a"][0] < 0.5
 
@@ -228,7 +230,7 @@ def test_flowers_krum_loses_small_differences_between_large_params():
   leaves = [far + np.float32(0.01) * rng.normal(size=50).astype(np.float32) for _ in range(6)]
   replies = [reply("s0", {"a": far + np.float32(0.3)})]  # the one that Krum must not take
   replies += [reply(f"s{i + 1}", {"a": leaf}) for i, leaf in enumerate(leaves)]
-  ours, _ = strategies.get("krum").aggregate(params, {}, replies)
+  ours, _ = strategies.get_strategy("krum").aggregate(params, {}, replies)
   assert gap(ours, params) < 0.05
   records = [record(r.params) for r in replies]
   distances = flower.multikrum.compute_distances(records)
@@ -243,7 +245,7 @@ def test_flowers_krum_answers_with_any_number_of_replies():
   replies = [reply("s0", {"a": np.float32([5])}), reply("s1", {"a": np.float32([7])})]
   assert aggregate(flower.Krum(num_malicious_nodes=3), params, replies)["a"] in (5, 7)
   with pytest.raises(ValueError, match="krum: expected at least 9 updates"):
-    strategies.get("krum:faulty=3").aggregate(params, {}, replies)
+    strategies.get_strategy("krum:faulty=3").aggregate(params, {}, replies)
 
 
 def test_flowers_multi_krum_weighs_the_picked_by_what_they_say_of_their_size():
@@ -251,7 +253,7 @@ def test_flowers_multi_krum_weighs_the_picked_by_what_they_say_of_their_size():
   params = {"a": np.zeros(1, np.float32)}
   replies = [reply(f"s{i}", {"a": np.float32([i])}, 10**6 if i == 0 else 1) for i in range(5)]
   theirs = flower.MultiKrum(num_malicious_nodes=1, num_nodes_to_select=4)
-  ours, _ = strategies.get("krum:multi=4").aggregate(params, {}, replies)
+  ours, _ = strategies.get_strategy("krum:multi=4").aggregate(params, {}, replies)
   flowers = aggregate(theirs, params, replies)["a"]
   picked = [i for i in range(5) if i != 4]
   np.testing.assert_allclose(ours["a"], np.mean(picked))
@@ -261,7 +263,7 @@ def test_flowers_multi_krum_weighs_the_picked_by_what_they_say_of_their_size():
 @pytest.mark.parametrize("spec", PAIRS)
 def test_flowers_cannot_compute_with_bfloat16(spec):
   params, rng = {"a": np.zeros((2, 2), ml_dtypes.bfloat16)}, np.random.default_rng(0)
-  replies, ours = replies_near(params, rng), strategies.get(spec)
+  replies, ours = replies_near(params, rng), strategies.get_strategy(spec)
   out, _ = ours.aggregate(params, ours.init(params), replies)
   assert out["a"].dtype == ml_dtypes.bfloat16
   with pytest.raises(TypeError, match="ufunc"):
@@ -274,7 +276,7 @@ def test_flowers_robust_means_overflow_in_float32(spec):
   theirs = flower.FedMedian() if spec == "median" else flower.FedTrimmedAvg()
   params = {"a": np.zeros(1, np.float32)}
   replies = [reply(f"s{i}", {"a": np.float32([3e38])}) for i in range(4)]
-  ours, _ = strategies.get(spec).aggregate(params, {}, replies)
+  ours, _ = strategies.get_strategy(spec).aggregate(params, {}, replies)
   assert np.isinf(aggregate(theirs, params, replies)["a"]) and ours["a"] == np.float32(3e38)
 
 
@@ -283,7 +285,7 @@ def test_flowers_qfedavg_stands_still_when_a_norm_overflows_float32():
   params = {"a": np.zeros(1, np.float32)}
   replies = [reply("s", {"a": np.float32([1e20])}, first_loss=1.0)]
   theirs = flower.QFedAvg(client_learning_rate=1.0, q=1e-20)
-  ours, _ = strategies.get("qfedavg:q=1e-20,client_lr=1").aggregate(params, {}, replies)
+  ours, _ = strategies.get_strategy("qfedavg:q=1e-20,client_lr=1").aggregate(params, {}, replies)
   assert aggregate(theirs, params, replies)["a"] == 0
   np.testing.assert_allclose(ours["a"], 1e20 / (1 + 1e-20 * 1e20**2), rtol=1e-6)
 
@@ -292,7 +294,7 @@ def test_flowers_trimmed_mean_cuts_by_the_nearest_float():
   values = [0.0] * 29 + [1.0] * 42 + [9.0] * 29
   params = {"a": np.zeros(1, np.float32)}
   replies = [reply(f"s{i:02d}", {"a": np.float32([v])}) for i, v in enumerate(values)]
-  ours, _ = strategies.get("trimmed_mean:trim=0.29").aggregate(params, {}, replies)
+  ours, _ = strategies.get_strategy("trimmed_mean:trim=0.29").aggregate(params, {}, replies)
   assert ours["a"] == 1 and aggregate(flower.FedTrimmedAvg(beta=0.29), params, replies)["a"] > 1.1
 
 

@@ -145,13 +145,13 @@ CASES = {
 
 
 def test_every_strategy_has_a_case():
-  assert {spec.partition(":")[0] for spec in CASES} == set(strategies.known())
+  assert {spec.partition(":")[0] for spec in CASES} == set(strategies.known_strategies())
 
 
 @pytest.mark.parametrize("number", [7, 8])
 @pytest.mark.parametrize("spec", CASES)
 def test_rounds_are_the_papers(spec, number):
-  reference, strategy = copy.deepcopy(CASES[spec]), strategies.get(spec, SITES)
+  reference, strategy = copy.deepcopy(CASES[spec]), strategies.get_strategy(spec, SITES)
   rng = np.random.default_rng(0)
   params = draw(rng)
   state = strategy.init(params)
@@ -179,7 +179,7 @@ def test_the_proximal_term_is_that_of_the_shared_leaves():
   rng = np.random.default_rng(0)
   start = draw(rng, half=False) | {LOCAL: {"prompt": np.ones((2, 3), np.float32)}}
   params = draw(rng, half=False) | {LOCAL: {"prompt": np.full((2, 3), 5, np.float32)}}
-  penalty = strategies.get("fedprox:mu=0.25").client_penalty
+  penalty = strategies.get_strategy("fedprox:mu=0.25").client_penalty
   value, grads = jax.jit(jax.value_and_grad(penalty))(params, start)
   shared = lambda tree: {k: v for k, v in tree.items() if k != LOCAL}  # noqa: E731
   away = vector(shared(params)) - vector(shared(start))
@@ -191,7 +191,7 @@ def test_the_proximal_term_is_that_of_the_shared_leaves():
 
 def test_the_proximal_term_of_low_precision_params_is_summed_in_float32():
   params, start = {"a": jnp.ones(1000, jnp.bfloat16)}, {"a": jnp.zeros(1000, jnp.bfloat16)}
-  assert strategies.get("fedprox:mu=1").client_penalty(params, start) == 500
+  assert strategies.get_strategy("fedprox:mu=1").client_penalty(params, start) == 500
 
 
 def test_qfedavg_of_losses_of_any_size_is_finite():
@@ -199,10 +199,10 @@ def test_qfedavg_of_losses_of_any_size_is_finite():
   params = {"a": np.zeros(2, np.float32)}
   one, other = {"a": np.ones(2, np.float32)}, {"a": np.full(2, 9, np.float32)}
   replies = [reply("x", one, first_loss=1e300), reply("y", other, first_loss=0.0)]
-  out, _ = strategies.get("qfedavg:q=5").aggregate(params, {}, replies)
+  out, _ = strategies.get_strategy("qfedavg:q=5").aggregate(params, {}, replies)
   np.testing.assert_allclose(out["a"], 1)
   nothing = [r._replace(metrics={"first_loss": 0.0}) for r in replies]
-  out, _ = strategies.get("qfedavg:q=0.5").aggregate(params, {}, nothing)
+  out, _ = strategies.get_strategy("qfedavg:q=0.5").aggregate(params, {}, nothing)
   assert np.isfinite(out["a"]).all()
 
 
@@ -211,23 +211,25 @@ def test_qfedavg_asks_every_site_for_its_first_loss(metrics, got):
   params = {"a": np.zeros(2, np.float32)}
   replies = [reply("x", params, first_loss=1.0), reply("y", params, **metrics)]
   with pytest.raises(ValueError, match=f"qfedavg: .* first_loss, .*; got {got} from y$"):
-    strategies.get("qfedavg").aggregate(params, {}, replies)
+    strategies.get_strategy("qfedavg").aggregate(params, {}, replies)
 
 
 @pytest.mark.parametrize("spec, needed", [("krum", 5), ("krum:faulty=2", 7), ("krum:multi=6", 7)])
 def test_krum_says_how_many_replies_it_needs(spec, needed):
   params = {"a": np.zeros(2, np.float32)}
   replies = [reply(f"s{i}", params) for i in range(needed)]
-  strategies.get(spec).aggregate(params, {}, replies)
+  strategies.get_strategy(spec).aggregate(params, {}, replies)
   with pytest.raises(ValueError, match=f"krum: expected at least {needed} updates .*; got"):
-    strategies.get(spec).aggregate(params, {}, replies[1:])
+    strategies.get_strategy(spec).aggregate(params, {}, replies[1:])
 
 
 def test_krum_takes_the_earlier_site_of_equal_scores():
   corners = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]
   given = [reply(f"s{i}", {"a": np.float32(c)}) for i, c in enumerate(corners[:4])]
   given.append(reply("s4", {"a": np.float32((9, 9))}))
-  out, _ = strategies.get("krum").aggregate({"a": np.zeros(2, np.float32)}, {}, given[::-1])
+  out, _ = strategies.get_strategy("krum").aggregate(
+    {"a": np.zeros(2, np.float32)}, {}, given[::-1]
+  )
   assert out["a"].tolist() == [0, 0]
 
 
@@ -235,5 +237,7 @@ def test_a_share_is_cut_as_written_and_not_as_its_nearest_float():
   values = [0.0] * 29 + [1.0] * 42 + [9.0] * 29
   replies = [reply(f"s{i:02d}", {"a": np.float32([v])}) for i, v in enumerate(values)]
   assert int(0.29 * 100) == 28
-  out, _ = strategies.get("trimmed_mean:trim=0.29").aggregate({"a": np.zeros(1)}, {}, replies)
+  out, _ = strategies.get_strategy("trimmed_mean:trim=0.29").aggregate(
+    {"a": np.zeros(1)}, {}, replies
+  )
   assert out["a"].tolist() == [1.0]

@@ -46,7 +46,7 @@ def main(base, port, phase, fatal_round):
     for key in sorted((base / "keys").glob("site_*.pub")):
       superlink.register(key)
     checkpoints = Checkpoints(folder.path / "checkpoints")
-    strategy = strategies.get("fedavgm")  # its state must survive
+    strategy = strategies.get_strategy("fedavgm")  # its state must survive
     # A killed site is noticed at the deadline; no other round reaches it.
     rounds, deadline = (1000, 60.0) if phase == "long" else (ROUNDS, 600.0)
     plan = Plan(

@@ -58,7 +58,7 @@ def skip_deadline_when_replied(grid, clock, asked_round):
 def make_plan(folder, **fed):
   return Plan(
     params=init_params(),
-    strategy=strategies.get("fedavg"),
+    strategy=strategies.get_strategy("fedavg"),
     fed=Fed(**{"rounds": ROUNDS, "clients_per_round": len(SITES), "deadline": DEADLINE, **fed}),
     seed=0,
     folder=folder,

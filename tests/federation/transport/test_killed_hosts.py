@@ -35,7 +35,7 @@ def whole(tmp_path_factory):
   with RunFolder.open(tmp_path_factory.mktemp("whole") / "run", {}) as folder:
     plan = Plan(
       params=init_params(),
-      strategy=strategies.get("fedavgm"),
+      strategy=strategies.get_strategy("fedavgm"),
       fed=Fed(rounds=ROUNDS, clients_per_round=SITES),
       seed=0,
       folder=folder,

@@ -38,7 +38,7 @@ def test_the_sum_is_over_the_running_sites_and_a_killed_host_is_reported(base, s
     with RunFolder.open(base / "run", {}) as folder, open_grid(superlink) as grid:
       plan = Plan(
         params=init_params(),
-        strategy=strategies.get("fedavg"),
+        strategy=strategies.get_strategy("fedavg"),
         fed=Fed(rounds=2, clients_per_round=CLIENTS, deadline=600.0),
         seed=0,
         folder=folder,
