@@ -3,7 +3,8 @@
 A file `name.py` defines `create`, a frozen dataclass that is a `Strategy`. Its fields are the
 method's options, each an int or a float with a default; a field `num_sites` is not an option but
 the number of sites in the federation. To add a method, add a file and edit nothing else. Files
-whose names begin with `_` have what several methods share. Another package adds a method by an
+whose names begin with `_` have what several methods share; `ServerSide`, `in_order`,
+`weighted_mean` and `where_sent` are imported from here. Another package adds a method by an
 entry point (config/registry.py).
 """
 
@@ -16,7 +17,23 @@ from jaxtyping import Array, Float
 from afspl_jax.config.registry import STRATEGIES
 from afspl_jax.errors import UserError
 from afspl_jax.federation.contracts import Update
+from afspl_jax.federation.protocol.uplink import where_sent
+from afspl_jax.federation.strategies._base import ServerSide
+from afspl_jax.federation.strategies._mean import in_order, weighted_mean
 from afspl_jax.types import Params
+
+__all__ = [
+  "Controlled",
+  "ServerSide",
+  "Strategy",
+  "get_strategy",
+  "in_order",
+  "known_strategies",
+  "of_losses",
+  "of_mean",
+  "weighted_mean",
+  "where_sent",
+]
 
 _KINDS = {int: "a whole number", float: "a number"}
 _NUM_SITES = "num_sites"
