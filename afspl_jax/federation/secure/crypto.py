@@ -112,12 +112,12 @@ def add_mask(total: np.ndarray, key: bytes, sign: int = 1) -> None:
     combine(part, np.frombuffer(out, total.dtype.newbyteorder("<"), len(part)), out=part)
 
 
-def split(seed: bytes, threshold: int, holders: int) -> list[bytes]:
+def split_seed(seed: bytes, threshold: int, holders: int) -> list[bytes]:
   """Shares of SEED bytes: any `threshold` of them give the seed, fewer reveal nothing (Shamir)."""
   return [share for _, share in Shamir.split(threshold, holders, seed, ssss=False)]
 
 
-def combine(shares: dict[int, bytes]) -> bytes:
+def combine_shares(shares: dict[int, bytes]) -> bytes:
   """The seed from exactly `threshold` shares, by their place from 0."""
   numbered = [(place + 1, share) for place, share in shares.items()]
   return Shamir.combine(numbered, ssss=False)

@@ -103,7 +103,7 @@ class Party:
     self.clients, self._number, self._peers = clients, number, dict(peers)
     self._threshold = graph.needed(neighbours, self._rules.threshold)
     seeds = self._mask_seed, self._self_seed
-    split = [crypto.split(seed, self._threshold, neighbours + 1) for seed in seeds]
+    split = [crypto.split_seed(seed, self._threshold, neighbours + 1) for seed in seeds]
     shares = dict(zip(holders(number, peers), zip(*split, strict=True), strict=True))
     self._held = {number: shares.pop(number)}
     out = {}

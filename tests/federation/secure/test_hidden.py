@@ -52,13 +52,13 @@ def test_a_small_update_and_a_large_one_look_the_same():
 def test_fewer_shares_than_needed_fit_every_secret():
   """With threshold - 1 shares given, there is a last share for any seed: they say nothing."""
   seed, threshold = bytes(range(16)), 4
-  shares = crypto.split(seed, threshold, 7)
+  shares = crypto.split_seed(seed, threshold, 7)
   known = dict(enumerate(shares[: threshold - 1]))
-  assert crypto.combine(known) != seed
-  assert crypto.combine(known | {5: shares[5]}) == seed
+  assert crypto.combine_shares(known) != seed
+  assert crypto.combine_shares(known | {5: shares[5]}) == seed
   rng, secrets = np.random.default_rng(0), []
   for _ in range(150):
-    secrets.append(crypto.combine(known | {5: rng.bytes(16)}))
+    secrets.append(crypto.combine_shares(known | {5: rng.bytes(16)}))
   assert len(set(secrets)) == 150
   assert looks_uniform(np.frombuffer(b"".join(secrets), np.uint8))
 
@@ -88,7 +88,7 @@ def test_an_update_that_comes_too_late_stays_under_its_own_mask():
   secure.unmask()
   number = secure.introductions["site_03"].number
   shares = {secure.introductions[n].number: given[number] for n, given in secure.revealed.items()}
-  seed = crypto.combine({of: shares[of] for of in sorted(shares)[:3]})
+  seed = crypto.combine_shares({of: shares[of] for of in sorted(shares)[:3]})
   key = crypto.private_key(seed, secure.session)
   for peer in secure.introductions["site_03"].peers:
     shown = secure.introductions["site_03"].peers[peer].mask
