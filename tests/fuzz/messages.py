@@ -27,7 +27,12 @@ from afspl_jax.federation.contracts import Rejected, SiteError, Update
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.protocol.disclosure_log import DisclosureLog
 from afspl_jax.federation.secure import messages
-from afspl_jax.federation.secure.coordinator import Aborted, Coordinator, Introduction, Question
+from afspl_jax.federation.secure.coordinator import (
+  Aborted,
+  Coordinator,
+  Introduction,
+  UnmaskQuestion,
+)
 from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.party import Party, PartyError, Rules
 from afspl_jax.federation.secure.site import SecureSite
@@ -174,7 +179,7 @@ def _first(stage: str) -> RecordDict:
     "keys": lambda: messages.session_record(_SESSION),
     "shares": lambda: messages.introduction_record(_SESSION, Introduction(0, 4, _others())),
     "train": lambda: messages.forwarded_record(_SESSION, _session()[2]),
-    "unmask": lambda: messages.question_record(_SESSION, Question([1, 2], [3])),
+    "unmask": lambda: messages.question_record(_SESSION, UnmaskQuestion([1, 2], [3])),
   }[stage]()
   return RecordDict({messages.SECURE: record})
 
@@ -267,7 +272,7 @@ def _said(answer: Message) -> RecordDict:
   return answer.content
 
 
-_QUESTION = Question([1, 2], [3])
+_QUESTION = UnmaskQuestion([1, 2], [3])
 _PACKED = np.arange(8, dtype=np.uint8)
 TARGETS = {
   "ask_train": asked("train", _train),

@@ -183,7 +183,7 @@ class LocalTrainer:
     states = [starts[name].state for name in names]
     shared, local = task.shared, [state["own"] for state in states]
     residuals = [state.get("residual", self._zeros) for state in states]
-    begun = [uplink.begin(shared, residual, self._config.uplink) for residual in residuals]
+    begun = [uplink.start_params(shared, residual, self._config.uplink) for residual in residuals]
     if self.private_batches:
       sites = [self._names[name] for name in names]
       batches, *more = self.private_batches.sample_batches(sites, join_local(shared, self._local))

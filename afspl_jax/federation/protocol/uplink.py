@@ -126,7 +126,7 @@ def choose(update: Params, config: settings.Uplink, draw_key: DrawKey = (0, 0)) 
   )
 
 
-def begin(global_params: Params, residual: Params, config: settings.Uplink) -> Params:
+def start_params(global_params: Params, residual: Params, config: settings.Uplink) -> Params:
   """The params from which a client's local training starts."""
   return _plus(global_params, residual) if config.error_feedback == "resume" else global_params
 
@@ -141,7 +141,7 @@ def compress(
   """What a client sends after local training, and what it keeps.
 
   Args:
-    params: result of local training from `begin`; a pytree of float arrays, as the other two.
+    params: result of local training from `start_params`; float arrays, as in the other two trees.
     global_params: what the server sent.
     residual: what earlier rounds did not send; zeros at first.
     config: the rule.

@@ -127,7 +127,7 @@ def unpack_update(record: ArrayRecord, base: Params) -> tuple[Params, Params]:
   leaves, treedef = jax.tree.flatten(base)
   sent = [mask.ravel() for mask in jax.tree.leaves(masks)]
   sizes = values_sent(base, masks)
-  flat = decode(FLAT, record[FLAT], np.dtype(np.float32), sum(sizes))
+  flat = decode_array(FLAT, record[FLAT], np.dtype(np.float32), sum(sizes))
   *parts, _ = np.split(flat, np.cumsum(sizes, dtype=int))
   params = []
   for (path, _, dtype), old, chosen, part in zip(spec(base), leaves, sent, parts, strict=True):
@@ -249,7 +249,7 @@ def _unpack_masks(array: Array, base: Params) -> Params:
   shapes = [uplink.mask_shape(leaf.shape) for leaf in leaves]
   sizes = [math.prod(shape) for shape in shapes]
   size = sum(sizes)
-  packed = decode(ROWS, array, np.dtype(np.uint8), math.ceil(size / 8))
+  packed = decode_array(ROWS, array, np.dtype(np.uint8), math.ceil(size / 8))
   bits = np.unpackbits(packed).astype(np.bool_)
   *parts, padding = np.split(bits, np.cumsum(sizes, dtype=int))
   if padding.any():
@@ -258,7 +258,7 @@ def _unpack_masks(array: Array, base: Params) -> Params:
   return jax.tree.unflatten(treedef, masks)
 
 
-def decode(name: str, array: Array, dtype: np.dtype, size: int) -> Num[np.ndarray, " n"]:
+def decode_array(name: str, array: Array, dtype: np.dtype, size: int) -> Num[np.ndarray, " n"]:
   """Reads an array of known dtype and size.
 
   Its header is compared with the only possible one, not parsed: `np.load` allocates whatever a

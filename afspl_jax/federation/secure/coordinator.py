@@ -32,7 +32,7 @@ class Introduction(NamedTuple):
   peers: dict[int, Keys]  # its neighbours, by number
 
 
-class Question(NamedTuple):
+class UnmaskQuestion(NamedTuple):
   """What the server asks a client at the end, about its neighbours that shared."""
 
   survivors: list[int]  # numbers of those whose update arrived
@@ -108,7 +108,7 @@ class Coordinator:
       for number in sorted(self._shared)
     }
 
-  def ask(self, masked: Collection[str]) -> dict[str, Question]:
+  def ask(self, masked: Collection[str]) -> dict[str, UnmaskQuestion]:
     """The question for each client, once it is known whose masked updates are in the sum.
 
     Raises:
@@ -122,7 +122,7 @@ class Coordinator:
         what = f"of {self._names[number]} and its neighbours to send masked updates"
         self._expect(around, self._threshold, what)
     return {
-      self._names[number]: Question(
+      self._names[number]: UnmaskQuestion(
         [peer for peer in self._near[number] if peer in self._survivors],
         [peer for peer in self._near[number] if peer in self._shared - self._survivors],
       )

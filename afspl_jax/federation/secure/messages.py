@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.protocol.wire import WireError
-from afspl_jax.federation.secure.coordinator import Introduction, Question
+from afspl_jax.federation.secure.coordinator import Introduction, UnmaskQuestion
 from afspl_jax.federation.secure.crypto import KEY, SEED, SESSION, Session
 from afspl_jax.federation.secure.party import SEALED, Keys
 
@@ -145,10 +145,10 @@ def read_masked(content: RecordDict, size: int, structure: str) -> UInt8[np.ndar
     raise WireError(f"expected params of structure {structure}; got {theirs}")
   if set(content[wire.ARRAYS]) != {MASKED}:
     raise WireError(f"expected the one array {MASKED!r}; got {sorted(content[wire.ARRAYS])}")
-  return wire.decode(MASKED, content[wire.ARRAYS][MASKED], np.dtype(np.uint8), size)
+  return wire.decode_array(MASKED, content[wire.ARRAYS][MASKED], np.dtype(np.uint8), size)
 
 
-def question_record(session: Session, question: Question) -> ConfigRecord:
+def question_record(session: Session, question: UnmaskQuestion) -> ConfigRecord:
   """The record of the last question."""
   return ConfigRecord(
     {
@@ -159,14 +159,14 @@ def question_record(session: Session, question: Question) -> ConfigRecord:
   )
 
 
-def read_question(content: RecordDict) -> Question:
+def read_question(content: RecordDict) -> UnmaskQuestion:
   """Parses the server's last question.
 
   Raises:
     WireError: the record is malformed.
   """
   record = _record(content, {_SESSION: bytes, "survivors": bytes, "lost": bytes})
-  return Question(_read_numbers(record, "survivors"), _read_numbers(record, "lost"))
+  return UnmaskQuestion(_read_numbers(record, "survivors"), _read_numbers(record, "lost"))
 
 
 def shares_record(shares: Mapping[int, bytes]) -> ConfigRecord:
@@ -174,7 +174,7 @@ def shares_record(shares: Mapping[int, bytes]) -> ConfigRecord:
   return ConfigRecord({"shares": b"".join(shares[of] for of in sorted(shares))})
 
 
-def read_shares(content: RecordDict, number: int, question: Question) -> dict[int, bytes]:
+def read_shares(content: RecordDict, number: int, question: UnmaskQuestion) -> dict[int, bytes]:
   """Parses the shares that the client `number` gave to a question.
 
   Raises:

@@ -28,7 +28,7 @@ from afspl_jax.federation.strategies._mean import mean_update
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
-FedOptLeaf = Float64[np.ndarray, "..."] | np.float64  # arithmetic makes a scalar of a 0-d array
+Moment = Float64[np.ndarray, "..."] | np.float64  # arithmetic makes a scalar of a 0-d array
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FedOpt(ServerSide, abc.ABC):
     require_option(self, "tau", 0 < self.tau < math.inf, "a finite number above 0")
 
   @abc.abstractmethod
-  def second_moment(self, v: FedOptLeaf, update: FedOptLeaf) -> FedOptLeaf:
+  def second_moment(self, v: Moment, update: Moment) -> Moment:
     """The new v of a leaf, from the old and D."""
 
   def init(self, params: Params) -> Any:

@@ -28,7 +28,7 @@ def in_order(updates: Sequence[Update]) -> list[Update]:
   return sorted(updates, key=lambda update: update.site)
 
 
-def update_differences(params: Params, updates: Sequence[Update]) -> Iterator[Params]:
+def site_differences(params: Params, updates: Sequence[Update]) -> Iterator[Params]:
   """Each site's difference from the global params, in float64; one at a time, to save memory."""
   return (added(update.params, params) for update in updates)
 
@@ -64,7 +64,7 @@ def mean_update(params: Params, updates: Sequence[Update]) -> Mean:
   """The mean difference from the global params, weighted by the sites' examples."""
   updates = in_order(updates)
   weights = [update.num_examples for update in updates]
-  return weighted_mean(update_differences(params, updates), updates, weights)
+  return weighted_mean(site_differences(params, updates), updates, weights)
 
 
 def middle_mean(updates: Sequence[Update], cut: Callable[[int], int]) -> Mean:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afspl_jax.federation.strategies._fedopt import FedOpt, FedOptLeaf
+from afspl_jax.federation.strategies._fedopt import FedOpt, Moment
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class FedAdagrad(FedOpt):
 
   beta1: float = 0.0  # no momentum, as in the paper's runs
 
-  def second_moment(self, v: FedOptLeaf, update: FedOptLeaf) -> FedOptLeaf:
+  def second_moment(self, v: Moment, update: Moment) -> Moment:
     """Reddi et al. 2021, Algorithm 2, FedAdagrad's line."""
     return v + np.square(update)
 

@@ -19,7 +19,7 @@ import numpy as np
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies._base import ServerSide, require_option
-from afspl_jax.federation.strategies._mean import in_order, update_differences, weighted_mean
+from afspl_jax.federation.strategies._mean import in_order, site_differences, weighted_mean
 from afspl_jax.types import Params
 
 FIRST_LOSS = "first_loss"  # an update's metric: the local loss before any local step
@@ -53,14 +53,14 @@ class QFedAvg(ServerSide):
     # 1 + q L ||w - w_k||^2 / F_k. Losses count by their ratios: no power of one overflows.
     drags = [
       1 + self.q * _square_norm(step) / (self.client_lr * loss)
-      for step, loss in zip(update_differences(params, updates), losses, strict=True)
+      for step, loss in zip(site_differences(params, updates), losses, strict=True)
     ]
     weights = [
       (loss / max(losses)) ** self.q * drag for loss, drag in zip(losses, drags, strict=True)
     ]
     shorter = (
       jax.tree.map(lambda leaf, drag=drag: leaf / drag, step)
-      for step, drag in zip(update_differences(params, updates), drags, strict=True)
+      for step, drag in zip(site_differences(params, updates), drags, strict=True)
     )
     mean = weighted_mean(shorter, updates, weights)
     new = jax.tree.map(np.add, params, mean.values)

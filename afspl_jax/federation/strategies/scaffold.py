@@ -32,7 +32,7 @@ import numpy as np
 from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies._base import ServerSide, require_option
-from afspl_jax.federation.strategies._mean import in_order, update_differences, weighted_mean
+from afspl_jax.federation.strategies._mean import in_order, site_differences, weighted_mean
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
 
@@ -64,7 +64,7 @@ class Scaffold(ServerSide):
     """
     updates = in_order(updates)
     alike, share = [1] * len(updates), len(updates) / self.num_sites
-    step = weighted_mean(update_differences(params, updates), updates, alike)
+    step = weighted_mean(site_differences(params, updates), updates, alike)
     change = weighted_mean((_control(update) for update in updates), updates, alike)
     new = jax.tree.map(lambda x, d: x.astype(np.float64) + self.server_lr * d, params, step.values)
     control = jax.tree.map(lambda c, d: c + share * d, state["control"], change.values)

@@ -155,7 +155,7 @@ def test_inputs_are_left_alone():
 def offer(start, update, residual, config, feedback):
   """A round of a client whose local training adds `update` to where it starts."""
   config = dataclasses.replace(config, error_feedback=feedback)
-  begun = uplink.begin(start, residual, config)
+  begun = uplink.start_params(start, residual, config)
   return uplink.compress(begun + update, start, residual, config)
 
 
@@ -199,8 +199,8 @@ def test_averaged_over_all_the_global_params_and_the_residuals_hold_every_update
 def test_only_resume_starts_from_what_was_not_sent():
   start, residual = tree(0), tree(1)
   for feedback in ("add", "none"):
-    assert same_bits(uplink.begin(start, residual, Uplink(error_feedback=feedback)), start)
-  begun = uplink.begin(start, residual, Uplink(error_feedback="resume"))
+    assert same_bits(uplink.start_params(start, residual, Uplink(error_feedback=feedback)), start)
+  begun = uplink.start_params(start, residual, Uplink(error_feedback="resume"))
   assert same_bits(begun, jax.tree.map(np.add, start, residual))
 
 
