@@ -52,5 +52,5 @@ def split_local(params: Params, share: str = "all") -> tuple[dict[str, Any], dic
 
 
 def join_local(shared: Params, local: Params) -> Params:
-  """The inverse of `split`."""
+  """The inverse of `split_local`."""
   return {**shared, **local}
