@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from afspl_jax.config.experiment import Experiment
-from afspl_jax.config.files import load
+from afspl_jax.config.files import load_config
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from afspl_jax.models.huggingface.weights import outline, save_backbone
@@ -184,4 +184,4 @@ def _random(model: type, config: Any) -> nnx.Module:
 
 @functools.cache
 def _coco() -> Experiment:
-  return load(Path(__file__).parents[1] / "configs" / "coco.py", "get_config", Experiment)
+  return load_config(Path(__file__).parents[1] / "configs" / "coco.py", "get_config", Experiment)

@@ -14,7 +14,7 @@ _IN_WHEEL = Path(__file__).parent / "experiments"  # a copy of the checkout's co
 CONFIGS = _ROOT / "configs" if (_ROOT / "launch.py").is_file() else _IN_WHEEL
 
 
-def find(name: str, configs: Path, flag: str = "") -> Path:
+def find_config(name: str, configs: Path, flag: str = "") -> Path:
   """Where a config file is: `name` in the folder `configs`, or else as a path.
 
   Raises:
@@ -29,7 +29,7 @@ def find(name: str, configs: Path, flag: str = "") -> Path:
   )
 
 
-def load(path: Path, function: str, kind: type[T]) -> T:
+def load_config(path: Path, function: str, kind: type[T]) -> T:
   """What a config file's `function` returns.
 
   Raises:

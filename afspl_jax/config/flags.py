@@ -8,7 +8,7 @@ from ml_collections import config_flags
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import check_type, known_fields, unknown
-from afspl_jax.config.files import find, first_line, load, names
+from afspl_jax.config.files import find_config, first_line, load_config, names
 from afspl_jax.config.reference import help_text
 from afspl_jax.config.setting import require
 from afspl_jax.errors import UserError
@@ -71,8 +71,8 @@ def parse_flags(argv: list[str], configs: Path) -> Launch:
   if any(arg.partition("=")[0] in ("-h", "--help") for arg in argv[1:]):
     print(_help(argv, configs))
     raise SystemExit(0)
-  path = find(_config_name(argv), configs, "--config=")
-  config = load(path, "get_config", Experiment)
+  path = find_config(_config_name(argv), configs, "--config=")
+  config = load_config(path, "get_config", Experiment)
   fields = dict(known_fields(Experiment()))
   # Without its dashes, `config=x.py` is no flag: it stays, and is refused below.
   given = [arg for arg in argv[1:] if arg.split("=")[0] not in ("--config", "-config")]

@@ -271,7 +271,7 @@ def validate(config: settings.Experiment) -> None:
   """
   check_values(config)
   decoding_settings(config.eval)
-  clients = budget.clients(config)
+  clients = budget.num_participants(config)
   groups = {name: getattr(config, name) for name in _Case._fields[3:]}
   case = _Case(config, clients, strategies.get_strategy(config.fed.strategy, clients), **groups)
   for rule in RULES:

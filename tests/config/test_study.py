@@ -4,7 +4,7 @@ import pytest
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import changed
-from afspl_jax.config.files import load
+from afspl_jax.config.files import load_config
 from afspl_jax.config.study import Study, cells
 from afspl_jax.errors import UserError
 
@@ -113,7 +113,7 @@ def test_a_study_that_cannot_be_tabulated_is_refused(changes, parts):
 
 @pytest.mark.parametrize("name", ["ablation.py", "uplink.py"])
 def test_every_variant_of_the_shipped_studies_differs_from_every_other(name):
-  found = load(ROOT / "configs" / name, "get_study", Study)
+  found = load_config(ROOT / "configs" / name, "get_study", Study)
   everything = [c for c in cells(found) if c.seed == found.seeds[0]]
   for setting in found.settings:
     runs = {c.variant: c.run for c in everything if c.setting == setting}
@@ -122,7 +122,7 @@ def test_every_variant_of_the_shipped_studies_differs_from_every_other(name):
 
 
 def test_what_knows_no_sites_is_run_once_for_all_settings():
-  found = load(ROOT / "configs" / "ablation.py", "get_study", Study)
+  found = load_config(ROOT / "configs" / "ablation.py", "get_study", Study)
   for variant in ("zero-shot", "centralised"):
     runs = {c.run for c in cells(found) if c.variant == variant}
     assert len(runs) == len(found.seeds)

@@ -15,14 +15,14 @@ def is_private(config: Experiment) -> bool:
   return config.privacy.dp != "none"
 
 
-def clients(config: Experiment) -> int:
+def num_participants(config: Experiment) -> int:
   """The number of clients in the federation."""
   return config.data.num_clients - config.fed.newcomers
 
 
 def planned(config: Experiment) -> tuple[float, int]:
   """The sampling probability of a client, and the number of releases that it pays for."""
-  fed, sites = config.fed, clients(config)
+  fed, sites = config.fed, num_participants(config)
   if fed.selection == POISSON:
     return fed.clients_per_round / sites, fed.rounds
   return 1.0, -(-fed.rounds * fed.clients_per_round // sites)

@@ -60,7 +60,7 @@ def sizes_fit(config: Experiment) -> None:
   terms, fed = terms_of(config), config.fed
   if terms is None:
     return
-  most = budget.clients(config) if fed.selection == POISSON else fed.clients_per_round
+  most = budget.num_participants(config) if fed.selection == POISSON else fed.clients_per_round
   try:
     terms.quantiser(1, most, None)
   except ValueError as error:
@@ -72,5 +72,5 @@ def too_small_rounds(config: Experiment) -> float:
 
   Such a round has no sum, or shows its size by having just enough clients for one.
   """
-  fed, everyone = config.fed, budget.clients(config)
+  fed, everyone = config.fed, budget.num_participants(config)
   return fed.rounds * float(binom.cdf(FEWEST, everyone, fed.clients_per_round / everyone))

@@ -39,15 +39,15 @@ def add_commands(parsers: Any) -> CommandGroup:
 
 def _ablate(args: argparse.Namespace) -> int:
   # Other commands start at once, and need none of these.
-  from afspl_jax.config.files import find, load
+  from afspl_jax.config.files import find_config, load_config
   from afspl_jax.config.study import Study
   from afspl_jax.runs.study.ablate import run_study
   from afspl_jax.runs.study.plots import write_plot
   from afspl_jax.runs.study.results import read_results, write_results
   from afspl_jax.runs.study.tables import write_tables
 
-  path = find(args.config, CONFIGS)
-  study = load(path, "get_study", Study)
+  path = find_config(args.config, CONFIGS)
+  study = load_config(path, "get_study", Study)
   workdir = args.workdir or Path("runs") / path.stem
   command = shlex.join(["afspl", "ablate", args.config, f"--workdir={workdir}"])
   if args.table and not workdir.is_dir():
