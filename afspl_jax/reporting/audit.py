@@ -72,7 +72,7 @@ def audit_run(run: Path, client: str = "") -> JsonObject:
   if not files:
     raise UserError(
       f"{run}: expected {WIRE}, which clients write when they reply; got none. Give the folder of a"
-      " run in one process, or of one site: a server of remote sites has no such log"
+      " run in one process, or a site's own: a server of remote sites has no such log"
     )
   by_client: dict[str, list[LogLine]] = {}
   for line in (line for file in files for line in _messages(file)):

@@ -58,7 +58,7 @@ def test_one_client_can_be_audited(rich, capsys):
 
 def test_a_folder_without_a_log_names_the_right_folders(rich, tmp_path, capsys):
   shutil.copy(rich.path / "config.json", tmp_path)
-  for folder, said in ((tmp_path, "or of one site"), (tmp_path / "no", "with config.json")):
+  for folder, said in ((tmp_path, "or a site's own"), (tmp_path / "no", "with config.json")):
     assert cli.main(["audit", str(folder)]) == 2
     assert said in capsys.readouterr().err
 
