@@ -65,6 +65,7 @@ LONG = (
   "federation/transport/test_deployment.py",
   "runs/test_hosts.py",
   "test_launch.py",
+  "test_wheel.py",
   "study/test_ablate.py",
   "trained/test_prompter_file.py",
   "training/test_train_step.py",

@@ -4,7 +4,6 @@ Its dependencies come from the environment of the tests; `afspl_jax` is the one 
 """
 
 import json
-import os
 import subprocess
 import sys
 import sysconfig
@@ -175,8 +174,14 @@ def test_a_server_and_its_sites_run_from_the_wheel(installed, finished, launcher
   assert_same_params(folder, local)
 
 
-def test_a_site_from_the_wheel_needs_its_keys(installed):
-  site = ("--role=client", "--superlink=localhost:1", "--site=bonn", "--keys=nowhere")
-  done = installed.run("afspl", "run", *site)
+def test_a_server_from_the_wheel_needs_its_keys(installed):
+  done = installed.run("afspl", "run", "--role=server", "--keys=nowhere")
   assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-  assert os.fspath(Path("nowhere")) in done.stderr
+  assert done.stderr.startswith("afspl run: nowhere")
+
+
+def test_a_site_from_the_wheel_looks_for_itself_among_those_of_the_data(installed, launcher):
+  site = ("--role=client", "--superlink=localhost:1", "--site=nobody", "--insecure")
+  done = installed.run("afspl", "run", *launcher.small, *ONE_ROUND, *site)
+  assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+  assert "--site: expected one of " in done.stderr and "got 'nobody'" in done.stderr
