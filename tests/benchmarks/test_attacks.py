@@ -80,8 +80,9 @@ def canary_seen(noise: float, present: bool, trials: int):
   ]
   moved = []
   for _ in range(trials):
-    total = total_of(start, replies, release.bound({}))
-    ((mean,), _, _) = release.combine(start, total, {}, 1, ())
+    bound = release.bound({})
+    total = total_of(start, replies, bound)
+    mean, _, _ = release.combine(start, total, bound, 1, ())
     moved.append(CLIENTS * np.sum((mean.params["w"] - start["w"]) * direction))
   return np.array(moved)
 
