@@ -205,8 +205,8 @@ import pkgutil, sys
 import afspl_jax.models
 for module in pkgutil.walk_packages(afspl_jax.models.__path__, "afspl_jax.models."):
   __import__(module.name)
-from afspl_jax.models.huggingface.weights import load
-load(sys.argv[1])
+from afspl_jax.models.huggingface.weights import load_backbone
+load_backbone(sys.argv[1])
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """
   command = [sys.executable, "-c", code, str(folder)]

@@ -55,7 +55,7 @@ def test_truncated_file_is_named(folder, cut):
   path.write_bytes(path.read_bytes()[:cut])
   message = problems(folder)
   assert (
-    f"model.safetensors: expected a whole safetensors file; got {path.stat().st_size} bytes"
+    f"model.safetensors: expected a complete safetensors file; got {path.stat().st_size} bytes"
     in (message)
   )
 
@@ -111,9 +111,9 @@ def test_all_problems_are_named_at_once(shards):
   assert "5 problems" in message
   for part in (
     "model-00001-of-00003.safetensors: expected this file; got none",
-    "model-00002-of-00003.safetensors: expected a whole safetensors file; got 5 bytes",
+    "model-00002-of-00003.safetensors: expected a complete safetensors file; got 5 bytes",
     f'expected "{first}" in {third}; got no such tensor there',
     f'{third}: expected "{second}" of shape',
-    f'{third}: expected only keys of the config.json\'s model; got "extra.weight"',
+    f'{third}: expected only keys that the config.json requires; got "extra.weight"',
   ):
     assert part in message
