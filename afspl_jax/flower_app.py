@@ -73,13 +73,13 @@ class _Site(ClientApp):
     node = context.node_config
     roles = [f"--{name}={node[name]}" for name in ("site", "data") if name in node]
     launch = _launch(context, "--role=client", "--superlink=its:1", "--site=a-part", *roles)
-    config, owner = launch.config, launch.site if launch.own_data else ""
+    config, site = launch.config, launch.site if launch.own_data else ""
     enable_compilation_cache()
     # Nodes of one host may share a workdir: each has a folder of its own.
     folder = launch.workdir / "nodes" / str(context.node_id)
     with RunFolder.open(folder, to_dict(config)) as opened:
       store = ClientStore(opened.path / "clients")
-      setup = prepare_setup(config, find_inputs(config, SITE_SPLITS), store, site=owner)
+      setup = prepare_setup(config, find_inputs(config, SITE_SPLITS), store, site=site)
       opened.require_same(setup.facts)
       assert setup.trainer is not None, "there is data to train on"
       clipping = clipping_of(config, opened.path / "clients")

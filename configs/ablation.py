@@ -11,7 +11,7 @@ LOCAL_STEPS = 16
 TEST_EXAMPLES = 500
 SEEDS = (0, 1, 2)
 
-# Where sites do not matter, every setting asks for the same run, which is then made once.
+# Where sites do not matter, all settings need the same run, which is made once.
 NO_SITES = {"data.partition": "iid", "data.dirichlet_alpha": Data.dirichlet_alpha}
 
 

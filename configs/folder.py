@@ -1,4 +1,4 @@
-"""A folder of one's own: images and captions.jsonl (docs/data.md), a client for each of its sites.
+"""Your own folder of images and captions.jsonl (docs/data.md), with a client for each site.
 
     python launch.py --config=folder.py --config.data.dir=DIR --config.data.num_clients=5
 

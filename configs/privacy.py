@@ -28,7 +28,7 @@ def get_config() -> Experiment:
 def get_study() -> Study:
   loose = {"privacy.dp": "central", "privacy.epsilon": 50.0, "privacy.clip": 6.0}
   tight = {"privacy.dp": "central", "privacy.epsilon": 8.0, "privacy.clip": 3.0}
-  # Wide enough that no update is cut: what is left of the difference is the rounding.
+  # So large that no update is clipped: the remaining difference is rounding.
   secure = {"secure.aggregation": True}
   return Study(
     base=get_config(),

@@ -1,8 +1,8 @@
-"""What a fifth of hostile sites does to the model, by the server's method.
+"""What a fifth of malicious sites does to the model, for each server strategy.
 
 `afspl ablate configs/robustness.py --workdir=runs/robustness`
 
-All send all rows: of one that few sites sent, the median would be that of these few.
+Every site sends all rows: the median of a row that few sites sent would be the median of these few.
 """
 
 from typing import Any
@@ -11,15 +11,15 @@ from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Prompter, Study
 
 ROUNDS = 12
 CLIENTS = 10
-HOSTILE = 0.2
-NORM = 180.0  # 1.25 times the largest of an honest site in a run without attack, in round 2 of 12
+MALICIOUS = 0.2
+NORM = 180.0  # 1.25 × the largest norm of an update without attack, in round 2 of 12
 SEEDS = (0, 1, 2)
 
 
 def get_config() -> Experiment:
   return Experiment(
     data=Data(num_clients=CLIENTS),
-    prompter=Prompter(local=False),  # the global prompter is what is attacked
+    prompter=Prompter(local=False),  # the attack is on the global model
     optim=Optim(local_steps=8),
     fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS),
     uplink=Uplink(select="dense"),
@@ -34,7 +34,7 @@ def get_study() -> Study:
   }
   attacks: dict[str, dict[str, Any]] = {"no attack": {}}
   for kind in ("sign_flip", "scale", "label_flip"):
-    attacks[kind.replace("_", " ")] = {"attack.kind": kind, "attack.share": HOSTILE}
+    attacks[kind.replace("_", " ")] = {"attack.kind": kind, "attack.share": MALICIOUS}
   return Study(
     base=get_config(),
     settings={

@@ -1,4 +1,4 @@
-"""What sending less costs: bytes against CIDEr, where clients differ much.
+"""Bytes sent against CIDEr, where clients differ strongly.
 
 `afspl ablate configs/uplink.py --workdir=runs/uplink`
 """
@@ -32,8 +32,8 @@ def get_study() -> Study:
     f"{name}, feedback added": {**usual, "uplink.error_feedback": "add"},
     f"{name}, no feedback": {**usual, "uplink.error_feedback": "none"},
   }
-  # The reference at its own best learning rates, not only at ours. A row that few have sent moves
-  # farther than their part in the average of all, as with a larger rate of the server.
+  # Dense FedAvg at its own best learning rates, not only at ours. A row that few sites sent moves
+  # farther than in an average of all sites, as with a larger server learning rate.
   for rate in (0.1, 0.6):
     rates = {"optim.prompt_lr": rate, "optim.local_lr": rate}
     variants[f"dense, prompts' rate {rate}"] = {"uplink.select": "dense", **rates}

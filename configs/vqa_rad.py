@@ -1,4 +1,4 @@
-"""Questions about radiology images at three sites, one an organ; the shipped tiny backbones.
+"""Questions about radiology images at three sites, one per organ, with the tiny backbones.
 
 The tiny pair has seen neither radiology nor these words, so this shows that a run works. For
 answers of use, set data.dir and give CLIP and Flan-T5 as configs/coco.py does.

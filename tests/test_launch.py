@@ -213,7 +213,7 @@ def test_a_host_that_is_shut_down_ends_the_run_in_good_order(troubled):
   _, (_, told, *_), _ = troubled
   assert told.returncode == 143 and "Traceback" not in told.stderr
   last = told.stderr.splitlines()[-1]
-  assert last.startswith("told to end: finished rounds are kept. Go on with: ")
+  assert last.startswith("terminated: finished rounds are kept. Go on with: ")
 
 
 def test_a_run_killed_twice_ends_as_one_that_never_was(finished, troubled):

@@ -86,9 +86,9 @@ def changed(config: Experiment, changes: Mapping[str, Any]) -> Experiment:
       raise UserError(f"{name}: {unknown(name, fields)}")
     check_type(name, value, fields[name])
     group, _, leaf = name.rpartition(".")
-    owner = operator.attrgetter(group)(config) if group else config
-    # Equal numbers must make equal configs: 0 and 0.0 are told apart in JSON, and so by digest.
-    setattr(owner, leaf, float(value) if isinstance(fields[name], float) else value)
+    parent = operator.attrgetter(group)(config) if group else config
+    # Equal numbers must make equal configs: 0 and 0.0 differ in JSON, and so in a digest.
+    setattr(parent, leaf, float(value) if isinstance(fields[name], float) else value)
   return config
 
 

@@ -74,7 +74,7 @@ def parse_flags(argv: list[str], configs: Path) -> Launch:
   path = find_config(_config_name(argv), configs, "--config=")
   config = load_config(path, "get_config", Experiment)
   fields = dict(known_fields(Experiment()))
-  # Without its dashes, `config=x.py` is no flag: it stays, and is refused below.
+  # Without its dashes, `config=x.py` is not a flag: it stays, and is rejected below.
   given = [arg for arg in argv[1:] if arg.split("=")[0] not in ("--config", "-config")]
   for arg in given:
     name = arg.lstrip("-").split("=")[0]

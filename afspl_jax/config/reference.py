@@ -15,7 +15,7 @@ from afspl_jax.errors import UserError
 
 _WIDEST = 100  # columns of help on a wide terminal
 _COLUMN = 34  # where meanings begin
-_NUMBER = "a finite number, "  # need not be said of each
+_NUMBER = "a finite number, "  # true of every number, so not repeated
 _HEAD = """# Settings
 
 `--config.GROUP.FIELD=VALUE` sets a field on the command line, as in `--config.fed.rounds=5`; a file
@@ -71,7 +71,7 @@ def _wrapped(name: str, default: Any, width: int) -> list[str]:
 
 
 def legal(name: str, default: Any, installed: bool) -> str:
-  """The legal values of a setting, in words; "" where every value of its type is legal.
+  """The legal values of a setting as a phrase; "" where every value of its type is legal.
 
   Args:
     name: the setting's dotted name.

@@ -46,7 +46,7 @@ class Setting:
     )
 
   def legal(self, default: Any) -> str:
-    """The legal values in words; "" where every value of the default's type is legal."""
+    """The legal values as a phrase; "" where every value of the default's type is legal."""
     if self.choices:
       return f"one of {', '.join(self.choices)}"
     bounds = [f"{text} {getattr(self, key)}" for key, text in _BOUNDS.items() if self._has(key)]

@@ -39,8 +39,8 @@ def files_by_split(
     raise missing_data(f"no {pattern} in {base.absolute()} or its folder annotations", how)
   out: dict[str, Path] = {}
   for path in files:
-    said = re.search(rf"(?<![a-z])({'|'.join(_SPLITS)})", path.name)
-    split = _SPLITS[said[0]] if said else "train" if len(files) == 1 else ""
+    named = re.search(rf"(?<![a-z])({'|'.join(_SPLITS)})", path.name)
+    split = _SPLITS[named[0]] if named else "train" if len(files) == 1 else ""
     if not split or (split in out and (of is None or split in of)):
       other = f"{out[split]} and {path}" if split else f"{path}, which has no split in its name"
       raise UserError(

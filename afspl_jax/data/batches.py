@@ -54,9 +54,9 @@ class Split:
 
     # Each distinct target once, captions before answers. So the features of captions belong to the
     # first targets, and a caption that is also an answer is two targets.
-    said = [(bool(e.question), text) for e in self.examples for text in e.references]
-    targets = {target: i for i, target in enumerate(sorted(set(said)))}
-    self._target_row = np.array([targets[target] for target in said])
+    texts = [(bool(e.question), text) for e in self.examples for text in e.references]
+    targets = {target: i for i, target in enumerate(sorted(set(texts)))}
+    self._target_row = np.array([targets[target] for target in texts])
     self._targets = _trimmed(
       *tokenizer.tokenize([text for _, text in targets], config.target_length)
     )

@@ -97,8 +97,8 @@ def check_data_set(data: Data, jobs: int = 0) -> DataReport:
 
 def _by_type(found: BadRecords) -> dict[str, list[str]]:
   out: dict[str, list[str]] = {}
-  for fault in found.found:
-    out.setdefault(fault.problem, []).append(str(fault))
+  for error in found.found:
+    out.setdefault(error.problem, []).append(str(error))
   return out
 
 

@@ -109,7 +109,7 @@ def run_rounds(grid: Grid, plan: Plan, num_sites: int, progress: Progress = SILE
     grid: reaches the sites.
     plan: what to do.
     num_sites: sites that are waited for at the start.
-    progress: is told what happens.
+    progress: receives what happens.
 
   Returns:
     The params to score after the last round, with NumPy leaves.

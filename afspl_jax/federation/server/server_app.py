@@ -26,7 +26,7 @@ def make_server_app(plan: Plan, num_sites: int, progress: Progress = SILENT) -> 
   Args:
     plan: what to do.
     num_sites: sites that are waited for at the start.
-    progress: is told what happens.
+    progress: receives what happens.
   """
   app = ServerApp()
 
@@ -53,7 +53,7 @@ def run_local(
     num_clients: sites in the federation.
     clipping: bounds the clients' updates.
     masking: hides them in their sum.
-    progress: is told what happens.
+    progress: receives what happens.
 
   Returns:
     The params to score after the last round, as they are on disk, with NumPy leaves.

@@ -36,7 +36,7 @@ class KeyedGrid(Protocol):
 
 
 class Sites:
-  """The sites that have said hello and are connected.
+  """The sites that have answered the greeting and are connected.
 
   Every node is greeted with the server's terms when it appears; one that answers with other terms,
   no name or another site's name is left out, and `say` gets the reason.

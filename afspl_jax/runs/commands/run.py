@@ -58,7 +58,7 @@ def launch(name: str, command: Sequence[str], arguments: Sequence[str]) -> int:
     return 1
   except KeyboardInterrupt as error:
     ended = isinstance(error, _Terminated)
-    how = "told to end" if ended else "interrupted"
+    how = "terminated" if ended else "interrupted"
     print(f"\n{how}: finished rounds are kept. Go on with: {again}", file=sys.stderr)
     return 143 if ended else 130
   return 0

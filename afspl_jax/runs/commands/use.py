@@ -143,16 +143,18 @@ def _use(args: argparse.Namespace) -> int:
   )
   done = 0
   for start in range(0, len(files), model.batch_size):
-    for line in _said(model, files[start : start + model.batch_size], args.question, args.prompts):
+    for line in _predictions(
+      model, files[start : start + model.batch_size], args.question, args.prompts
+    ):
       print(json.dumps(line, ensure_ascii=False), flush=True)
       done += 1
   return 0 if done == len(files) else 1
 
 
-def _said(
+def _predictions(
   model: "Model", files: Sequence[Path], question: str, prompts: bool
 ) -> Iterator[dict[str, Any]]:
-  """What is said of the images that can be read; the others are named on stderr."""
+  """The predictions for the images that can be read; stderr names the others."""
   from afspl_jax.data.images import decode_image
   from afspl_jax.runs.trained.model import ImageQuestion
 
@@ -163,12 +165,12 @@ def _said(
       named.append(file)
     except UserError as error:
       print(error, file=sys.stderr)
-  for file, said in zip(named, model.predict(asked), strict=True):
+  for file, generated in zip(named, model.predict(asked), strict=True):
     line: dict[str, Any] = {"image": str(file)}
     if question:
       line["question"] = question
-    line["prediction"] = said.text
-    yield line | ({"fusion": said.fusion, "prompts": said.prompts} if prompts else {})
+    line["prediction"] = generated.text
+    yield line | ({"fusion": generated.fusion, "prompts": generated.prompts} if prompts else {})
 
 
 def _files(given: Sequence[str]) -> list[Path]:
@@ -202,7 +204,9 @@ def _export(args: argparse.Namespace) -> int:
     name = getattr(described.config.backbone, kind)
     print(f"needs the {kind} {name!r} with hash {identity}")
   if described.site:
-    print(f"holds {described.site}'s own prompt: give it to nobody who may not have it")
+    print(
+      f"contains the local prompt of {described.site}: share the file only with those who may have it"
+    )
   print(f"written: {args.file}, the prompter after round {described.round}")
   return 0
 
