@@ -1,11 +1,11 @@
-"""What privacy costs: a hundred clients without, with central differential privacy at two budgets.
+"""The cost of client-level differential privacy: 100 clients, two budgets, and a run without.
 
 `afspl ablate configs/privacy.py --workdir=runs/privacy`
 
-With a hundred clients the noise that hides one of them is large beside their mean, and grows with
-the number of parameters: hence a small prompter, few rounds, and a bound that keeps the noise on a
-parameter below what it moves. The bounds are the best of 1 and 3 for ε = 8, and of 1, 3 and 6 for
-ε = 50, with seed 0.
+With 100 clients, the noise that hides one client is large compared with the mean update, and grows
+with the number of parameters. So the prompter is small, rounds are few, and the clipping bound
+keeps the noise on a parameter below the size of its update. The bounds are the best of 1 and 3 for
+ε = 8, and of 1, 3 and 6 for ε = 50, with seed 0.
 """
 
 from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Privacy, Prompter, Study, Uplink

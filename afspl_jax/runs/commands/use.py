@@ -204,9 +204,7 @@ def _export(args: argparse.Namespace) -> int:
     name = getattr(described.config.backbone, kind)
     print(f"needs the {kind} {name!r} with hash {identity}")
   if described.site:
-    print(
-      f"contains the local prompt of {described.site}: share the file only with those who may have it"
-    )
+    print(f"contains the local prompt of {described.site}: do not publish this file")
   print(f"written: {args.file}, the prompter after round {described.round}")
   return 0
 
