@@ -28,9 +28,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have it from who st
   atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import fcntl
 import functools
 import json
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from xdist.scheduler import LoadFileScheduling
 
 from afspl_jax.config import experiment as settings
 from afspl_jax.models.captioner import Captioner, module_leaves
@@ -57,19 +60,32 @@ from tests.launcher import Launcher
 # that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Begun first: they take half a minute to a minute and a half each, and a worker that begins one
-# when the other has nothing left works alone: a minute and a half of twelve.
+# Begun first, in this order: a worker that begins a long file when the others have nothing left
+# works alone. Half of these wait for processes, half compute.
 LONG = (
   "federation/transport/test_faults.py",
   "federation/transport/test_killed_hosts.py",
-  "federation/transport/test_deployment.py",
+  "test_learning.py",
   "runs/test_hosts.py",
   "test_launch.py",
   "test_wheel.py",
-  "study/test_ablate.py",
   "trained/test_prompter_file.py",
+  "federation/transport/test_deployment.py",
+  "study/test_ablate.py",
+  "benchmarks/test_torch_sides.py",
   "training/test_train_step.py",
-  "training/test_chunked_loss.py",
+  "models/test_decoding.py",
+)
+
+# Files that look at the runs of recorded_run.py: one worker has them all, and makes each run once.
+RECORDED = (
+  "trained/test_prompter_file.py",
+  "trained/test_model.py",
+  "scoring/test_rescore.py",
+  "scoring/test_final_scores.py",
+  "reporting/test_audit.py",
+  "federation/test_privacy.py",
+  "client/test_scaffold_training.py",
 )
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -96,7 +112,24 @@ T5_CONFIG = T5Config(
 
 def pytest_collection_modifyitems(items):
   """The long ones first, the others in the order that they are found in."""
-  items.sort(key=lambda item: not str(item.path).endswith(LONG))
+  place = {name: i for i, name in enumerate(LONG)}
+
+  def order(item) -> int:
+    return next((i for name, i in place.items() if str(item.path).endswith(name)), len(LONG))
+
+  items.sort(key=order)
+
+
+class FileScheduling(LoadFileScheduling):
+  """A file's tests are one worker's, and so are those of all files that share their runs."""
+
+  def _split_scope(self, nodeid: str) -> str:
+    file = super()._split_scope(nodeid)
+    return "recorded" if file.endswith(RECORDED) else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+  return FileScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @dataclass
@@ -107,7 +140,18 @@ class Model:
   params: Params
   frozen: Params
 
+  @functools.cached_property
+  def encode(self):
+    """What the captioner reads, of params and a batch: one program, not one for each operation."""
+    return jax.jit(lambda params, batch: self.captioner.encode(params, self.frozen, batch))
 
+  @functools.cached_property
+  def logits(self):
+    """Of what it has read and the targets."""
+    return jax.jit(lambda read, targets: self.captioner.logits(self.frozen, read, targets))
+
+
+@functools.cache
 def make_model(contrast: bool = False, **prompter) -> Model:
   t5 = T5(T5_CONFIG, rngs=nnx.Rngs(1))
   defaults = dict(tokens=4, pool=6, pool_mass=0.9, k_max=3, key_dim=5, fusion_hidden=7)
@@ -146,14 +190,31 @@ class Checkpoints:
   t5: Path
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+  """A folder that the first worker to need it fills, and that all read."""
+  base = tmp_path_factory.getbasetemp()
+  base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+  folder = base / name
+  with open(base / f"{name}.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not folder.exists():
+      make(base / f"{name}.new")
+      (base / f"{name}.new").rename(folder)
+  return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory) -> Checkpoints:
   """A random CLIP and T5 for the shapes world's images and words, with all their files."""
+  base = made_once(tmp_path_factory, "checkpoints", write_checkpoints)
+  return Checkpoints(base / "clip", base / "t5")
+
+
+def write_checkpoints(base: Path) -> None:
   # Not above: importing them draws on much that most tests do without.
   from pretrain import tokenizers
   from pretrain.clip import PROCESSOR
 
-  base = tmp_path_factory.mktemp("checkpoints")
   folders = Checkpoints(base / "clip", base / "t5")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(tokenizers, "words", functools.cache(tokenizers.words))  # takes seconds
@@ -190,21 +251,23 @@ def tiny_checkpoints(tmp_path_factory) -> Checkpoints:
     scaled_head=False,
   )
   weights.save_backbone(T5(t5, rngs=nnx.Rngs(1)), folders.t5)
-  return folders
 
 
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory) -> Path:
   """The shapes world with a few images a site; give it as data.dir."""
+  return made_once(tmp_path_factory, "data_sets", draw_shapes)
+
+
+def draw_shapes(folder: Path, train: int = 8, validation: int = 2, test: int = 2) -> None:
+  """Draws the shapes world with so many images a site."""
   from afspl_jax.data.bad_records import BadRecords
   from afspl_jax.data.shapes import builder
   from afspl_jax.data.sources import shapes
 
-  folder = tmp_path_factory.mktemp("data_sets")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(builder, "PER_SITE", {"train": 8, "validation": 2, "test": 2})
+    patch.setattr(builder, "PER_SITE", {"train": train, "validation": validation, "test": test})
     shapes.open_splits(["train"], settings.Data(dir=str(folder)), BadRecords())
-  return folder
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def is_one_clear_message(done: subprocess.CompletedProcess) -> bool:
   ],
 )
 def test_a_mistyped_flag_is_one_line_and_status_2(launcher, args, parts):
-  done = launcher.run(*args)
+  done = launcher.run_here(*args)
   assert is_one_clear_message(done), done.stderr
   assert len(done.stderr.splitlines()) == 1
   for part in parts:
@@ -90,7 +90,7 @@ def test_all_that_is_missing_is_named_at_once(launcher):
 
 def test_a_folder_that_cannot_be_written_is_one_line_and_status_2(launcher):
   (launcher.base / "file").touch()
-  done = launcher.run(*launcher.small, f"--workdir={launcher.base / 'file' / 'run'}")
+  done = launcher.run_here(*launcher.small, f"--workdir={launcher.base / 'file' / 'run'}")
   assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
   (line,) = [line for line in done.stderr.splitlines() if line.startswith("launch.py: ")]
   assert f"{launcher.base / 'file' / 'run'}: expected a folder that can be written" in line
@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_status_2(launcher):
 def test_a_changed_config_is_refused_and_names_what_changed(launcher, finished):
   folder, _ = finished
   before = (folder / "config.json").read_bytes()
-  done = launcher.run(*launcher.small, "--config.optim.prompt_lr=0.5", f"--workdir={folder}")
+  done = launcher.run_here(*launcher.small, "--config.optim.prompt_lr=0.5", f"--workdir={folder}")
   assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
   assert f"changed: optim.prompt_lr: {Optim().prompt_lr} -> 0.5." in done.stderr
   assert (folder / "config.json").read_bytes() == before

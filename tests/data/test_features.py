@@ -14,7 +14,7 @@ from flax import nnx
 
 from afspl_jax.config.experiment import Data
 from afspl_jax.data import features
-from afspl_jax.data.features import _BATCH, FeatureEncoder, default_cache
+from afspl_jax.data.features import FeatureEncoder, default_cache
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.models.huggingface import weights
@@ -196,7 +196,7 @@ def test_the_default_cache_follows_xdg_cache_home(monkeypatch, tmp_path):
 # Texts
 
 
-TEXTS = [f"is there a {'red ' * (i % 40)}square at {i} ?" for i in range(2 * _BATCH + 3)]
+TEXTS = [f"is there a {'red ' * (i % 40)}square at {i} ?" for i in range(131)]  # over two batches
 
 
 def test_texts_of_all_lengths_are_returned_in_order(tiny_checkpoints, cache):
@@ -204,13 +204,14 @@ def test_texts_of_all_lengths_are_returned_in_order(tiny_checkpoints, cache):
   ids, mask = Tokenizer(tiny_checkpoints.clip).tokenize(TEXTS, 77)
   assert len(set(mask.sum(1))) > 30
   clip = weights.load_vision_encoder(tiny_checkpoints.clip)
-  expected = clip.encode_text(jnp.asarray(ids), jnp.asarray(mask))
+  encode = nnx.jit(lambda clip, ids, mask: clip.encode_text(ids, mask))
+  expected = encode(clip, jnp.asarray(ids), jnp.asarray(mask))
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_sorting_texts_in_parts_gives_the_same_features(tiny_checkpoints, tmp_path, monkeypatch):
   whole = encoder(tiny_checkpoints.clip, tmp_path / "a").texts(TEXTS)
-  monkeypatch.setattr(features, "_SORTED", _BATCH)
+  monkeypatch.setattr(features, "_SORTED", 64)
   parts = encoder(tiny_checkpoints.clip, tmp_path / "b").texts(TEXTS)
   np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-5)
 

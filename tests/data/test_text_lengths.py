@@ -40,9 +40,8 @@ def test_cutting_padding_changes_neither_loss_nor_gradient(make_split, tiny_chec
   assert short.instruction.shape[1] < 40 and short.targets.shape[1] < 90
   clip = weights.load_vision_encoder(tiny_checkpoints.clip)
   t5 = weights.load_language_model(tiny_checkpoints.t5)
-  prompter = Prompter(
-    settings.Prompter(), clip.sizes, t5.embedding[...], jnp.zeros(0, jnp.int32), rngs=nnx.Rngs(0)
-  )
+  words = t5.embedding[...], jnp.zeros(0, jnp.int32)
+  prompter = nnx.jit(lambda: Prompter(settings.Prompter(), clip.sizes, *words, rngs=nnx.Rngs(0)))()
   captioner, frozen = Captioner(prompter, t5), module_leaves(t5)
 
   @jax.jit

@@ -13,7 +13,7 @@ def test_the_target_never_reaches_the_encoder_or_the_generated_text(model, one_d
   )
   greedy = make_decoder(model.captioner, Decoding(6), one_device)
   for with_target in (batch, other):
-    encoded = model.captioner.encode(model.params, model.frozen, with_target)
+    encoded = model.encode(model.params, with_target)
     decoded = greedy(model.params, model.frozen, with_target)
     if with_target is batch:
       states, ids = np.asarray(encoded.states), np.asarray(decoded.ids)
@@ -23,13 +23,13 @@ def test_the_target_never_reaches_the_encoder_or_the_generated_text(model, one_d
 
 def test_the_encoder_does_see_image_and_instruction(model):
   batch = make_batch(0, 4)
-  states = model.captioner.encode(model.params, model.frozen, batch).states
+  states = model.encode(model.params, batch).states
   for change in (
     {"tokens": batch.tokens[::-1]},
     {"image": batch.image[::-1]},
     {"instruction": batch.instruction[::-1]},
   ):
-    changed = model.captioner.encode(model.params, model.frozen, batch._replace(**change)).states
+    changed = model.encode(model.params, batch._replace(**change)).states
     assert np.abs(np.asarray(states - changed)).max() > 1e-4, list(change)
 
 
@@ -37,9 +37,7 @@ def test_the_image_blind_prompter_ignores_the_image():
   blind = make_model(see_image=False)
   batch = make_batch(0, 4)
   other = batch._replace(tokens=batch.tokens[::-1], image=batch.image[::-1])
-  states = [
-    blind.captioner.encode(blind.params, blind.frozen, each).states for each in (batch, other)
-  ]
+  states = [blind.encode(blind.params, each).states for each in (batch, other)]
   np.testing.assert_array_equal(*states)
 
 
@@ -47,7 +45,7 @@ def test_padded_instruction_tokens_change_nothing(model):
   batch = make_batch(0, 4)
   noise = jnp.where(batch.instruction_mask, batch.instruction, 39 - batch.instruction)
   states = [
-    model.captioner.encode(model.params, model.frozen, batch._replace(instruction=ids))
+    model.encode(model.params, batch._replace(instruction=ids))
     for ids in (batch.instruction, noise)
   ]
   mask = np.asarray(states[0].mask)
@@ -63,8 +61,8 @@ def test_greedy_equals_step_by_step_argmax_of_teacher_forced_logits(model, one_d
       model.params, model.frozen, batch
     ).ids
   )
-  encoded = model.captioner.encode(model.params, model.frozen, batch)
-  logits = np.asarray(model.captioner.logits(model.frozen, encoded, jnp.asarray(ids)))
+  encoded = model.encode(model.params, batch)
+  logits = np.asarray(model.logits(encoded, jnp.asarray(ids)))
   end, pad = model.captioner.eos_id, model.captioner.pad_id
   expected = logits.argmax(-1)
   ended = np.cumsum(ids == end, axis=1) - (ids == end) > 0

@@ -135,8 +135,8 @@ def test_the_shipped_model_ends_its_texts_at_many_lengths(pairs, one_device):
 def test_scores_are_the_teacher_forced_log_probabilities(model, one_device, config):
   batch = make_batch(3, 8)
   decoded = make_decoder(model.captioner, config, one_device)(model.params, model.frozen, batch)
-  encoded = model.captioner.encode(model.params, model.frozen, batch)
-  logits = model.captioner.logits(model.frozen, encoded, decoded.ids)
+  encoded = model.encode(model.params, batch)
+  logits = model.logits(encoded, decoded.ids)
   gains = jnp.take_along_axis(jax.nn.log_softmax(logits), decoded.ids[..., None], axis=-1)[..., 0]
   counted = ~ended_before(np.asarray(decoded.ids), model.captioner.eos_id)
   expected = np.sum(np.asarray(gains), axis=1, where=counted)

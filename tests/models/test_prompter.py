@@ -271,8 +271,7 @@ def test_a_row_that_is_not_personal_does_not_see_the_local_prompt():
   local = model.params["local"]["prompt"]
   other = model.params | {"local": {"prompt": local + 1}}
   prompts = [
-    np.asarray(model.captioner.encode(params, model.frozen, batch).prompted.prompt)
-    for params in (model.params, other)
+    np.asarray(model.encode(params, batch).prompted.prompt) for params in (model.params, other)
   ]
   moved = np.abs(prompts[0] - prompts[1]).max(axis=(1, 2))
   assert moved[:3].min() > 1e-3

@@ -146,11 +146,11 @@ def test_ctrl_c_ends_it_silently(tmp_path):
   ) as process:
     try:
       address = re.search(r"http://(\S+)/", process.stdout.readline())[1]
-      connection = http.client.HTTPConnection(address, timeout=60)
+      connection = http.client.HTTPConnection(address, timeout=600)
       connection.request("GET", "/")
       assert connection.getresponse().status == 200
       connection.close()
       process.send_signal(signal.SIGINT)
-      assert process.communicate(timeout=60) == ("", "") and process.returncode == 0
+      assert process.communicate(timeout=600) == ("", "") and process.returncode == 0
     finally:
       process.kill()

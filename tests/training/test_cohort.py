@@ -44,29 +44,40 @@ def train(model, params, batches, mesh, contrast=OPTIM.contrast):
   return jax.device_get(program(placed, frozen, params, batches, jnp.asarray(2, jnp.int32)))
 
 
-def train_one(model, params, batches):
-  """The same for one client, as it is written in the paper: no chunks, no cohort."""
+@functools.cache
+def step_of_one(captioner):
+  """One client's step, as it is written in the paper: no chunks, no cohort."""
   optim, optimizer, schedule = OPTIM, make_optimizer(OPTIM), make_schedule(OPTIM, 10)
-  start, opt_state, losses = params, optimizer.init(params), []
 
-  def loss_fn(params, batch, step):
-    encoded = model.captioner.encode(params, model.frozen, batch)
-    logits = model.captioner.logits(model.frozen, encoded, batch.targets)
+  def loss_fn(params, frozen, start, batch, step):
+    encoded = captioner.encode(params, frozen, batch)
+    logits = captioner.logits(frozen, encoded, batch.targets)
     sums = token_cross_entropy(logits, batch.targets, batch.targets_mask, optim.label_smoothing)
     loss = sums.nats / sums.tokens
-    states = model.captioner.summarise(model.frozen, encoded.states, encoded.mask)
-    projected = model.captioner.project(params, states)
+    states = captioner.summarise(frozen, encoded.states, encoded.mask)
+    projected = captioner.project(params, states)
     ramp = jnp.minimum((step + 1) / (optim.contrast_warmup * optim.local_steps), 1.0)
     contrast = contrastive(projected, batch.caption, optim.contrast_temperature)
     balance = balance_loss(encoded.prompted.pool, jnp.ones(len(batch.targets)))
     rest = optim.balance * balance + optim.contrast * ramp * contrast + pull(params, start)
     return loss + rest, loss
 
-  grad = jax.jit(jax.grad(loss_fn, has_aux=True))
-  for i in range(STEPS):
-    grads, loss = grad(params, of(batches, i), 2 + i)
+  @jax.jit
+  def step(params, frozen, start, opt_state, batch, number):
+    grads, loss = jax.grad(loss_fn, has_aux=True)(params, frozen, start, batch, number)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    params = jax.tree.map(lambda p, u, i=i: p + schedule(2 + i) * u, params, updates)
+    params = jax.tree.map(lambda p, u: p + schedule(number) * u, params, updates)
+    return params, opt_state, loss
+
+  return step
+
+
+def train_one(model, params, batches):
+  """The same for one client."""
+  start, opt_state, losses = params, make_optimizer(OPTIM).init(params), []
+  for i in range(STEPS):
+    rest = start, opt_state, of(batches, i), 2 + i
+    params, opt_state, loss = step_of_one(model.captioner)(params, model.frozen, *rest)
     losses.append(loss)
   return params, losses
 

@@ -24,8 +24,12 @@ OF_TEST = {
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory, tiny_checkpoints, shapes_dir):
-  folder = tmp_path_factory.mktemp("private")
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp("private")
+
+
+@pytest.fixture(scope="module")
+def setup(folder, tiny_checkpoints, shapes_dir):
   fields = {"backbone.clip": str(tiny_checkpoints.clip), "backbone.t5": str(tiny_checkpoints.t5)}
   fields |= FIELDS | OF_TEST | PRIVATE | {"data.dir": str(shapes_dir)}
   config = changed(Experiment(), fields)
@@ -112,7 +116,7 @@ def test_nothing_leaves_a_client_but_what_noise_was_in(setup):
       assert not np.allclose(updates[one], updates[other], atol=1e-3)
 
 
-def test_every_training_of_a_round_is_paid_for_also_if_it_is_the_same_round(setup):
+def test_every_training_of_a_round_is_paid_for_also_if_it_is_the_same_round(setup, folder):
   trainer, site = setup.trainer, setup.trainer.site(3)
   before = trainer.private_batches.epsilon(site)
   assert before == 0
@@ -121,8 +125,8 @@ def test_every_training_of_a_round_is_paid_for_also_if_it_is_the_same_round(setu
     trainer.train_cohort(setup.shared, [3, other], round)  # as many as elsewhere: one program
     spent.append(trainer.private_batches.epsilon(site))
   assert 0 < spent[0] < spent[1] < spent[2]
-  folder = trainer._store.folder
-  fresh = PoissonBatches(setup.config, setup.splits["train"], setup.clients["train"], folder)
+  parts = setup.config, setup.splits["train"], setup.clients["train"]
+  fresh = PoissonBatches(*parts, folder / "clients")
   assert fresh.epsilon(site) == spent[2]
   assert fresh.epsilon(site, 1) > spent[2]
   assert site in fresh.spent_text() and "3 rounds" in fresh.spent_text()
@@ -131,11 +135,11 @@ def test_every_training_of_a_round_is_paid_for_also_if_it_is_the_same_round(setu
 def test_a_round_is_paid_for_before_anything_of_it_is_kept_or_sent(setup, monkeypatch):
   trainer, site = setup.trainer, setup.trainer.site(2)
 
-  def full(name, *args):
+  def full(store, name, *args):
     assert trainer.private_batches.epsilon(name) > 0
     raise UserError("disk full")
 
-  monkeypatch.setattr(trainer._store, "save", full)
+  monkeypatch.setattr(ClientStore, "save", full)
   results = trainer.train_cohort(setup.shared, [2, 1], 1)
   assert all(isinstance(result, UserError) for result in results.values())
   assert trainer.private_batches.epsilon(site) > 0

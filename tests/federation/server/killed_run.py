@@ -206,7 +206,7 @@ def ending(path):
 
 
 def wait_for_round(path, round):
-  deadline = time.monotonic() + 60
+  deadline = time.monotonic() + 600
   while not path.exists() or f'"round": {round},' not in path.read_text():
     assert time.monotonic() < deadline, f"round {round} never came"
     time.sleep(0.01)

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from afspl_jax.config.experiment import Data
+from afspl_jax.data.features import FeatureEncoder
 from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.models.huggingface import weights
@@ -92,14 +93,13 @@ def test_captions_and_answers_are_texts(loaded, asked, tmp_path):
 
 
 def test_a_repeated_question_is_encoded_once(loaded, asked, monkeypatch):
-  encoder, encoded = loaded._pair.encoder, []
-  directions = encoder.directions
+  encoded, directions = [], FeatureEncoder.directions
 
-  def count(texts, **options):
+  def count(encoder, texts, **options):
     encoded.append(list(texts))
-    return directions(texts, **options)
+    return directions(encoder, texts, **options)
 
-  monkeypatch.setattr(encoder, "directions", count)
+  monkeypatch.setattr(FeatureEncoder, "directions", count)
   images = [one.image for one in asked[:9]]
   fresh = [loaded.predict([ImageQuestion(image, "what is it ?")])[0] for image in images]
   assert encoded == [["what is it ?"]]
