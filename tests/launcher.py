@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import launch
+from afspl_jax.runs.commands.run import launch
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 3
@@ -81,7 +81,7 @@ class Launcher:
       for name in ("XDG_CACHE_HOME", "HF_HOME", "TFDS_DATA_DIR", "COLUMNS"):
         patch.setenv(name, self.env[name])
       try:
-        status = launch.main([str(ROOT / "launch.py"), *args])
+        status = launch("launch.py", [sys.executable, str(ROOT / "launch.py")], args)
       finally:
         signal.signal(signal.SIGTERM, handler)
     return subprocess.CompletedProcess(args, status, out.getvalue(), err.getvalue())
