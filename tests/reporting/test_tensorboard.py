@@ -22,7 +22,7 @@ from tests.reporting.html.made_run import made_run, put
 class Pictures:
   """A validation split; its second image is damaged."""
 
-  fingerprint = pictures = "1"
+  fingerprint = images_fingerprint = "1"
 
   def __len__(self):
     return 6

@@ -103,7 +103,7 @@ def test_a_site_audits_what_left_it_and_it_is_what_the_server_got(hosts, capsys)
     got = [line["bytes_up"] for line in counted if line["client"] == site]
     assert (trained["messages"], trained["bytes"]) == (len(got), sum(got))
   assert cli.main(["audit", str(base / "run")]) == 2  # the server notes nothing
-  assert "or of one site" in capsys.readouterr().err
+  assert "or a site's own" in capsys.readouterr().err
 
 
 def test_status_tells_of_the_federation(hosts, capsys):
