@@ -6,16 +6,12 @@ import os
 import shutil
 import tempfile
 
+from tests.quick_compile import QUICK_COMPILE
+
 # Before JAX is imported. The tests of data parallelism need several devices, and the numbers of all
-# others must not depend on how many there are. XLA's fusion emitters triple the time of a compile
-# and speed up nothing of this size; splitting the code of one program pays with idle cores only.
+# others must not depend on how many there are.
 os.environ["XLA_FLAGS"] = " ".join(
-  (
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=4",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-  )
+  (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4", QUICK_COMPILE)
 )
 
 # Torch's threads wait for each other in a loop: a test of 0.2 s takes 4.6 s of two processors.

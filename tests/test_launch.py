@@ -12,17 +12,23 @@ import pytest
 from safetensors.numpy import load_file
 
 from afspl_jax.config.experiment import Optim
-from tests.launcher import ROUNDS
+from tests.launcher import ROUNDS, Launcher
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory, tiny_checkpoints, shapes_dir):
+  base = tmp_path_factory.mktemp("users")
+  return Launcher(base, tiny_checkpoints, shapes_dir, optimised=True)
+
+
+@pytest.fixture(scope="module")
 def finished(launcher):
   """A run that nothing interrupted: its folder, and how its process ended."""
   folder = launcher.base / "finished"
   return folder, launcher.run(*launcher.small, f"--workdir={folder}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def troubled(launcher, finished):
   """The same run, interrupted, told to end, killed twice, and started again each time."""
   folder = launcher.base / "troubled"

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.conftest import draw_shapes
+from tests.launcher import Launcher
 
 FIELDS = {
   "data.partition": "iid",
@@ -16,6 +17,12 @@ FIELDS = {
   "eval.val_examples": 20,
   "eval.batch_size": 100,
 }
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory, tiny_checkpoints, shapes_dir):
+  base = tmp_path_factory.mktemp("users")
+  return Launcher(base, tiny_checkpoints, shapes_dir, optimised=True)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ _SECONDS, _FEWEST, _MOST = 0.08, 1, 20  # of each target; `python -m tests.fuzz`
 _REFUSED = ("eps",)  # whole as they are
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of a damaged TIFF that it can still read
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_damaged_or_hostile_input_is_taken_or_refused_clearly(name):
   target = TARGETS[name]

@@ -94,7 +94,8 @@ def test_a_site_that_is_told_to_end_does_so_in_good_order(hosts):
 
 def test_a_site_audits_what_left_it_and_it_is_what_the_server_got(hosts, capsys):
   base, *_ = hosts
-  counted = [json.loads(line) for line in (base / "run" / "clients.jsonl").open()]
+  text = (base / "run" / "clients.jsonl").read_text()
+  counted = [json.loads(line) for line in text.splitlines()]
   for site in SITES:
     assert cli.main(["audit", str(base / site / "run"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

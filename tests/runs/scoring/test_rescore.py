@@ -49,7 +49,8 @@ def test_the_same_settings_give_the_logged_scores_to_the_last_digit(run, found):
   line = run.line("test")
   wanted = logged(line) | {"loss": line["loss"]}
   assert {name: values(found)[name] for name in wanted} == wanted
-  predictions = [json.loads(x) for x in (run.path / "predictions" / "test.jsonl").open()]
+  text = (run.path / "predictions" / "test.jsonl").read_text()
+  predictions = [json.loads(line) for line in text.splitlines()]
   assert [p.prediction for p in found.predictions] == [p["prediction"] for p in predictions]
   assert (found.summary["round"], found.summary["prompter"]) == (3, "global")
 

@@ -18,6 +18,7 @@ from afspl_jax.config.study import Study
 from afspl_jax.errors import UserError
 from afspl_jax.runs.study.ablate import run_study
 from afspl_jax.runs.study.workers import Task, TaskResult, run_all
+from tests.quick_compile import QUICK_COMPILE
 
 STUDY = """
 from afspl_jax.config.experiment import Backbone, Data, Eval, Experiment, Fed, Optim, Prompter
@@ -56,7 +57,7 @@ class Ablation:
     (base / "small.py").write_text(STUDY.format(**folders))
     self.env = {
       **os.environ,
-      "XLA_FLAGS": "",
+      "XLA_FLAGS": QUICK_COMPILE,
       "JAX_PLATFORMS": "cpu",
       "XDG_CACHE_HOME": str(base / "cache"),
     }

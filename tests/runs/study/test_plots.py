@@ -33,7 +33,8 @@ def test_a_plot_has_a_panel_for_every_setting_with_results(tmp_path):
     for seed in (0, 1):
       put(tmp_path, setting, "full AFSPL", seed, test={"cider": 1.0 + seed, "bytes_up": 10_000})
     assert write_plot(STUDY, read_results(STUDY, tmp_path), path)
-    sizes.append(Image.open(path).size)
+    with Image.open(path) as image:
+      sizes.append(image.size)
   assert sizes == [(920, 350), (920, 350)]
   assert sorted(p.name for p in tmp_path.iterdir()) == ["bytes.png", "runs"]
 
