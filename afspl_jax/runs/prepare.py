@@ -121,7 +121,7 @@ def find_inputs(config: Experiment, splits: Sequence[str] = SPLITS) -> Inputs:
   except MissingData as error:
     missing.append(str(error))
   if missing:
-    raise UserError("this experiment needs files that are not here\n" + "\n".join(missing))
+    raise UserError("this experiment needs files that are missing\n" + "\n".join(missing))
   return Inputs(folders, sources)
 
 
