@@ -26,7 +26,8 @@ from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.update_clipping import clipping_of
 from afspl_jax.federation.protocol.disclosure_log import DisclosureLog, LoggedApp
 from afspl_jax.federation.secure.site import masking_of
-from afspl_jax.federation.server.rounds import Plan, Progress, run_rounds
+from afspl_jax.federation.server.progress import Progress
+from afspl_jax.federation.server.rounds import Plan, run_rounds
 from afspl_jax.federation.transport import certificates, site_keys
 from afspl_jax.federation.transport.connection import free_port
 from afspl_jax.federation.transport.executors import RunLost, answer_messages, open_grid

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from afspl_jax.federation.server.rounds import RoundReport
+from afspl_jax.federation.server.progress import RoundReport
 from afspl_jax.reporting.status import client_text
 from afspl_jax.reporting.tensorboard import TensorBoard
 from afspl_jax.storage.client_status import Outcome, parse_status

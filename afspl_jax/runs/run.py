@@ -15,7 +15,8 @@ from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.update_clipping import clipping_of
 from afspl_jax.federation.secure.site import masking_of
 from afspl_jax.federation.server.aggregation import aggregation_of
-from afspl_jax.federation.server.rounds import SILENT, Plan, Progress
+from afspl_jax.federation.server.progress import SILENT, Progress
+from afspl_jax.federation.server.rounds import Plan
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.reporting.tensorboard import TensorBoard
 from afspl_jax.runs.prepare import (

@@ -10,7 +10,7 @@ ends with the same lines and params as one that was never interrupted.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 from flwr.app import ConfigRecord, RecordDict
@@ -20,6 +20,7 @@ from afspl_jax.config.experiment import Fed
 from afspl_jax.federation.privacy.server_release import BudgetSpent
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.server.aggregation import Aggregation, Collected, PlainAggregation
+from afspl_jax.federation.server.progress import SILENT, MetricsLine, Progress, RoundReport
 from afspl_jax.federation.server.roll_call import RollCall
 from afspl_jax.federation.server.round_request import (
   Chosen,
@@ -34,50 +35,6 @@ from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.client_status import Outcome, Status
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
-
-MetricsLine = dict[str, Any]  # of metrics.jsonl
-
-
-class RoundReport(NamedTuple):
-  """What a finished round wrote to the run's folder."""
-
-  round: int
-  train: MetricsLine | None  # None for round 0
-  val: MetricsLine | None  # None if the round was not scored
-  clients: list[dict[str, Any]]  # of clients.jsonl
-
-
-@runtime_checkable
-class Progress(Protocol):
-  """Follows a run while it goes on."""
-
-  def waiting(self, text: str) -> None:
-    """The server waits for sites, tries a round again, or ends early."""
-    ...
-
-  def site_changed(self, text: str) -> None:
-    """A site has come, is gone or was rejected."""
-    ...
-
-  def round_done(self, report: RoundReport) -> None:
-    """A round is finished and on disk."""
-    ...
-
-
-class Silent:
-  """A Progress that shows nothing."""
-
-  def waiting(self, text: str) -> None:
-    """Shows nothing."""
-
-  def site_changed(self, text: str) -> None:
-    """Shows nothing."""
-
-  def round_done(self, report: RoundReport) -> None:
-    """Shows nothing."""
-
-
-SILENT = Silent()
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,8 @@ from flwr.serverapp import Grid, ServerApp
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import Clipping, Masking, Trainer
 from afspl_jax.federation.protocol.disclosure_log import DisclosureLog, LoggedApp
-from afspl_jax.federation.server.rounds import (
-  SILENT,
-  Plan,
-  Progress,
-  newest_state,
-  run_rounds,
-  scored_params,
-)
+from afspl_jax.federation.server.progress import SILENT, Progress
+from afspl_jax.federation.server.rounds import Plan, newest_state, run_rounds, scored_params
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.types import Params
 

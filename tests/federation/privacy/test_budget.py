@@ -16,7 +16,7 @@ from afspl_jax.federation.privacy.ledger import Ledger
 from afspl_jax.federation.privacy.server_release import Release
 from afspl_jax.federation.privacy.update_clipping import UpdateClipping
 from afspl_jax.federation.server.aggregation import PrivateAggregation
-from afspl_jax.federation.server.rounds import SILENT
+from afspl_jax.federation.server.progress import SILENT
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.runs.validate import validate
 from tests.federation.least_squares import CLIENTS, LeastSquares, assert_same_bits
