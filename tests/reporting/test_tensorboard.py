@@ -105,6 +105,7 @@ def test_a_resumed_run_has_every_point_once_and_none_of_a_lost_round(run):
   head = events(run)[:2]
   assert head[0].file_version == "brain.Event:2" and head[1].session_log.status == 1
   assert head[1].step == 0
+  first.close()
 
 
 def test_a_finished_run_that_is_started_again_is_unchanged(run):
@@ -148,7 +149,7 @@ def test_a_full_disk_is_reported_like_that_of_the_runs_files(run, monkeypatch):
     board.update(Pictures())
     points = scalars(run)
     put(run / "metrics.jsonl", lines)
-    with open("/dev/full", "wb") as full:
+    with open("/dev/full", "wb") as full, board._writer._writer:
       monkeypatch.setattr(board._writer, "_writer", full)
       with pytest.raises(UserError, match=r"tensorboard: expected to write to it; got: .*No space"):
         board.update(Pictures())
