@@ -25,6 +25,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have it from who st
   atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# Processes that the tests start find the checkout, and begin as tests/startup/ says.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+  (
+    os.path.join(os.path.dirname(__file__), "startup"),
+    os.path.dirname(os.path.dirname(__file__)),
+    *filter(None, (os.environ.get("PYTHONPATH"),)),
+  )
+)
+
 import fcntl
 import functools
 import json
@@ -121,6 +130,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
+  atexit.register(gc.freeze)
   gc.freeze()
   gc.enable()
 

@@ -82,7 +82,7 @@ def installed(tmp_path_factory, launcher):
   subprocess.run([*pip, "--quiet", wheel], check=True, timeout=LIMIT)
   folder = base / "empty"
   folder.mkdir()
-  env = {name: value for name, value in launcher.env.items() if name != "PYTHONPATH"}
+  env = launcher.env | {"PYTHONPATH": str(ROOT / "tests" / "startup")}  # not the checkout
   return Installed(wheel, bin, folder, env)
 
 

@@ -1,6 +1,5 @@
 """What a client keeps: round trips, damage, and names that are no file names."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -176,7 +175,6 @@ def test_kill_9_leaves_whole_states_only(tmp_path):
   writer = subprocess.Popen(
     [sys.executable, "-c", code, str(tmp_path)],
     stdout=subprocess.PIPE,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
   )
   try:
     said = [int(writer.stdout.readline()) for _ in range(5)]

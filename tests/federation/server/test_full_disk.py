@@ -1,7 +1,6 @@
 """A disk that fills up ends a run in one clear line, and costs at most the round in progress."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +39,6 @@ def test_a_full_disk_is_said_and_a_freed_one_is_gone_on_with(tmp_path, room, wha
   program = f"'{sys.executable}' '{HERE / 'full_disk.py'}' '{small}' '{large}' {room}"
   done = subprocess.run(
     ["unshare", "-rm", "sh", "-c", f"{MOUNT} '{small}' && {program}"],
-    env=os.environ | {"PYTHONPATH": str(HERE.parents[2])},
     capture_output=True,
     text=True,
     timeout=300,

@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import pytest
 
 from afspl_jax.federation.transport.certificates import make_tls_files
@@ -41,9 +38,6 @@ def superlink(base, tls_files):
   """A SuperLink with TLS and authentication; its messages are in `notices`."""
   notices = []
   where = (base / "superlink", "127.0.0.1", free_port(), tls_files)
-  with pytest.MonkeyPatch.context() as patch:
-    path = os.environ.get("PYTHONPATH", "")
-    patch.setenv("PYTHONPATH", f"{Path(__file__).parents[3]}{os.pathsep}{path}")
-    with DyingSuperLink(*where, notices.append) as superlink:
-      superlink.notices = notices
-      yield superlink
+  with DyingSuperLink(*where, notices.append) as superlink:
+    superlink.notices = notices
+    yield superlink

@@ -20,7 +20,7 @@ def start(program, *arguments, out, **environment):
       [sys.executable, str(HERE / program), *map(str, arguments)],
       stdout=file,
       stderr=subprocess.STDOUT,
-      env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+      env=os.environ | environment,
     )
 
 
