@@ -30,8 +30,9 @@ from afspl_jax.federation.server.progress import Progress
 from afspl_jax.federation.server.rounds import Plan, run_rounds
 from afspl_jax.federation.transport import certificates, site_keys
 from afspl_jax.federation.transport.connection import free_port
-from afspl_jax.federation.transport.executors import RunLost, answer_messages, open_grid
 from afspl_jax.federation.transport.parent_process import end_with_parent
+from afspl_jax.federation.transport.server_executor import RunLost, open_grid
+from afspl_jax.federation.transport.site_executor import answer_messages
 from afspl_jax.federation.transport.superlink import SuperLink
 from afspl_jax.federation.transport.supernode import Credentials, SuperNode
 from afspl_jax.runs import run

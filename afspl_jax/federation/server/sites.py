@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from afspl_jax.federation.contracts import Rejected
+from afspl_jax.federation.contracts import CLIENT_RAISED, Rejected
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.server.exchange import Exchange
 from afspl_jax.federation.server.screening import screen_examples
@@ -38,8 +38,9 @@ class KeyedGrid(Protocol):
 class Sites:
   """The sites that have answered the greeting and are connected.
 
-  Every node is greeted with the server's terms when it appears; one that answers with other terms,
-  no name or another site's name is left out, and `say` gets the reason.
+  Every node is greeted with the server's terms when it appears, and again if Flower loses the
+  greeting. A node that answers with other terms, no name or another site's name is left out, and
+  `say` gets the reason.
 
   Args:
     grid: reaches the nodes.
@@ -80,10 +81,15 @@ class Sites:
       self._exchange.send(new, 0)
       self._greeted |= set(new)
     for node, _, answer in self._exchange.collect():
-      if node not in here:
+      reply = answer.message
+      if reply is None or node not in here:
+        continue
+      if reply.has_error() and reply.error.code != CLIENT_RAISED:
+        self._greeted.discard(node)  # Flower lost the greeting or its answer, for example
+        self._say(f"node {node}: {one_line(reply.error.reason or '')} It is greeted again")
         continue
       try:
-        name, num_examples = self._read(node, answer.message)
+        name, num_examples = self._read(node, reply)
       except Rejected as error:
         self.rejected[node] = str(error.status)
         self._say(f"node {node}: {self.rejected[node]}")

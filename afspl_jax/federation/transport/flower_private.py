@@ -39,7 +39,8 @@ _MODULES = {
   "StopRunRequest": "flwr.proto.control_pb2",
   "SuperExecAuthHttpInterceptor": "flwr.supercore.interceptors",
   "exponential": "flwr.supercore.retry",
-  # executors.py: the two executors. Flower's own install and run the code that arrives with a run.
+  # tasks.py, server_executor.py, site_executor.py: Flower's own executors install and run the code
+  # that arrives with a run.
   "AcquireTaskRequest": "flwr.proto.runtime_pb2",
   "HeartbeatSender": "flwr.supercore.heartbeat",
   "HttpGrid": "flwr.superlink.grid",
@@ -57,6 +58,10 @@ _MODULES = {
   "console_handler": "flwr.supercore.logger",
   "create_app": "flwr.superlink.main",
   "get_uvicorn_log_config": "flwr.supercore.http_logging",
+  # task_gate.py: the SuperNode's own program, to hand out a message only when it is whole.
+  "flower_supernode": "flwr.supernode.cli.flower_supernode",
+  "start_client_internal": "flwr.supernode.start_client_internal",
+  "supernode_main": "flwr.supernode.main",
   # redelivery.py: the SuperLink's table of messages. Flower takes no other table by configuration.
   "MessageIns": "flwr.supercore.state.schema.linkstate_models",
   "MessageRes": "flwr.supercore.state.schema.linkstate_models",
@@ -66,10 +71,14 @@ _MODULES = {
 }
 
 
+_WHOLE = ("start_client_internal", "supernode_main")  # names of modules, not of things in them
+
+
 def __getattr__(name: str) -> Any:
   """Imports a name of `_MODULES` when it is first used."""
   if name not in _MODULES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  value = getattr(importlib.import_module(_MODULES[name]), name)
+  module = importlib.import_module(_MODULES[name])
+  value = module if name in _WHOLE else getattr(module, name)
   globals()[name] = value
   return value

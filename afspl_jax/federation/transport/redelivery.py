@@ -25,7 +25,9 @@ class RedeliveringState(SqlLinkState):
 
   Only a second time: a node that cannot process a message, for example because its run has ended,
   then gets the messages behind it. If a node did have the message and answers twice, Flower keeps
-  the first answer.
+  the first answer. If a node has confirmed a message, Flower has deleted its arrays, and the node
+  has lost them, for example because it was restarted: Flower then tells the server at once that the
+  message is unavailable, instead of letting it wait until its deadline.
   """
 
   def __init__(self, *args: Any):

@@ -40,6 +40,8 @@ class SuperNode:
     notify: gets every message for the user.
   """
 
+  _program = "afspl_jax.federation.transport.task_gate:main"
+
   def __init__(
     self,
     folder: Path,
@@ -111,7 +113,7 @@ class SuperNode:
       options["--root-certificates"] = str(self._credentials.ca.absolute())
       options["--auth-supernode-private-key"] = str(self._credentials.key.absolute())
     arguments = [argument for option in options.items() for argument in option]
-    return ChildProcess("flower-supernode", [*arguments, *flags], self._folder)
+    return ChildProcess(self._program, [*arguments, *flags], self._folder)
 
 
 def _toml(value: bool | int | float | str) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.supercore.runtime import RuntimeHttpClient
 
 from afspl_jax.config.experiment import Fed
 from afspl_jax.errors import UserError
@@ -17,8 +16,8 @@ from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.protocol.disclosure_log import DisclosureLog, LoggedApp
 from afspl_jax.federation.server.rounds import Plan
 from afspl_jax.federation.server.server_app import run_local
-from afspl_jax.federation.transport import executors
 from afspl_jax.federation.transport.local_grid import LocalGrid
+from afspl_jax.federation.transport.site_executor import call_app
 from afspl_jax.flower_app import client_app
 from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.run_folder import RunFolder
@@ -126,18 +125,15 @@ def test_what_cannot_be_noted_does_not_leave(tmp_path):
   assert grid.pull_messages([message.metadata.message_id]) == []
 
 
-def test_a_site_that_cannot_note_what_leaves_ends(monkeypatch):
-  app, nobody = ClientApp(), object.__new__(RuntimeHttpClient)
+def test_a_site_that_cannot_note_what_leaves_ends():
+  app = ClientApp()
 
   @app.query("hello")
   def hello(message, context):
     raise UserError("wire.jsonl: expected to write to it")
 
-  asked = Message(RecordDict(), 2, wire.HELLO), Context(1, 2, {}, RecordDict(), {}), None, None
-  monkeypatch.setattr(executors, "pull_task_input", lambda client: asked)
-  monkeypatch.setattr(executors, "push_message", lambda *_: pytest.fail("it left"))
   with pytest.raises(UserError, match="expected to write"):
-    executors.execute_task(app, nobody)
+    call_app(app, Message(RecordDict(), 2, wire.HELLO), Context(1, 2, {}, RecordDict(), {}))
 
 
 def test_flowers_own_way_in_hides_what_stops_a_site(tmp_path):

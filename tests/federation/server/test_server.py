@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
@@ -118,6 +119,28 @@ def test_a_site_has_the_name_that_its_key_was_registered_for():
   assert list(sites.look()) == ["site_00", "site_02"]
   (why,) = sites.rejected.values()
   assert why.endswith("the name that its key is registered for, 'site_00'; got 'site_01'")
+
+
+def test_a_node_whose_greeting_flower_lost_is_greeted_again():
+  class Losing(LocalGrid):
+    def __init__(self, *args):
+      super().__init__(*args)
+      self.left = 2
+
+    def pull_messages(self, message_ids):
+      replies = list(super().pull_messages(message_ids))
+      if self.left and replies:
+        self.left -= 1
+        error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "Error: Message Unavailable.")
+        for reply in replies:
+          reply.__dict__.update(_content=None, _error=error)
+      return replies
+
+  said = []
+  sites = sites_on(Losing(SiteApp(LeastSquares(), init_params()), 2), said.append)
+  assert sites.look() == sites.look() == {}
+  assert not sites.rejected and list(sites.look()) == ["site_00", "site_01"]
+  assert said[0] == "node 2: Error: Message Unavailable. It is greeted again" and len(said) == 6
 
 
 def test_sites_that_do_not_come_are_waited_for_once(plan):

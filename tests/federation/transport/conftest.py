@@ -27,10 +27,10 @@ def tls_files(base):
   return make_tls_files(base / "keys", [])
 
 
-class DyingSuperLink(SuperLink):
-  """A SuperLink that kills itself when a file asks for it (dying_superlink.py)."""
+class FaultySuperLink(SuperLink):
+  """A SuperLink that fails when a file asks for it (faulty_superlink.py)."""
 
-  _program = "tests.federation.transport.dying_superlink:main"
+  _program = "tests.federation.transport.faulty_superlink:main"
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,6 @@ def superlink(base, tls_files):
   """A SuperLink with TLS and authentication; its messages are in `notices`."""
   notices = []
   where = (base / "superlink", "127.0.0.1", free_port(), tls_files)
-  with DyingSuperLink(*where, notices.append) as superlink:
+  with FaultySuperLink(*where, notices.append) as superlink:
     superlink.notices = notices
     yield superlink

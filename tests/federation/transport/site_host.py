@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.transport.executors import answer_messages
+from afspl_jax.federation.transport.site_executor import answer_messages
 from afspl_jax.federation.transport.supernode import Credentials, SuperNode
 from tests.federation.least_squares import LeastSquares, init_params
 

@@ -14,12 +14,12 @@ from flwr.serverapp import Grid
 
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
-from afspl_jax.federation.transport.executors import RunLost, open_grid
 from afspl_jax.federation.transport.local_grid import LocalGrid
+from afspl_jax.federation.transport.server_executor import RunLost, open_grid
 from afspl_jax.federation.transport.site_keys import make_site_key
 from afspl_jax.federation.transport.superlink import SuperLink
 from tests.federation.least_squares import LeastSquares, init_params
-from tests.federation.transport.dying_superlink import DIE_FILE
+from tests.federation.transport.faulty_superlink import DIE_FILE, HELD_FILE, HOLD_FILE
 from tests.federation.transport.hosts import TIMEOUT, exists, pids, start, wait_for
 
 SITES = ["site_00", "site_01", "site_02"]
@@ -159,8 +159,26 @@ def test_a_killed_supernode_is_reported_and_reconnects(deployment):
 
 
 def test_an_ended_run_raises_run_lost(deployment):
-  """Last in this module: it ends the run."""
+  """After all tests of that run: it ends it."""
   with deployment.superlink.service.control_client() as client:
     client.StopRun(StopRunRequest(run_id=deployment.grid.run.run_id))
   with pytest.raises(RunLost, match=r"the SuperLink has ended this run .* to go on"):
     deployment.grid.get_node_ids()
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_sites_answer_the_next_run_if_one_ends_while_they_receive_a_message(deployment, times):
+  superlink = deployment.superlink
+  hold, held = (superlink.child.log.parent / name for name in (HOLD_FILE, HELD_FILE))
+  for i in range(times):
+    with open_grid(superlink) as grid:
+      hold.touch()
+      grid.push_messages(train_messages(deployment.nodes, group=f"lost {i}"))
+      wait_for(held.exists, "request for arrays")
+    hold.unlink()  # the run has ended
+    held.unlink()
+    with open_grid(superlink) as grid:
+      begin = time.monotonic()
+      replies = collect(grid, grid.push_messages(train_messages(deployment.nodes, group=f"{i}")))
+      print(f"{i}: answered after {time.monotonic() - begin:.1f} s")
+    assert not any(reply.has_error() for reply in replies), i

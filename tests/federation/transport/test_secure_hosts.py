@@ -8,7 +8,7 @@ from afspl_jax.config.experiment import Fed, Uplink
 from afspl_jax.federation import strategies
 from afspl_jax.federation.server.aggregation import SecureAggregation
 from afspl_jax.federation.server.rounds import Plan, run_rounds
-from afspl_jax.federation.transport.executors import open_grid
+from afspl_jax.federation.transport.server_executor import open_grid
 from afspl_jax.federation.transport.site_keys import make_site_key
 from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.run_folder import RunFolder

@@ -15,14 +15,14 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from afspl_jax.errors import UserError
-from afspl_jax.federation.transport import executors
+from afspl_jax.federation.transport import server_executor
 from afspl_jax.federation.transport.certificates import make_tls_files
 from afspl_jax.federation.transport.connection import (
   BearerTokenInterceptor,
   FlowerService,
   free_port,
 )
-from afspl_jax.federation.transport.executors import open_grid
+from afspl_jax.federation.transport.server_executor import open_grid
 from afspl_jax.federation.transport.site_keys import make_site_key, read_public_key
 from afspl_jax.federation.transport.superlink import SuperLink
 from afspl_jax.federation.transport.supernode import Credentials, SuperNode
@@ -168,8 +168,8 @@ def test_a_foreign_run_is_never_executed(superlink, base):
 def test_the_executor_ends_a_foreign_run_that_is_first_in_the_queue(superlink, base, caplog):
   foreign = start_foreign(superlink, base / "executed")
   ours = superlink.service.start_run()
-  assert executors._acquire_run(superlink.service, ours)
-  assert ending(superlink, foreign) == ("failed", executors._FOREIGN_RUN)
+  assert server_executor._acquire_run(superlink.service, ours)
+  assert ending(superlink, foreign) == ("failed", server_executor._FOREIGN_RUN)
   assert str(foreign) in caplog.text and not (base / "executed").exists()
 
 

@@ -1,0 +1,100 @@
+"""The SuperNode's program: Flower's own, which hands out a message only when all of it has arrived.
+
+Flower creates the task of a message before it has fetched the message's arrays. An executor that
+acquires such a task waits for the arrays. If the run ends meanwhile, the SuperLink rejects the
+request for them, and Flower does not end the task: the executor would wait for more than an hour.
+
+Here a request for a task is held back until a message is whole. This also tells the executor about
+a message at once, without asking ten times a second.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flwr.app import Message
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from afspl_jax.federation.transport.flower_private import (
+  Status,
+  SubStatus,
+  flower_supernode,
+  start_client_internal,
+  supernode_main,
+)
+
+_ACQUIRE_TASK = "/v1/runtime/acquire-task"
+_HOLD = 2.0  # seconds that a request for a task is held back; a SuperNode that ends waits as long
+_POLL = 0.05  # seconds
+_NO_TASK = b""  # an empty AcquireTaskResponse
+
+
+class TaskGate:
+  """Knows whether the current message is whole.
+
+  Args:
+    fetch: Flower's function that fetches the next message and creates its task. It returns the run,
+      or None if there is no message or if it is lost on the way.
+  """
+
+  def __init__(self, fetch: Callable[..., int | None]):
+    self._fetch = fetch
+    self._whole = threading.Event()
+
+  def fetch(self, *, receive: Callable[[], Any], **others: Any) -> int | None:
+    """Fetches the next message as Flower does; ends its task if the message is lost on the way."""
+    received: list[Message] = []
+
+    def receive_and_remember() -> Any:
+      answer = receive()
+      if answer is not None:
+        received.append(answer[0])
+      return answer
+
+    self._whole.clear()
+    run = self._fetch(receive=receive_and_remember, **others)
+    if run is not None:
+      self._whole.set()
+    elif received:
+      _forget(received[0], others["state"], others["object_store"])
+    return run
+
+  def guard(self, app: ASGIApp) -> ASGIApp:
+    """Returns an app that serves requests as the given one, those for a task when it is whole."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+      is_held = scope["type"] == "http" and scope["path"] == _ACQUIRE_TASK
+      if is_held and not await self._is_whole():
+        await Response(_NO_TASK, media_type="application/protobuf")(scope, receive, send)
+      else:
+        await app(scope, receive, send)
+
+    return guarded
+
+  async def _is_whole(self) -> bool:
+    """Returns whether a message is whole, as soon as one is or after a while."""
+    end = time.monotonic() + _HOLD
+    while not self._whole.is_set() and time.monotonic() < end:
+      await asyncio.sleep(_POLL)
+    return self._whole.is_set()
+
+
+def _forget(message: Message, state: Any, store: Any) -> None:
+  """Ends the task of a message that is lost, and drops what has arrived of it."""
+  reason = "the run ended while its message was on the way"
+  for task in state.get_tasks(run_ids=[message.metadata.run_id], statuses=[Status.PENDING]):
+    state.finish_task(task.task_id, SubStatus.FAILED, reason)
+  state.delete_messages(message_ids=[message.metadata.message_id])
+  store.delete(message.metadata.message_id)
+
+
+def main() -> None:
+  """Runs `flower-supernode` with its arguments, and the gate."""
+  gate = TaskGate(start_client_internal._pull_and_store_message)
+  start_client_internal._pull_and_store_message = gate.fetch
+  create_app = supernode_main.create_app
+  supernode_main.create_app = lambda **arguments: gate.guard(create_app(**arguments))
+  flower_supernode()
