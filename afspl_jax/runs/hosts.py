@@ -31,6 +31,7 @@ from afspl_jax.federation.server.rounds import Plan, run_rounds
 from afspl_jax.federation.transport import certificates, site_keys
 from afspl_jax.federation.transport.connection import free_port
 from afspl_jax.federation.transport.parent_process import end_with_parent
+from afspl_jax.federation.transport.proxies import check_proxies
 from afspl_jax.federation.transport.server_executor import RunLost, open_grid
 from afspl_jax.federation.transport.site_executor import answer_messages
 from afspl_jax.federation.transport.superlink import SuperLink
@@ -65,10 +66,11 @@ def federate(launch: Launch, notify: Notify = tqdm.write) -> dict[str, dict[str,
     The lines of metrics.jsonl about the test split, by their name in it.
 
   Raises:
-    UserError: a mistake in the flags, missing keys, or a port in use.
+    UserError: a mistake in the flags or in the environment, missing keys, or a port in use.
     Stopped: too few sites or valid replies, or the SuperLink was lost repeatedly.
   """
   validate_networked(launch.config, f"--role={launch.role}")
+  check_proxies()
   carry = (_local_sites if launch.role == "local-net" else _remote_sites)(launch, notify)
   return run.run_experiment(
     launch.config, launch.workdir, say=notify, run_plan=carry, splits=SERVER_SPLITS
@@ -123,9 +125,10 @@ def join_federation(launch: Launch, notify: Notify = tqdm.write) -> None:
   """Takes part in a federation as one site, until interrupted.
 
   Raises:
-    UserError: a mistake in the flags, wrong keys, or missing data.
+    UserError: a mistake in the flags or in the environment, wrong keys, or missing data.
   """
   validate_networked(launch.config, f"--role={launch.role}")
+  check_proxies()
   credentials = None
   if launch.insecure:
     notify("--insecure: no TLS and no key. Others on the network can read the messages")

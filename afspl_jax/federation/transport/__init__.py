@@ -5,10 +5,6 @@ host runs a SuperNode as a child process, and `answer_messages` with the site's 
 are objects of this process. Flower can carry code with a run; neither side executes it.
 """
 
-import os
+from afspl_jax.federation.transport.proxies import bypass_proxies_for_loopback
 
-# The two processes of a host talk over loopback, without the proxy that the host may use.
-_LOOPBACK = ["127.0.0.1", "localhost"]
-for _name in ("no_proxy", "NO_PROXY"):
-  _known = [host for host in os.environ.get(_name, "").split(",") if host]
-  os.environ[_name] = ",".join(_known + [host for host in _LOOPBACK if host not in _known])
+bypass_proxies_for_loopback()
