@@ -11,7 +11,7 @@ def get_config() -> Experiment:
   return Experiment(
     data=Data(
       source="vqa_rad",
-      dir="vqa_rad",  # trainset.json and images/
+      dir="vqa_rad",  # trainset.json, testset.json, images/
       partition="natural",
       num_clients=3,
       # The tiny T5 spells unknown words: 99 % of questions and answers fit. With Flan-T5's

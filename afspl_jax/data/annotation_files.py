@@ -8,11 +8,13 @@ from typing import Any, Generic, TypeVar
 
 from afspl_jax.data.bad_records import BadRecord, BadRecords
 from afspl_jax.data.image_files import missing_data
-from afspl_jax.data.records import UniqueValues, as_object, text_field
+from afspl_jax.data.records import UniqueValues, as_object, id_field
+from afspl_jax.data.splits import named_split
 from afspl_jax.errors import UserError
 
 Value = TypeVar("Value")
-_SPLITS = {"train": "train", "val": "validation", "dev": "validation", "test": "test"}
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_BEGINNINGS = ("train", "val", "dev", "test")  # of words such as "trainset" and "validation"
 
 
 def files_by_split(
@@ -39,8 +41,7 @@ def files_by_split(
     raise missing_data(f"no {pattern} in {base.absolute()} or its folder annotations", how)
   out: dict[str, Path] = {}
   for path in files:
-    named = re.search(rf"(?<![a-z])({'|'.join(_SPLITS)})", path.name)
-    split = _SPLITS[named[0]] if named else "train" if len(files) == 1 else ""
+    split = _split_in(path.name) or ("train" if len(files) == 1 else "")
     if not split or (split in out and (of is None or split in of)):
       other = f"{out[split]} and {path}" if split else f"{path}, which has no split in its name"
       raise UserError(
@@ -49,6 +50,17 @@ def files_by_split(
       )
     out[split] = path
   return out
+
+
+def _split_in(name: str) -> str:
+  """The split of the first word in a file's name that begins as one; "" if none does."""
+  found = (
+    named_split(beginning)
+    for word in _WORD.findall(name)
+    for beginning in _BEGINNINGS
+    if word.casefold().startswith(beginning)
+  )
+  return next(found, "")
 
 
 def find_single_file(base: Path, patterns: Sequence[str], how: str) -> Path:
@@ -120,7 +132,7 @@ def entries_by_id(
   out: EntriesById[Value] = EntriesById({}, set())
   for where, entry in entries:
     with bad_records.skipping():
-      number = text_field(as_object(entry, where), key, where, number=True)
+      number = id_field(as_object(entry, where), key, where)
       distinct.add(number, where)
       out.left_out.add(number)
       out.values[number] = where, read(entry, where)

@@ -35,12 +35,16 @@ class BadRecords:
 
   Attributes:
     found: the errors of the records left out so far.
+    blank_texts: the record of each blank text that was skipped among others, which are kept. They
+      do not count towards the limit.
   """
 
   def __init__(self, allowed: int | None = 0):
     self._allowed = allowed
     self._reported = 0
     self.found: list[BadRecord] = []
+    self.blank_texts: list[str] = []
+    self._reported_blanks = 0
 
   @contextlib.contextmanager
   def skipping(self) -> Iterator[None]:
@@ -63,7 +67,11 @@ class BadRecords:
       ) from error
 
   def report(self) -> None:
-    """Prints how many records were left out since the last report, and why."""
+    """Prints how many records and texts were left out since the last report, and why."""
+    blank = self.blank_texts[self._reported_blanks :]
+    self._reported_blanks = len(self.blank_texts)
+    if blank and self._allowed is not None:
+      print(f"left out {len(blank)} blank answers, the first of {blank[0]}")
     new = self.found[self._reported :]
     self._reported = len(self.found)
     if new and self._allowed is not None:

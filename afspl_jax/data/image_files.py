@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -40,7 +41,7 @@ class ImageFolder:
       key: the key of the name in the record.
 
     Returns:
-      The normalised name, so that equal files have equal names.
+      The normalised name, spelled as in the folder, so that equal files have equal names.
 
     Raises:
       BadRecord: the name or a link leads out of the folder, or there is no such file.
@@ -54,6 +55,8 @@ class ImageFolder:
         f'"{key}" must be a path inside {self.root}, with / between folders; got {name!r:.60}. Move'
         " the file there and name it from there.",
       )
+    if plain not in self._state:
+      plain = spelled_in(self._real, plain)
     if plain not in self._state:
       self._state[plain] = self._look(plain, where, key)
     return plain
@@ -202,6 +205,28 @@ def missing_data(problem: str, how: str) -> MissingData:
   )
 
 
+def spelled_in(folder: str, name: str) -> str:
+  """A path as a folder spells it: a letter with an accent may be one character there, or two.
+
+  Args:
+    folder: absolute path of the folder.
+    name: path inside it, with "/".
+
+  Returns:
+    The path with the spelling of each part that exists, or `name` if there is no such file.
+  """
+  if name.isascii() or os.path.lexists(os.path.join(folder, name)):
+    return name
+  path = folder
+  for part in name.split("/"):
+    spellings = (unicodedata.normalize(form, part) for form in ("NFC", "NFD"))
+    paths = [os.path.join(path, spelling) for spelling in (part, *spellings)]
+    path = next(filter(os.path.lexists, paths), "")
+    if not path:
+      return name
+  return os.path.relpath(path, folder)
+
+
 def find_image_folder(
   root: Path, folders: Sequence[str], namings: Sequence[Sequence[str]], source: Path
 ) -> tuple[Path, int]:
@@ -220,7 +245,7 @@ def find_image_folder(
     MissingData: no image is in any of the folders.
   """
   tried = [
-    (sum(os.path.isfile(root / folder / name) for name in names[:_LOOKED_AT]), folder, i)
+    (sum(_is_there(root / folder, name) for name in names[:_LOOKED_AT]), folder, i)
     for folder in folders
     for i, names in enumerate(namings)
   ]
@@ -232,3 +257,7 @@ def find_image_folder(
       f"no images of {source} in {looked}", f"Put them into one of these; the first is {examples}"
     )
   return root / folder, i
+
+
+def _is_there(folder: Path, name: str) -> bool:
+  return os.path.isfile(folder / spelled_in(str(folder), name))

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from afspl_jax.config.nested_values import digest
 from afspl_jax.data.partitions import Examples
+from afspl_jax.data.splits import named_split
 from afspl_jax.errors import UserError
 from afspl_jax.storage.atomic_files import write_text
 from afspl_jax.storage.json_text import parse_json
@@ -124,7 +125,7 @@ def read_manifest(path: Path) -> Ids:
       f'{where}: expected "hash": "{digest(clients)}", as its clients have; got'
       f" {found['hash']!r:.40}. It was changed or damaged: make it again, or remove its hash."
     )
-  return dict(sorted(clients.items()))
+  return {name: _by_split(parts) for name, parts in sorted(clients.items())}
 
 
 def assign_by_manifest(
@@ -196,6 +197,13 @@ def _check_whole_images(examples: Examples, client_of: Mapping[str, str], where:
         f"{where}: expected all examples of an image at one client; {example.image!r:.60} is at"
         f" {image_client[example.image]} and at {client}. Move them together."
       )
+
+
+def _by_split(parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+  out: dict[str, list[str]] = {}
+  for name, ids in parts.items():
+    out.setdefault(named_split(name) or name, []).extend(ids)
+  return out
 
 
 def _is_part(value: Any) -> bool:

@@ -1,61 +1,16 @@
 """Reads records of annotation files and checks their values."""
 
 import codecs
-import functools
-import hashlib
-import itertools
-from collections.abc import Collection, Iterator
+import math
+import numbers
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from afspl_jax.data.bad_records import BadRecord, BadRecords
 from afspl_jax.errors import UserError
 from afspl_jax.storage.json_text import parse_json
-
-SPLITS = ("train", "validation", "test")
-_SHARES = {"train": 7, "validation": 1, "test": 2}
-
-
-@functools.cache
-def split_portions(among: tuple[str, ...] = SPLITS) -> dict[str, tuple[float, float]]:
-  """Start and end of each split's portion of all images, in [0, 1]: 70, 10 and 20 %.
-
-  Args:
-    among: the splits that share all images, in the same proportion.
-  """
-  total = sum(_SHARES[split] for split in among)
-  ends = list(itertools.accumulate(_SHARES[split] for split in among))
-  starts = [0, *ends[:-1]]
-  return {s: (a / total, b / total) for s, a, b in zip(among, starts, ends, strict=True)}
-
-
-def hashed_split(image: str, among: tuple[str, ...] = SPLITS) -> str:
-  """Assigns an image to a split by the hash of its name alone.
-
-  Args:
-    image: its name.
-    among: the splits to choose from, with probabilities from `split_portions`.
-  """
-  share = int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big") / 2**64
-  return next(split for split, (_, end) in split_portions(among).items() if share < end or end == 1)
-
-
-def splits_served(available: Collection[str]) -> dict[str, tuple[str, ...]]:
-  """The splits that each part of a data set serves, if it lacks a part for some split.
-
-  A single part serves all splits. Train also serves a missing validation split, and validation a
-  missing test split.
-
-  Args:
-    available: the splits that have a part.
-  """
-  if len(available) == 1:
-    return {split: SPLITS for split in available}
-  out: dict[str, tuple[str, ...]] = {split: (split,) for split in SPLITS if split in available}
-  for lacking, giver in (("validation", "train"), ("test", "validation")):
-    if lacking not in out and giver in out:
-      out[giver] += (lacking,)
-  return out
+from afspl_jax.storage.text_check import is_blank, is_text
 
 
 def read_json_file(path: Path) -> Any:
@@ -67,7 +22,9 @@ def read_json_file(path: Path) -> Any:
   try:
     return parse_json(path.read_text(encoding="utf-8-sig"))
   except (ValueError, OSError) as error:  # ValueError: also for bytes that are not UTF-8
-    raise UserError(f"{path}: expected JSON; got: {error}. Download it again.") from error
+    raise UserError(
+      f"{path}: expected JSON; got: {error}. Correct it, or download it again."
+    ) from error
 
 
 def list_entries(content: Any, key: str, path: Path) -> Iterator[tuple[str, Any]]:
@@ -163,34 +120,72 @@ def text_field(record: dict[str, Any], key: str, where: str, *, number: bool = F
       where, f"no {key}", f'expected the key "{key}"; got {sorted(record)!r:.200}. Add it.'
     )
   value = record[key]
-  if number and isinstance(value, int | float) and not isinstance(value, bool):
-    return str(value)
-  if not _is_text(value):
+  if number and (text := number_text(value)):
+    return text
+  if not is_text(value):
     kind = "text or a number" if number else "text"
-    raise BadRecord(
-      where, key, f'"{key}" must be {kind}, not blank; got {value!r:.60}. Correct it.'
-    )
+    flaw = "without NUL" if isinstance(value, str) and "\0" in value else "not blank"
+    raise BadRecord(where, key, f'"{key}" must be {kind}, {flaw}; got {value!r:.60}. Correct it.')
   return value.strip()
 
 
-def text_list(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-  """Returns a list of at least one text of the record, without white space at their ends.
+def number_text(value: Any) -> str:
+  """A number of a file as text, without the point of a whole one (2.0 is "2"); "" for no number."""
+  if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    return ""
+  if isinstance(value, numbers.Integral):
+    return str(int(value))
+  if not math.isfinite(value):
+    return ""
+  return str(math.floor(value) if value == math.floor(value) else value)
+
+
+def id_field(record: dict[str, Any], key: str, where: str) -> str:
+  """Returns an id of the record to which other records refer; 139, 139.0 and "000139" are one.
 
   Raises:
-    BadRecord: the list is missing or empty, or an entry is not a text, or is blank.
+    BadRecord: it is missing, neither a text nor a number, or blank.
+  """
+  return plain_id(text_field(record, key, where, number=True))
+
+
+def plain_id(text: str) -> str:
+  """An id without leading zeros, if it is a number."""
+  return text.lstrip("0") or "0" if text.isascii() and text.isdigit() else text
+
+
+def text_list(
+  record: dict[str, Any], key: str, where: str, blanks: BadRecords | None = None
+) -> tuple[str, ...]:
+  """Returns a list of at least one text of the record, without white space at their ends.
+
+  Args:
+    record: the record.
+    key: of the list.
+    where: position of the record, for messages.
+    blanks: counts the blank texts, which are skipped; None if a blank text is an error.
+
+  Raises:
+    BadRecord: the list is missing or empty, or an entry is not a text, or is blank; with `blanks`,
+      if all of them are.
   """
   value = record.get(key)
-  if not isinstance(value, list) or not value or not all(map(_is_text, value)):
+  if isinstance(value, list) and blanks is not None:
+    value = _without_blanks(value, where, blanks)
+  if not isinstance(value, list) or not value or not all(map(is_text, value)):
     raise BadRecord(
       where,
       key,
-      f'"{key}" must be a list of at least one text, none of them blank; got {value!r:.60}.'
+      f'"{key}" must be a list of at least one text, none of them blank; got'
+      f" {record.get(key)!r:.60}."
       ' Write ["..."] even for one.',
     )
   return tuple(one.strip() for one in value)
 
 
-def nested_texts(record: dict[str, Any], key: str, inner: str, where: str) -> tuple[str, ...]:
+def nested_texts(
+  record: dict[str, Any], key: str, inner: str, where: str, blanks: BadRecords | None = None
+) -> tuple[str, ...]:
   """Returns the texts in a list of objects, such as `{"sentences": [{"raw": "A dog."}]}`.
 
   Args:
@@ -198,27 +193,31 @@ def nested_texts(record: dict[str, Any], key: str, inner: str, where: str) -> tu
     key: of the list.
     inner: key of the text in each object.
     where: position of the record, for messages.
+    blanks: counts the blank texts, which are skipped; None if a blank text is an error.
 
   Raises:
-    BadRecord: the list is missing or empty, or a text in it is.
+    BadRecord: the list is missing or empty, or a text in it is; with `blanks`, if all of them are.
   """
   value = record.get(key)
   if not isinstance(value, list) or not value:
     raise BadRecord(
       where, key, f'"{key}" must be a list of at least one object; got {value!r:.60}. Correct it.'
     )
-  return tuple(text_field(as_object(one, where), inner, where) for one in value)
+  entries = [as_object(one, where) for one in value]
+  if blanks is not None and all(inner in entry for entry in entries):
+    texts = _without_blanks([entry[inner] for entry in entries], where, blanks)
+    entries = [{inner: text} for text in texts] or entries
+  return tuple(text_field(entry, inner, where) for entry in entries)
 
 
-def _is_text(value: Any) -> bool:
-  """Whether a value is a text, is not blank, and can be encoded (JSON allows lone surrogates)."""
-  if not isinstance(value, str) or not value.strip():
-    return False
-  try:
-    value.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
+def _without_blanks(texts: list[Any], where: str, blanks: BadRecords) -> list[Any]:
+  """Leaves out blank texts, and null, which many exports write for one."""
+  kept = [
+    text for text in texts if not (text is None or (isinstance(text, str) and is_blank(text)))
+  ]
+  if kept:
+    blanks.blank_texts += [where] * (len(texts) - len(kept))
+  return kept
 
 
 class UniqueValues:

@@ -89,7 +89,7 @@ class Evaluator:
   def scores(
     self, params: Params, split: Split, indices: Sequence[int], file: Path | None = None
   ) -> dict[str, float]:
-    """Loss, caption scores and VQA accuracy; writes the predictions to `file` if it is given."""
+    """Loss, and scores of captions and answers; writes the predictions to `file` if it is given."""
     predictions = self.predict(params, split, indices)
     if file is not None:
       write_predictions(predictions, file)

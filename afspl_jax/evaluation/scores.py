@@ -11,9 +11,10 @@ from afspl_jax.evaluation.metrics.bleu import bleu_from_counts
 from afspl_jax.evaluation.metrics.captions import score_captions
 from afspl_jax.evaluation.metrics.dispersion import Dispersion, measure_dispersion
 from afspl_jax.evaluation.metrics.intervals import Interval, bootstrap
-from afspl_jax.evaluation.metrics.vqa import exact_match, vqa_accuracy
+from afspl_jax.evaluation.metrics.vqa import score_answers
 
 BLEU = ("bleu1", "bleu2", "bleu3", "bleu4")
+ANSWERS = ("exact_match", "vqa_accuracy")  # of questions with one answer, and with several
 
 
 @runtime_checkable
@@ -55,21 +56,17 @@ def score_predictions(predictions: Iterable[ScorableText]) -> dict[str, float]:
   """Scores captions as captions and answers as answers.
 
   Returns:
-    `bleu1` to `bleu4`, `cider` and `rouge_l` over all captions, if there are any;
-    `vqa_accuracy` over all answers, if there are any; and `exact_match` over the answers that
-    have one reference.
+    `bleu1` to `bleu4`, `cider` and `rouge_l` over the captions; `vqa_accuracy` over the answers to
+    questions with several references, and `exact_match` over those with one. A score without
+    predictions is absent.
   """
   predictions = list(predictions)
-  captions, answers, single = _by_task(predictions)
+  captions, answers = _by_task(predictions)
   scores: dict[str, float] = {}
   if captions:
     scores |= score_captions(*_texts(predictions, captions)).corpus()
-  if answers:
-    scores["vqa_accuracy"] = vqa_accuracy(*_texts(predictions, answers)).accuracy
-  if single:
-    texts, references = _texts(predictions, single)
-    scores["exact_match"] = exact_match(texts, [group[0] for group in references])
-  return scores
+  answered = score_answers(*_texts(predictions, answers))
+  return scores | {name: found.mean for name, (_, found) in answered.items()}
 
 
 def score_with_intervals(
@@ -81,7 +78,7 @@ def score_with_intervals(
     predictions: captions and answers.
     images: the image of each prediction; the bootstrap resamples whole images.
   """
-  captions, answers, single = _by_task(predictions)
+  captions, answers = _by_task(predictions)
   out: dict[str, Score] = {}
   if captions:
     found = score_captions(*_texts(predictions, captions))
@@ -93,10 +90,8 @@ def score_with_intervals(
     }
     out["cider"] = mean_score(found.cider_items, captions, images, found.cider)
     out["rouge_l"] = mean_score(found.rouge_l_items, captions, images, found.rouge_l)
-  for name, rows in (("vqa_accuracy", answers), ("exact_match", single)):
-    if rows:
-      correct = vqa_accuracy(*_texts(predictions, rows))
-      out[name] = mean_score(correct.items, rows, images, correct.accuracy)
+  for name, (index, correct) in score_answers(*_texts(predictions, answers)).items():
+    out[name] = mean_score(correct.items, [answers[i] for i in index], images, correct.mean)
   return out
 
 
@@ -162,11 +157,10 @@ def client_means(
   return {name: float(np.mean(values)) for name, values in of_client.items()}
 
 
-def _by_task(predictions: Sequence[ScorableText]) -> tuple[list[int], list[int], list[int]]:
-  """Indices of the captions, of the answers, and of the answers with one reference."""
+def _by_task(predictions: Sequence[ScorableText]) -> tuple[list[int], list[int]]:
+  """Indices of the captions, and of the answers."""
   captions = [i for i, p in enumerate(predictions) if not p.question]
-  answers = [i for i, p in enumerate(predictions) if p.question]
-  return captions, answers, [i for i in answers if len(predictions[i].references) == 1]
+  return captions, [i for i, p in enumerate(predictions) if p.question]
 
 
 def _texts(

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from afspl_jax.config.experiment import Data
 from afspl_jax.data.bad_records import BadRecords, MissingData
 from afspl_jax.data.read_ahead import map_ahead
-from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_splits
+from afspl_jax.data.splits import SPLITS
 from afspl_jax.errors import SettingError, UserError
 from afspl_jax.reporting.text_table import align_columns
 from afspl_jax.types import Example, Source
@@ -75,6 +75,9 @@ def check_data_set(data: Data, jobs: int = 0) -> DataReport:
   hashes, undecodable = _decode(sources, examples, jobs)
   leaks, warnings = _duplicates(hashes)
   warnings += [f"{split} has no images" for split in SPLITS if not examples.get(split)]
+  if found.blank_texts:
+    number, first = len(found.blank_texts), found.blank_texts[0]
+    warnings.append(f"{number:,} blank answers are skipped, the first of {first}")
   empty = [] if any(examples.values()) else [f"{_name(data)}: expected records; got none"]
   return DataReport(
     lines=[

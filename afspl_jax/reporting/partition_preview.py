@@ -7,8 +7,8 @@ from typing import Any
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.data import manifest
 from afspl_jax.data.partition import PICTURE, check_split_images, partition, save_partition
-from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_sources
+from afspl_jax.data.splits import SPLITS
 from afspl_jax.errors import UserError
 
 _WIDTHS = (8, 10, 8)  # of the columns of splits

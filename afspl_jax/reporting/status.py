@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from afspl_jax.errors import UserError
+from afspl_jax.evaluation.scores import ANSWERS
 from afspl_jax.reporting.text_table import align_columns
 from afspl_jax.storage.client_status import Outcome, parse_status
 from afspl_jax.storage.json_text import parse_json
@@ -72,7 +73,7 @@ def run_state(run: Path, metrics: Sequence[JsonLine]) -> str:
   return "finished" if any(line["split"].startswith("test") for line in metrics) else "stopped"
 
 
-_SCORES = ("loss", "cider", "bleu4", "rouge_l", "vqa_accuracy")
+_SCORES = ("loss", "cider", "bleu4", "rouge_l", *ANSWERS)
 _HEAD = ("site", "ok", "missed", "seconds", "MB up", "loss", "last")
 
 

@@ -18,8 +18,8 @@ from afspl_jax.data.bad_records import MissingData
 from afspl_jax.data.batches import Split
 from afspl_jax.data.features import default_cache
 from afspl_jax.data.partition import Clients, check_split_images, partition
-from afspl_jax.data.records import SPLITS
 from afspl_jax.data.sources import open_sources
+from afspl_jax.data.splits import SPLITS
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import Evaluator
 from afspl_jax.federation import strategies

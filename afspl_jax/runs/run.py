@@ -10,6 +10,7 @@ from tqdm import tqdm
 from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.data.partition import save_partition
 from afspl_jax.evaluation.generate import evenly_spread
+from afspl_jax.evaluation.scores import ANSWERS
 from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.update_clipping import clipping_of
@@ -39,7 +40,7 @@ PlanRunner = Callable[[Setup, Plan, Progress], Params]
 # Scores the shared leaves after a round; returns None if the round is not scored.
 Evaluate = Callable[[int, Params], dict[str, float] | None]
 
-HEADLINE = ("cider", "bleu4", "rouge_l", "vqa_accuracy", "loss")
+HEADLINE = ("cider", "bleu4", "rouge_l", *ANSWERS, "loss")
 
 
 def score_no_round(round: int, params: Params) -> None:

@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from afspl_jax.config.experiment import Data
+from afspl_jax.data.annotation_files import files_by_split
 from afspl_jax.data.bad_records import BadRecords, MissingData
 from afspl_jax.data.sources import open_source
 from afspl_jax.data.sources.coco_json import open_splits
@@ -63,6 +65,48 @@ def test_a_split_that_no_file_serves_is_named(tmp_path):
     opened("coco_json", folder)
   with pytest.raises(UserError, match="got none of train"):
     open_source(Data(source="coco_json", dir=str(folder)), "train")
+
+
+def test_ids_are_one_with_and_without_padding_and_point(tmp_path):
+  folder = write(
+    tmp_path,
+    images_3={"id": "000000000003", "file_name": "000000000003.jpg"},
+    annotations_3={"image_id": 3.0, "caption": "a caption"},
+  )
+  by_id = {example.id: example for example in examples(opened("coco_json", folder))}
+  assert len(by_id) == 40 and by_id["3"].references == ("a caption", "caption 3 1")
+
+
+@pytest.mark.parametrize(
+  "tag, split",
+  [
+    ("Train2017", "train"),
+    ("VAL", "validation"),
+    ("valid", "validation"),
+    ("dev", "validation"),
+    ("validation_set", "validation"),
+    ("testset", "test"),
+    ("re-evaluation", "train"),
+  ],
+)
+def test_the_split_of_a_file_is_a_word_of_its_name(tmp_path, tag, split):
+  path = write_json(tmp_path / f"captions_{tag}.json", {})
+  assert files_by_split(tmp_path, "captions*.json", "") == {split: path}
+
+
+def test_images_are_found_if_the_folder_spells_their_names_otherwise(tmp_path):
+  names = [unicodedata.normalize("NFC", f"ä{i}.jpg") for i in range(40)]
+  write_images(tmp_path / "images", [unicodedata.normalize("NFD", name) for name in names])
+  said = content() | {"images": [{"id": i, "file_name": name} for i, name in enumerate(names)]}
+  write_json(tmp_path / "captions.json", said)
+  assert len(images(opened("coco_json", tmp_path))) == 40
+
+
+def test_a_key_twice_in_an_object_is_named_with_its_place(tmp_path):
+  path = write(tmp_path) / "captions_train2017.json"
+  path.write_text('{"images": [],\n "annotations": [{"image_id": 1, "image_id": 2}]}')
+  with pytest.raises(UserError, match=f"{path}: .* key 'image_id' twice in one object: line 2"):
+    opened("coco_json", tmp_path)
 
 
 FAULTS = [

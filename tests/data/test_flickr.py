@@ -72,7 +72,7 @@ def test_a_missing_image_is_named(tmp_path):
 
 def test_lists_of_the_data_set_define_the_splits(tmp_path):
   folder = write(tmp_path, "captions.txt")
-  for name, numbers in (("train", range(10)), ("dev", range(10, 15)), ("test", range(15, 17))):
+  for name, numbers in (("Train", range(10)), ("valid", range(10, 15)), ("test", range(15, 17))):
     text = "".join(f"{i}.jpg\n" for i in numbers)
     (folder / f"Flickr_8k.{name}Images.txt").write_text(text)
   sources = opened("flickr", folder)

@@ -43,7 +43,7 @@ def test_train_is_karpathys_train_and_restval(tmp_path):
   "bad, complaint",
   [
     (7, "image 3: expected a JSON object"),
-    (entry(2, split="dev"), 'image 3: "split" must be one of train, restval, val, test'),
+    (entry(2, split="held out"), 'image 3: "split" must be one of train, restval, val, test'),
     (entry(2, sentences=[]), 'image 3: "sentences" must be a list of at least one object'),
     (entry(2, sentences=[{"raw": ""}]), 'image 3: "raw" must be text, not blank'),
     (entry(2, sentences=["a"]), "image 3: expected a JSON object; got 'a'"),

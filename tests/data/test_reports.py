@@ -39,6 +39,16 @@ def test_a_study_is_one_montage_of_its_images(tmp_path):
   assert not picture[:2].any() and not picture[6:].any()
 
 
+def test_the_lists_may_have_other_names_of_their_splits(tmp_path):
+  folder = write(tmp_path, [study(i) for i in range(5)])
+  content = {"Train": [study(0)], "train": [study(1)], "valid": [study(7)], "test": [study(8)]}
+  write_json(folder / "annotation.json", content)
+  assert [len(source) for source in opened("reports", folder).values()] == [2, 1, 1]
+  write_json(folder / "annotation.json", {"train": [study(0)], "test": [study(8)]})
+  with pytest.raises(UserError, match='expected an object with a list "val"'):
+    opened("reports", folder)
+
+
 def test_another_image_of_a_study_changes_the_fingerprint(tmp_path):
   folder = write(tmp_path, [study(i) for i in range(5)])
   first = opened("reports", folder)

@@ -52,6 +52,30 @@ def test_all_ten_answers_of_a_question_are_kept(tmp_path):
   assert by_id["104"].labels == ("yes/no",)
 
 
+def test_a_blank_answer_of_several_is_skipped_and_counted(tmp_path, capsys):
+  answers = [{"answer": text} for text in ["yes", "", "no", " \u200b", None]]
+  folder = write(tmp_path, annotations=[(3, annotation(3, answers=answers))])
+  found = {example.id: example.references for example in examples(opened("vqa_v2", folder))}
+  assert len(found) == 80 and found["103"] == ("yes", "no")
+  said = capsys.readouterr().out
+  assert "left out 3 blank answers, the first of " in said and "annotation 4\n" in said
+
+
+def test_ids_are_one_with_and_without_padding_and_point(tmp_path):
+  folder = write(
+    tmp_path,
+    questions=[(2, question(2, image_id=1.0)), (3, question(3, image_id="000000000001"))],
+    annotations=[
+      (2, annotation(2, image_id="01", question_id=102.0)),
+      (3, annotation(3, question_id="0103")),
+      (4, {key: value for key, value in annotation(4).items() if key != "image_id"}),
+    ],
+  )
+  found = {example.id: example.image for example in examples(opened("vqa_v2", folder))}
+  assert len(found) == 80
+  assert found["102"] == found["103"] == "COCO_val2014_000000000001.jpg"
+
+
 def test_val_serves_validation_and_test(tmp_path):
   write(tmp_path, "train2014", count=20)
   sources = opened("vqa_v2", write(tmp_path))
@@ -85,6 +109,14 @@ def test_question_files_without_annotations_are_ignored(tmp_path):
       'annotation 4: "answer" must',
     ),
     ({"annotations": [(3, annotation(2))]}, 'annotation 4: "question_id" must be unique'),
+    (
+      {"annotations": [(3, annotation(3, image_id=5))]},
+      "annotation 4: \"image_id\" must be that of the question, '1'; got '5'. Correct one",
+    ),
+    (
+      {"annotations": [(3, annotation(3, answers=[{"answer": ""}, {"answer": 7}]))]},
+      'annotation 4: "answer" must be text',
+    ),
     (
       {"annotations": [(3, annotation(99))]},
       'annotation 4: "question_id" must be the id of an entry',
@@ -150,7 +182,7 @@ def test_questions_find_real_photos_of_2017(tmp_path):
   (tmp_path / "images").symlink_to(shared / "images")
   asked = [question(i, image_id=number) for i, number in enumerate(numbers)]
   write_json(tmp_path / "questions.json", {"questions": asked})
-  annotations = [annotation(i) for i in range(len(numbers))]
+  annotations = [annotation(i, image_id=number) for i, number in enumerate(numbers)]
   write_json(tmp_path / "annotations.json", {"annotations": annotations})
   found = examples(sources := opened("vqa_v2", tmp_path))
   assert len(found) == len(images(sources)) == 86

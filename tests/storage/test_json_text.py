@@ -1,6 +1,7 @@
-"""JSON from outside: deep nesting is rejected."""
+"""JSON from outside: what is unclear or nested too deep is rejected."""
 
 import json
+import re
 
 import pytest
 
@@ -33,3 +34,26 @@ def test_values_are_those_of_pythons_parser(value):
 def test_invalid_json_is_a_value_error(text):
   with pytest.raises(ValueError, match=r".+"):
     json_text.parse_json(text)
+
+
+@pytest.mark.parametrize(
+  ("text", "problem"),
+  [
+    ('{"a": 1, "a": 1}', "the key 'a' twice in one object: line 1 column 10 (char 9)"),
+    ('[{"a": 1},\n {"b": {"c": 1},\n "b": 2}]', "the key 'b' twice in one object: line 3 column 2"),
+    ('{"a": {"a": 1}, "b": ["a", "a"], "\\u0061": 2}', "the key 'a' twice in one object: line 1"),
+    ('{"a": "\\"a\\": {", "a" : 1}', "the key 'a' twice in one object: line 1 column 19"),
+    ('{"id": NaN}', "the number NaN, which is not finite: line 1 column 8"),
+    ('["NaN", true, null, -1.5e3, 2, -Infinity]', "the number -Infinity, which is not finite"),
+    ("[1,\n 1e999]", "the number 1e999, which is not finite: line 2 column 2"),
+  ],
+)
+def test_what_readers_of_json_disagree_on_is_rejected_with_its_place(text, problem):
+  for given in (text, text.encode(), text.encode("utf-16")):
+    with pytest.raises(ValueError, match=re.escape(problem)):
+      json_text.parse_json(given)
+
+
+def test_the_same_key_in_several_objects_is_accepted():
+  value = [{"a": {"a": 1, "b": [{"a": 2}, {"a": 3}]}}, {"a": 9**400}]
+  assert json_text.parse_json(json.dumps(value)) == value

@@ -13,14 +13,8 @@ from afspl_jax.data.image_files import (
   find_image_folder,
   sources_by_split,
 )
-from afspl_jax.data.records import (
-  as_object,
-  hashed_split,
-  list_entries,
-  read_json_file,
-  splits_served,
-  text_field,
-)
+from afspl_jax.data.records import as_object, id_field, list_entries, read_json_file, text_field
+from afspl_jax.data.splits import hashed_split, splits_served
 from afspl_jax.types import Example
 
 PATTERN = "captions*.json"
@@ -70,7 +64,7 @@ def _open(
   captions: dict[str, list[str]] = {}
   for where, entry in list_entries(content, "annotations", path):
     with bad_records.skipping():
-      image = text_field(as_object(entry, where), "image_id", where, number=True)
+      image = id_field(as_object(entry, where), "image_id", where)
       if files.knows(image, where, "image_id", "images"):
         captions.setdefault(image, []).append(text_field(entry, "caption", where))
   found = []

@@ -6,6 +6,7 @@
 
 import csv
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from afspl_jax.data.image_files import (
   find_image_folder,
   sources_by_split,
 )
-from afspl_jax.data.records import hashed_split, text_lines
+from afspl_jax.data.records import text_lines
+from afspl_jax.data.splits import hashed_split, named_split
 from afspl_jax.errors import UserError
+from afspl_jax.storage.text_check import is_text
 from afspl_jax.types import Example
 
 PATTERNS = ("captions.txt", "results.csv", "*.token", "*.token.txt")
@@ -33,7 +36,7 @@ FOLDERS = (
   "flickr30k_images",
   "",
 )
-_LISTS = {"trainImages": "train", "devImages": "validation", "testImages": "test"}
+_LISTS = "Images"  # ends the names of lists of images, after that of a split
 _HOW = f"Put one of {', '.join(PATTERNS)} there, and the images beside it, in Images/"
 
 
@@ -70,7 +73,10 @@ def open_splits(
       captions.setdefault(images.find(image, where), []).append(caption)
   listed = _listed(folder)
   found = (
-    (listed.get(image, "") if listed else hashed_split(image), Example(image, image, tuple(texts)))
+    (
+      listed.get(_composed(image), "") if listed else hashed_split(image),
+      Example(image, image, tuple(texts)),
+    )
     for image, texts in captions.items()
   )
   return sources_by_split(splits, found, images)
@@ -109,23 +115,27 @@ def _row(line: str, where: str, form: str, split: Callable[[str], list[str]]) ->
     parts = [part.strip() for part in split(line)]
   except csv.Error:
     parts = []
-  if len(parts) != 2 or not all(parts):
+  if len(parts) != 2 or not all(map(is_text, parts)):
     raise BadRecord(
       where, "no caption", f"expected {form}; got {line!r:.80}. Correct or remove the line."
     )
   return parts[0], parts[1]
 
 
+def _composed(name: str) -> str:
+  return unicodedata.normalize("NFC", name)
+
+
 def _listed(folder: Path) -> dict[str, str]:
   """The split of each image in the lists of the data set."""
   out: dict[str, str] = {}
-  for path in sorted(folder.glob("*Images.txt")):
-    for end, split in _LISTS.items():
-      if path.stem.endswith(end):
-        for where, name in text_lines(path, BadRecords()):
-          if out.setdefault(name.strip(), split) != split:
-            raise UserError(
-              f"{where}: expected an image of {split} only; got {name.strip()!r:.60}, which is also"
-              f" in {out[name.strip()]}. Remove one."
-            )
+  for path in sorted(folder.glob(f"*{_LISTS}.txt")):
+    split = named_split(re.split(r"[\W_]", path.stem.removesuffix(_LISTS))[-1])
+    for where, name in text_lines(path, BadRecords()) if split else ():
+      image = _composed(name.strip())
+      if out.setdefault(image, split) != split:
+        raise UserError(
+          f"{where}: expected an image of {split} only; got {image!r:.60}, which is also in"
+          f" {out[image]}. Remove one."
+        )
   return out

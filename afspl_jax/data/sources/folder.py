@@ -21,20 +21,18 @@ from afspl_jax.data.image_files import (
   sources_by_split,
 )
 from afspl_jax.data.records import (
-  SPLITS,
   ConsistentValues,
   UniqueValues,
   as_object,
-  hashed_split,
   json_line_values,
   text_field,
   text_list,
 )
+from afspl_jax.data.splits import SPLITS, hashed_split, named_split
 from afspl_jax.types import Example
 
 FILE = "captions.jsonl"
 KEYS = ("image", "captions", "question", "answers", "site", "labels", "split", "id")
-_ALSO = {"val": "validation"}
 _LONGEST_SITE = 80  # characters of a name in a federation
 _HOW = f"""Write it: a line for each image in {FILE}, such as
   {{"image": "scans/17.png", "captions": ["No acute findings."], "site": "aachen"}}"""
@@ -57,7 +55,7 @@ def open_splits(
   path = data_folder(data.dir) / FILE
   if not os.path.isfile(path):
     raise missing_data(f"no {FILE} in {data_folder(data.dir).absolute()}", _HOW)
-  reader = _Reader(ImageFolder(path.parent))
+  reader = _Reader(ImageFolder(path.parent), bad_records)
   read: list[tuple[str, list[tuple[str, Example]]]] = []
   for where, record in json_line_values(path, bad_records):
     with bad_records.skipping():
@@ -75,8 +73,8 @@ def open_splits(
 
 
 class _Reader:
-  def __init__(self, images: ImageFolder):
-    self.images = images
+  def __init__(self, images: ImageFolder, blanks: BadRecords):
+    self.images, self._blanks = images, blanks
     self._ids, self._sites, self._splits = (
       UniqueValues("id"),
       ConsistentValues("site"),
@@ -112,7 +110,8 @@ class _Reader:
       captions = text_list(record, "captions", where)
       out.append(Example(id=name, references=captions, **common))
     if "question" in record or "answers" in record:
-      question, answers = text_field(record, "question", where), text_list(record, "answers", where)
+      question = text_field(record, "question", where)
+      answers = text_list(record, "answers", where, self._blanks)
       asked = f"{name}-q" if out else name
       out.append(Example(id=asked, references=answers, question=question, **common))
     if not out:
@@ -132,14 +131,13 @@ def _split(record: dict[str, Any], image: str, where: str) -> str:
   if "split" not in record:
     return hashed_split(image)
   split = text_field(record, "split", where)
-  split = _ALSO.get(split, split)
-  if split not in SPLITS:
+  if not named_split(split):
     raise BadRecord(
       where,
       "split",
       f'"split" must be one of {", ".join(SPLITS)}; got {split!r:.60}. Correct or remove it.',
     )
-  return split
+  return named_split(split)
 
 
 def _check_keys(record: dict[str, Any], where: str) -> None:

@@ -15,16 +15,18 @@ from afspl_jax.data.image_files import (
 from afspl_jax.data.records import (
   UniqueValues,
   as_object,
+  id_field,
   list_entries,
   nested_texts,
   read_json_file,
   text_field,
 )
 from afspl_jax.data.sources import flickr
+from afspl_jax.data.splits import named_split
 from afspl_jax.types import Example
 
 PATTERNS = ("dataset_*.json",)
-_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
+_RESTVAL = "restval"  # images of COCO's validation part that train has
 _HOW = """\
 Put one of dataset_coco.json, dataset_flickr8k.json and dataset_flickr30k.json of Karpathy's
   caption_datasets.zip there, and the images beside it: COCO's in train2014/ and val2014/"""
@@ -52,16 +54,18 @@ def open_splits(
       entry = as_object(entry, where)
       name = text_field(entry, "filename", where)
       below = f"{text_field(entry, 'filepath', where)}/{name}" if entry.get("filepath") else name
-      split = text_field(entry, "split", where)
-      if split not in _SPLITS:
+      name_of_split = text_field(entry, "split", where)
+      split = "train" if name_of_split == _RESTVAL else named_split(name_of_split)
+      if not split:
         raise BadRecord(
           where,
           "split",
-          f'"split" must be one of {", ".join(_SPLITS)}; got {split!r:.60}. Correct it.',
+          f'"split" must be one of train, restval, val, test; got {name_of_split!r:.60}. Correct'
+          " it.",
         )
       captions = nested_texts(entry, "sentences", "raw", where)
-      record_id = text_field(entry, "cocoid", where, number=True) if "cocoid" in entry else below
-      read.append((where, (below, name), _SPLITS[split], record_id, captions))
+      record_id = id_field(entry, "cocoid", where) if "cocoid" in entry else below
+      read.append((where, (below, name), split, record_id, captions))
   names = [[both[i] for _, both, *_ in read] for i in range(2)]
   root, naming = find_image_folder(folder, ("", *flickr.FOLDERS), names, path)
   images, names_seen, ids = ImageFolder(root), UniqueValues("filename"), UniqueValues("cocoid")

@@ -25,10 +25,11 @@ from afspl_jax.data.records import (
   text_field,
   text_list,
 )
+from afspl_jax.data.splits import named_split
 from afspl_jax.types import Example
 
 FILE, KEY = "annotation.json", "image_path"
-_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # R2Gen's names
 _HOW = f"Put R2Gen's {FILE} there, and the images in images/ beside it"
 
 
@@ -56,7 +57,7 @@ def open_splits(
   content = read_json_file(path)
   entries = [
     (split, where, entry)
-    for split, name in _SPLITS.items()
+    for split, name in _lists(content)
     for where, entry in list_entries(content, name, path)
   ]
   names = [name for _, _, entry in entries for name in _named(entry)]
@@ -73,6 +74,16 @@ def open_splits(
       montages[study] = files
       found.append((split, Example(id=study, image=study, references=(report,))))
   return sources_by_split(splits, found, images, montages)
+
+
+def _lists(content: Any) -> list[tuple[str, str]]:
+  """Pairs of a split and the key of a list of its studies; a missing list has R2Gen's key."""
+  keys = list(content) if isinstance(content, dict) else []
+  return [
+    (split, key)
+    for split, name in _SPLITS.items()
+    for key in [key for key in keys if named_split(key) == split] or [name]
+  ]
 
 
 def _named(entry: Any) -> list[str]:

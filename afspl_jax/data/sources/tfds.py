@@ -4,25 +4,20 @@
 feature. Roles are image, captions, question, answers, labels, site and id.
 """
 
+import numbers
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from afspl_jax.config.experiment import Data
 from afspl_jax.data.bad_records import BadRecord, BadRecords
-from afspl_jax.data.records import (
-  UniqueValues,
-  split_portions,
-  splits_served,
-  text_field,
-  text_list,
-)
+from afspl_jax.data.records import UniqueValues, number_text, text_field, text_list
+from afspl_jax.data.splits import SPLITS, named_split, split_portions, splits_served
 from afspl_jax.data.tfds_reader import Builder, TfdsSource, open_prepared, tfds_folder
 from afspl_jax.errors import SettingError
 from afspl_jax.types import Example
 
 ROLES = ("image", "captions", "question", "answers", "labels", "site", "id")
-_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _HOW = """\
   Prepare it there as array_record, where TensorFlow may be installed:
   tfds build {} --file_format=array_record --data_dir={}
@@ -53,10 +48,10 @@ def open_splits(
   builder = open_prepared(name, data.dir, _HOW.format(name, tfds_folder(data.dir)))
   features = {role: _feature(builder, role, path) for role, path in roles.items()}
   image = features.pop("image").path[0]
-  own = {_SPLITS[split]: split for split in reversed(builder.info.splits) if split in _SPLITS}
+  own = {named_split(split): split for split in reversed(builder.info.splits) if named_split(split)}
   if not own:
     raise SettingError(
-      f"data.source={data.source}: expected one of the splits {', '.join(_SPLITS)}; got"
+      f"data.source={data.source}: expected one of the splits {', '.join(SPLITS)}; got"
       f" {', '.join(builder.info.splits)}. Use another data set."
     )
   out = {}
@@ -65,7 +60,7 @@ def open_splits(
       if split in splits:
         # Data sets are shuffled when they are written.
         cut = f"[{start:.0%}:{end:.0%}]" if len(among) > 1 else ""
-        adapt = _Reader(features).read
+        adapt = _Reader(features, bad_records).read
         reading = (builder, f"{own[part]}{cut}", adapt, bad_records, image, data.fields)
         out[split] = TfdsSource(*reading)
   return {split: out[split] for split in splits if split in out}
@@ -132,8 +127,8 @@ def _paths(feature: Any) -> list[str]:
 class _Reader:
   """Makes examples from the records of one split."""
 
-  def __init__(self, features: Mapping[str, _Feature]):
-    self._features = features
+  def __init__(self, features: Mapping[str, _Feature], blanks: BadRecords):
+    self._features, self._blanks = features, blanks
     self._ids = UniqueValues("id")
 
   def read(self, record: Mapping[str, Any], image: str, where: str) -> list[Example]:
@@ -172,7 +167,7 @@ class _Reader:
         out.append(
           Example(
             id=f"{name}-q{i}" if several or out else name,
-            references=text_list(pair, "answers", where),
+            references=text_list(pair, "answers", where, self._blanks),
             question=text_field(pair, "question", where),
             **common,
           )
@@ -188,12 +183,14 @@ class _Reader:
 
 
 def _worded(value: Any, names: Sequence[str]) -> Any:
-  """Texts for numbers: the names of classes, and "" for -1, which means no class."""
+  """Texts for numbers: the names of classes, and "" for -1, which means no class, and for NaN."""
   if isinstance(value, list):
     return [_worded(part, names) for part in value]
   if isinstance(value, str):
     return value
-  return (names[int(value)] if int(value) >= 0 else "") if names else str(value)
+  if names:
+    return names[int(value)] if int(value) >= 0 else ""
+  return number_text(value) if isinstance(value, numbers.Real) else str(value)
 
 
 def _several(value: Any) -> list[Any]:

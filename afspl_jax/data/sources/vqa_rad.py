@@ -1,5 +1,6 @@
 """VQA-RAD: clinicians' questions about radiology images of three organs (Lau et al. 2018)."""
 
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -16,18 +17,18 @@ from afspl_jax.data.records import (
   ConsistentValues,
   UniqueValues,
   as_object,
-  hashed_split,
   list_entries,
   read_json_file,
   text_field,
 )
+from afspl_jax.data.splits import hashed_split
 from afspl_jax.types import Example
 
-FILE, IMAGES = "trainset.json", "images"
+FILES, IMAGES = ("trainset.json", "testset.json"), "images"
 _SITES = {"HEAD": "head", "CHEST": "chest", "ABD": "abdomen"}
 _HOW = f"""\
-Download the public data set VQA-RAD (Lau et al. 2018) from OSF and put it there: its JSON file as
-  {FILE}, its image folder as {IMAGES}/"""
+Download the public data set VQA-RAD (Lau et al. 2018) from OSF and put it there: its JSON files as
+  {" and ".join(FILES)}, or one of them, its image folder as {IMAGES}/"""
 
 
 def open_splits(
@@ -35,13 +36,13 @@ def open_splits(
 ) -> dict[str, FileSource]:
   """Opens splits: 70, 10 and 20 % of the images by the hash of their names.
 
-  The data set's test part is not used, because its questions are about images of the training part.
-  Questions and answers are lower-cased, because the data set has both "Yes" and "yes", and tabs are
-  replaced by spaces.
+  Both files together are split, because the questions of the data set's test part are about images
+  of its training part. One of the files is enough. Questions and answers are lower-cased, because
+  the data set has both "Yes" and "yes", and tabs are replaced by spaces.
 
   Args:
     splits: names of the splits.
-    data: `dir` holds trainset.json and images/.
+    data: `dir` holds trainset.json, testset.json or both, and images/.
     bad_records: collects the records that are left out.
 
   Raises:
@@ -49,12 +50,15 @@ def open_splits(
     UserError: the file has another format, or too many records are bad.
   """
   folder = data_folder(data.dir)
-  path, root = folder / FILE, folder / IMAGES
-  if not os.path.isfile(path) or not os.path.isdir(root):
-    raise missing_data(f"no {FILE} and folder {IMAGES} of VQA-RAD in {folder.absolute()}", _HOW)
+  paths, root = [folder / name for name in FILES if (folder / name).is_file()], folder / IMAGES
+  if not paths or not os.path.isdir(root):
+    raise missing_data(
+      f"no {' or '.join(FILES)}, and folder {IMAGES} of VQA-RAD in {folder.absolute()}", _HOW
+    )
   images, ids, organs = ImageFolder(root), UniqueValues("qid"), ConsistentValues("image_organ")
   found = []
-  for where, record in list_entries(read_json_file(path), "", path):
+  entries = (list_entries(read_json_file(path), "", path) for path in paths)
+  for where, record in itertools.chain.from_iterable(entries):
     with bad_records.skipping():
       record = as_object(record, where)
       number = text_field(record, "qid", where, number=True)

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from afspl_jax.config.experiment import Data
 from afspl_jax.data.annotation_files import entries_by_id, files_by_split
-from afspl_jax.data.bad_records import BadRecords
+from afspl_jax.data.bad_records import BadRecord, BadRecords
 from afspl_jax.data.image_files import (
   FileSource,
   ImageFolder,
@@ -19,13 +19,15 @@ from afspl_jax.data.image_files import (
   sources_by_split,
 )
 from afspl_jax.data.records import (
-  hashed_split,
+  id_field,
   list_entries,
   nested_texts,
+  number_text,
+  plain_id,
   read_json_file,
-  splits_served,
   text_field,
 )
+from afspl_jax.data.splits import hashed_split, splits_served
 from afspl_jax.errors import UserError
 from afspl_jax.types import Example
 
@@ -76,6 +78,33 @@ def open_splits(
   return {split: out[split] for split in splits if split in out}
 
 
+class _Question(NamedTuple):
+  image_id: str
+  image: str
+  text: str
+
+
+class _Answers(NamedTuple):
+  image_id: str  # "" if the annotation has none
+  texts: tuple[str, ...]
+  kind: str
+
+
+def _check_same_image(question: _Question, answers: _Answers, where: str) -> None:
+  """Checks that a question and its answers are about one image.
+
+  Raises:
+    BadRecord: the annotation has another image.
+  """
+  if answers.image_id not in ("", question.image_id):
+    raise BadRecord(
+      where,
+      "image_id differs",
+      f'"image_id" must be that of the question, {question.image_id!r:.60}; got'
+      f" {answers.image_id!r:.60}. Correct one of them.",
+    )
+
+
 def _read(
   path: Path, answers: Path, folder: Path, bad_records: BadRecords
 ) -> tuple[list[Example], ImageFolder]:
@@ -84,20 +113,25 @@ def _read(
   subtype = str(content.get("data_subtype", ""))
   part = subtype if re.fullmatch(r"[\w-]+", subtype) else ""  # names a folder, which must be inside
   shown = dict.fromkeys(
-    str(e["image_id"]) for _, e in entries if isinstance(e, dict) and "image_id" in e
+    plain_id(number_text(e["image_id"]) or str(e["image_id"]))
+    for _, e in entries
+    if isinstance(e, dict) and "image_id" in e
   )
   namings = [[name(number, part) for number in shown] for name in _NAMES]
   root, naming = find_image_folder(folder, ("", part, "images", f"images/{part}"), namings, path)
   images = ImageFolder(root)
 
-  def question(entry: dict[str, Any], where: str) -> tuple[str, str]:
-    name = _NAMES[naming](text_field(entry, "image_id", where, number=True), part)
-    return images.find(name, where, "image_id"), text_field(entry, "question", where)
+  def question(entry: dict[str, Any], where: str) -> _Question:
+    number = id_field(entry, "image_id", where)
+    image = images.find(_NAMES[naming](number, part), where, "image_id")
+    return _Question(number, image, text_field(entry, "question", where))
 
-  def answer(entry: dict[str, Any], where: str) -> tuple[tuple[str, ...], str]:
+  def answer(entry: dict[str, Any], where: str) -> _Answers:
+    number = id_field(entry, "image_id", where) if "image_id" in entry else ""
     kind = text_field(entry, "answer_type", where) if "answer_type" in entry else ""
     # Most of the 4.4 million answers in train are one of a few texts.
-    return tuple(map(sys.intern, nested_texts(entry, "answers", "answer", where))), kind
+    texts = nested_texts(entry, "answers", "answer", where, blanks=bad_records)
+    return _Answers(number, tuple(map(sys.intern, texts)), kind)
 
   asked = entries_by_id(entries, "question_id", question, bad_records)
   given = list_entries(read_json_file(answers), "annotations", answers)
@@ -107,12 +141,13 @@ def _read(
       asked.knows(number, where, "question_id", "questions")
   kinds: dict[str, Counter[str]] = {}
   both = []
-  for number, (where, (image, words)) in asked.values.items():
+  for number, (where, asking) in asked.values.items():
     with bad_records.skipping():
       if answered.knows(number, where, "question_id", "annotations"):
-        texts, kind = answered.values[number][1]
-        kinds.setdefault(image, Counter()).update([kind] if kind else [])
-        both.append(Example(id=number, image=image, references=texts, question=words))
+        found_at, reply = answered.values[number]
+        _check_same_image(asking, reply, found_at)
+        kinds.setdefault(asking.image, Counter()).update([reply.kind] if reply.kind else [])
+        both.append(Example(number, asking.image, reply.texts, asking.text))
   labels = {
     image: tuple(sorted(counts, key=lambda kind: (-counts[kind], kind)))
     for image, counts in kinds.items()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from afspl_jax.evaluation.scores import ANSWERS
 from afspl_jax.reporting.html.clients import MISSED, update_outcome
 from afspl_jax.reporting.html.curves import TITLES
 from afspl_jax.reporting.html.files import RunFiles
@@ -94,7 +95,7 @@ def _without_image(run: RunFiles) -> list[str]:
   return [
     f"{TITLES[name]} is {format_number(blind[name])} without the image, and"
     f" {format_number(test[name])} with it: only the difference comes from the image."
-    for name in ("cider", "vqa_accuracy")
+    for name in ("cider", *ANSWERS)
     if test and blind and None not in (test.get(name), blind.get(name))
   ]
 

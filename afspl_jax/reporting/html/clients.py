@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from afspl_jax.evaluation.scores import ANSWERS
 from afspl_jax.reporting.html import charts
 from afspl_jax.reporting.html.charts import AxisTitles, Chart
 from afspl_jax.reporting.html.curves import TITLES, thin_out
@@ -74,7 +75,7 @@ def client_charts(run: RunFiles) -> list[Chart]:
   """Outcomes by round, scores of both models, and the number of examples of each client."""
   who = summarise_clients(run)
   drawn = [_outcomes(run)] if run.clients else []
-  scored = ("cider", "vqa_accuracy")
+  scored = ("cider", *ANSWERS)
   drawn += [found for name in scored if (found := _score_chart(who, name, TITLES[name]))]
   sizes = [client for client in who if client.examples is not None]
   return drawn + ([_sizes(sizes)] if sizes else [])
@@ -242,8 +243,10 @@ def clients_table(run: RunFiles) -> Table:
 _COLUMNS = {
   "global_cider": "CIDEr, global model",
   "personal_cider": "CIDEr, personalised",
-  "global_vqa_accuracy": "VQA, global model",
-  "personal_vqa_accuracy": "VQA, personalised",
+  "global_exact_match": "Exact match, global model",
+  "personal_exact_match": "Exact match, personalised",
+  "global_vqa_accuracy": "VQA accuracy, global model",
+  "personal_vqa_accuracy": "VQA accuracy, personalised",
 }
 
 

@@ -16,6 +16,7 @@ TITLES = {
   "cider": "CIDEr",
   "bleu4": "BLEU-4",
   "rouge_l": "ROUGE-L",
+  "exact_match": "Exact match",
   "vqa_accuracy": "VQA accuracy",
 }
 _MEANING = {
@@ -23,7 +24,13 @@ _MEANING = {
   "cider": "Similarity of captions to human captions, from 0 to 10; higher is better.",
   "bleu4": "Overlap of 4-grams with the references, from 0 to 1; higher is better.",
   "rouge_l": "Longest common subsequence with a reference, from 0 to 1; higher is better.",
-  "vqa_accuracy": "Fraction of correct answers, from 0 to 1; higher is better.",
+  "exact_match": (
+    "Fraction of the questions with one answer that are answered with exactly it, after"
+    " normalisation, from 0 to 1; higher is better."
+  ),
+  "vqa_accuracy": (
+    "VQAv2's accuracy over the questions with several answers, from 0 to 1; higher is better."
+  ),
 }
 _EPSILON = (
   "Privacy loss of one client over all rounds so far: ε of differential privacy at the run's δ;"

@@ -18,8 +18,8 @@ from afspl_jax.data.sources.shapes import shapes_exist
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.metrics.cider import cider
 from afspl_jax.evaluation.metrics.ptb import tokenize
-from afspl_jax.evaluation.metrics.vqa import vqa_accuracy
-from afspl_jax.reporting.html.curves import thin_out
+from afspl_jax.evaluation.metrics.vqa import score_answers
+from afspl_jax.reporting.html.curves import TITLES, thin_out
 from afspl_jax.reporting.html.files import RunFiles, file_stamp
 from afspl_jax.storage.run_lines import read_lines
 from afspl_jax.types import Source
@@ -38,6 +38,7 @@ class RankedText(NamedTuple):
   """A line of a predictions file with its score."""
 
   line: dict[str, Any]
+  metric: str  # as the page names it
   score: float
 
 
@@ -94,9 +95,7 @@ def make_gallery(run: RunFiles, images: bool) -> Gallery:
     for name, items in groups.items()
     if items
   }
-  note = (
-    f"Texts of the global model on the {split} split ({file.name}), ordered by CIDEr or accuracy."
-  )
+  note = f"Texts of the global model on the {split} split ({file.name}), ordered by their score."
   note += f" Selected from {len(captions) + len(answers)} of {total} texts. {missing}"
   return Gallery(shown, note)
 
@@ -113,14 +112,17 @@ def _scored(stamp: Stamp) -> tuple[list[RankedText], list[RankedText], int]:
     predictions = [tokenize(line["prediction"]) for line in captions]
     references = [[tokenize(text) for text in line["references"]] for line in captions]
     items = cider(predictions, references).items
-    ordered = [RankedText(line, float(s)) for line, s in zip(captions, items, strict=True)]
+    ordered = [RankedText(line, "CIDEr", float(s)) for line, s in zip(captions, items, strict=True)]
     ordered.sort(key=lambda item: (-item.score, item.line["id"]))
-  answered: list[RankedText] = []
-  if answers:
-    texts = [line["prediction"] for line in answers]
-    accuracies = vqa_accuracy(texts, [line["references"] for line in answers]).items
-    answered = [RankedText(line, float(s)) for line, s in zip(answers, accuracies, strict=True)]
-  return ordered, answered, len(lines)
+  scored = score_answers(
+    [line["prediction"] for line in answers], [line["references"] for line in answers]
+  )
+  by_row = {
+    row: RankedText(answers[row], TITLES[name], float(score))
+    for name, (rows, found) in scored.items()
+    for row, score in zip(rows, found.items, strict=True)
+  }
+  return ordered, [by_row[row] for row in sorted(by_row)], len(lines)
 
 
 def _texts(file: Path) -> dict[str, str]:
@@ -139,7 +141,7 @@ def _item(
     question=question,
     references=references[:_REFERENCES],
     more=max(0, len(references) - _REFERENCES),
-    score=f"{'accuracy' if question else 'CIDEr'} {scored.score:.2f}",
+    score=f"{scored.metric} {scored.score:.2f}",
     image=pictures.url(line["id"]) if pictures else "",
   )
 

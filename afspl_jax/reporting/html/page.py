@@ -9,6 +9,7 @@ import jinja2
 from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.config.fields import leaves
 from afspl_jax.errors import UserError
+from afspl_jax.evaluation.scores import ANSWERS
 from afspl_jax.reporting.html import clients, curves, prompts
 from afspl_jax.reporting.html.caveats import comparison_caveats, run_caveats
 from afspl_jax.reporting.html.charts import Chart
@@ -172,7 +173,7 @@ def _figures(run: RunFiles) -> list[HeadlineFigure]:
   line = run.last(split) or {}
   where = "test split" if split == "test" else f"validation, round {line.get('round', 0)}"
   out = []
-  for name in ("cider", "bleu4", "vqa_accuracy"):
+  for name in ("cider", "bleu4", *ANSWERS):
     if line.get(name) is not None or personalised.get(name) is not None:
       note = where if line.get(name) is not None else ""
       if personalised.get(name) is not None:

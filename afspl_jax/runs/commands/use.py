@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from afspl_jax.config.experiment import Eval
 from afspl_jax.config.fields import SETTINGS
+from afspl_jax.data.splits import SPLITS, named_split
 from afspl_jax.errors import UserError
 from afspl_jax.runs.commands.groups import CommandGroup
 
@@ -80,7 +81,9 @@ def _add_evaluate(group: CommandGroup) -> None:
     " beams, personalised models, more scores.",
   )
   evaluate.add_argument("folder", type=Path, metavar="RUN", help="a run's folder")
-  evaluate.add_argument("--split", default="test", choices=("test", "validation", "train"))
+  evaluate.add_argument(
+    "--split", default="test", type=lambda name: named_split(name) or name, choices=SPLITS
+  )
   evaluate.add_argument("--examples", type=int, help="of the split, evenly spread; 0 = all")
   evaluate.add_argument(
     "--personal", action="store_true", help="each example by its own site's personalised model"

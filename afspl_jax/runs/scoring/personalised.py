@@ -3,8 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float64
+
 from afspl_jax.evaluation.metrics.captions import score_captions
-from afspl_jax.evaluation.metrics.vqa import vqa_accuracy
+from afspl_jax.evaluation.metrics.vqa import score_answers
 from afspl_jax.evaluation.predictions import Prediction
 from afspl_jax.evaluation.scores import client_means
 from afspl_jax.runs.prepare import Setup
@@ -52,19 +55,25 @@ def site_scores(
     texts: by model, its text for each example.
   """
   lines = {name: {"client": name, "examples": clients.count(name)} for name in sorted(set(clients))}
-  for is_answer, key in ((False, "cider"), (True, "vqa_accuracy")):
-    index = [i for i, p in enumerate(examples) if bool(p.question) == is_answer]
-    if not index:
-      continue
-    references = [examples[i].references for i in index]
-    for model, its_texts in texts.items():
-      predicted = [its_texts[i] for i in index]
-      items = (
-        vqa_accuracy(predicted, references).items
-        if is_answer
-        else score_captions(predicted, references).cider_items
-      )
+  captions, questions = (
+    [i for i, p in enumerate(examples) if bool(p.question) == answered]
+    for answered in (False, True)
+  )
+  for model, its_texts in texts.items():
+    scored: dict[str, tuple[list[int], Float64[np.ndarray, " items"]]] = {}
+    if captions:
+      found = score_captions(*_texts(its_texts, examples, captions))
+      scored["cider"] = captions, found.cider_items
+    for key, (index, answers) in score_answers(*_texts(its_texts, examples, questions)).items():
+      scored[key] = [questions[i] for i in index], answers.items
+    for key, (index, items) in scored.items():
       means = client_means(items, index, clients)
       for name, line in lines.items():
         line[f"{model}_{key}"] = means.get(name)
   return list(lines.values())
+
+
+def _texts(
+  texts: Sequence[str], examples: Sequence[Prediction], rows: Sequence[int]
+) -> tuple[list[str], list[Sequence[str]]]:
+  return [texts[i] for i in rows], [examples[i].references for i in rows]

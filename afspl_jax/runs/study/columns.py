@@ -1,6 +1,6 @@
 """The numbers of a run that a study's tables show."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -13,36 +13,71 @@ class Column:
   key: str
   decimals: int = 3
   scale: float = 1.0
+  always: bool = False  # also shown if no run has it
 
 
-CIDER = Column("CIDEr", "of the global model on the common test split", "test", "cider")
+CIDER = Column(
+  "CIDEr", "of the global model on the common test split", "test", "cider", always=True
+)
 PERSONALISED = Column(
   "CIDEr, personalised",
   "every test example is scored with the personalised model of its own client",
   "test_personal",
   "cider",
+  always=True,
 )
 MEGABYTES = Column(
-  "MB up", "sent by all clients in all rounds, in 10⁶ bytes", "test", "bytes_up", 2, 1e-6
+  "MB up",
+  "sent by all clients in all rounds, in 10⁶ bytes",
+  "test",
+  "bytes_up",
+  2,
+  1e-6,
+  always=True,
 )
+_EXACT_MATCH = Column(
+  "exact match",
+  "of the global model: share of the questions with one answer whose text equals it after"
+  " normalisation",
+  "test",
+  "exact_match",
+)
+_VQA = Column(
+  "VQA accuracy",
+  "of the global model: VQAv2's accuracy over the questions with several answers",
+  "test",
+  "vqa_accuracy",
+)
+
+
+def _answers(name: str, meaning: str, split: str) -> list[Column]:
+  """The two scores of answers on another line."""
+  found = (_EXACT_MATCH, _VQA)
+  return [replace(c, name=f"{c.name}, {name}", meaning=meaning, split=split) for c in found]
+
+
 MAIN = (
   CIDER,
-  Column("BLEU-4", "of the same texts", "test", "bleu4"),
-  Column("VQA", "share of correct answers of the global model", "test", "vqa_accuracy"),
+  Column("BLEU-4", "of the same texts", "test", "bleu4", always=True),
+  _EXACT_MATCH,
+  _VQA,
   PERSONALISED,
-  Column("VQA, personalised", "the same for questions", "test_personal", "vqa_accuracy"),
-  Column("CIDEr, sample", "of the global model on a common sample", "test_common", "cider"),
+  *_answers("personalised", "the same by the personalised models", "test_personal"),
+  Column(
+    "CIDEr, sample", "of the global model on a common sample", "test_common", "cider", always=True
+  ),
   Column(
     "personalised, sample",
     "CIDEr of the personalised models on the same sample, mean over clients",
     "test_personal_common",
     "cider",
+    always=True,
   ),
   MEGABYTES,
 )
 MORE = (
   Column("blind", "CIDEr of the global model without the image", "test_blind", "cider"),
-  Column("VQA, blind", "share of correct answers without the image", "test_blind", "vqa_accuracy"),
+  *_answers("blind", "the same without the image", "test_blind"),
   Column(
     "mean fusion",
     "CIDEr with the fusion weights replaced by their mean",
@@ -61,4 +96,4 @@ MORE = (
     "cider",
   ),
   Column("after", "the same after one round of local training", "newcomer_after", "cider"),
-)  # each one is shown if some run has it
+)

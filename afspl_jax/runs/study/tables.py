@@ -37,10 +37,13 @@ def write_tables(study: Study, results: Sequence[CellResult], command: str, file
 def format_tables(study: Study, results: Sequence[CellResult], command: str) -> str:
   """The tables as Markdown; the arguments are those of `write_tables`."""
   by_cell = StudyResults(results)
-  more = [c for c in MORE if any(one.value(c) is not None for one in results)]
+  main, more = (
+    [c for c in columns if c.always or any(one.value(c) is not None for one in results)]
+    for columns in (MAIN, MORE)
+  )
   tables = [
     [
-      *(_mean_column(by_cell, c) for c in MAIN),
+      *(_mean_column(by_cell, c) for c in main),
       _share_column(study, by_cell),
       *(_difference_column(study, by_cell, c) for c in (CIDER, PERSONALISED)),
     ],

@@ -9,6 +9,7 @@ from afspl_jax.config.fields import changed
 from afspl_jax.config.nested_values import differences
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import decoding_settings
+from afspl_jax.evaluation.scores import ANSWERS
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.runs.frozen import FrozenPair, load_pair
 from afspl_jax.runs.trained.finished_run import (
@@ -31,7 +32,7 @@ from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.storage.run_lines import METRICS, read_lines
 from afspl_jax.types import Params
 
-_SCORES = ("loss", "cider", "bleu4", "rouge_l", "vqa_accuracy", "exact_match")
+_SCORES = ("loss", "cider", "bleu4", "rouge_l", *ANSWERS)
 
 
 class TrainedPrompter(NamedTuple):

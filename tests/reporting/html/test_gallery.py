@@ -47,8 +47,8 @@ def test_the_best_are_better_than_the_median_and_these_than_the_worst(run):
   assert list(scores) == ["Best captions", "Median captions", "Worst captions"]
   assert min(scores["Best captions"]) > max(scores["Median captions"])
   assert min(scores["Median captions"]) > max(scores["Worst captions"])
-  assert {item.score for item in groups["Correct answers"]} == {"accuracy 1.00"}
-  assert {item.score for item in groups["Wrong answers"]} == {"accuracy 0.00"}
+  assert {item.score for item in groups["Correct answers"]} == {"Exact match 1.00"}
+  assert {item.score for item in groups["Wrong answers"]} == {"Exact match 0.00"}
   assert all(item.question for item in groups["Correct answers"])
   assert "my own words" in [item.personalised for item in groups["Worst captions"]]
 

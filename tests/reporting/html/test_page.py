@@ -96,7 +96,7 @@ def test_headline_figures_and_caveats(page):
   assert figures == {
     "CIDEr": "1.500",
     "BLEU-4": "0.150",
-    "VQA accuracy": "0.500",
+    "Exact match": "0.500",
     "Bytes": "2.0 MB",
     "Time": "14.0 s",
     "Updates": "36 used",
@@ -131,7 +131,7 @@ def test_clients_that_trained_alone_have_no_global_score(tmp_path):
   assert list(zip(texts(tree, "dt"), values, notes, strict=True))[:3] == [
     ("CIDEr", "–", "personalised 2.500"),
     ("BLEU-4", "–", "personalised 0.250"),
-    ("VQA accuracy", "–", "personalised 0.500"),
+    ("Exact match", "–", "personalised 0.500"),
   ]
   sentences = " ".join(texts(tree, "li"))
   assert "Every client trained alone" in sentences and "at most 100 examples" in sentences

@@ -38,7 +38,7 @@ def found(run):
 
 
 def logged(line):
-  return {name: line[name] for name in (*BLEU, "cider", "rouge_l", "vqa_accuracy", "exact_match")}
+  return {name: line[name] for name in (*BLEU, "cider", "rouge_l", "exact_match")}
 
 
 def values(found):
@@ -62,7 +62,7 @@ def test_scores_of_personalised_models_are_the_logged_ones(run):
   lines = {line["client"]: line for line in run.lines("sites.jsonl")}
   for client in personal.summary["clients"]:
     assert client["cider"] == lines[client["client"]]["personal_cider"]
-    assert client["vqa_accuracy"] == lines[client["client"]]["personal_vqa_accuracy"]
+    assert client["exact_match"] == lines[client["client"]]["personal_exact_match"]
 
 
 def test_an_older_round_can_be_scored_with_other_decoding_settings(run):
@@ -128,10 +128,10 @@ def test_dispersion_counts_each_client_once():
   predictions.append(prediction("a dog", ["a dog"]))
   measured = score_with_intervals(predictions, ["a", "b", "c", "d", "e"])
   lines, over = scores_by_client(measured, ["x", "x", "x", "y", "x"])
-  assert lines[0] | {"examples": 4, "vqa_accuracy": 1.0, "rouge_l": 1.0} == lines[0]
-  assert lines[1] | {"examples": 1, "vqa_accuracy": 0.0, "rouge_l": None} == lines[1]
-  assert measured["vqa_accuracy"].value == 0.75
-  assert over["vqa_accuracy"] == Dispersion(2, mean=0.5, sd=0.5, worst=0.0, gini=0.5)
+  assert lines[0] | {"examples": 4, "exact_match": 1.0, "rouge_l": 1.0} == lines[0]
+  assert lines[1] | {"examples": 1, "exact_match": 0.0, "rouge_l": None} == lines[1]
+  assert measured["exact_match"].value == 0.75
+  assert over["exact_match"] == Dispersion(2, mean=0.5, sd=0.5, worst=0.0, gini=0.5)
   assert over["rouge_l"].clients == 1
 
 

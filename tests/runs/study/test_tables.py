@@ -69,11 +69,12 @@ def test_one_seed_has_no_interval_and_none_no_estimate():
 
 def test_a_cell_of_the_table_is_the_mean_over_seeds_with_its_interval(tmp_path):
   for seed, cider in enumerate((1.0, 2.0, 3.0)):
-    test = {"cider": cider, "bleu4": 0.5, "vqa_accuracy": 0.25, "bytes_up": 3_000_000}
+    test = {"cider": cider, "bleu4": 0.5, "exact_match": 0.25, "bytes_up": 3_000_000}
     put(tmp_path, "iid", "full AFSPL", seed, test=test, test_personal={"cider": 4.0})
   (row,) = tables(tmp_path)["iid"]["full AFSPL"]
   assert row["CIDEr"] == "2.000 ± 2.484"
-  assert row["BLEU-4"] == "0.500 ± 0.000" and row["VQA"] == "0.250 ± 0.000"
+  assert row["BLEU-4"] == "0.500 ± 0.000" and row["exact match"] == "0.250 ± 0.000"
+  assert "VQA accuracy" not in row
   assert row["CIDEr, personalised"] == "4.000 ± 0.000"
   assert row["MB up"] == "3.00 ± 0.00"
 
@@ -128,13 +129,17 @@ def test_a_reference_that_sends_nothing_gives_no_percentage(tmp_path):
 
 def test_a_missing_or_infinite_number_is_a_dash(tmp_path):
   put(tmp_path, "iid", "full AFSPL", 0, test={"cider": 1.0, "bleu4": None})
+  answers = {"vqa_accuracy": 0.5, "exact_match": 0.5}
+  put(tmp_path, "iid", "other", 0, test=answers, test_personal=answers)
   (row,) = tables(tmp_path)["iid"]["full AFSPL (1 of 3 seeds)"]
   assert row["CIDEr"] == "1.000"
   for name in (
     "BLEU-4",
-    "VQA",
+    "exact match",
+    "VQA accuracy",
     "CIDEr, personalised",
-    "VQA, personalised",
+    "exact match, personalised",
+    "VQA accuracy, personalised",
     "CIDEr, sample",
     "personalised, sample",
     "MB up",
