@@ -1,27 +1,30 @@
 """Scores a JSON-lines file of predictions, such as a run writes."""
 
 import codecs
-import json
 import os
 import reprlib
 from pathlib import Path
 
+from afspl_jax.data.records import UniqueValues, text_field
 from afspl_jax.evaluation.scores import TextWithReferences, score_predictions
+from afspl_jax.storage.json_text import parse_json
+from afspl_jax.storage.text_check import is_text
 
 _FORM = '{"prediction": "a dog", "references": ["a brown dog", "a dog runs"]}'
 
 
-def _parse(line: bytes, where: str) -> TextWithReferences:
+def _parse(line: bytes, where: str, ids: UniqueValues) -> TextWithReferences:
   try:
-    record = json.loads(line.decode("utf-8"))
+    record = parse_json(line.decode("utf-8"))
   except UnicodeDecodeError as error:
     raise ValueError(
       f"{where}: expected UTF-8; got byte 0x{line[error.start]:02x} at byte {error.start + 1}. "
       "Save the file as UTF-8."
     ) from error
-  except (ValueError, RecursionError) as error:  # ValueError: also integers of too many digits
+  except ValueError as error:
     raise ValueError(
-      f"{where}: expected one JSON object per line; got {_show(line)}. Write lines like {_FORM}."
+      f"{where}: expected one JSON object per line; got {_show(line)}: {error}. Write lines like"
+      f" {_FORM}."
     ) from error
   if not isinstance(record, dict):
     raise ValueError(
@@ -48,11 +51,18 @@ def _parse(line: bytes, where: str) -> TextWithReferences:
       f'{where}: "references" must have at least one reference; got []. '
       "Add one, or remove the line."
     )
-  question = record.get("question", "")
-  if not isinstance(question, str):
+  if not all(map(is_text, references)):
     raise ValueError(
-      f'{where}: "question" must be a string; got {_show(question)}. Put it in quotes.'
+      f'{where}: "references" must have no blank text and no NUL; got {_show(references)}. '
+      "Remove it, or remove the line."
     )
+  question = record.get("question", "")
+  if not isinstance(question, str) or (question and not is_text(question)):
+    raise ValueError(
+      f'{where}: "question" must be a text in quotes, not blank; got {_show(question)}. Correct it.'
+    )
+  if record.get("id") is not None:
+    ids.add(text_field(record, "id", where, number=True), where)
   return TextWithReferences(prediction, references, question)
 
 
@@ -66,8 +76,9 @@ def score_file(path: str | os.PathLike[str]) -> dict[str, float]:
 
   Args:
     path: a UTF-8 file. Each line is an object with `prediction`, a string, and `references`, a
-      non-empty list of strings. A line with a `question` is an answer; all others are captions.
-      Other keys and blank lines are ignored.
+      non-empty list of strings, none of them blank. A line with a `question` is an answer; all
+      others are captions. A line may have an `id`, which no other line has. Other keys and blank
+      lines are ignored.
 
   Returns:
     The scores of `score_predictions`.
@@ -77,8 +88,9 @@ def score_file(path: str | os.PathLike[str]) -> dict[str, float]:
     OSError: the file cannot be read.
   """
   lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+  ids = UniqueValues("id")
   items = [
-    _parse(line, f"{os.fspath(path)}:{number}")
+    _parse(line, f"{os.fspath(path)}:{number}", ids)
     for number, line in enumerate(lines, start=1)
     if line.strip()
   ]

@@ -111,6 +111,8 @@ def test_options_are_handed_on_and_what_is_not_said_is_the_runs(echo, photos):
   [
     (["caption", "no/run", "a.png"], "expected the folder of a run"),
     (["evaluate", "no/run"], "expected the folder of a run"),
+    (["evaluate", "no/run", "--split=Val"], "expected the folder of a run"),
+    (["evaluate", "no/run", "--split", "dev"], "expected the folder of a run"),
     (["export", "no/run", "x.safetensors"], "expected the folder of a run"),
     (["evaluate", "r", "--personal", "--site=elm"], "got both"),
     (["caption", "run", "*.nothing"], "expected a pattern that files have"),

@@ -11,6 +11,11 @@ import re
 
 from afspl_jax.evaluation.metrics.ptb_rules import PLAIN_WORD, RULES
 
+# Characters of a token with its context. Some rules read to the end of a line and then fail, at
+# every position of it ("~.~.~." might still become a domain name). With a bound, the time is
+# proportional to the length of the text; tokens differ only where one is longer.
+_REACH = 500
+
 # The evaluator's list also has -LRB-, -RRB-, -LCB- and -RCB-, but it compares after lower-casing,
 # so brackets stay in its captions as "-lrb-". For equal scores they stay here too.
 _REMOVED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
@@ -64,13 +69,14 @@ def _scan(text: str) -> list[str]:
   tokens = []
   position = 0
   while position < len(text):
+    reach = position + _REACH
     if text[position].isspace():
       position += 1
-    elif plain := PLAIN_WORD.match(text, position):
+    elif plain := PLAIN_WORD.match(text, position, reach):
       tokens.append(plain[0])
       position = plain.end()
     else:
-      matches = [match for rule in RULES if (match := rule.match(text, position))]
+      matches = [match for rule in RULES if (match := rule.match(text, position, reach))]
       if matches:
         longest = max(matches, key=re.Match.end)
         tokens.append(longest["token"])

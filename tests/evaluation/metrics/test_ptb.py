@@ -1,7 +1,11 @@
+import re
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from afspl_jax.evaluation.metrics import ptb
 from afspl_jax.evaluation.metrics.ptb import tokenize
 
 PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
@@ -175,6 +179,34 @@ def test_line_breaks_count_as_spaces():
     "in",
     "1999",
   ]
+
+
+class Counted:
+  """A rule that adds the characters that it may read to a list."""
+
+  def __init__(self, rule: re.Pattern, read: list[int]):
+    self._rule, self._read = rule, read
+
+  def match(self, text: str, position: int = 0, end: int = sys.maxsize) -> re.Match | None:
+    self._read.append(min(end, len(text)) - position)
+    return self._rule.match(text, position, end)
+
+
+@pytest.mark.parametrize("unit", ["~.", "a~", "<a ", "http://(", "1-", "a@(", "A&", "'", "<!--"])
+def test_the_work_is_proportional_to_the_length_of_a_text(unit, monkeypatch):
+  read: list[int] = []
+  monkeypatch.setattr(ptb, "RULES", [Counted(rule, read) for rule in ptb.RULES])
+  monkeypatch.setattr(ptb, "PLAIN_WORD", Counted(ptb.PLAIN_WORD, read))
+  tokenize(text := (unit * 3000)[:3000])
+  # Each rule is tried at most once at each position, and reads a bounded number of characters.
+  assert 0 < len(read) <= len(text) * (len(ptb.RULES) + 1)
+  assert max(read) <= 500
+
+
+def test_a_token_of_usual_length_is_never_cut():
+  for word in ("a" * 400, "http://a.com/" + "b" * 400, "a-" * 200 + "b", "x" * 400 + "@y.com"):
+    assert tokenize(f"a {word} b") == ["a", word, "b"]
+  assert "".join(tokenize("a" * 5000)) == "a" * 5000
 
 
 @given(st.text())

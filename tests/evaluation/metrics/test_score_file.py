@@ -49,7 +49,7 @@ def test_exact_match_counts_only_answers_with_one_reference(tmp_path):
 
 def test_other_keys_blank_lines_and_windows_line_ends_are_accepted(tmp_path):
   plain = score_file(write(tmp_path, "\n".join(map(json.dumps, [GOOD, OTHER]))))
-  lines = [json.dumps(GOOD | {"id": 7}), "", json.dumps(OTHER), "", ""]
+  lines = [json.dumps(GOOD | {"id": 7}), "", json.dumps(OTHER | {"id": None}), "", ""]
   assert score_file(write(tmp_path, b"\xef\xbb\xbf" + "\r\n".join(lines).encode())) == plain
 
 
@@ -67,12 +67,23 @@ def test_other_keys_blank_lines_and_windows_line_ends_are_accepted(tmp_path):
     ('{"prediction": "a", "references": "a dog"}', '"references" must be a list of strings'),
     ('{"prediction": "a", "references": ["a", 5]}', '"references" must be a list of strings'),
     ('{"prediction": "a", "references": []}', "at least one reference"),
+    (json.dumps(GOOD | {"references": ["a", ""]}), '"references" must have no blank text'),
+    (json.dumps(GOOD | {"references": ["\u200b"]}), '"references" must have no blank text'),
+    (
+      json.dumps(GOOD | {"references": ["a\0b"]}),
+      '"references" must have no blank text and no NUL',
+    ),
+    (json.dumps(GOOD | {"question": " "}), '"question" must be a text in quotes, not blank'),
+    (json.dumps(GOOD | {"id": 1.0}), "\"id\" must be unique; got '1' again"),
+    (json.dumps(GOOD | {"id": [1]}), '"id" must be text or a number'),
+    ('{"prediction": "a", "prediction": "b", "references": ["a"]}', "the key 'prediction' twice"),
+    ('{"prediction": "a", "references": ["a"], "x": NaN}', "the number NaN, which is not finite"),
     (b'{"prediction": "\xe9", "references": ["a"]}', "expected UTF-8; got byte 0xe9 at byte 17"),
   ],
 )
 def test_a_bad_line_is_named_with_file_and_number(tmp_path, line, complaint):
   line = line if isinstance(line, bytes) else line.encode()
-  path = write(tmp_path, json.dumps(GOOD).encode() + b"\n\n" + line + b"\n")
+  path = write(tmp_path, json.dumps(GOOD | {"id": "1"}).encode() + b"\n\n" + line + b"\n")
   with pytest.raises(ValueError, match=re.escape(complaint)) as error:
     score_file(path)
   message = str(error.value)
