@@ -12,6 +12,7 @@ from PIL import Image
 
 from afspl_jax.config.experiment import Data
 from afspl_jax.data.bad_records import MissingData
+from afspl_jax.data.records import number_text
 from afspl_jax.data.sources import open_sources
 from afspl_jax.errors import UserError
 from afspl_jax.reporting.data_check import check_data_set
@@ -62,7 +63,7 @@ class Scans(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           "scan/id": i,
           "asked": ["what?", "where?"],
           "answered": ["this", "here"],
-          "one": {"question": "why?", "answers": ["so"]},
+          "one": {"question": "why?", "answers": ["so", " "]},
           "organ": i % 2,
           "where": f"site{i % 3}",
         },
@@ -123,6 +124,14 @@ def test_a_repeated_id_is_a_bad_record_that_prepare_lists(folder):
     examples({"test": opened(folder, fields)["test"]})
   found = check_data_set(Data(source="tfds:scans", dir=str(folder), fields=fields))
   assert sum("test: record" in fault for fault in found.errors["id again"]) == SIZE - 3
+
+
+@pytest.mark.parametrize(
+  "value, text",
+  [(3, "3"), (np.float32(2), "2"), (np.float32(0.1), "0.1"), (np.float64("nan"), ""), (True, "")],
+)
+def test_a_number_is_a_text_without_needless_digits_and_nan_is_none(value, text):
+  assert number_text(value) == text
 
 
 def test_fields_change_the_fingerprint(folder):

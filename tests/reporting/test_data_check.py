@@ -54,6 +54,14 @@ def test_good_data_is_counted(tmp_path, lines, capsys):
   assert ["captions", "3", "4", "4"] in rows and ["questions", "3", "3", "3"] in rows
 
 
+def test_skipped_blank_answers_are_a_warning(tmp_path, lines, capsys):
+  lines[2]["answers"] = ["", "h", "\u200b"]
+  status, out = run(capsys, write(tmp_path, lines))
+  assert status == 0 and out[-1] == "usable: no errors"
+  where = tmp_path / "captions.jsonl"
+  assert f"warning: 2 blank answers are skipped, the first of {where}:3" in out
+
+
 def test_all_errors_are_reported_with_their_place(tmp_path, lines, capsys):
   lines[3]["captions"] = []
   lines[4]["image"] = "gone.png"

@@ -66,7 +66,9 @@ def add_commands(parsers: Any) -> CommandGroup:
   _add_prompter(export)
 
   score = group.add(
-    "score", _score, "compute BLEU-1..4, CIDEr and ROUGE-L of a file of predictions, as JSON"
+    "score",
+    _score,
+    "compute BLEU-1..4, CIDEr, ROUGE-L, exact match and VQA accuracy of a file, as JSON",
   )
   score.add_argument("file", help='lines like {"prediction": "...", "references": ["...", "..."]}')
   return group

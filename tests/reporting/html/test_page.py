@@ -120,6 +120,19 @@ def test_the_page_shows_caveats(tmp_path, fields, sentence):
   assert sentence in html if sentence else "generated images" not in html
 
 
+def test_scores_of_earlier_versions_are_shown_by_the_names_that_they_have(tmp_path):
+  path = made_run(tmp_path / "run")
+  lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+  put(path / "metrics.jsonl", [line | {"vqa_accuracy": 0.25} for line in lines])
+  site = {"client": "site 0000", "examples": 4, "global_vqa_accuracy": 0.5}
+  put(path / "sites.jsonl", [site | {"personal_vqa_accuracy": 0.75}])
+  tree = parsed(render_page([read_run(path)], images=False))
+  figures = dict(zip(texts(tree, "dt"), texts(tree, "dd")[::2], strict=True))
+  assert (figures["Exact match"], figures["VQA accuracy"]) == ("0.500", "0.250")
+  head = texts(tree, "th")
+  assert "VQA accuracy, personalised" in head and "Exact match, personalised" not in head
+
+
 def test_clients_that_trained_alone_have_no_global_score(tmp_path):
   fields = {"fed.share": "none", "eval.test_examples": 100, "eval.val_examples": 7}
   path = made_run(tmp_path / "run", **fields)
