@@ -36,6 +36,7 @@ GOLDEN = Path(__file__).parents[4] / "shared" / "data" / "golden_vqa" / "vqa_off
     (" \n a\tcat ", "cat"),
     ("a", ""),
     ("men's", "men's"),
+    ("." * 40 + "a cat", "." * 8 + "a cat"),
   ],
 )
 def test_answers_are_normalised_as_officially(answer, expected):
