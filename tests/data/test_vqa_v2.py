@@ -76,6 +76,15 @@ def test_ids_are_one_with_and_without_padding_and_point(tmp_path):
   assert found["102"] == found["103"] == "COCO_val2014_000000000001.jpg"
 
 
+def test_images_may_be_named_by_ids_with_their_padding(tmp_path):
+  asked = [question(i, image_id=f"{i:05d}") for i in range(40)]
+  write_json(tmp_path / "questions.json", {"questions": asked})
+  answered = [annotation(i, image_id=i) for i in range(40)]
+  write_json(tmp_path / "annotations.json", {"annotations": answered})
+  write_images(tmp_path / "images", [f"{i:05d}.png" for i in range(40)])
+  assert len(images(opened("vqa_v2", tmp_path))) == 40
+
+
 def test_val_serves_validation_and_test(tmp_path):
   write(tmp_path, "train2014", count=20)
   sources = opened("vqa_v2", write(tmp_path))

@@ -113,7 +113,7 @@ def _read(
   subtype = str(content.get("data_subtype", ""))
   part = subtype if re.fullmatch(r"[\w-]+", subtype) else ""  # names a folder, which must be inside
   shown = dict.fromkeys(
-    plain_id(number_text(e["image_id"]) or str(e["image_id"]))
+    number_text(e["image_id"]) or str(e["image_id"])
     for _, e in entries
     if isinstance(e, dict) and "image_id" in e
   )
@@ -122,9 +122,9 @@ def _read(
   images = ImageFolder(root)
 
   def question(entry: dict[str, Any], where: str) -> _Question:
-    number = id_field(entry, "image_id", where)
+    number = text_field(entry, "image_id", where, number=True)
     image = images.find(_NAMES[naming](number, part), where, "image_id")
-    return _Question(number, image, text_field(entry, "question", where))
+    return _Question(plain_id(number), image, text_field(entry, "question", where))
 
   def answer(entry: dict[str, Any], where: str) -> _Answers:
     number = id_field(entry, "image_id", where) if "image_id" in entry else ""
