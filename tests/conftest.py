@@ -119,8 +119,16 @@ T5_CONFIG = T5Config(
 )
 
 
-def pytest_collection_modifyitems(items):
-  """The long ones first, the others in the order that they are found in."""
+def pytest_configure(config):
+  config.addinivalue_line("markers", "slow: takes more than a minute; run with -m slow")
+
+
+def pytest_collection_modifyitems(config, items):
+  """The long ones first, the others in the order that they are found in; slow ones if asked for."""
+  if "slow" not in config.option.markexpr:
+    for item in items:
+      if "slow" in item.keywords:
+        item.add_marker(pytest.mark.skip(reason="takes more than a minute; run with -m slow"))
   place = {name: i for i, name in enumerate(LONG)}
 
   def order(item) -> int:

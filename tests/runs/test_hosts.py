@@ -1,14 +1,17 @@
 """A server and two sites, as their hosts' people start them: keys, three commands, TLS."""
 
 import json
+import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from afspl_jax import cli
 from afspl_jax.federation.transport.connection import free_port
+from tests.federation.transport.hosts import wait_for
 from tests.launcher import ROUNDS
 
 SITES = ("client0000", "client0001")
@@ -112,6 +115,28 @@ def test_status_tells_of_the_federation(hosts, capsys):
   assert cli.main(["status", str(base / "run")]) == 0
   out = capsys.readouterr().out
   assert out.startswith(f"finished: round {ROUNDS} of {ROUNDS}, ") and SITES[1] in out
+
+
+@pytest.mark.slow
+def test_a_superlink_that_stands_still_for_75_seconds_costs_no_round(hosts, launcher):
+  """The SuperLink ends a run that it has not heard of for a minute: a new one goes on."""
+  base, *_ = hosts
+  fields = [*launcher.small, *(f"--config.{name}={value}" for name, value in FIELDS.items())]
+  folder = base / "stopped"
+  server = launcher.start(*fields, "--role=local-net", f"--workdir={folder}")
+  lines = folder / "clients.jsonl"
+  wait_for(lambda: server.poll() is not None or (lines.exists() and lines.stat().st_size), "round")
+  (superlink,) = (
+    int(path.parent.name)
+    for path in Path("/proc").glob("[0-9]*/cmdline")
+    if b"access_control" in (text := path.read_bytes()) and str(folder).encode() in text
+  )
+  os.kill(superlink, signal.SIGSTOP)
+  time.sleep(75)
+  os.kill(superlink, signal.SIGCONT)
+  done = launcher.ended(server)
+  assert done.returncode == 0, done.stderr
+  assert proof(folder) == proof(base / "whole")
 
 
 def mistake(launcher, *args: str) -> str:

@@ -5,17 +5,6 @@ from afspl_jax.federation.transport.connection import free_port
 from afspl_jax.federation.transport.superlink import SuperLink
 
 
-def pytest_configure(config):
-  config.addinivalue_line("markers", "slow: takes more than a minute; run with -m slow")
-
-
-def pytest_collection_modifyitems(config, items):
-  if "slow" not in config.option.markexpr:
-    for item in items:
-      if "slow" in item.keywords:
-        item.add_marker(pytest.mark.skip(reason="takes more than a minute; run with -m slow"))
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
   """A host's folder."""
