@@ -56,7 +56,8 @@ class FeatureEncoder:
     sizes: sizes of the vision encoder.
 
   Raises:
-    UserError: the processor makes images of another size than the encoder takes.
+    UserError: the processor makes images of another size than the encoder takes, or the tokenizer
+      makes other ids.
   """
 
   def __init__(
@@ -74,8 +75,11 @@ class FeatureEncoder:
         " weights take;"
         f" got {processor.size[0]} x {processor.size[1]}. Take all files of one checkpoint"
       )
+    sizes = encoder.sizes
+    if sizes.text_vocabulary:
+      tokenizer.check_model("vision encoder", sizes.text_vocabulary, sizes.text_eos_id, pad_id=None)
     graph, self._state = nnx.split(encoder)
-    self.sizes, self._fingerprint = encoder.sizes, fingerprint
+    self.sizes, self._fingerprint = sizes, fingerprint
     self._processor, self._tokenizer = processor, tokenizer
     # Levels are looked up on the device: a quarter of the bytes is sent.
     levels, channels = jnp.asarray(processor.levels), jnp.arange(3)

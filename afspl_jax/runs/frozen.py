@@ -50,7 +50,9 @@ def load_pair(
   }
   encoder = load_encoder(config, folders["clip"], fingerprints["clip"])
   language_model = load_language_model(folders["t5"], dtype, dtype)
-  return FrozenPair(encoder, language_model, Tokenizer(folders["t5"]), fingerprints)
+  tokenizer, sizes = Tokenizer(folders["t5"]), language_model.sizes
+  tokenizer.check_model(str(folders["t5"]), sizes.vocabulary, sizes.eos_id, sizes.pad_id)
+  return FrozenPair(encoder, language_model, tokenizer, fingerprints)
 
 
 def load_encoder(config: Experiment, folder: Path, identity: str) -> FeatureEncoder:

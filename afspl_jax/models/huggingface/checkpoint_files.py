@@ -141,8 +141,18 @@ def weight_files(folder: Path) -> list[Path]:
   return [folder / INDEX, *(folder / name for name in shards)]
 
 
-# A prompter that was trained with other tokens or pixels does not fit, so these files count too.
-_PROCESSING = ("preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt")
+# A prompter that was trained with other tokens or pixels does not fit, so the files that define
+# these count too: all that transformers' tokenizers and our image processor read.
+_PROCESSING = (
+  "preprocessor_config.json",
+  "tokenizer*.json",  # tokenizer_config.json may name tokenizer.4.0.0.json and the like
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.*",
+  "merges.txt",
+  "*.model",  # of sentencepiece
+)
+_EARLIER = ("preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt")
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -159,11 +169,28 @@ def fingerprint(folder: str | Path) -> str:
     BackboneError: one of the files is missing.
   """
   folder = Path(folder)
+  named = (folder.glob(pattern) for pattern in _PROCESSING)
+  return _hash(folder, sorted({path for found in named for path in found if path.is_file()}))
+
+
+def earlier_fingerprint(folder: str | Path) -> str:
+  """The fingerprint in files of earlier versions, which covered fewer files.
+
+  Args:
+    folder: the checkpoint.
+
+  Raises:
+    BackboneError: one of the files is missing.
+  """
+  folder = Path(folder)
+  return _hash(folder, [folder / name for name in _EARLIER if (folder / name).is_file()])
+
+
+def _hash(folder: Path, processing: list[Path]) -> str:
   if not (folder / CONFIG).is_file():
     raise BackboneError(folder, [_no_file(CONFIG)])
   digest = hashlib.sha256()
-  prescribed = [folder / name for name in _PROCESSING if (folder / name).is_file()]
-  for path in [folder / CONFIG, *weight_files(folder), *prescribed]:
+  for path in [folder / CONFIG, *weight_files(folder), *processing]:
     digest.update(f"{path.name} {path.stat().st_size}\n".encode())
     with path.open("rb") as file:
       while block := file.read(1 << 20):
