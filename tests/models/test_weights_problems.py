@@ -57,6 +57,19 @@ def test_pickle_is_never_opened(folder):
   assert "Convert it to safetensors" in message
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_of_another_format_is_named(folder, name):
+  wanted = {"config.json": "JSON", "model.safetensors": "a safetensors file"}[name]
+  for content, end in (
+    (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer. Download the complete"),
+    (b"<!doctype html><title>Sign in", "an HTML page. Download the complete"),
+    (b"PK\x03\x04archive/data.pkl", "a ZIP archive. Take the file of the checkpoint, or convert"),
+    (b"GGUF\x03\0\0\0", "a GGUF file. Take the file of the checkpoint, or convert"),
+  ):
+    (folder / name).write_bytes(content)
+    assert f"{name}: expected {wanted}; got {end}" in problems(folder)
+
+
 @pytest.mark.parametrize("cut", [0, 5, 1000, -1])
 def test_truncated_file_is_named(folder, cut):
   path = folder / "model.safetensors"

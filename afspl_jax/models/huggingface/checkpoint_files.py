@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from afspl_jax.errors import UserError
+from afspl_jax.storage.file_format import HEAD, file_format
 from afspl_jax.storage.json_text import parse_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -219,6 +220,16 @@ def _no_weights(folder: Path) -> str:
   return f"expected {WEIGHTS} or {INDEX}; got neither. {_FETCH}"
 
 
+def _other_format(file: Path, wanted: str) -> str:
+  """The problem of a file that has another format than its name says; "" if this is not known."""
+  with file.open("rb") as opened:
+    known = file_format(opened.read(HEAD))
+  if known is None or known.name == "a JSON file":  # damaged, or a header of safetensors
+    return ""
+  do = _FETCH if known.placeholder else "Take the file of the checkpoint, or convert it."
+  return f"{file.name}: expected {wanted}; got {known.name}. {do}"
+
+
 def _open(folder: Path, name: str, problems: list[str]) -> Any:
   if not _is_file(folder / name):
     problems.append(_no_file(name))
@@ -226,6 +237,9 @@ def _open(folder: Path, name: str, problems: list[str]) -> Any:
   try:
     return safe_open(folder / name, framework="np")
   except (SafetensorError, OSError) as error:
+    if other := _other_format(folder / name, "a safetensors file"):
+      problems.append(other)
+      return None
     size = (folder / name).stat().st_size
     problems.append(
       f"{name}: expected a complete safetensors file; got {size} bytes that cannot be read"
@@ -241,6 +255,9 @@ def _read_json(folder: Path, name: str, problems: list[str]) -> dict[str, Any] |
   try:
     parsed = parse_json((folder / name).read_bytes())
   except (ValueError, OSError) as error:
+    if other := _other_format(folder / name, "JSON"):
+      problems.append(other)
+      return None
     problems.append(f"{name}: expected JSON; got something else ({error}). {_FETCH}")
     return None
   if not isinstance(parsed, dict):
