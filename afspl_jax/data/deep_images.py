@@ -17,6 +17,7 @@ _GREYS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _NATIVE = "L" if sys.byteorder == "little" else "B"
 _BITS, _PHOTOMETRIC, _PLANAR, _NO_DATA = 258, 262, 284, 42113  # tags of TIFF
 _WHITE_IS_ZERO = 0
+_JPEG_2000_HEAD = 1 << 16  # bytes in which its sizes stand
 _PLAUSIBLE = 1e30  # numbers beyond it mark pixels without a value, as float32's largest often does
 
 
@@ -52,9 +53,7 @@ def scale_deep(image: ImageFile.ImageFile, file: Path | io.BytesIO) -> Image.Ima
   Raises:
     ValueError: its values cannot be read, or no pixel has one.
   """
-  mode, tags = _raw_mode(image), _tags(image)
-  if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (8,))) > 8:
-    raise ValueError("16-bit colours in separate planes are not supported")
+  mode = _raw_mode(image)
   if image.mode in _GREYS:
     deep = _grey(image)
   elif ";16" in mode and image.mode in ("RGB", "RGBA"):
@@ -62,10 +61,33 @@ def scale_deep(image: ImageFile.ImageFile, file: Path | io.BytesIO) -> Image.Ima
   elif image.format == "PPM" and image.mode == "RGB" and _levels(image) > 255:
     deep = _ppm(image, file)
   else:
+    _require_8_bits(image, file)
     return None
   out = _scaled(deep)
   out.info = {name: value for name, value in image.info.items() if name != "transparency"}
   return out
+
+
+def _require_8_bits(image: ImageFile.ImageFile, file: Path | io.BytesIO) -> None:
+  """Raises an error if Pillow would decode only the high bytes of an image's colours."""
+  tags = _tags(image)
+  if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (8,))) > 8:
+    raise ValueError("16-bit colours in separate planes are not supported")
+  deep = image.format == "SGI" and image.tile[0].codec_name == "SGI16"
+  if image.format == "JPEG2000":
+    _, found, sizes = file_content(file, _JPEG_2000_HEAD).partition(b"\xff\x4f\xff\x51")
+    deep = bool(found) and sizes[38] & 127 > 7  # Ssiz of the first colour: its bits - 1
+  if deep:
+    raise ValueError(f"16-bit colours of {image.format} files are not supported")
+
+
+def file_content(file: Path | io.BytesIO, size: int = -1) -> bytes:
+  """The first `size` bytes of a file, or all of them."""
+  if isinstance(file, io.BytesIO):
+    file.seek(0)
+    return file.read(size)
+  with file.open("rb") as opened:
+    return opened.read(size)
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:
@@ -174,9 +196,10 @@ def _ppm(image: ImageFile.ImageFile, file: Path | io.BytesIO) -> _Deep:
   tile = image.tile[0]
   if tile.codec_name != "ppm":
     raise ValueError("a PPM file with 16-bit colours as text is not supported")
-  content = file.getvalue() if isinstance(file, io.BytesIO) else file.read_bytes()
   count = image.width * image.height * 3
-  found = np.frombuffer(content, ">u2", count, tile.offset).reshape(image.height, image.width, 3)
+  found = np.frombuffer(file_content(file), ">u2", count, tile.offset).reshape(
+    image.height, image.width, 3
+  )
   return _words(lambda rows: found[rows].astype(np.uint16), found.shape)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from afspl_jax.data.deep_images import scale_deep
+from afspl_jax.data.deep_images import file_content, scale_deep
 from afspl_jax.errors import UserError
 from afspl_jax.storage.file_format import HEAD, file_format
 
@@ -117,11 +117,7 @@ def montage(images: Sequence[Image.Image]) -> Image.Image:
 
 def _no_image(file: Path | io.BytesIO, name: str) -> str:
   """The message about a file of no known image format."""
-  if isinstance(file, io.BytesIO):
-    head = file.getvalue()[:HEAD]
-  else:
-    with file.open("rb") as opened:
-      head = opened.read(HEAD)
+  head = file_content(file, HEAD)
   known = file_format(head)
   got = "an empty file" if not head else known.name if known else "a file of an unknown format"
   fetch = known is None or known.placeholder

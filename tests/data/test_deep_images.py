@@ -205,6 +205,30 @@ def test_a_deep_photo_is_rotated_by_its_exif():
   np.testing.assert_array_equal(turned, np.rot90(decoded(tiff(values)), -1))
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_16_bit_colours_that_pillow_cuts_are_refused(mode):
+  image = Image.new(mode, (30, 20), "red" if mode != "LA" else None)
+  file = io.BytesIO()
+  image.save(file, "JPEG2000")
+  shallow = file.getvalue()
+  assert decoded(io.BytesIO(shallow)).shape == (20, 30, 3)
+  at = shallow.index(b"\xff\x4f\xff\x51") + 42
+  deep = bytearray(shallow)
+  deep[at : at + 3 * len(mode) : 3] = bytes([15]) * len(mode)  # bits - 1 of each colour
+  assert shallow[at : at + 3 * len(mode) : 3] == bytes([7]) * len(mode)
+  with pytest.raises(UserError, match="16-bit colours of JPEG2000 files are not supported"):
+    decoded(io.BytesIO(bytes(deep)))
+  if mode != "LA":
+    for bytes_each in (1, 2):
+      file = io.BytesIO()
+      image.save(file, "SGI", bpc=bytes_each)
+      if bytes_each == 1:
+        assert decoded(file)[0, 0].tolist() == [255, 0, 0]
+      else:
+        with pytest.raises(UserError, match="16-bit colours of SGI files are not supported"):
+          decoded(file)
+
+
 def test_16_bit_colours_in_planes_are_refused():
   with pytest.raises(UserError, match="16-bit colours in separate planes are not supported"):
     decoded(tiff(picture(3), t284=2))
