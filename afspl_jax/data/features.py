@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -89,6 +89,12 @@ class FeatureEncoder:
     self._text = jax.jit(lambda state, ids, mask: nnx.merge(graph, state).encode_text(ids, mask))
     self._dtype = np.dtype(encoder.dtype)
     self._cache = FeatureCache(cache, self._dtype)
+
+  def process(
+    self, texts: Sequence[str], image: Image.Image
+  ) -> tuple[Int[np.ndarray, "texts l"], UInt8[np.ndarray, "h x 3"]]:
+    """The ids of texts and the levels of an image, as the encoder takes them."""
+    return self._tokenizer.tokenize(texts, self.sizes.text_length)[0], self._processor.crop(image)
 
   def images(self, source: Source) -> ImageFeatures:
     """Features of all images of `source`, from the cache if it has them.
