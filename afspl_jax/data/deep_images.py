@@ -36,6 +36,15 @@ class _Deep:
   opacity: Callable[[slice], Float64[np.ndarray, "rows columns"]] | None
 
 
+def scale_grey(image: Image.Image) -> Image.Image:
+  """Scales a grey image in memory, if it has more than 8 bits.
+
+  Raises:
+    ValueError: no pixel has a value.
+  """
+  return _scaled(_grey(image)) if image.mode in _GREYS else image
+
+
 def scale_deep(image: ImageFile.ImageFile, file: Path | io.BytesIO) -> Image.Image | None:
   """Scales an image of more than 8 bits a colour.
 
@@ -98,7 +107,7 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
   return arguments if isinstance(arguments, str) else ""
 
 
-def _tags(image: ImageFile.ImageFile) -> Mapping[int, Any]:
+def _tags(image: Image.Image) -> Mapping[int, Any]:
   return image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
 
 
@@ -107,7 +116,7 @@ def _levels(image: ImageFile.ImageFile) -> int:
   return arguments[-1] if isinstance(arguments, tuple) and len(arguments) > 1 else 255
 
 
-def _grey(image: ImageFile.ImageFile) -> _Deep:
+def _grey(image: Image.Image) -> _Deep:
   tags, array = _tags(image), np.asarray(image)
   sign = -1.0 if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else 1.0
   absent = float(str(tags[_NO_DATA]).strip("\0 ")) if _NO_DATA in tags else math.nan

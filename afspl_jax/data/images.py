@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from afspl_jax.data.deep_images import file_content, scale_deep
+from afspl_jax.data.deep_images import file_content, scale_deep, scale_grey
 from afspl_jax.errors import UserError
 from afspl_jax.storage.file_format import HEAD, file_format
 
@@ -92,6 +92,18 @@ def decode_image(file: Path | io.BytesIO, name: str) -> Image.Image:
       f" {' '.join(str(error).split()) or type(error).__name__}."
       " Fetch or export it again, or remove its records."
     ) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+  """Converts an image in memory as `decode_image` converts a file, but does not rotate it.
+
+  Raises:
+    UserError: no pixel has a value.
+  """
+  try:
+    return _as_rgb(scale_grey(image))
+  except ValueError as error:
+    raise UserError(f"image: expected pixels with values; got: {error}. Leave it out.") from error
 
 
 def montage(images: Sequence[Image.Image]) -> Image.Image:

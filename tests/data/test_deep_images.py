@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afspl_jax.data.images import decode_image
+from afspl_jax.data.images import as_rgb, decode_image
 from afspl_jax.errors import UserError
 
 PHOTOMETRIC = {1: 1, 2: 1, 3: 2, 4: 2}  # of TIFF, by the number of colours
@@ -232,6 +232,16 @@ def test_16_bit_colours_that_pillow_cuts_are_refused(mode):
 def test_16_bit_colours_in_planes_are_refused():
   with pytest.raises(UserError, match="16-bit colours in separate planes are not supported"):
     decoded(tiff(picture(3), t284=2))
+
+
+def test_a_grey_image_in_memory_is_scaled_like_its_file():
+  values = picture(1)
+  np.testing.assert_array_equal(as_rgb(Image.open(png(values))), decoded(png(values)))
+  np.testing.assert_array_equal(as_rgb(Image.fromarray(values[..., 0])), decoded(png(values)))
+  clear = np.asarray(as_rgb(Image.new("RGBA", (2, 2), (9, 9, 9, 0))))
+  assert (clear == 255).all()
+  with pytest.raises(UserError, match="image: expected pixels with values; got: no pixel is"):
+    as_rgb(Image.fromarray(np.full((2, 2), np.nan, np.float32)))
 
 
 def test_a_path_gives_the_same_as_its_content(tmp_path):

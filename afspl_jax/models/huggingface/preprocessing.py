@@ -59,6 +59,7 @@ class Tokenizer:
       self._tokenizer.truncation_side = "right"  # whatever the files say: a question starts left
       self.vocab_size: int = len(self._tokenizer)
       self.vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+      self._known = np.array(list(self.vocabulary.values()))
       encode_as_text(self._tokenizer)
       (row, empty), (mask, ends) = self.tokenize(["a", ""], 8)
     except Exception as error:  # damaged files make transformers raise any error
@@ -163,7 +164,7 @@ class Tokenizer:
     has 32,128 ids, and its tokenizer 32,100. `decode` leaves such ids out.
     """
     before = np.cumsum(ids == self.eos_id, axis=1) == 0
-    return (before & ~np.isin(ids, list(self.vocabulary.values()))).sum(axis=1)
+    return (before & ~np.isin(ids, self._known)).sum(axis=1)
 
 
 class ImageProcessor:
