@@ -43,7 +43,8 @@ class Tokenizer:
       folder: has tokenizer.json, or vocab.json and merges.txt.
 
     Raises:
-      UserError: it has neither, or the tokenizer does not end texts with an end token.
+      UserError: it has neither, the tokenizer is that of another model or does not end texts with
+        an end token, or a text can contain its control tokens.
     """
     folder = Path(folder)
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
