@@ -35,7 +35,7 @@ CLIPS = {
   ),
   "toy": ClipConfig(
     vision=ClipVisionConfig(width=24, layers=2, heads=2, mlp_width=48, image_size=32, patch_size=8),
-    text=ClipTextConfig(width=16, layers=1, heads=2, mlp_width=32, vocab_size=64),
+    text=ClipTextConfig(width=16, layers=1, heads=2, mlp_width=32, vocab_size=64, eos_id=63),
     joint_width=12,
   ),
 }

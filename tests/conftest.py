@@ -101,7 +101,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 CLIP = ClipConfig(
   vision=ClipVisionConfig(width=12, layers=1, heads=2, mlp_width=16, image_size=32, patch_size=8),
-  text=ClipTextConfig(width=8, layers=1, heads=2, mlp_width=16, vocab_size=40),
+  text=ClipTextConfig(width=8, layers=1, heads=2, mlp_width=16, vocab_size=40, eos_id=39),
   joint_width=6,
 )
 T5_CONFIG = T5Config(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -56,7 +56,8 @@ class FeatureEncoder:
     sizes: sizes of the vision encoder.
 
   Raises:
-    UserError: the processor makes images of another size than the encoder takes.
+    UserError: the processor makes images of another size than the encoder takes, or the tokenizer
+      makes other ids.
   """
 
   def __init__(
@@ -74,8 +75,11 @@ class FeatureEncoder:
         " weights take;"
         f" got {processor.size[0]} x {processor.size[1]}. Take all files of one checkpoint"
       )
+    sizes = encoder.sizes
+    if sizes.text_vocabulary:
+      tokenizer.check_model("vision encoder", sizes.text_vocabulary, sizes.text_eos_id, pad_id=None)
     graph, self._state = nnx.split(encoder)
-    self.sizes, self._fingerprint = encoder.sizes, fingerprint
+    self.sizes, self._fingerprint = sizes, fingerprint
     self._processor, self._tokenizer = processor, tokenizer
     # Levels are looked up on the device: a quarter of the bytes is sent.
     levels, channels = jnp.asarray(processor.levels), jnp.arange(3)
@@ -85,6 +89,12 @@ class FeatureEncoder:
     self._text = jax.jit(lambda state, ids, mask: nnx.merge(graph, state).encode_text(ids, mask))
     self._dtype = np.dtype(encoder.dtype)
     self._cache = FeatureCache(cache, self._dtype)
+
+  def process(
+    self, texts: Sequence[str], image: Image.Image
+  ) -> tuple[Int[np.ndarray, "texts l"], UInt8[np.ndarray, "h x 3"]]:
+    """The ids of texts and the levels of an image, as the encoder takes them."""
+    return self._tokenizer.tokenize(texts, self.sizes.text_length)[0], self._processor.crop(image)
 
   def images(self, source: Source) -> ImageFeatures:
     """Features of all images of `source`, from the cache if it has them.

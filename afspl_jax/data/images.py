@@ -2,22 +2,34 @@
 
 import io
 import math
+import re
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from afspl_jax.data.deep_images import file_content, scale_deep, scale_grey
 from afspl_jax.errors import UserError
+from afspl_jax.storage.file_format import HEAD, file_format
 
-VERSION = 1  # raise it when a file is decoded to another picture than before
+VERSION = 2  # raise it when a file is decoded to another picture than before
 
 _LONGEST = 100  # times the shorter side, which CLIP scales to 224, and the longer side with it
 _MONTAGE = 1024  # pixels of a side
-_AT_ONCE = 1 << 20  # pixels that are scaled at a time
-_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_TAGS = r"PIL\.TiffImagePlugin"  # the module that reads the tags of EXIF, too
+_ORIENTATION = 0x0112
+_TURNS = {  # by the orientation in EXIF
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 # Files of these formats are programs, which Pillow lets another program or the system run.
 _RUN = ("EPS", "WMF")
 # What Pillow's decoders raise for a file that is not a complete image.
@@ -55,6 +67,7 @@ def decode_image(file: Path | io.BytesIO, name: str) -> Image.Image:
     UserError: it is not an image, is incomplete, or is too large: it has more pixels than Pillow's
       safe limit (89 million), or is over a hundred times as long as wide.
   """
+  _hide_warnings_of_tags()
   try:
     with Image.open(file) as image:
       # Up to twice the limit, Pillow only warns.
@@ -67,15 +80,30 @@ def decode_image(file: Path | io.BytesIO, name: str) -> Image.Image:
         raise ValueError(f"{image.format} files are programs and are not run")
       if max(image.size) > _LONGEST * min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels are no picture")
-      return _as_rgb(ImageOps.exif_transpose(image))
+      whole = scale_deep(image, file) or image
+      return _as_rgb(_upright(whole))
   except FileNotFoundError as error:
     raise UserError(f"{name}: expected an image; there is no such file") from error
+  except UnidentifiedImageError as error:
+    raise UserError(_no_image(file, name)) from error
   except _UNDECODABLE as error:
     raise UserError(
       f"{name}: expected an image; got a file that cannot be decoded:"
       f" {' '.join(str(error).split()) or type(error).__name__}."
       " Fetch or export it again, or remove its records."
     ) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+  """Converts an image in memory as `decode_image` converts a file, but does not rotate it.
+
+  Raises:
+    UserError: no pixel has a value.
+  """
+  try:
+    return _as_rgb(scale_grey(image))
+  except ValueError as error:
+    raise UserError(f"image: expected pixels with values; got: {error}. Leave it out.") from error
 
 
 def montage(images: Sequence[Image.Image]) -> Image.Image:
@@ -99,9 +127,40 @@ def montage(images: Sequence[Image.Image]) -> Image.Image:
   return picture
 
 
+def _no_image(file: Path | io.BytesIO, name: str) -> str:
+  """The message about a file of no known image format."""
+  head = file_content(file, HEAD)
+  known = file_format(head)
+  got = "an empty file" if not head else known.name if known else "a file of an unknown format"
+  fetch = known is None or known.placeholder
+  do = "Fetch or export it again" if fetch else "Export it as PNG or JPEG"
+  return (
+    f"{name}: expected an image; got a file that cannot be decoded: {got}. {do}, or remove its"
+    " records."
+  )
+
+
+def _hide_warnings_of_tags() -> None:
+  """Hides Pillow's warnings about damaged tags, of which one file can have dozens.
+
+  Python's way to hide them around a call changes the filters of all threads, so they stay hidden.
+  """
+  modules = [entry[3] for entry in warnings.filters]
+  if not any(isinstance(module, re.Pattern) and module.pattern == _TAGS for module in modules):
+    warnings.filterwarnings("ignore", module=_TAGS)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+  """Rotates a photo as its EXIF says; a damaged block says nothing."""
+  image.load()
+  try:
+    turn = image.getexif().get(_ORIENTATION)
+  except (SyntaxError, ValueError, TypeError, LookupError, struct.error):
+    turn = None
+  return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
-  if image.mode in _DEEP:
-    image = _scaled(image)
   if image.has_transparency_data:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
@@ -112,25 +171,3 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     assert found is not None  # only in-place conversion returns nothing
     return found
   return image.convert("RGB")
-
-
-def _scaled(image: Image.Image) -> Image.Image:
-  values = np.asarray(image)
-  # Some rows at a time: the whole image in float64, several times, would be gigabytes.
-  starts = range(0, len(values), max(1, _AT_ONCE // values.shape[1]))
-  blocks = [slice(start, start + starts.step) for start in starts]
-  ends = []
-  for block in blocks:
-    part = np.asarray(values[block], np.float64)
-    if (part := part[np.isfinite(part)]).size:
-      ends += [part.min(), part.max()]
-  if not ends:
-    raise ValueError("no pixel is a number")
-  low, high = min(ends), max(ends)
-  span = (high - low) or 1.0
-  out = np.empty(values.shape, np.uint8)
-  for block in blocks:
-    part = np.asarray(values[block], np.float64)
-    part = np.where(np.isfinite(part), part, low)
-    out[block] = np.round((part - low) / span * 255)
-  return Image.fromarray(out)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from afspl_jax.config.experiment import Eval
 from afspl_jax.data.batches import Split
-from afspl_jax.evaluation.predictions import Prediction, write_predictions
+from afspl_jax.evaluation.predictions import Prediction, count_unknown_tokens, write_predictions
 from afspl_jax.evaluation.scores import score_predictions
 from afspl_jax.models.captioner import Captioner
 from afspl_jax.models.decoding import Decoded, Decoding, make_decoder
@@ -27,6 +27,7 @@ class GeneratedText(NamedTuple):
   text: str
   fusion: dict[str, float]  # weight of each prompt source
   prompts: dict[int, float]  # weight of each pool prompt that was selected
+  unknown_tokens: int = 0  # generated ids that are not of the tokenizer; the text leaves them out
 
 
 class Evaluator:
@@ -71,11 +72,9 @@ class Evaluator:
         batch = batch._replace(tokens=0 * batch.tokens, image=0 * batch.image)
       decoded = self._decode(params, self._frozen, batch)
       texts = generated_texts(decoded, len(rows), self._tokenizer)
-      for row, (text, fusion, prompts) in zip(rows, texts, strict=True):
-        example = split.examples[row]
-        out.append(
-          Prediction(example.id, text, example.references, example.question, fusion, prompts)
-        )
+      for row, (text, fusion, prompts, unknown) in zip(rows, texts, strict=True):
+        one = split.examples[row]
+        out.append(Prediction(one.id, text, one.references, one.question, fusion, prompts, unknown))
     return out
 
   def loss(self, params: Params, split: Split, indices: Sequence[int]) -> float:
@@ -89,22 +88,27 @@ class Evaluator:
   def scores(
     self, params: Params, split: Split, indices: Sequence[int], file: Path | None = None
   ) -> dict[str, float]:
-    """Loss, and scores of captions and answers; writes the predictions to `file` if it is given."""
+    """Loss, scores of captions and answers, and the number of unknown tokens if there are any.
+
+    Writes the predictions to `file` if it is given.
+    """
     predictions = self.predict(params, split, indices)
     if file is not None:
       write_predictions(predictions, file)
-    return {"loss": self.loss(params, split, indices), **score_predictions(predictions)}
+    loss = {"loss": self.loss(params, split, indices)}
+    return loss | score_predictions(predictions) | count_unknown_tokens(predictions)
 
 
 def generated_texts(decoded: Decoded, number: int, tokenizer: Tokenizer) -> list[GeneratedText]:
   """The first `number` rows of a decoded batch as texts."""
-  texts = tokenizer.decode(np.asarray(decoded.ids)[:number])
+  ids = np.asarray(decoded.ids)[:number]
+  texts, unknown = tokenizer.decode(ids), tokenizer.count_unknown(ids).tolist()
   fusion, pool = np.asarray(decoded.fusion), np.asarray(decoded.pool)
   sources, out = SOURCES[: fusion.shape[1]], []
   for i, text in enumerate(texts):
     weights = {name: round(float(w), 4) for name, w in zip(sources, fusion[i], strict=True)}
     selected = {int(j): round(float(pool[i, j]), 4) for j in np.flatnonzero(pool[i])}
-    out.append(GeneratedText(text, weights, selected))
+    out.append(GeneratedText(text, weights, selected, unknown[i]))
   return out
 
 

@@ -17,6 +17,7 @@ class Prediction(NamedTuple):
   question: str  # "" for a caption
   fusion: dict[str, float]  # weight of each prompt source
   prompts: dict[int, float]  # weight of each pool prompt that was selected
+  unknown_tokens: int = 0  # generated ids that are not of the tokenizer; the text leaves them out
 
 
 def write_predictions(predictions: Sequence[Prediction], file: Path) -> None:
@@ -26,5 +27,20 @@ def write_predictions(predictions: Sequence[Prediction], file: Path) -> None:
     line: dict[str, Any] = prediction._asdict()
     if not prediction.question:
       del line["question"]
+    if not prediction.unknown_tokens:
+      del line["unknown_tokens"]
     lines.append(json.dumps(line, ensure_ascii=False) + "\n")
   write_text(file, "".join(lines))
+
+
+def count_unknown_tokens(predictions: Sequence[Prediction]) -> dict[str, float]:
+  """The number of generated ids that are not of the tokenizer, if there are any.
+
+  A model may have a larger vocabulary than its tokenizer. One that generates such ids is not the
+  tokenizer's, or its prompter is of no use.
+
+  Returns:
+    `unknown_tokens`, or nothing where there are none.
+  """
+  number = sum(prediction.unknown_tokens for prediction in predictions)
+  return {"unknown_tokens": float(number)} if number else {}

@@ -46,6 +46,8 @@ class VisionSizes(NamedTuple):
   token_width: int  # w
   feature_width: int  # f, of the joint feature of an image, and of a text if it encodes texts
   text_length: int  # most tokens of a text, both ends included; 0: it has no text tower
+  text_vocabulary: int = 0  # ids that the text tower knows; 0: any tokenizer is accepted
+  text_eos_id: int | None = None  # the id that ends a text; None: the tokenizer's highest id
 
   @property
   def tokens(self) -> int:

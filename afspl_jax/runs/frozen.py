@@ -1,11 +1,14 @@
 """Loads the two frozen networks with their preprocessing, and makes a prompter for them."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from PIL import Image
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.data.features import FeatureEncoder, default_cache
@@ -19,6 +22,17 @@ from afspl_jax.models.huggingface.weights import (
 )
 from afspl_jax.models.prompter.prompter import Prompter
 
+_LENGTH, _SIDE = 64, 256  # tokens; pixels
+_TEXTS = (
+  "",
+  "  A photo of TWO dogs,\ta cat -- and 1,234.5 km/h!  ",
+  "What's the patient's diagnosis? (e.g. pneumonia)",
+  "Zwölf Boxkämpfer jagen Viktor quer über den Sylter Deich",
+  "e\u0301 \u00e9 \ufb01 \uff21 \u00bd \u4e2d\u6587 \U0001f600 \u200b\u00a0x",
+  "</s> <pad> <extra_id_0> <|endoftext|> [CLS] \u2581",
+  "supercalifragilisticexpialidocious " * 12,
+)
+
 
 @dataclass(frozen=True)
 class FrozenPair:
@@ -28,6 +42,17 @@ class FrozenPair:
   language_model: LanguageModel
   tokenizer: Tokenizer  # the language model's
   fingerprints: dict[str, str]  # of the checkpoints "clip" and "t5", as `backbone` names them
+
+  def processing(self) -> str:
+    """A short hash of what tokenizers and image processor make of some texts and an image.
+
+    Two hosts may have the same checkpoints, and libraries whose versions read them differently.
+    """
+    side = np.arange(_SIDE)
+    colours = np.stack(np.broadcast_arrays(side[:, None], side, side[:, None] ^ side), axis=-1)
+    image = Image.fromarray(colours.astype(np.uint8))
+    arrays = self.tokenizer.tokenize(_TEXTS, _LENGTH)[0], *self.encoder.process(_TEXTS, image)
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
 
 
 def load_pair(
@@ -50,7 +75,9 @@ def load_pair(
   }
   encoder = load_encoder(config, folders["clip"], fingerprints["clip"])
   language_model = load_language_model(folders["t5"], dtype, dtype)
-  return FrozenPair(encoder, language_model, Tokenizer(folders["t5"]), fingerprints)
+  tokenizer, sizes = Tokenizer(folders["t5"]), language_model.sizes
+  tokenizer.check_model(str(folders["t5"]), sizes.vocabulary, sizes.eos_id, sizes.pad_id)
+  return FrozenPair(encoder, language_model, tokenizer, fingerprints)
 
 
 def load_encoder(config: Experiment, folder: Path, identity: str) -> FeatureEncoder:

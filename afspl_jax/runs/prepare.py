@@ -65,6 +65,7 @@ class Setup:
   evaluator: Evaluator
   single_site: bool  # all data belong to one site
   facts: dict[str, Any]  # hashes that must be the same when the run is resumed
+  processing: str  # hash of what this host's libraries make of texts and images
 
   def global_params(self, shared: Params) -> Params:
     """All leaves of the global model, which does not use its (untrained) local leaves."""
@@ -80,6 +81,7 @@ class Setup:
     terms = {
       "version": installed_version("afspl_jax"),
       "backbones": self.facts["backbones"],
+      "processing": self.processing,
       "config": fields.nested({name: flat[name] for name in agreed}),
     }
     if not self.single_site:  # otherwise two sites could train on the same examples
@@ -186,6 +188,7 @@ def prepare_setup(
     evaluator=Evaluator(captioner, frozen, pair.tokenizer, config.eval, mesh),
     single_site=bool(site),
     facts=_facts(inputs, pair, partition_digest(examples, clients), attackers),
+    processing=pair.processing(),
   )
 
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def test_a_photo_is_rotated_by_its_exif(turn, kind):
   assert found.shape == (20, 30, 3)
   np.testing.assert_allclose(found[5, 5], (250, 0, 0), atol=40)  # JPEG is lossy
   np.testing.assert_allclose(found[5, 25], (0, 250, 0), atol=40)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_damaged_exif_block_costs_neither_the_picture_nor_a_warning(kind):
+  exif = Image.Exif()
+  exif[0x010E], exif[0x011A], exif[0x8298] = "a" * 40, 72.0, "b" * 50
+  whole, usual = exif.tobytes(), pixels(photo(), kind)
+  lengths = whole.replace(struct.pack(">I", 41), b"\x7f\0\0\0")  # of a text
+  assert lengths != whole
+  with warnings.catch_warnings(record=True) as shown:
+    warnings.resetwarnings()
+    for damaged in (whole[:-60], whole[:30], lengths, whole[:6] + b"??" + whole[8:]):
+      np.testing.assert_array_equal(pixels(photo(), kind, exif=damaged), usual)
+  assert not shown
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
@@ -119,6 +134,31 @@ def test_a_file_that_ends_early_is_rejected(kind):
     ) as error:
       decode_image(io.BytesIO(content[:part]), "it")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (bytes(128) + b"DICM\x02\0", "a DICOM file. Export it as PNG or JPEG"),
+    (b"%PDF-1.7\n", "a PDF file. Export it as PNG or JPEG"),
+    (b"<html><body>404", "an HTML page. Fetch or export it again"),
+    (
+      b"version https://git-lfs.github.com/spec/v1\n",
+      "a Git LFS pointer. Fetch or export it again",
+    ),
+    (b"", "an empty file. Fetch or export it again"),
+    (b"a text", "a file of an unknown format. Fetch or export it again"),
+  ],
+)
+def test_a_file_of_another_format_is_named(content, message, tmp_path):
+  file = tmp_path / "x.jpg"
+  file.write_bytes(content)
+  for given in (file, io.BytesIO(content)):
+    with pytest.raises(UserError) as error:
+      decode_image(given, "it")
+    assert str(error.value) == (
+      f"it: expected an image; got a file that cannot be decoded: {message}, or remove its records."
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of some
@@ -224,7 +264,7 @@ def test_scaling_in_blocks_equals_scaling_at_once(monkeypatch):
   values = np.random.default_rng(0).normal(size=(37, 5)).astype(np.float32) * 1e4
   values[3], values[7, 2], values[36, 4] = np.nan, np.inf, -np.inf
   whole = pixels(Image.fromarray(values), "TIFF")
-  monkeypatch.setattr("afspl_jax.data.images._AT_ONCE", 13)
+  monkeypatch.setattr("afspl_jax.data.deep_images._AT_ONCE", 13)
   np.testing.assert_array_equal(pixels(Image.fromarray(values), "TIFF"), whole)
   finite = values[np.isfinite(values)].astype(np.float64)
   low, high = finite.min(), finite.max()

@@ -63,6 +63,15 @@ def test_config_round_trip():
   assert ClipConfig.from_hf({}) == ClipConfig()
 
 
+def test_null_is_the_default():
+  vision = dict.fromkeys(("image_size", "num_channels", "layer_norm_eps", "hidden_act"))
+  text = dict.fromkeys(("vocab_size", "layer_norm_eps", "eos_token_id", "num_hidden_layers"))
+  raw = {"vision_config": vision, "text_config": text, "projection_dim": None}
+  assert ClipConfig.from_hf(raw) == ClipConfig()
+  assert ClipConfig.from_hf({"vision_config": None, "text_config": None}) == ClipConfig()
+  assert ClipConfig.from_hf({"text_config": {"eos_token_id": [5]}}).text.eos_id == 5
+
+
 def test_an_old_config_dict_takes_precedence():
   raw = {"text_config": {"hidden_size": 8, "eos_token_id": 2}, "vision_config": {}}
   old = {"hidden_size": 24, "num_attention_heads": 3}
@@ -84,6 +93,13 @@ def test_an_old_config_dict_takes_precedence():
     ({"text_config": {"num_hidden_layers": 0}}, '"num_hidden_layers" must be at least 1'),
     ({"text_config": {"eos_token_id": [1, 2]}}, '"eos_token_id" must be int'),
     ({"text_config": {"num_attention_heads": 7}}, "multiple of the heads"),
+    (
+      {"text_config": {"vocab_size": 99}},
+      "eos_token_id (49407 if it is absent) below vocab_size, 99",
+    ),
+    ({"text_config": {"eos_token_id": None, "vocab_size": 99}}, "pooled there; got 49407"),
+    ({"text_config": {"eos_token_id": 49408}}, "pooled there; got 49408"),
+    ({"text_config": {"eos_token_id": -1}}, "pooled there; got -1"),
   ],
 )
 def test_unsupported_config_is_named(raw, message):

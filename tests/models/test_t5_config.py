@@ -60,6 +60,13 @@ def test_config_round_trip():
   assert T5Config.from_hf({"num_layers": 3, "num_decoder_layers": None}).decoder_layers == 3
 
 
+def test_null_is_the_default():
+  raw = dict.fromkeys(T5Config().to_hf()) | {"model_type": "t5"}
+  assert T5Config.from_hf(raw) == T5Config()
+  assert T5Config.from_hf(raw | {"decoder_start_token_id": 0}) == T5Config()
+  assert T5Config.from_hf({"eos_token_id": [1], "pad_token_id": [0]}) == T5Config()
+
+
 @pytest.mark.parametrize(
   ("raw", "own_head", "tied", "scaled"),
   [
@@ -84,6 +91,10 @@ def test_the_weights_decide_whether_the_head_is_tied(raw, own_head, tied, scaled
     ({"decoder_start_token_id": 5}, '"decoder_start_token_id" must be the pad token, 0; got 5'),
     ({"d_model": 1.5}, '"d_model" must be int; got 1.5'),
     ({"num_heads": 0}, '"num_heads" must be at least 1; got 0'),
+    ({"eos_token_id": [1, 2]}, '"eos_token_id" must be int; got [1, 2]'),
+    ({"eos_token_id": 32128}, "below vocab_size, 32128; got 0 and 32128"),
+    ({"pad_token_id": -1}, "below vocab_size, 32128; got -1 and 1"),
+    ({"pad_token_id": None, "decoder_start_token_id": 2}, "must be the pad token, 0; got 2"),
     ({"relative_attention_num_buckets": 7}, "even number of buckets"),
   ],
 )

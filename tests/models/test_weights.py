@@ -1,5 +1,4 @@
 import json
-import shutil
 import subprocess
 import sys
 
@@ -16,8 +15,6 @@ from safetensors.numpy import load_file
 from afspl_jax.models.clip import clip
 from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from afspl_jax.models.huggingface.weights import (
-  BackboneError,
-  fingerprint,
   load_backbone,
   load_language_model,
   load_vision_encoder,
@@ -165,30 +162,6 @@ def test_unused_keys_are_ignored(tmp_path):
 
 def test_shards_load(source, shards):
   assert_equal(load_backbone(shards), source)
-
-
-def test_fingerprint_changes_with_content_only(folder, tmp_path):
-  first = fingerprint(folder)
-  assert len(first) == 16 and int(first, 16) >= 0
-  shutil.copytree(folder, tmp_path / "copy")
-  (tmp_path / "copy" / "README.md").write_text("not hashed")
-  assert fingerprint(tmp_path / "copy") == first
-  data = bytearray((folder / "model.safetensors").read_bytes())
-  data[-1] ^= 1
-  (folder / "model.safetensors").write_bytes(data)
-  assert fingerprint(folder) != first
-  config = tmp_path / "copy" / "config.json"
-  config.write_text(config.read_text().replace('"num_layers": 1', '"num_layers": 2'))
-  assert fingerprint(tmp_path / "copy") != first
-  config.unlink()
-  with pytest.raises(BackboneError, match=r"config\.json: expected this file"):
-    fingerprint(tmp_path / "copy")
-
-
-def test_fingerprint_covers_every_shard(shards):
-  first = fingerprint(shards)
-  change(shards, "model-00003-of-00003.safetensors", extra__weight=np.zeros(1, np.float32))
-  assert fingerprint(shards) != first
 
 
 def test_outline_takes_no_memory_at_any_size():

@@ -2,12 +2,20 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from afspl_jax.models.huggingface.weights import BackboneError, fingerprint, load_vision_encoder
-from tests.models.saved import change, problems
+from afspl_jax.models.huggingface.weights import (
+  BackboneError,
+  fingerprint,
+  load_backbone,
+  load_vision_encoder,
+  save_backbone,
+)
+from afspl_jax.models.t5.t5 import T5
+from tests.models.saved import T5S, change, problems, random_model
 
 
 def test_missing_folder_is_named(tmp_path):
@@ -49,6 +57,19 @@ def test_pickle_is_never_opened(folder):
   assert "Convert it to safetensors" in message
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_of_another_format_is_named(folder, name):
+  wanted = {"config.json": "JSON", "model.safetensors": "a safetensors file"}[name]
+  for content, end in (
+    (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer. Download the complete"),
+    (b"<!doctype html><title>Sign in", "an HTML page. Download the complete"),
+    (b"PK\x03\x04archive/data.pkl", "a ZIP archive. Take the file of the checkpoint, or convert"),
+    (b"GGUF\x03\0\0\0", "a GGUF file. Take the file of the checkpoint, or convert"),
+  ):
+    (folder / name).write_bytes(content)
+    assert f"{name}: expected {wanted}; got {end}" in problems(folder)
+
+
 @pytest.mark.parametrize("cut", [0, 5, 1000, -1])
 def test_truncated_file_is_named(folder, cut):
   path = folder / "model.safetensors"
@@ -74,6 +95,47 @@ def test_unmatched_and_missing_keys_and_shapes_are_named(folder):
   assert 'expected "encoder.final_layer_norm.weight"' in message
   assert '"decoder.final_layer_norm.weight" of shape (12,); got (7,)' in message
   assert "got I8. Take a checkpoint that is not quantised" in message
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, 1e30, -1e30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+def test_one_impossible_weight_is_named(folder, value, dtype):
+  held = {key: x.astype(dtype) for key, x in load_file(folder / "model.safetensors").items()}
+  save_file(held, folder / "model.safetensors")
+  load_backbone(folder)
+  spoiled = held["lm_head.weight"]
+  with np.errstate(over="ignore"):  # 1e30 is infinite in float16
+    spoiled[7, 3] = value
+  save_file(held, folder / "model.safetensors")
+  message = problems(folder)
+  assert "1 problem in" in message and ' in "lm_head.weight"; got ' in message
+  assert message.endswith(f"got {float(spoiled[7, 3]):g}. Download the file again.")
+  spoiled[0, :2] = np.inf, -5e4  # which is possible
+  held["encoder.final_layer_norm.weight"][-1] = np.nan
+  save_file(held, folder / "model.safetensors")
+  message = problems(folder)
+  assert "2 problems in" in message and "got inf and 1 more. Download" in message
+  assert ' in "encoder.final_layer_norm.weight"; got nan. Download' in message
+
+
+def test_large_and_tiny_weights_are_accepted(folder):
+  for values in ([1e6, -1e6, 65504, 0.0], [1e-45, -1e-45, -0.0, 1e-30]):
+    change(folder, decoder__final_layer_norm__weight=np.array(values * 3, np.float32))
+    load_backbone(folder)
+
+
+def test_a_nan_in_an_embedding_that_is_stored_twice_is_named(tmp_path):
+  save_backbone(random_model(T5, T5S["v1.0"]), tmp_path)
+  held = load_file(tmp_path / "model.safetensors")
+  held["shared.weight"][2, 2] = np.nan
+  change(
+    tmp_path,
+    shared__weight=held["shared.weight"],
+    encoder__embed_tokens__weight=held["shared.weight"],
+  )
+  message = problems(tmp_path)
+  assert 'numbers of at most 1e+06 in "shared.weight"; got nan' in message
+  assert "to equal" not in message
 
 
 def test_missing_shard_is_named_once(shards):

@@ -11,15 +11,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from afspl_jax.errors import UserError
-from afspl_jax.models.clip.config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from afspl_jax.models.clip.config import LEGACY_EOS, ClipConfig, ClipTextConfig, ClipVisionConfig
 from afspl_jax.models.contracts import VisionSizes
 from afspl_jax.models.layers.activations import ACTIVATIONS
 from afspl_jax.models.layers.attention import HIDDEN, attend
 from afspl_jax.models.layers.products import dense
-
-# Configs of OpenAI's checkpoints have eos_token_id 2, which no text contains; for it, transformers'
-# CLIPTextModel pools at the highest id, which is the real end of text.
-LEGACY_EOS = 2
 
 
 def _param(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> nnx.Param:

@@ -25,6 +25,9 @@ _TEXT_NAMES = _TOWER_NAMES | {
   "eos_id": "eos_token_id",
   "pad_id": "pad_token_id",
 }
+# Configs of OpenAI's checkpoints have eos_token_id 2, which no text contains; for it, transformers'
+# CLIPTextModel pools at the highest id, which is the real end of text.
+LEGACY_EOS = 2
 _PARTS = ("vision_config", "text_config")
 
 
@@ -76,7 +79,7 @@ class ClipVisionConfig:
         raise UserError(
           f'{where}: "{name}" must be a square; got {sides!r:.60}. Use another checkpoint.'
         )
-    if raw.get("num_channels", 3) != 3:
+    if raw.get("num_channels") not in (None, 3):
       raise UserError(
         f'{where}: "num_channels" must be 3; got {raw["num_channels"]!r:.60}. Take another'
         " checkpoint."
@@ -97,11 +100,17 @@ class ClipTextConfig:
   activation: str = "quick_gelu"  # a key of ACTIVATIONS
   norm_epsilon: float = 1e-5
   bos_id: int | None = 49406
-  eos_id: int = 49407  # where a text is pooled; 2 has a special meaning, see clip.py
+  eos_id: int = 49407  # where a text is pooled; see LEGACY_EOS
   pad_id: int | None = 1  # transformers' default; its tokenizers pad with eos_id nevertheless
 
   def __post_init__(self):
     _check_tower(self, "CLIP text config")
+    if not 0 <= self.eos_id < self.vocab_size:
+      raise UserError(
+        "CLIP text config: expected an eos_token_id (49407 if it is absent) below vocab_size,"
+        f" {self.vocab_size}, because texts are pooled there; got {self.eos_id}. Set it to the"
+        " tokenizer's end token."
+      )
 
   @classmethod
   def from_hf(cls, raw: Mapping[str, Any]) -> "ClipTextConfig":
@@ -128,6 +137,8 @@ class ClipConfig:
       token_width=self.vision.width,
       feature_width=self.joint_width,
       text_length=self.text.max_length,
+      text_vocabulary=self.text.vocab_size,
+      text_eos_id=None if self.text.eos_id == LEGACY_EOS else self.text.eos_id,
     )
 
   @classmethod

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from afspl_jax.errors import UserError
+from afspl_jax.storage.file_format import HEAD, file_format
 from afspl_jax.storage.json_text import parse_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -141,8 +142,18 @@ def weight_files(folder: Path) -> list[Path]:
   return [folder / INDEX, *(folder / name for name in shards)]
 
 
-# A prompter that was trained with other tokens or pixels does not fit, so these files count too.
-_PROCESSING = ("preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt")
+# A prompter that was trained with other tokens or pixels does not fit, so the files that define
+# these count too: all that transformers' tokenizers and our image processor read.
+_PROCESSING = (
+  "preprocessor_config.json",
+  "tokenizer*.json",  # tokenizer_config.json may name tokenizer.4.0.0.json and the like
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.*",
+  "merges.txt",
+  "*.model",  # of sentencepiece
+)
+_EARLIER = ("preprocessor_config.json", "tokenizer.json", "vocab.json", "merges.txt")
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -159,11 +170,28 @@ def fingerprint(folder: str | Path) -> str:
     BackboneError: one of the files is missing.
   """
   folder = Path(folder)
+  named = (folder.glob(pattern) for pattern in _PROCESSING)
+  return _hash(folder, sorted({path for found in named for path in found if path.is_file()}))
+
+
+def earlier_fingerprint(folder: str | Path) -> str:
+  """The fingerprint in files of earlier versions, which covered fewer files.
+
+  Args:
+    folder: the checkpoint.
+
+  Raises:
+    BackboneError: one of the files is missing.
+  """
+  folder = Path(folder)
+  return _hash(folder, [folder / name for name in _EARLIER if (folder / name).is_file()])
+
+
+def _hash(folder: Path, processing: list[Path]) -> str:
   if not (folder / CONFIG).is_file():
     raise BackboneError(folder, [_no_file(CONFIG)])
   digest = hashlib.sha256()
-  prescribed = [folder / name for name in _PROCESSING if (folder / name).is_file()]
-  for path in [folder / CONFIG, *weight_files(folder), *prescribed]:
+  for path in [folder / CONFIG, *weight_files(folder), *processing]:
     digest.update(f"{path.name} {path.stat().st_size}\n".encode())
     with path.open("rb") as file:
       while block := file.read(1 << 20):
@@ -192,6 +220,16 @@ def _no_weights(folder: Path) -> str:
   return f"expected {WEIGHTS} or {INDEX}; got neither. {_FETCH}"
 
 
+def _other_format(file: Path, wanted: str) -> str:
+  """The problem of a file that has another format than its name says; "" if this is not known."""
+  with file.open("rb") as opened:
+    known = file_format(opened.read(HEAD))
+  if known is None or known.name == "a JSON file":  # damaged, or a header of safetensors
+    return ""
+  do = _FETCH if known.placeholder else "Take the file of the checkpoint, or convert it."
+  return f"{file.name}: expected {wanted}; got {known.name}. {do}"
+
+
 def _open(folder: Path, name: str, problems: list[str]) -> Any:
   if not _is_file(folder / name):
     problems.append(_no_file(name))
@@ -199,6 +237,9 @@ def _open(folder: Path, name: str, problems: list[str]) -> Any:
   try:
     return safe_open(folder / name, framework="np")
   except (SafetensorError, OSError) as error:
+    if other := _other_format(folder / name, "a safetensors file"):
+      problems.append(other)
+      return None
     size = (folder / name).stat().st_size
     problems.append(
       f"{name}: expected a complete safetensors file; got {size} bytes that cannot be read"
@@ -214,6 +255,9 @@ def _read_json(folder: Path, name: str, problems: list[str]) -> dict[str, Any] |
   try:
     parsed = parse_json((folder / name).read_bytes())
   except (ValueError, OSError) as error:
+    if other := _other_format(folder / name, "JSON"):
+      problems.append(other)
+      return None
     problems.append(f"{name}: expected JSON; got something else ({error}). {_FETCH}")
     return None
   if not isinstance(parsed, dict):

@@ -20,7 +20,7 @@ def read_fields(cls: type, names: Mapping[str, str], raw: Mapping[str, Any], whe
   Args:
     cls: the dataclass; its defaults, which apply to missing fields, must be those of transformers.
     names: our field names to Hugging Face's.
-    raw: the parsed config.json, or a part of it.
+    raw: the parsed config.json, or a part of it; null means the default.
     where: its name in messages.
 
   Returns:
@@ -33,10 +33,12 @@ def read_fields(cls: type, names: Mapping[str, str], raw: Mapping[str, Any], whe
   hints = get_type_hints(cls)
   fields, problems = {}, []
   for ours, theirs in names.items():
-    if theirs not in raw:
-      continue
-    value, expected = raw[theirs], hints[ours]
+    value, expected = raw.get(theirs), hints[ours]
     allowed = get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    if theirs not in raw or (value is None and types.NoneType not in allowed):
+      continue
+    if ours.endswith("_id") and isinstance(value, list) and len(value) == 1:
+      (value,) = value  # generation knows several ends, and so some files write a list
     most = _MOST.get(ours.rpartition("_")[2], _MOST_ELSE)
     if float in allowed and type(value) is int and abs(value) <= most:
       value = float(value)

@@ -36,6 +36,7 @@ class ImageSettings:
       raise UserError(
         f"{path}: expected a JSON object; got {type(self._raw).__name__}. Download it again."
       )
+    self._raw = _without_null(self._raw)
     processor = self._raw.get(
       "image_processor_type", self._raw.get("feature_extractor_type", "CLIP")
     )
@@ -121,6 +122,18 @@ class ImageSettings:
       sides = f'{{"height": n, "width": n}} or n, n from 1 to {_LARGEST}'
       raise self.error(name, edge + sides)
     return value[0], value[1]
+
+
+def _without_null(settings: dict[str, Any]) -> dict[str, Any]:
+  """Settings that are not null, also within sizes: null is the default, as in transformers 4.
+
+  A flag that is null is kept, and refused: transformers 4 takes it for true, and 5 for false.
+  """
+  return {
+    name: _without_null(value) if isinstance(value, dict) else value
+    for name, value in settings.items()
+    if value is not None or name.startswith("do_")
+  }
 
 
 def _is_side(value: Any) -> bool:

@@ -1,13 +1,11 @@
 """Texts to token ids and images to pixels, as the files of a checkpoint define.
 
 Texts use transformers, which is imported inside functions, so that importing this package stays
-fast. Its tokenizers do not need PyTorch, but its AutoTokenizer imports an installed PyTorch, which
-takes a second and a quarter of a gigabyte; so known tokenizer classes are used by name.
+fast. Its tokenizers do not need PyTorch.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -15,15 +13,21 @@ from PIL import Image
 
 from afspl_jax.errors import UserError
 from afspl_jax.models.huggingface.image_settings import ImageSettings
-from afspl_jax.storage.json_text import parse_json
+from afspl_jax.models.huggingface.tokenizer_files import (
+  control_tokens,
+  encode_as_text,
+  tokenizer_class,
+)
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-_TOKENIZERS = {"t5": "T5Tokenizer", "clip": "CLIPTokenizer"}  # by model_type; others: Auto
+_CONTROL_LENGTH = 64  # ids that encode the name of a control token
 _IMAGE_FILE = "preprocessor_config.json"
 
 
 class Tokenizer:
   """The tokenizer of a checkpoint.
+
+  A text is only text: "</s>" in it is four characters and not the end token.
 
   Attributes:
     pad_id: pads rows to their length; CLIP's equals its `eos_id`, so use the mask.
@@ -39,7 +43,8 @@ class Tokenizer:
       folder: has tokenizer.json, or vocab.json and merges.txt.
 
     Raises:
-      UserError: it has neither, or the tokenizer does not end texts with an end token.
+      UserError: it has neither, the tokenizer is that of another model or does not end texts with
+        an end token, or a text can contain its control tokens.
     """
     folder = Path(folder)
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
@@ -48,14 +53,16 @@ class Tokenizer:
         f" merges.txt; got {_listing(folder)}. Download them with the checkpoint; a spiece.model"
         " alone is not read."
       )
-    tokenizer = _class_of(folder)
+    kind = tokenizer_class(folder)
     try:
       # A folder may name code in it, which must not run.
-      self._tokenizer = tokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-      )
+      self._tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+      self._tokenizer.truncation_side = "right"  # whatever the files say: a question starts left
       self.vocab_size: int = len(self._tokenizer)
-      (row, _), (mask, _) = self.tokenize(["a", ""], 8)
+      self.vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+      self._known = np.array(list(self.vocabulary.values()))
+      encode_as_text(self._tokenizer)
+      (row, empty), (mask, ends) = self.tokenize(["a", ""], 8)
     except Exception as error:  # damaged files make transformers raise any error
       raise UserError(
         f"{folder}: expected the files of a tokenizer; got {type(error).__name__}:"
@@ -63,13 +70,60 @@ class Tokenizer:
       ) from error
     self.pad_id: int = self._tokenizer.pad_token_id
     self.eos_id: int = self._tokenizer.eos_token_id
-    self.vocabulary: dict[str, int] = self._tokenizer.get_vocab()
     ids = row[mask].tolist()
     if self.pad_id is None or self.eos_id is None or ids[-1:] != [self.eos_id]:
       raise UserError(
         f"{folder}: expected a tokenizer that ends texts with its end token and has a padding"
         f' token; got ids {ids} for "a", end {self.eos_id}, padding {self.pad_id}. Take the'
         " tokenizer files of the checkpoint."
+      )
+    self._check_control_tokens(folder, empty[ends])
+
+  def check_model(self, what: str, vocabulary: int, eos_id: int | None, pad_id: int | None) -> None:
+    """Checks that a model understands the ids of this tokenizer.
+
+    Args:
+      what: the model, for the message.
+      vocabulary: number of the model's ids.
+      eos_id: the id that ends a text for the model; None: the tokenizer's highest id.
+      pad_id: the id that pads texts for the model; None: any, as the mask hides it.
+
+    Raises:
+      UserError: it does not.
+    """
+    largest = max(self.vocabulary.values())
+    if largest >= vocabulary:
+      raise UserError(
+        f"{what}: expected a tokenizer with ids below vocab_size, {vocabulary}; got {largest}."
+        " Take all files of one checkpoint."
+      )
+    for role, wanted, got in (
+      ("eos_token_id", largest if eos_id is None else eos_id, self.eos_id),
+      ("pad_token_id", self.pad_id if pad_id is None else pad_id, self.pad_id),
+    ):
+      if wanted != got:
+        raise UserError(
+          f"{what}: expected a tokenizer with {role} {wanted}, as the config.json has it; got"
+          f" {got}. Take all files of one checkpoint."
+        )
+
+  def _check_control_tokens(self, folder: Path, frame: Int[np.ndarray, " ids"]) -> None:
+    """Raises an error if a text can contain a control token.
+
+    Args:
+      folder: for the message.
+      frame: the ids of an empty text.
+    """
+    control = control_tokens(self._tokenizer)
+    ids, mask = self.tokenize(list(control.values()), _CONTROL_LENGTH)
+    if self._tokenizer.unk_token_id not in frame:  # a character that is not known is still text
+      control.pop(self._tokenizer.unk_token_id, None)
+    found = (np.isin(ids, list(control)) & mask).sum(axis=1)
+    if found.size and found.max() > np.isin(frame, list(control)).sum():
+      raise UserError(
+        f"{folder}: expected a tokenizer that can encode the names of its control tokens as text;"
+        f" got control tokens for {list(control.values())[int(found.argmax())]!r}. Take another"
+        " checkpoint."
       )
 
   def tokenize(
@@ -103,6 +157,15 @@ class Tokenizer:
     return self._tokenizer.batch_decode(
       rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
+
+  def count_unknown(self, ids: Int[np.ndarray, "b l"]) -> Int[np.ndarray, " b"]:
+    """Counts the ids of each row, up to its end token, that are not of this tokenizer.
+
+    A model may have a larger vocabulary than its tokenizer, to make its matrices divisible: T5's
+    has 32,128 ids, and its tokenizer 32,100. `decode` leaves such ids out.
+    """
+    before = np.cumsum(ids == self.eos_id, axis=1) == 0
+    return (before & ~np.isin(ids, self._known)).sum(axis=1)
 
 
 class ImageProcessor:
@@ -175,29 +238,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     image = Image.alpha_composite(white, image)
   return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _class_of(folder: Path) -> Any:
-  """The class of a folder's tokenizer, as AutoTokenizer would choose it.
-
-  AutoTokenizer itself only for classes not in `_TOKENIZERS`; see the docstring of the module.
-  """
-  import transformers
-
-  model = _object(folder / "config.json")
-  stated = _object(folder / "tokenizer_config.json").get("tokenizer_class")
-  named = stated or model.get("tokenizer_class") or _TOKENIZERS.get(str(model.get("model_type")))
-  name = str(named).removesuffix("Fast")
-  return getattr(transformers, name if name in _TOKENIZERS.values() else "AutoTokenizer")
-
-
-def _object(file: Path) -> dict[str, Any]:
-  """The JSON object in a file; empty if there is none, which the tokenizer will report."""
-  try:
-    found = parse_json(file.read_bytes())
-  except (OSError, ValueError):
-    return {}
-  return found if isinstance(found, dict) else {}
 
 
 def _listing(folder: Path) -> str:

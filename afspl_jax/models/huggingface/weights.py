@@ -19,6 +19,7 @@ from afspl_jax.models.huggingface.checkpoint_files import (
   WEIGHTS,
   BackboneError,
   Tensors,
+  earlier_fingerprint,
   fingerprint,
   open_tensors,
   read_config_file,
@@ -28,6 +29,7 @@ from afspl_jax.storage.atomic_files import replaced_file
 
 __all__ = [
   "BackboneError",
+  "earlier_fingerprint",
   "fingerprint",
   "load_backbone",
   "load_image_processor",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
+_LARGEST = 1e6  # of a weight; those of published checkpoints are below 65,504, float16's largest
 
 
 def load_backbone(
@@ -78,9 +81,17 @@ def load_backbone(
     raise BackboneError(folder, problems)
   filled = []
   for key, (path, layout) in table.leaves.items():
-    tensor = tensors[_source(key, table, tensors)]
+    source = _source(key, table, tensors)
+    tensor = tensors[source]
+    if not _plausible(tensor):
+      problems.append(
+        f'{tensors.file(source)}: expected finite numbers of at most {_LARGEST:g} in "{source}";'
+        f" got {_implausible(tensor)}. Download the file again."
+      )
     array = jnp.asarray(layout.from_torch(tensor).astype(param_dtype))
     filled.append((path, leaves[path].replace(array)))
+  if problems:
+    raise BackboneError(folder, problems)
   return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
@@ -205,6 +216,29 @@ def _source(key: str, table: KeyTable, tensors: Tensors) -> str:
   return next(copies, key)
 
 
+def _plausible(tensor: np.ndarray) -> bool:
+  """Whether all numbers are finite and small enough for a weight.
+
+  The bits of floats without their signs, read as integers, are in the order of their sizes, and
+  those of infinity and NaN are the largest. Two passes over integers take 0.08 s a GB; NumPy's over
+  bfloat16 take thirty times as long.
+  """
+  size = tensor.dtype.itemsize
+  limit = np.array(min(_LARGEST, float(jnp.finfo(tensor.dtype).max)), tensor.dtype)
+  values = tensor.reshape(-1)
+  return not values.size or bool(
+    values.view(f"i{size}").max() <= limit.view(f"i{size}")  # of the positive ones
+    and values.view(f"u{size}").max() <= (-limit).view(f"u{size}")  # of the negative ones
+  )
+
+
+def _implausible(tensor: np.ndarray) -> str:
+  with np.errstate(all="ignore"):
+    values = tensor.astype(np.float32).reshape(-1)
+  wrong = np.flatnonzero(~(np.abs(values) <= _LARGEST))
+  return f"{values[wrong[0]]:g}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
+
+
 def _compare(
   table: KeyTable, leaves: Mapping[tuple, Any], tensors: Tensors, problems: list[str]
 ) -> None:
@@ -231,7 +265,7 @@ def _compare(
   for key in tensors:
     other = table.copies.get(key)
     if other is not None:
-      if other in tensors and not np.array_equal(tensors[key], tensors[other]):
+      if other in tensors and not np.array_equal(tensors[key], tensors[other], equal_nan=True):
         problems.append(
           f'{tensors.file(key)}: expected "{key}" to equal "{other}"; got other values. Take a'
           " checkpoint with one embedding matrix."

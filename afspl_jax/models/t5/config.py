@@ -53,6 +53,11 @@ class T5Config:
         " least 4, and max_distance (relative_attention_max_distance) above half of it; got"
         f" {self.buckets} and {self.max_distance}. Change one of them."
       )
+    if not all(0 <= i < self.vocab_size for i in (self.pad_id, self.eos_id)):
+      raise UserError(
+        f"T5 config: expected pad_token_id and eos_token_id below vocab_size, {self.vocab_size};"
+        f" got {self.pad_id} and {self.eos_id}. Take the tokenizer's."
+      )
 
   @classmethod
   def from_hf(cls, raw: Mapping[str, Any]) -> "T5Config":
@@ -72,18 +77,18 @@ class T5Config:
         f'config.json: "model_type" must be "t5"; got {raw["model_type"]!r}.'
         " Give the folder of a T5ForConditionalGeneration checkpoint."
       )
+    raw = {name: value for name, value in raw.items() if value is not None}  # null: the default
     # transformers' T5Config: "gated-ACTIVATION" or "ACTIVATION", and gated-gelu means gelu_new.
     mlp = str(raw.get("feed_forward_proj", "relu"))
     gated = mlp.startswith("gated-")
     activation = "gelu_new" if mlp == "gated-gelu" else mlp.removeprefix("gated-")
-    start = raw.get("decoder_start_token_id")
-    pad = raw.get("pad_token_id", cls.pad_id)
-    if start is not None and start != pad:
+    fields = read_fields(cls, _NAMES, raw, "config.json")
+    pad = fields.get("pad_id", cls.pad_id)
+    if (start := raw.get("decoder_start_token_id", pad)) != pad:
       raise UserError(
-        f'config.json: "decoder_start_token_id" must be the pad token, {pad}; got {start}.'
+        f'config.json: "decoder_start_token_id" must be the pad token, {pad}; got {start!r:.60}.'
         " Use another checkpoint."
       )
-    fields = read_fields(cls, _NAMES, _without_none(raw), "config.json")
     fields.setdefault("decoder_layers", fields.get("encoder_layers", cls.encoder_layers))
     tied = raw.get("tie_word_embeddings") is not False
     scaled = raw.get("scale_decoder_outputs", tied)
@@ -121,8 +126,3 @@ class T5Config:
       "scale_decoder_outputs": self.scaled_head,
       **write_fields(self, _NAMES),
     }
-
-
-def _without_none(raw: Mapping[str, Any]) -> dict[str, Any]:
-  """Drops fields written as null, which mean the default."""
-  return {name: value for name, value in raw.items() if value is not None}

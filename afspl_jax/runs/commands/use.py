@@ -175,6 +175,8 @@ def _predictions(
     if question:
       line["question"] = question
     line["prediction"] = generated.text
+    if generated.unknown_tokens:
+      line["unknown_tokens"] = generated.unknown_tokens
     yield line | ({"fusion": generated.fusion, "prompts": generated.prompts} if prompts else {})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from afspl_jax.evaluation.generate import evenly_spread
-from afspl_jax.evaluation.predictions import Prediction, write_predictions
+from afspl_jax.evaluation.predictions import Prediction, count_unknown_tokens, write_predictions
 from afspl_jax.evaluation.scores import score_predictions
 from afspl_jax.federation.client.local_trainer import LocalTrainer
 from afspl_jax.runs.prepare import Setup
@@ -111,7 +111,8 @@ class FinalEvaluation:
     predictions = setup.evaluator.predict(params, self._split, self._rows)
     write_predictions(predictions, self._files / "test.jsonl")
     loss = setup.evaluator.loss(params, self._split, self._rows)
-    return {"loss": loss, **score_predictions(predictions), **_fusion(predictions)}
+    scores = score_predictions(predictions) | count_unknown_tokens(predictions)
+    return {"loss": loss, **scores, **_fusion(predictions)}
 
   def common(self) -> Scores:
     """The global model on the examples that every client is scored on."""

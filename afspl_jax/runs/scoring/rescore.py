@@ -18,7 +18,7 @@ from afspl_jax.evaluation.extra_scores import (
 )
 from afspl_jax.evaluation.generate import decoding_settings, evenly_spread
 from afspl_jax.evaluation.metrics.java_metrics import require_java_metric
-from afspl_jax.evaluation.predictions import Prediction, write_predictions
+from afspl_jax.evaluation.predictions import Prediction, count_unknown_tokens, write_predictions
 from afspl_jax.evaluation.scores import Score, score_with_intervals, scores_by_client
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.runs.frozen import load_encoder
@@ -122,7 +122,7 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> Evaluation:
   }
   clip, retrieval = _clip_scores(setup, request, rows, predictions)
   scores |= clip | java_scores(predictions, images, request.more)
-  summary |= retrieval
+  summary |= retrieval | count_unknown_tokens(predictions)
   summary["scores"] = {name: _score_json(score) for name, score in scores.items()}
   if clients and not request.site:
     summary |= _client_scores(scores, clients[request.split], rows)

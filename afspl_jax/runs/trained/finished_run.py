@@ -18,7 +18,7 @@ from afspl_jax.federation.privacy.budget import first_bound
 from afspl_jax.federation.server.rounds import first_state, scored_params
 from afspl_jax.models.captioner import module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
-from afspl_jax.models.huggingface.weights import fingerprint
+from afspl_jax.models.huggingface.weights import earlier_fingerprint, fingerprint
 from afspl_jax.models.prompter.local import split_local
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.runs.frozen import FrozenPair, make_prompter
@@ -102,10 +102,10 @@ def find_backbones(
       message = str(error).replace(f"--config.backbone.{kind}=", f"--{kind}=")
       errors.append(f"{message}\n  The run used the one with hash {hashes.get(kind)}")
       continue
-    actual = fingerprint(found[kind])
-    if actual != hashes.get(kind):
+    actual, wanted = fingerprint(found[kind]), hashes.get(kind)
+    if actual != wanted and earlier_fingerprint(found[kind]) != wanted:
       errors.append(
-        f"{found[kind]}: expected the {kind} of the run, with hash {hashes.get(kind)}; got"
+        f"{found[kind]}: expected the {kind} of the run, with hash {wanted}; got"
         f" {actual}. Give the correct folder: --{kind}=FOLDER"
       )
   if errors:

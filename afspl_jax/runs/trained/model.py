@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from afspl_jax.data.images import decode_image
+from afspl_jax.data.images import as_rgb, decode_image
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import GeneratedText, decoding_settings, generated_texts
 from afspl_jax.models.captioner import Captioner, module_leaves
@@ -166,4 +166,4 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def _opened(image: ImageLike) -> Image.Image:
-  return image if isinstance(image, Image.Image) else decode_image(Path(image), str(image))
+  return as_rgb(image) if isinstance(image, Image.Image) else decode_image(Path(image), str(image))
