@@ -38,7 +38,7 @@ class SiteError(RuntimeError):
 class StepNoise(NamedTuple):
   """The random part of a cohort's DP-SGD: noise, and what is public about the sampling."""
 
-  noise: Params  # [k c ...]: for the sum of each step's clipped gradients
+  noise: Params  # int32 [k c ...]: steps of the grid of each sum of clipped gradients
   expected: Float[Array, " c"]  # examples in a batch, on average
 
 

@@ -22,7 +22,7 @@ from afspl_jax.federation.contracts import StepNoise
 from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.accounting import Mechanism
 from afspl_jax.federation.privacy.ledger import Ledger
-from afspl_jax.federation.privacy.noise import gaussian
+from afspl_jax.federation.privacy.noise import coarse_noise
 from afspl_jax.types import Batch, Params
 
 LEDGER = "examples.json"  # in the folder of the clients' states: each client's rounds
@@ -70,7 +70,7 @@ class PoissonBatches:
       sites: names of the clients, in the cohort's order.
       params: of one client, for their shapes.
     """
-    optim, privacy = self._config.optim, self._config.privacy
+    optim = self._config.optim
     steps = optim.local_steps
     rng = np.random.Generator(np.random.PCG64DXSM(secrets.randbits(256)))
     rows = [self._clients[site] for site in sites]
@@ -86,13 +86,9 @@ class PoissonBatches:
       self._data.sampled_batches(*each, size, rng, personal)
       for each in zip(drawn, rows, strict=True)
     ]
-    std = privacy.example_clip * privacy.example_noise
-
-    def noise(leaf: Any) -> Any:
-      return gaussian((steps, len(sites), *leaf.shape), std).astype(np.float32)
-
+    noise = jax.tree.map(lambda leaf: coarse_noise((steps, len(sites), *leaf.shape)), params)
     expected = [self._probability(site) * len(self._clients[site]) for site in sites]
-    step_noise = StepNoise(jax.tree.map(noise, params), jnp.asarray(expected, jnp.float32))
+    step_noise = StepNoise(noise, jnp.asarray(expected, jnp.float32))
     return stacked(batches, axis=1), step_noise
 
   def charge(self, site: str) -> None:

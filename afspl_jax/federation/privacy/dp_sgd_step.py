@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from afspl_jax.config.experiment import Optim, Privacy
 from afspl_jax.federation.contracts import StepNoise
-from afspl_jax.federation.privacy.noise import grid
+from afspl_jax.federation.privacy.noise import coarse_step
 from afspl_jax.models.captioner import Captioner, soft_prefix
 from afspl_jax.training.chunked_loss import ChunkedLoss
 from afspl_jax.training.cohort_rows import merge_clients, split_clients
@@ -31,7 +31,7 @@ from afspl_jax.types import Batch, Params
 
 _FLOATS = 2**24  # of examples' gradients in memory at a time
 
-# Float32 rounds norms and sums, so examples are clipped to a bound that is smaller by this share.
+# Float32 rounds norms and products, so examples are clipped to a bound smaller by this share.
 _MARGIN = 1e-5
 
 
@@ -87,8 +87,8 @@ class PrivateTrainStep:
     mesh: Mesh,
   ):
     self._captioner, self._penalty, self._mesh = captioner, penalty, mesh
-    self._clip, std = privacy.example_clip, privacy.example_clip * privacy.example_noise
-    self._noisy = functools.partial(_noisy, std=std)
+    self._clip = privacy.example_clip
+    self._step = coarse_step(privacy.example_clip * privacy.example_noise)
     self._optimizer, self._schedule = make_optimizer(optim), make_schedule(optim, rounds)
     self._chunked_loss = ChunkedLoss(captioner, optim.label_smoothing, mesh, optim.target_cuts)
 
@@ -113,10 +113,10 @@ class PrivateTrainStep:
     prefix = merge_clients(jax.vmap(soft_prefix)(prompted))
     pull, nats = jax.grad(total, has_aux=True)(prefix)
     pull = split_clients(pull, clients)
-    sums = clipped_sums(self._captioner, self._clip, state.params, batch, pull, self._mesh)
-    means = jax.vmap(lambda sums, size: jax.tree.map(lambda x: x / size, sums))(
-      jax.tree.map(self._noisy, sums, noise), expected
-    )
+    bound = self._clip, self._step
+    sums = clipped_sums(self._captioner, *bound, state.params, batch, pull, self._mesh)
+    noisy = jax.tree.map(lambda sums, noise: (sums + noise) * jnp.float32(self._step), sums, noise)
+    means = jax.vmap(lambda sums, size: jax.tree.map(lambda x: x / size, sums))(noisy, expected)
     penalties = jax.vmap(jax.grad(self._penalty))(state.params, global_params)
     grads = jax.tree.map(jnp.add, means, penalties)
     update = functools.partial(apply_gradient, self._optimizer, self._schedule(state.step))
@@ -153,6 +153,7 @@ def _training(
 def clipped_sums(
   captioner: Captioner,
   clip: float,
+  step: float,
   params: Params,
   batch: Batch,
   pull: Float[Array, "c b x d"],
@@ -160,20 +161,26 @@ def clipped_sums(
 ) -> Params:
   """Sums each client's example gradients, each clipped to `clip`, for shared and local leaves.
 
-  An example whose gradient is not finite adds nothing.
+  Each gradient is rounded towards 0 to whole steps, which makes it no longer, and these are summed
+  without further rounding. So an example moves a sum by at most `clip`, exactly. An example whose
+  gradient is not finite adds nothing.
 
   Args:
     captioner: the forward passes.
     clip: the largest L2 norm of an example's gradient.
+    step: of the sums' grid.
     params: of each client.
     batch: of each client; its targets are not used.
     pull: the gradient of each example's loss for its prefix.
     mesh: devices that share the rows.
+
+  Returns:
+    int32 leaves `[c ...]`, in steps.
   """
   clients, rows = pull.shape[:2]
   size = _rows_at_once(rows, sum(leaf.size for leaf in jax.tree.leaves(params)), mesh.size)
   sharding = row_sharded(mesh, axis=2)
-  clipped_sum = jax.vmap(functools.partial(_clipped_sum, captioner, clip))
+  clipped_sum = jax.vmap(functools.partial(_clipped_sum, captioner, clip, step))
 
   def chunked(x: Array) -> Array:
     chunks = x.reshape(clients, rows // size, size, *x.shape[2:]).swapaxes(0, 1)
@@ -182,14 +189,17 @@ def clipped_sums(
   def add(total: Params, chunk: tuple[Batch, Array]) -> tuple[Params, None]:
     return jax.tree.map(jnp.add, total, clipped_sum(params, chunk)), None
 
-  zeros = jax.tree.map(jnp.zeros_like, params)
+  zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.int32), params)
   return jax.lax.scan(add, zeros, jax.tree.map(chunked, (batch, pull)))[0]
 
 
 def _clipped_sum(
-  captioner: Captioner, clip: float, params: Params, examples: tuple[Batch, Array]
+  captioner: Captioner, clip: float, step: float, params: Params, examples: tuple[Batch, Array]
 ) -> Params:
-  """The sum of one client's clipped gradients; `examples` come with the gradients for prefixes."""
+  """The sum of one client's clipped gradients in whole steps.
+
+  `examples` come with the gradients for prefixes.
+  """
   gradient = functools.partial(_example_gradient, captioner)
   grads = jax.vmap(gradient, in_axes=(None, 0, 0))(params, *examples)
   norms = jax.vmap(optax.tree.norm)(grads)
@@ -198,7 +208,8 @@ def _clipped_sum(
   def sum_leaf(grads: Array) -> Array:
     across = (-1, *[1] * (grads.ndim - 1))
     counts = jnp.isfinite(norms).reshape(across)
-    return jnp.sum(jnp.where(counts, scales.reshape(across) * grads, 0.0), axis=0)
+    clipped = jnp.where(counts, scales.reshape(across) * grads, 0.0)
+    return jnp.sum(jnp.trunc(clipped / step).astype(jnp.int32), axis=0, dtype=jnp.int32)
 
   return jax.tree.map(sum_leaf, grads)
 
@@ -214,11 +225,3 @@ def _rows_at_once(rows: int, floats: int, devices: int) -> int:
   fit = max(_FLOATS // floats, 1)
   whole = (n for n in range(devices, rows + 1, devices) if rows % n == 0)
   return max((n for n in whole if n <= fit), default=devices)
-
-
-def _noisy(total: Array, noise: Array, std: float) -> Array:
-  """The noisy sum on a grid: its low digits would reveal the sum without the noise."""
-  if not std:
-    return total + noise
-  step = grid(std)
-  return jnp.round((total + noise) / step) * step

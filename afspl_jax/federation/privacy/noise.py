@@ -1,67 +1,83 @@
-"""The source of all privacy noise: Gaussian numbers that nobody can predict or repeat.
+"""The source of all privacy noise: integers on a grid that only the noise determines.
 
-Every call takes a new key from the operating system, so noise is never reused: a round that is
-repeated after a crash has other noise, and is another release (ledger.py). The stream is AES-256 in
-counter mode, because the state of NumPy's or JAX's generators can be computed from their output.
+Floating-point noise has gaps, so that the low digits of a noisy number can reveal the number
+without noise (Mironov 2012, "On Significance of the Least Significant Bits for Differential
+Privacy"). Here a value is first rounded to a grid, a whole number of steps. The noise is a whole
+number of steps too, from the exact sampler in discrete_gaussian.py. The noisy number is a function
+of their sum.
+
+What the grid costs is in every epsilon (accounting.py):
+
+- Rounding changes what one client does to a sum of up to `MOST_NUMBERS` numbers by at most a step
+  in each, so in the L2 norm by `ROUNDED` of the standard deviation.
+- Let f be the density of the normal distribution with this standard deviation, sigma steps. The
+  probability of y steps is f(y), and that of rounding a normal number to y steps is the integral of
+  f from y - 1/2 to y + 1/2. Their ratio is between exp(-1 / (8 sigma**2)) and
+  exp(y**2 / (8 sigma**4)), because cosh(a) <= exp(a**2 / 2). Up to 40 standard deviations, beyond
+  which exp(-800) of the mass lies, it is within exp(2**-56). So the release is as private as a
+  rounded release with normal noise, but for `UNEVEN` in epsilon.
 """
 
 import math
-import os
 
 import jax
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from jaxtyping import Float64
-from scipy.special import ndtri
+from jaxtyping import Int32
 
+from afspl_jax.federation.privacy.discrete_gaussian import discrete_gaussian
 from afspl_jax.types import Params
 
-_DIGITS = 10  # binary digits of the standard deviation that are kept
-
-
-def gaussian(shape: tuple[int, ...], std: float) -> Float64[np.ndarray, "..."]:
-  """Independent normal numbers of mean 0, by the inverse of the normal distribution.
-
-  A number takes 52 random bits, the most with which float64 stays between 0 and 1. So no number is
-  more than 8.2 standard deviations from 0; the true distribution has 2e-16 of its mass there.
-
-  Args:
-    shape: of the array.
-    std: their standard deviation; 0 gives zeros.
-  """
-  size = math.prod(shape)
-  stream = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
-  bits = np.frombuffer(stream.update(bytes(8 * size)), np.uint64)
-  uniform = ((bits >> np.uint64(12)) + 0.5) * 2.0**-52
-  return np.asarray(std * ndtri(uniform).reshape(shape))
-
-
-def grid(std: float) -> float:
-  """The step of the grid that noisy values are rounded to: a power of two, at most std / 1000.
-
-  Floating-point noise has gaps, so that the low digits of a noisy number can reveal the number
-  without noise (Mironov 2012, "On Significance of the Least Significant Bits for Differential
-  Privacy"). Rounding to the grid removes these digits.
-
-  Args:
-    std: of the noise, above 0.
-  """
-  return 2.0 ** (math.floor(math.log2(std)) - _DIGITS)
-
-
-def snapped(values: Float64[np.ndarray, "..."], std: float) -> Float64[np.ndarray, "..."]:
-  """Noisy values, rounded to the noise's grid; unchanged if `std` is 0.
-
-  The error of `gaussian` moves a number to another point of the grid with a probability below
-  2**-38. The rounding adds a ten-millionth to the variance.
-  """
-  if not std:
-    return values
-  step = grid(std)
-  return np.asarray(np.round(values / step) * step)
+_SIGMA_BITS = 32  # the standard deviation is 2**32 steps
+_COARSE_BITS = 16
+MOST_NUMBERS = 2**26  # in a release
+ROUNDED = 2.0**-18  # sqrt(MOST_NUMBERS) steps, and as much again for a second release of a round
+UNEVEN = 2.0**-29  # 2 * MOST_NUMBERS * 2**-56
+_MOST_STEPS = 2.0**62  # of a value; as many again are left for the noise
 
 
 def noisy(values: Params, std: float) -> Params:
-  """A tree with independent noise on every number, in float64; unchanged if `std` is 0."""
-  add = lambda leaf: np.asarray(leaf + gaussian(np.shape(leaf), std))  # noqa: E731
-  return jax.tree.map(lambda leaf: snapped(add(leaf), std), values) if std else values
+  """A tree with independent noise on every number, in float64; unchanged if `std` is 0.
+
+  Args:
+    values: a tree of finite numbers.
+    std: the standard deviation of the noise.
+
+  Raises:
+    ValueError: there are too many numbers for the account, or a number is too large for the noise.
+  """
+  if not std:
+    return values
+  size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(values))
+  if size > MOST_NUMBERS:
+    raise ValueError(f"noise: expected at most {MOST_NUMBERS:,} numbers in a release; got {size:,}")
+  return jax.tree.map(lambda leaf: _noisy_leaf(np.asarray(leaf, np.float64), std), values)
+
+
+def coarse_noise(shape: tuple[int, ...]) -> Int32[np.ndarray, "..."]:
+  """Noise for sums of 32-bit integers: the standard deviation is `1 / coarse_step(1)` steps.
+
+  It is that of `noisy`, rounded to every 2**16th step. A sum on this coarser grid with this noise
+  is the same sum with the finer noise, rounded: so its account is the same. A sum that overflows is
+  right modulo 2**32, and no less private.
+
+  Args:
+    shape: of the array.
+  """
+  fine = discrete_gaussian(math.prod(shape), _SIGMA_BITS)
+  shift = _SIGMA_BITS - _COARSE_BITS
+  return ((fine + (1 << (shift - 1))) >> shift).astype(np.int32).reshape(shape)
+
+
+def coarse_step(std: float) -> float:
+  """The step of a grid on which `coarse_noise` has the standard deviation `std`."""
+  return std / 2**_COARSE_BITS
+
+
+def _noisy_leaf(values: np.ndarray, std: float) -> np.ndarray:
+  step = std / 2**_SIGMA_BITS
+  steps = np.rint(values / step)
+  if not np.all(np.abs(steps) < _MOST_STEPS):
+    largest = np.abs(values).max()
+    raise ValueError(f"noise: expected numbers below {_MOST_STEPS * step:g}; got {largest:g}")
+  noise = discrete_gaussian(steps.size, _SIGMA_BITS).reshape(steps.shape)
+  return np.asarray((steps.astype(np.int64) + noise) * step)

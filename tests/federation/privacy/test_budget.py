@@ -91,7 +91,7 @@ def test_a_repeated_round_has_other_noise_and_is_paid_for_again(run):
   assert json.loads((folder.path / LEDGER).read_text())["releases"] == 5
   differ = [np.ravel(a != b) for a, b in zip(*map(jax.tree.leaves, seen[:2]), strict=True)]
   same = sum(np.sum(~leaf) for leaf in differ)
-  assert same <= 3  # of 15 on a grid, each with a chance of 3e-4
+  assert same <= 3  # float32 may round two to the same
   train = [line for line in folder.metrics() if line["split"] == "train"]
   assert [line["round"] for line in train] == [1, 2, 3, 4]
   assert train[-1]["epsilon"] == epsilon(Mechanism(2.0), 5, 1e-3)

@@ -11,12 +11,8 @@ import pytest
 from afspl_jax.config.experiment import Optim, Privacy
 from afspl_jax.errors import UserError
 from afspl_jax.federation.contracts import StepNoise
-from afspl_jax.federation.privacy.dp_sgd_step import (
-  _noisy,
-  clipped_sums,
-  make_private_training,
-)
-from afspl_jax.federation.privacy.noise import gaussian
+from afspl_jax.federation.privacy.dp_sgd_step import clipped_sums, make_private_training
+from afspl_jax.federation.privacy.noise import coarse_step
 from afspl_jax.models.captioner import soft_prefix
 from afspl_jax.training.losses import token_cross_entropy
 from afspl_jax.training.mesh import replicate
@@ -28,12 +24,13 @@ from tests.training.cohorts import assert_close, make_optim, of, pull
 CLIENTS, STEPS, ROWS = 3, 2, 16
 OPTIM = make_optim(local_steps=STEPS, balance=0.0)
 CLIP, NOISE = 0.5, 2.0
+FINE = 2.0**-10  # a noise multiplier whose grid is finer than the tests' tolerances
+STEP = coarse_step(CLIP * FINE)
 
 
 @functools.cache  # a program takes seconds to compile, and so there is one
 def program_of(captioner, mesh):
-  # What is said of the noise makes the grid of the sums, which is to be finer than the tests' bars.
-  privacy = Privacy(example_clip=CLIP, example_noise=1e-4)
+  privacy = Privacy(example_clip=CLIP, example_noise=FINE)
   return make_private_training(captioner, OPTIM, privacy, 10, pull, mesh)
 
 
@@ -41,11 +38,15 @@ def starts(model):
   return jax.tree.map(lambda leaf: np.stack([leaf] * CLIENTS), model.params)
 
 
-def noise_of(model, std=CLIP * NOISE):
-  shape = (STEPS, CLIENTS)
-  return jax.tree.map(
-    lambda leaf: gaussian((*shape, *leaf.shape), std).astype(np.float32), model.params
-  )
+def noise_of(model, std=CLIP * NOISE, seed=0):
+  """In steps of the program's grid."""
+  rng = np.random.default_rng(seed)
+  draw = lambda leaf: rng.normal(0, std / STEP, (STEPS, CLIENTS, *leaf.shape))  # noqa: E731
+  return jax.tree.map(lambda leaf: np.rint(draw(leaf)).astype(np.int32), model.params)
+
+
+def in_units(steps):
+  return jax.tree.map(lambda leaf: leaf * STEP, steps)
 
 
 def train(model, mesh, batches, noise, expected=(8, 8, 8), params=None):
@@ -107,9 +108,9 @@ def sums(model, one_device):
   @jax.jit
   def compiled(batch, pull):
     one = jax.tree.map(lambda leaf: leaf[None], (model.params, batch, pull))
-    return clipped_sums(model.captioner, CLIP, *one, one_device)
+    return clipped_sums(model.captioner, CLIP, STEP, *one, one_device)
 
-  return lambda batch, pull: of(compiled(batch, pull), 0)
+  return lambda batch, pull: in_units(jax.device_get(of(compiled(batch, pull), 0)))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 100.0])
@@ -161,12 +162,13 @@ def test_gradients_do_not_depend_on_the_chunk_size_or_on_devices(
   one = jax.tree.map(lambda leaf: leaf[None], (model.params, batch, pull))
 
   def few_at_a_time(params, batch, pull):
-    return clipped_sums(model.captioner, CLIP, params, batch, pull, four_devices)
+    return clipped_sums(model.captioner, CLIP, STEP, params, batch, pull, four_devices)
 
   jaxpr = jax.make_jaxpr(few_at_a_time)(*one)
   (scan,) = [each for each in jaxpr.eqns if each.primitive.name == "scan"]
   assert scan.params["length"] == 2
-  assert_close(of(jax.jit(few_at_a_time)(*one), 0), whole, 1e-5)
+  few = in_units(jax.device_get(of(jax.jit(few_at_a_time)(*one), 0)))
+  assert_close(few, whole, 1e-5)
 
 
 def test_a_step_uses_the_noisy_mean_of_clipped_gradients(model, gradient, one_device):
@@ -177,7 +179,7 @@ def test_a_step_uses_the_noisy_mean_of_clipped_gradients(model, gradient, one_de
   opt_state, update = optimizer.init(params), jax.jit(optimizer.update)
   penalty = jax.jit(jax.grad(pull))
   for step in range(STEPS):
-    batch, added = of(of(batches, step), 1), of(of(noise, step), 1)
+    batch, added = of(of(batches, step), 1), in_units(of(of(noise, step), 1))
     each = [gradient(params, of(batch, row)) for row in range(6)]
     shares = [min(1.0, CLIP / norm(grads)) for grads in each]
     total = added
@@ -228,7 +230,7 @@ def test_an_empty_batch_gives_only_noise(model, one_device):
   _, metrics = train(model, one_device, empty, noise, expected)
   size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
   for client, by in enumerate(expected):
-    added = of(of(noise, 0), client)
+    added = in_units(of(of(noise, 0), client))
     # Of `size` normal numbers the norm is within 5 of its own standard deviations, or 1e-6 off.
     assert norm(added) == pytest.approx(2.0 * 0.5 * size**0.5, rel=5 / (2 * size) ** 0.5)
     grads = jax.tree.map(lambda a, b, by=by: a / by + b, added, penalty)
@@ -243,8 +245,8 @@ def told_apart(model, mesh, std, others):
   examples = make_batch(3, 1, CLIENTS, ROWS)
   batches = jax.tree.map(lambda x: jnp.repeat(x, STEPS, axis=0), examples)
   params = starts(model)
-  for _ in range(25):
-    params, _ = train(model, mesh, batches, noise_of(model, std), params=params)
+  for seed in range(25):
+    params, _ = train(model, mesh, batches, noise_of(model, std, seed), params=params)
 
   @jax.jit
   def losses(params, batch):
@@ -266,13 +268,19 @@ def test_training_examples_can_be_identified_only_without_noise(model, one_devic
   assert told_apart(model, one_device, CLIP * NOISE, others) < 0.7
 
 
-def test_noisy_sums_are_on_a_grid_that_only_the_noise_determines():
-  rng = np.random.default_rng(0)
-  total, std = rng.normal(size=1000).astype(np.float32), 0.7
-  found = np.asarray(_noisy(jnp.asarray(total), jnp.asarray(rng.normal(size=1000) * std), std))
-  grid = 2.0**-11
-  np.testing.assert_array_equal(found, np.round(found / grid) * grid)
-  assert np.abs(found).max() > 1
+@pytest.mark.parametrize("step", [STEP, 1e-3])
+def test_an_example_moves_the_integers_by_no_more_than_the_bound(model, pull_of, one_device, step):
+  """Exactly, in integers; also on a coarse grid, where rounding to the nearest would be longer."""
+  batch = make_batch(1, 8)
+  pull = 1e6 * pull_of(batch)
+  compiled = jax.jit(lambda *one: clipped_sums(model.captioner, CLIP, step, *one, one_device))
+  lift = lambda *trees: jax.tree.map(lambda leaf: leaf[None], trees)  # noqa: E731
+  everyone = jax.device_get(compiled(*lift(model.params, batch, pull)))
+  others = jax.device_get(compiled(*lift(model.params, batch, pull.at[3].set(0.0))))
+  moved = jax.tree.map(lambda a, b: a.astype(np.int64) - b, everyone, others)
+  squares = sum(int(np.sum(leaf**2)) for leaf in jax.tree.leaves(moved))
+  assert {leaf.dtype for leaf in jax.tree.leaves(everyone)} == {np.dtype(np.int32)}
+  assert 0.5 * (CLIP / step) ** 2 < squares <= (CLIP / step) ** 2
 
 
 def test_a_batch_that_the_devices_cannot_share_is_rejected(model, four_devices):
