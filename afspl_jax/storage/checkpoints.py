@@ -3,8 +3,9 @@
 import contextlib
 import hashlib
 import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,30 @@ import orbax.checkpoint as ocp
 
 from afspl_jax.config.nested_values import differences
 from afspl_jax.errors import UserError
+from afspl_jax.storage.disk_errors import disk_error
+from afspl_jax.storage.patient_loops import patient_loops
 from afspl_jax.storage.pytrees import named_leaves
 
-_KEEP = 2  # the newest, and one for the user to go back to if the disk damages the newest
+_KEEP = 2  # the newest, and one to go back to if the disk damages the newest
+_DAMAGED = ".damaged"  # ends the name of a folder that was set aside; Orbax ignores it
+_NOT_DAMAGE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED")  # TensorStore's words for such errors
 
 
 class CheckpointError(UserError):
   """A checkpoint that cannot be written or read."""
+
+
+class DamagedCheckpoint(CheckpointError):
+  """A checkpoint whose files are not those that were written.
+
+  Args:
+    message: for the user.
+    reason: what is wrong with them.
+  """
+
+  def __init__(self, message: str, reason: str):
+    super().__init__(message)
+    self.reason = reason
 
 
 class Checkpoints:
@@ -48,7 +66,7 @@ class Checkpoints:
       if not read_only:
         self.folder.mkdir(parents=True, exist_ok=True)
       # Orbax warns about a read-only folder even if it was asked for one.
-      with _quiet() if read_only else contextlib.nullcontext():
+      with _quiet(logging.ERROR) if read_only else contextlib.nullcontext():
         self._manager = ocp.CheckpointManager(self.folder, options=options)
     except OSError as error:
       raise CheckpointError(
@@ -67,23 +85,16 @@ class Checkpoints:
       CheckpointError: the checkpoint cannot be written.
     """
     state = jax.tree.map(np.asarray, jax.device_get(state))
+    proof = {"leaves": _leaves(state), "sha256": _sha256(state)}
+    items = {"state": ocp.args.StandardSave(state), "proof": ocp.args.JsonSave(proof)}
     try:
-      self._manager.save(
-        round,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state),
-          proof=ocp.args.JsonSave({"leaves": _leaves(state), "sha256": _sha256(state)}),
-        ),
-        force=True,
-      )
-      self._manager.wait_until_finished()
+      # Orbax's threads log what they raise, with tracebacks; it is raised here too.
+      with patient_loops(), _quiet(logging.CRITICAL):
+        self._manager.save(round, args=ocp.args.Composite(**items), force=True)
+        self._manager.wait_until_finished()
     except (OSError, ValueError) as error:  # TensorStore raises ValueError
-      reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-      free = shutil.disk_usage(self.folder).free
-      raise CheckpointError(
-        f"{self.folder / str(round)}: expected to write a checkpoint; got ({free:,} bytes free):"
-        f" {reason}. Free the disk and start the same command again to go on"
-      ) from error
+      refused = disk_error(self.folder / str(round), "a checkpoint", error)
+      raise CheckpointError(str(refused)) from error
 
   def rounds(self) -> list[int]:
     """Returns the rounds with a checkpoint, oldest first."""
@@ -105,7 +116,6 @@ class Checkpoints:
     round = self._manager.latest_step() if round is None else round
     if round is None:
       return None
-    where = self.folder / str(round)
     template = jax.tree.map(np.asarray, jax.device_get(template))
     try:
       # Orbax casts to the template's dtypes, returns shapes that differ from the template's, and
@@ -113,32 +123,94 @@ class Checkpoints:
       proof = self._restore(round, proof=ocp.args.JsonRestore())["proof"]
       changed = differences(proof["leaves"], _leaves(template))
       if changed:
-        raise ValueError(f"other params: {'; '.join(changed)}")
+        raise _OtherModel(f"other params: {'; '.join(changed)}")
       state = self._restore(round, state=ocp.args.StandardRestore(template))["state"]
       if proof["sha256"] != _sha256(state):
         raise ValueError("bytes that differ from the saved ones")
     except Exception as error:
-      advice = "Delete that folder to go on from the checkpoint before it"
-      if self._read_only:  # it may be undamaged and of another run
-        advice = "Leave that folder where it is. Another round may be undamaged: --round=N"
-      raise CheckpointError(
-        f"{where}: expected a checkpoint of this model; got: {str(error).strip()[:300]}. {advice}"
-      ) from error
+      raise self._read_error(round, error) from error
     return round, state
+
+  def restore_newest_whole(
+    self, template: Any, notify: Callable[[str], None]
+  ) -> tuple[int, Any] | None:
+    """Reads the newest checkpoint that is not damaged; newer ones are set aside.
+
+    Args:
+      template: as for `restore`.
+      notify: gets a line for every damaged checkpoint.
+
+    Returns:
+      As `restore`.
+
+    Raises:
+      CheckpointError: all are damaged, or one belongs to another model.
+    """
+    damaged: list[tuple[int, DamagedCheckpoint]] = []
+    for round in reversed(self.rounds()):
+      try:
+        found = self.restore(template, round)
+      except DamagedCheckpoint as damage:
+        damaged.append((round, damage))
+        continue
+      for bad, error in damaged:
+        aside = self._set_aside(bad)
+        notify(
+          f"{self.folder / str(bad)}: damaged ({error.reason}). It is now {aside.name}; continuing"
+          f" after round {round}"
+        )
+      return found
+    if damaged:
+      raise CheckpointError(
+        f"{self.folder}: expected an undamaged checkpoint; got none. The newest is damaged:"
+        f" {damaged[0][1].reason}. Restore the folder from a copy, or choose another --workdir"
+      )
+    return None
 
   def close(self) -> None:
     """Waits for unfinished writes, and frees the resources of Orbax."""
     self._manager.close()
 
   def _restore(self, round: int, **items: Any) -> Any:
-    return self._manager.restore(round, args=ocp.args.Composite(**items))
+    with patient_loops(), _quiet(logging.CRITICAL):
+      return self._manager.restore(round, args=ocp.args.Composite(**items))
+
+  def _read_error(self, round: int, error: Exception) -> CheckpointError:
+    advice = "Delete that folder to go on from the checkpoint before it"
+    if self._read_only:  # it may be undamaged and of another run
+      advice = "Leave that folder where it is. Another round may be undamaged: --round=N"
+    reason = _reason(error)
+    where = self.folder / str(round)
+    message = f"{where}: expected a checkpoint of this model; got: {reason}. {advice}"
+    other = isinstance(error, _OtherModel | MemoryError | PermissionError)
+    if other or reason.startswith(_NOT_DAMAGE):
+      return CheckpointError(message)
+    return DamagedCheckpoint(message, reason)
+
+  def _set_aside(self, round: int) -> Path:
+    """Renames a checkpoint, so that the round can be saved again; returns its new name."""
+    where = self.folder / str(round)
+    aside = where.with_name(where.name + _DAMAGED)
+    shutil.rmtree(aside, ignore_errors=True)  # of an earlier damage to the same round
+    os.rename(where, aside)
+    self._manager.reload()
+    return aside
+
+
+class _OtherModel(ValueError):
+  """A checkpoint of other leaves."""
+
+
+def _reason(error: BaseException) -> str:
+  return " ".join(str(error).split())[:300]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(least: int) -> Iterator[None]:
+  """Lets only log records of Orbax from a level on pass."""
   logger = logging.getLogger("absl")
   level = logger.level
-  logger.setLevel(logging.ERROR)
+  logger.setLevel(least)
   try:
     yield
   finally:

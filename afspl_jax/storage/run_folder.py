@@ -17,6 +17,7 @@ from typing import Any
 from afspl_jax.config.nested_values import differences
 from afspl_jax.errors import UserError
 from afspl_jax.storage.atomic_files import append_text, write_text
+from afspl_jax.storage.disk_errors import disk_error
 from afspl_jax.storage.json_text import parse_json
 from afspl_jax.storage.run_lines import CLIENTS, METRICS, RunLine, read_lines, to_text
 from afspl_jax.storage.versions import installed_versions
@@ -143,10 +144,7 @@ class RunFolder:
     try:
       append_text(self.path / name, "".join(map(to_text, lines)))
     except OSError as error:
-      raise UserError(
-        f"{self.path / name}: expected to write to it; got: {error}. Free the disk and start the"
-        " same command again to go on"
-      ) from error
+      raise disk_error(self.path / name, "to it", error) from error
 
 
 def _acquire(lock: int) -> None:

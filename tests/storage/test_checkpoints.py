@@ -85,9 +85,12 @@ def largest(folder):
   return max((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-# TensorStore finishes a failed read after Orbax has closed its event loop.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=["changed byte", "cut", "gone"])
+DAMAGES = pytest.mark.parametrize(
+  "damage", [flip, cut, Path.unlink], ids=["changed byte", "cut", "gone"]
+)
+
+
+@DAMAGES
 def test_a_damaged_newest_checkpoint_is_an_error_that_names_its_folder(tmp_path, damage):
   written(tmp_path)
   damage(largest(tmp_path / "2" / "state"))
@@ -95,6 +98,82 @@ def test_a_damaged_newest_checkpoint_is_an_error_that_names_its_folder(tmp_path,
     Checkpoints(tmp_path).restore(state())
   shutil.rmtree(tmp_path / "2")
   assert_same_bits(state(1), Checkpoints(tmp_path).restore(state())[1])
+
+
+@DAMAGES
+def test_the_newest_whole_checkpoint_is_used_and_a_damaged_one_is_set_aside(tmp_path, damage):
+  written(tmp_path)
+  damage(largest(tmp_path / "2" / "state"))
+  said = []
+  checkpoints = Checkpoints(tmp_path)
+  round, restored = checkpoints.restore_newest_whole(state(), said.append)
+  assert round == 1
+  assert_same_bits(state(1), restored)
+  (line,) = said
+  assert line.startswith(f"{tmp_path}/2: damaged (") and "\n" not in line
+  assert line.endswith("). It is now 2.damaged; continuing after round 1")
+  checkpoints.save(2, state(2))  # the round is saved again, by this process and by the next
+  checkpoints.close()
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(3, state(3))
+  assert checkpoints.rounds() == [2, 3]
+  assert checkpoints.restore_newest_whole(state(), said.append)[0] == 3
+  assert len(said) == 1
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "2.damaged", "3"]
+  assert Checkpoints(tmp_path, read_only=True).rounds() == [2, 3]
+
+
+@pytest.mark.parametrize("name", ["proof", "state"])
+def test_a_checkpoint_of_which_a_part_is_missing_is_damaged(tmp_path, name):
+  written(tmp_path)
+  shutil.rmtree(tmp_path / "2" / name)
+  assert Checkpoints(tmp_path).restore_newest_whole(state(), [].append)[0] == 1
+
+
+def test_damage_to_the_same_round_again_is_set_aside_too(tmp_path):
+  written(tmp_path)
+  for _ in range(2):
+    checkpoints = Checkpoints(tmp_path)
+    flip(largest(tmp_path / "2" / "state"))
+    assert checkpoints.restore_newest_whole(state(), [].append)[0] == 1
+    checkpoints.save(2, state(2))
+    checkpoints.close()
+
+
+def test_with_no_whole_checkpoint_nothing_is_set_aside_and_the_error_says_what_to_do(tmp_path):
+  written(tmp_path)
+  for round in "12":
+    cut(largest(tmp_path / round / "state"))
+  with pytest.raises(
+    CheckpointError, match=f"{tmp_path}: expected an undamaged checkpoint; .* or choose another"
+  ):
+    Checkpoints(tmp_path).restore_newest_whole(state(), [].append)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_another_model_is_no_damage_to_go_on_from_before(tmp_path):
+  written(tmp_path)
+  template = state()
+  why = other_dtype(template)
+  with pytest.raises(CheckpointError, match=why):
+    Checkpoints(tmp_path).restore_newest_whole(template, [].append)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("reason", ["PERMISSION_DENIED: x", "RESOURCE_EXHAUSTED: x"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(
+  tmp_path, monkeypatch, reason
+):
+  written(tmp_path)
+  checkpoints = Checkpoints(tmp_path)
+
+  def fail(*_, **__):
+    raise ValueError(reason)
+
+  monkeypatch.setattr(checkpoints, "_restore", fail)
+  with pytest.raises(CheckpointError, match=reason):
+    checkpoints.restore_newest_whole(state(), [].append)
+  assert (tmp_path / "2").exists()
 
 
 def test_a_read_only_error_does_not_advise_to_delete_a_checkpoint(tmp_path):

@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from afspl_jax.config.nested_values import differences
+from afspl_jax.errors import UserError
 from afspl_jax.federation.contracts import Clipping, Masking, SiteError, Trainer, Update, attempt
 from afspl_jax.federation.protocol import wire
 from afspl_jax.storage.json_text import parse_json
@@ -144,10 +145,12 @@ class SiteApp(ClientApp):
 
     Raises:
       FloatingPointError: local training failed with it.
+      UserError: of a file or the disk of this host; its text is for the user here, not for the
+        server.
       SiteError: it failed otherwise, or has a metric that is not finite.
     """
     task, site = request.task, self._trainer.site(request.client)
-    if isinstance(result, FloatingPointError):
+    if isinstance(result, FloatingPointError | UserError):
       raise result
     if isinstance(result, Exception):
       # Its text may quote a caption, an id or a path, and the server gets the text of our error.

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from afspl_jax.errors import UserError
 from afspl_jax.storage.atomic_files import replaced_file
+from afspl_jax.storage.disk_errors import disk_error
 from afspl_jax.storage.pytrees import named_leaves
 from afspl_jax.types import Params
 
@@ -55,10 +56,7 @@ class ClientStore:
       for stale in (*rounds[: max(here + 1 - _KEEP, 0)], *rounds[here + 1 :]):
         stale.unlink()
     except (OSError, SafetensorError) as error:
-      raise UserError(
-        f"{file}: expected to write the state of {site}; got: {error}. Free the disk and start the"
-        " same command again"
-      ) from error
+      raise disk_error(file, f"the state of {site}", error) from error
 
   def sites(self) -> list[str]:
     """The names of the sites that have a state here."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from afspl_jax.errors import UserError
 from afspl_jax.storage.atomic_files import write_text
+from afspl_jax.storage.disk_errors import disk_error
 from afspl_jax.storage.json_text import parse_json
 
 
@@ -48,10 +49,7 @@ class Ledger:
       self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
       write_text(self._file, json.dumps(entries, indent=1) + "\n")
     except OSError as error:
-      raise UserError(
-        f"{self._file}: expected to write the count of releases; got: {error}. Free the disk and"
-        " start the same command again to go on"
-      ) from error
+      raise disk_error(self._file, "the count of releases", error) from error
 
   def _read(self) -> None:
     try:

@@ -28,6 +28,7 @@ from afspl_jax.federation.contracts import CLIENT_RAISED, CohortApp, attempt
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.protocol.disclosure_list import ERROR_TYPES
 from afspl_jax.storage.atomic_files import append_text
+from afspl_jax.storage.disk_errors import disk_error
 from afspl_jax.storage.run_lines import WIRE
 from afspl_jax.types import Params
 
@@ -78,6 +79,8 @@ class LoggedApp(ClientApp):
       yield self._logged(*request, answer)
 
   def _logged(self, message: Message, context: Context, answer: Message | Exception) -> Message:
+    if isinstance(answer, UserError):
+      raise answer  # about this host, for its user: the process is to end
     reply = (
       Message(_error_reply(answer), reply_to=message) if isinstance(answer, Exception) else answer
     )
@@ -183,10 +186,7 @@ class DisclosureLog:
       raise self._write_error(error) from error
 
   def _write_error(self, error: OSError) -> UserError:
-    return UserError(
-      f"{self._file}: expected to write to it; got: {error}. Nothing is sent that is not logged"
-      " there. Free the disk and start the same command again to go on"
-    )
+    return disk_error(self._file, "to it", error, more="Nothing is sent that is not logged there. ")
 
 
 def _error_reply(error: Exception) -> Error:

@@ -74,7 +74,7 @@ def run_rounds(grid: Grid, plan: Plan, num_sites: int, progress: Progress = SILE
   Raises:
     RoundFailed: too few sites, or too few valid replies in a round and in its retries.
   """
-  done, state = newest_state(plan)
+  done, state = newest_state(plan, progress)
   plan.folder.rewind(done)
   unscored = _train_lines_since_val(plan.folder.metrics())
   terms = wire.terms(plan.params, plan.terms)
@@ -108,11 +108,16 @@ def scored_params(state: dict[str, Any]) -> Params:
   return state.get("ema", state["params"])
 
 
-def newest_state(plan: Plan) -> tuple[int, dict[str, Any]]:
-  """The last finished round with its params and strategy state; -1 and the untrained before it."""
+def newest_state(plan: Plan, progress: Progress = SILENT) -> tuple[int, dict[str, Any]]:
+  """The last finished round with its params and strategy state; -1 and the untrained before it.
+
+  Damaged checkpoints are set aside, and `progress` is told. The run goes on from the newest whole
+  one; what privacy has cost since then stays spent, since it is not in a checkpoint.
+  """
   untrained = first_state(jax.device_get(plan.params), plan.strategy, plan.ema)
   untrained |= plan.aggregation.first_state()
-  return plan.checkpoints.restore(untrained) or (-1, untrained)
+  found = plan.checkpoints.restore_newest_whole(untrained, progress.waiting)
+  return found or (-1, untrained)
 
 
 def first_state(params: Params, strategy: Strategy, ema: float) -> dict[str, Any]:

@@ -45,17 +45,24 @@ def launch(name: str, command: Sequence[str], arguments: Sequence[str]) -> int:
   from afspl_jax.config.files import CONFIGS
   from afspl_jax.config.flags import parse_flags
   from afspl_jax.errors import Stopped, UserError
+  from afspl_jax.storage.disk_errors import FULL, disk_error
 
   again = shlex.join([*command, *arguments])
   signal.signal(signal.SIGTERM, _terminate)
   try:
-    _launch(parse_flags([name, *arguments], CONFIGS))
+    launched = parse_flags([name, *arguments], CONFIGS)
+    _launch(launched)
   except UserError as error:
     print(f"{name}: {error}", file=sys.stderr)
     return 2
   except Stopped as error:
     print(f"{name}: {error}", file=sys.stderr)
     return 1
+  except OSError as error:
+    if error.errno not in FULL:
+      raise
+    print(f"{name}: {disk_error(launched.workdir, 'to it', error)}", file=sys.stderr)
+    return 2
   except KeyboardInterrupt as error:
     ended = isinstance(error, _Terminated)
     how = "terminated" if ended else "interrupted"

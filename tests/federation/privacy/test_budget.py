@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -147,3 +148,16 @@ def test_settings_that_promise_nothing_are_rejected_by_field(field, change):
 def test_round_robin_is_paid_by_the_site_whose_turn_comes_most_often():
   fed = {"selection": "round_robin", "clients_per_round": 3, "rounds": 5}
   assert budget.planned(settings_of(fed=fed)) == (1.0, 4)  # 15 turns over 4 sites
+
+
+def test_what_was_spent_stays_spent_when_a_damaged_checkpoint_costs_a_round(run):
+  folder, _ = run(settings_of(fed={"rounds": 3}))
+  newest = folder.path / "checkpoints" / "3"
+  shutil.rmtree(newest / "state")
+  watching = Watching()
+  again, _ = run(settings_of(fed={"rounds": 3}), progress=watching)
+  assert watching.said[0].startswith(f"{newest}: damaged (")
+  assert json.loads((again.path / LEDGER).read_text())["releases"] == 4
+  train = [line for line in again.metrics() if line["split"] == "train"]
+  assert [line["round"] for line in train] == [1, 2, 3]
+  assert train[-1]["epsilon"] == epsilon(Mechanism(2.0), 4, 1e-3)

@@ -144,3 +144,27 @@ def test_flowers_own_way_in_hides_what_stops_a_site(tmp_path):
   with pytest.raises(SiteError, match=r"^UserError before the site could answer") as error:
     client_app(message, context)
   assert error.value.__cause__ is None and missing not in str(error.value)
+
+
+class Full(LeastSquares):
+  """Cannot keep its state."""
+
+  def train(self, params, client, round):
+    raise UserError(f"/data/{CAPTION}: expected to write the state; got: No space left")
+
+
+def test_what_the_user_of_a_host_must_do_ends_it_in_one_line_and_is_not_sent(tmp_path, caplog):
+  params, trainer = init_params(), Full()
+  app = LoggedApp(
+    SiteApp(trainer, params), DisclosureLog(tmp_path, params, sync=True), trainer.site
+  )
+  config = ConfigRecord({wire.STRUCTURE: wire.structure_digest(params), wire.ROUND: 1})
+  content = RecordDict({wire.ARRAYS: wire.pack(params), wire.CONFIG: config})
+  for answer in (LocalGrid(app, 1).push_messages, lambda messages: app(messages[0], _context())):
+    with pytest.raises(UserError, match=f"{CAPTION}: expected to write the state"):
+      answer([Message(content, 2, wire.TRAIN, group_id="1")])
+  assert caplog.text == "" and not (tmp_path / WIRE).exists()
+
+
+def _context():
+  return Context(1, 2, {"partition-id": 0}, RecordDict(), {})

@@ -1,7 +1,7 @@
 """A run on a disk that is full after its second round, then freed: a program of its own.
 
 Prints one JSON line: what the first start said, and whether the second ended as a run on a disk
-with room does.
+with room does. With "state" as the last argument, the clients keep states on that disk.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from afspl_jax.config.experiment import Fed
 from afspl_jax.errors import UserError
 from afspl_jax.federation import strategies
+from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.server.rounds import Plan
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.storage.checkpoints import Checkpoints
@@ -22,8 +23,21 @@ WIDTH = 4000  # its checkpoint has a file of 80 kB
 ROUNDS = 4
 
 
-def run(path: Path, on_round=lambda report: None):
-  trainer = LeastSquares(WIDTH)
+class Keeping(LeastSquares):
+  """Keeps a state of 64 kB for each client."""
+
+  def __init__(self, folder):
+    super().__init__(WIDTH)
+    self.store = ClientStore(folder)
+
+  def train(self, params, client, round):
+    update = super().train(params, client, round)
+    self.store.save(self.site(client), round, update.params)
+    return update
+
+
+def run(path: Path, keeping: bool, on_round=lambda report: None):
+  trainer = Keeping(path / "clients") if keeping else LeastSquares(WIDTH)
   with RunFolder.open(path, {}) as folder:
     checkpoints = Checkpoints(folder.path / "checkpoints")
     plan = Plan(
@@ -42,7 +56,7 @@ def run(path: Path, on_round=lambda report: None):
   return {name: leaf.tobytes().hex() for name, leaf in params["mapper"].items()}
 
 
-def main(small: Path, large: Path, room: int) -> None:
+def main(small: Path, large: Path, room: int, keeping: bool) -> None:
   ballast = small / "ballast"
 
   def fill(report):
@@ -56,13 +70,13 @@ def main(small: Path, large: Path, room: int) -> None:
 
   said = ""
   try:
-    run(small / "run", fill)
+    run(small / "run", keeping, fill)
   except UserError as error:
     said = str(error)
   ballast.unlink()
-  same = run(small / "run") == run(large / "run")
+  same = run(small / "run", keeping) == run(large / "run", keeping)
   print(json.dumps({"said": said, "same": same}))
 
 
 if __name__ == "__main__":
-  main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+  main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] == ["state"])

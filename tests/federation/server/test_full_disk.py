@@ -11,7 +11,7 @@ from afspl_jax.errors import UserError
 from afspl_jax.storage.run_folder import RunFolder
 
 HERE = Path(__file__).parent
-MOUNT = "mount -t tmpfs -o size=1600k tmpfs"
+MOUNT = "mount -t tmpfs -o size=3200k tmpfs"
 
 
 def own_disk(folder: Path) -> bool:
@@ -26,8 +26,11 @@ def own_disk(folder: Path) -> bool:
 @pytest.mark.parametrize(
   "room, what",
   [
-    (0, "wire.jsonl: expected to write to it; got"),  # nothing fits
-    (80_000, "checkpoints/3: expected to write a checkpoint; got"),  # that fits only in part
+    ("0", "wire.jsonl: expected to write to it; got"),  # nothing fits
+    ("80000", "checkpoints/3: expected to write a checkpoint; got"),  # that fits only in part
+    ("0 state", "clients/site_00/round_000003.safetensors: expected to write the state of site_00"),
+    # Two clients have trained when the third cannot keep its state.
+    ("140000 state", "clients/site_0"),
   ],
 )
 def test_a_full_disk_is_said_and_a_freed_one_is_gone_on_with(tmp_path, room, what):
@@ -47,6 +50,8 @@ def test_a_full_disk_is_said_and_a_freed_one_is_gone_on_with(tmp_path, room, wha
   result = json.loads(done.stdout.splitlines()[-1])
   assert result["said"].startswith(f"{small}/run/{what}")
   assert "start the same command again to go on" in result["said"] and "\n" not in result["said"]
+  assert "o space left" in result["said"] and "bytes free)" in result["said"]
+  assert done.stderr == ""  # no traceback before it
   assert result["same"]
 
 

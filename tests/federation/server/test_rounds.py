@@ -13,6 +13,7 @@ from afspl_jax.federation.server.rounds import newest_state, run_rounds
 from afspl_jax.federation.server.selection import Candidate, select
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.federation.transport.local_grid import LocalGrid
+from afspl_jax.storage.run_folder import RunFolder
 from tests.federation.least_squares import (
   CLIENTS,
   LeastSquares,
@@ -205,3 +206,28 @@ def test_a_moving_average_survives_a_restart(plan):
   first.folder.close()
   again = dataclasses.replace(plan("run"), ema=0.6)
   assert_same_bits(run_local(again, LeastSquares(), CLIENTS), expected)
+
+
+def test_a_damaged_checkpoint_costs_a_round_and_is_said_in_one_line(plan):
+  def start(name, rounds):
+    watching = Watching()
+    run = plan(name, rounds=rounds)
+    params = run_local(run, LeastSquares(), CLIENTS, progress=watching)
+    run.checkpoints.close()
+    run.folder.close()
+    return run, params, watching.said
+
+  first, _, said = start("run", 3)
+  assert said == []
+  damaged = first.folder.path / "checkpoints" / "3"
+  largest = max((damaged / "state").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[:10])
+  logged = len((first.folder.path / "wire.jsonl").read_text().splitlines())
+  again, params, (line,) = start("run", 4)
+  whole, expected, _ = start("whole", 4)
+  assert line.startswith(f"{damaged}: damaged (") and line.endswith("continuing after round 2")
+  assert_same_bits(params, expected)
+  for lines in (RunFolder.metrics, RunFolder.clients):
+    assert without_seconds(lines(again.folder)) == without_seconds(lines(whole.folder))
+  # Rounds 3 and 4 were sent, the third for the second time: no line of it is removed.
+  assert len((again.folder.path / "wire.jsonl").read_text().splitlines()) >= logged + 2 * CLIENTS

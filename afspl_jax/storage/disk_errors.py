@@ -1,0 +1,40 @@
+"""What a user is told when a file cannot be written: the file, the free space, what to do."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from afspl_jax.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no space left, or none for this user
+_LONGEST = 200  # characters of a reason
+
+
+def disk_error(file: Path, what: str, error: Exception, *, more: str = "") -> UserError:
+  """The error to raise when the disk refuses a file, in one line.
+
+  Args:
+    file: that cannot be written; it need not exist.
+    what: is in it.
+    error: of the disk.
+    more: a sentence that comes before the advice.
+  """
+  return UserError(
+    f"{file}: expected to write {what}; got: {_reason(error)} ({_free(file)})."
+    f" {more}Free the disk and start the same command again to go on"
+  )
+
+
+def _reason(error: Exception) -> str:
+  """The system's words for a full disk, which TensorStore puts behind many paths; or a line."""
+  words = (os.strerror(code) for code in FULL)
+  said = next((each for each in words if each in str(error)), str(error)) or type(error).__name__
+  return said.splitlines()[0][:_LONGEST]
+
+
+def _free(file: Path) -> str:
+  for folder in file.absolute().parents:
+    if folder.exists():
+      return f"{shutil.disk_usage(folder).free:,} bytes free"
+  return "free space unknown"

@@ -1,0 +1,32 @@
+"""A disk that refuses a file is reported in one line, with the file and the free space."""
+
+import errno
+import re
+from pathlib import Path
+
+from afspl_jax.errors import UserError
+from afspl_jax.storage.disk_errors import disk_error
+
+
+def test_the_line_names_the_file_the_free_space_and_what_to_do(tmp_path):
+  file = tmp_path / "not" / "yet" / "there"
+  error = disk_error(file, "a thing", OSError(errno.ENOSPC, "No space left on device"))
+  assert type(error) is UserError
+  assert re.fullmatch(
+    re.escape(f"{file}: expected to write a thing; got: No space left on device (")
+    + r"[0-9,]+ bytes free\)\. Free the disk and start the same command again to go on",
+    str(error),
+  )
+
+
+def test_only_the_first_line_of_a_reason_is_kept_and_an_empty_one_is_named():
+  lines = str(disk_error(Path("/x"), "it", ValueError("first\nsecond"), more="More. "))
+  assert "got: first (" in lines and "second" not in lines and "free). More. Free the disk" in lines
+  assert "got: OSError (" in str(disk_error(Path("/x"), "it", OSError()))
+
+
+def test_of_a_long_chain_of_paths_the_systems_words_are_kept():
+  error = ValueError(
+    "RESOURCE_EXHAUSTED: " + 50 * "/a/long/path" + ": No space left on device [28]"
+  )
+  assert "got: No space left on device (" in str(disk_error(Path("/x"), "it", error))
