@@ -210,9 +210,7 @@ class Privacy:
   """Differential privacy for clients, and for single examples (docs/security.md)."""
 
   dp: str = setting(
-    "none",
-    "who adds noise: nobody, the server, or each client",
-    choices=("none", "central", "local"),
+    "none", "who adds noise: nobody, server or each client", choices=("none", "central", "local")
   )
   epsilon: float = setting(0.0, "budget; the run ends before exceeding it; 0: none", ge=0)
   delta: float = setting(1e-5, "delta of the budget; well below 1 / data.num_clients", gt=0)
@@ -227,6 +225,7 @@ class Privacy:
   clip_lr: float = setting(0.2, "adaptive: step of the bound's logarithm", ge=0)
   example_clip: float = setting(0.0, "DP-SGD: largest norm of an example's gradient; 0: off", ge=0)
   example_noise: float = setting(1.0, "DP-SGD: standard deviation over example_clip", ge=0)
+  example_epsilon: float = setting(0.0, "DP-SGD: budget of each client; 0: none", ge=0)
 
 
 @dataclass

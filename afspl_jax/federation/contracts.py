@@ -35,6 +35,10 @@ class SiteError(RuntimeError):
   """What the server may know of a failure in a site's local training: the type of the error."""
 
 
+class SiteSpent(SiteError):
+  """A site takes no further part: its privacy budget does not allow another round."""
+
+
 class StepNoise(NamedTuple):
   """The random part of a cohort's DP-SGD: noise, and what is public about the sampling."""
 

@@ -137,6 +137,11 @@ _ATTACK = (
 
 _PRIVACY = (
   Rule(
+    "privacy.example_epsilon",
+    lambda c: c.privacy.example_epsilon == 0 or c.privacy.example_clip > 0,
+    "0 without privacy.example_clip",
+  ),
+  Rule(
     "privacy.delta",
     lambda c: c.privacy.delta <= 1 / c.data.num_clients / 2,
     "well below 1 / data.num_clients, at most half of 1 / {c.data.num_clients}",
@@ -193,19 +198,13 @@ _PRIVACY = (
 _EXAMPLE_PRIVACY = _where(
   lambda c: c.privacy.example_clip > 0,
   Rule(
-    "privacy.example_noise",
-    lambda c: c.privacy.example_noise > 0,
-    "a number above 0 with privacy.example_clip: without noise there is no privacy",
+    "privacy.example_noise", lambda c: c.privacy.example_noise > 0, "a number above 0 with DP-SGD"
   ),
   Rule(
-    "optim.balance",
-    lambda c: c.optim.balance == 0,
-    "0 with privacy.example_clip, since the pool's load mixes examples",
+    "optim.balance", lambda c: c.optim.balance == 0, "0 with privacy.example_clip: examples mix"
   ),
   Rule(
-    "optim.contrast",
-    lambda c: c.optim.contrast == 0,
-    "0 with privacy.example_clip, since it compares examples",
+    "optim.contrast", lambda c: c.optim.contrast == 0, "0 with privacy.example_clip: examples mix"
   ),
   Rule(
     "fed.strategy",

@@ -1,4 +1,9 @@
-"""Checkpoints of a run: its state after a finished round, on disk (Orbax)."""
+"""Checkpoints of a run: its state after a finished round, on disk (Orbax).
+
+This uses Orbax's v0 API. Of v1, Orbax 0.12.8 has only `orbax.checkpoint.experimental.v1`. It reads
+these checkpoints (a test shows it), but its Checkpointer cannot open a folder read-only, stores
+JSON as arrays, and names a missing handler where the bytes are damaged.
+"""
 
 import contextlib
 import hashlib

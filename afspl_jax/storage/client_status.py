@@ -13,6 +13,7 @@ class Outcome(StrEnum):
   REJECTED = "rejected"  # a reply that is not what was agreed on
   FAILED = "failed"  # an error at the client or on the way to it
   DROPPED = "dropped"  # left out of a secure sum
+  SPENT = "spent"  # the client's privacy budget does not allow another round
   UNUSED = "unused"  # a valid reply to an attempt that failed
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint.experimental.v1 as orbax_v1
 import pytest
 
 from afspl_jax.storage.checkpoints import CheckpointError, Checkpoints
@@ -241,3 +242,11 @@ def test_reading_a_running_run_changes_nothing_in_its_folder(tmp_path):
     assert_same_bits(state(round), checkpoints.restore(state(), round)[1])
   checkpoints.close()
   assert sorted(folder.rglob("*")) == before
+
+
+def test_the_next_api_of_orbax_reads_these_checkpoints(tmp_path):
+  written(tmp_path)
+  items = {"state": state(), "proof": None}
+  found = orbax_v1.load_checkpointables(tmp_path / "2", items)
+  assert_same_bits(state(2), jax.tree.map(np.asarray, found["state"]))
+  assert found["proof"]["leaves"]["params/half"] == "float16(5,)"

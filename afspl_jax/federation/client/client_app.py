@@ -147,10 +147,10 @@ class SiteApp(ClientApp):
       FloatingPointError: local training failed with it.
       UserError: of a file or the disk of this host; its text is for the user here, not for the
         server.
-      SiteError: it failed otherwise, or has a metric that is not finite.
+      SiteError: it failed otherwise, has a metric that is not finite, or has no budget left.
     """
     task, site = request.task, self._trainer.site(request.client)
-    if isinstance(result, FloatingPointError | UserError):
+    if isinstance(result, FloatingPointError | UserError | SiteError):
       raise result
     if isinstance(result, Exception):
       # Its text may quote a caption, an id or a path, and the server gets the text of our error.

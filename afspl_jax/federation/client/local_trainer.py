@@ -174,6 +174,8 @@ class LocalTrainer:
     return results
 
   def _start(self, client: int, task: _Task) -> _Start:
+    if self.private_batches:
+      self.private_batches.afford(self._names[client])
     state = self._state(task.shared, client, task.round)
     return _Start(state, None if self.private_batches else self._batches(client, task.round))
 

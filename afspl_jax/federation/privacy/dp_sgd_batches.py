@@ -5,6 +5,8 @@ examples are sampled and noise is made from the operating system's randomness, a
 number of a client's examples counts as public; which batch an example is in does not.
 """
 
+import bisect
+import functools
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from jaxtyping import Int
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.data.batches import Split
 from afspl_jax.errors import UserError
-from afspl_jax.federation.contracts import StepNoise
+from afspl_jax.federation.contracts import SiteSpent, StepNoise
 from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.accounting import Mechanism
 from afspl_jax.federation.privacy.ledger import Ledger
@@ -26,6 +28,7 @@ from afspl_jax.federation.privacy.noise import coarse_noise
 from afspl_jax.types import Batch, Params
 
 LEDGER = "examples.json"  # in the folder of the clients' states: each client's rounds
+_REPEATS = 4  # a client may train so many times the run's rounds within its budget, and not more
 
 
 class PoissonBatches:
@@ -38,7 +41,8 @@ class PoissonBatches:
     folder: of the clients' states.
 
   Raises:
-    UserError: dp-accounting is not installed, or `privacy.delta` is too large for so many examples.
+    UserError: dp-accounting is not installed, `privacy.delta` is too large for so many examples, or
+      no client's budget allows a single round.
   """
 
   def __init__(
@@ -50,6 +54,7 @@ class PoissonBatches:
   ):
     self._config, self._data, self._clients = config, data, clients
     self._ledger = Ledger(folder / LEDGER)
+    self._affordable: dict[str, int] = {}  # rounds within the budget, by client
     most = max(map(len, clients.values()))
     if config.privacy.delta * most >= 1:
       raise UserError(
@@ -58,6 +63,12 @@ class PoissonBatches:
       )
     # Fails here, and not after the first round, if the library is missing.
     accounting.epsilon(Mechanism(1.0), 1, config.privacy.delta)
+    least = min(self._cost(site, 1) for site in clients) if config.privacy.example_epsilon else 0.0
+    if least > config.privacy.example_epsilon:
+      raise UserError(
+        f"privacy.example_epsilon: expected at least {least:.3g}, the cost of one round; got"
+        f" {config.privacy.example_epsilon:g}. Raise it, or raise privacy.example_noise"
+      )
 
   def sample_batches(self, sites: Sequence[str], params: Params) -> tuple[Batch, StepNoise]:
     """Batches of the clients' local steps, `[k c b ...]`, and their noise.
@@ -91,6 +102,15 @@ class PoissonBatches:
     step_noise = StepNoise(noise, jnp.asarray(expected, jnp.float32))
     return stacked(batches, axis=1), step_noise
 
+  def afford(self, site: str) -> None:
+    """Checks that the budget of the client's examples allows another round.
+
+    Raises:
+      SiteSpent: it does not.
+    """
+    if (budget := self._config.privacy.example_epsilon) and self._rounds_left(site) <= 0:
+      raise SiteSpent(f"privacy.example_epsilon={budget:g} of this site is spent")
+
   def charge(self, site: str) -> None:
     """Counts a round of the client; call it before anything of the round is sent."""
     self._ledger.charge([site])
@@ -100,10 +120,7 @@ class PoissonBatches:
 
     Neighbouring data sets differ by one example. Two examples of one image count as two.
     """
-    privacy = self._config.privacy
-    times = (self._ledger.took_part(site) + rounds) * self._config.optim.local_steps
-    mechanism = Mechanism(privacy.example_noise, self._probability(site))
-    return accounting.epsilon(mechanism, times, privacy.delta)
+    return self._cost(site, self._ledger.took_part(site) + rounds)
 
   def spent_text(self) -> str:
     """The largest epsilon of any client, for the user."""
@@ -114,6 +131,19 @@ class PoissonBatches:
       f"DP-SGD: epsilon {spent[most]:.3g} at delta {privacy.delta:g} for an example of {most}, who"
       f" trained {self._ledger.took_part(most)} rounds; no other's is larger"
     )
+
+  def _cost(self, site: str, rounds: int) -> float:
+    privacy, times = self._config.privacy, rounds * self._config.optim.local_steps
+    mechanism = Mechanism(privacy.example_noise, self._probability(site))
+    return accounting.epsilon(mechanism, times, privacy.delta)
+
+  def _rounds_left(self, site: str) -> int:
+    """The rounds that the budget allows, found once for each client: a cost takes up to 0.1 s."""
+    if site not in self._affordable:
+      planned = range(1, _REPEATS * self._config.fed.rounds + 1)
+      budget, cost = self._config.privacy.example_epsilon, functools.partial(self._cost, site)
+      self._affordable[site] = bisect.bisect_right(planned, budget, key=cost)
+    return self._affordable[site] - self._ledger.took_part(site)
 
   def _probability(self, site: str) -> float:
     """The probability of an example to be in a batch: `optim.batch_size` are expected, or all."""

@@ -38,7 +38,7 @@ from afspl_jax.types import Params
 
 
 class BudgetSpent(Exception):
-  """One more round would cost more than `privacy.epsilon`."""
+  """One more round would cost more than a privacy budget allows."""
 
 
 class Total(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from afspl_jax.config.experiment import Experiment
-from afspl_jax.federation.contracts import WITHIN, SiteError, Update
+from afspl_jax.federation.contracts import WITHIN, SiteSpent, Update
 from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.accounting import Mechanism
 from afspl_jax.federation.privacy.budget import LEDGER, is_private, most_moved, noise_multiplier
@@ -66,7 +66,7 @@ class UpdateClipping:
     budget, mechanism = self._privacy.epsilon, Mechanism(self._noise / most_moved(self._privacy))
     times = self._ledger.took_part(site) + 1
     if budget and accounting.epsilon(mechanism, times, self._privacy.delta) > budget:
-      raise SiteError(f"privacy.epsilon={budget:g} of this site is spent")
+      raise SiteSpent(f"privacy.epsilon={budget:g} of this site is spent")
     self._ledger.charge([site])
 
 

@@ -16,7 +16,7 @@ FLAT = "flat"  # the array of a record in which leaves are packed
 
 # Types of errors whose text may be sent: it has only what the server sent, agreed settings, and our
 # own words. Of any other error the server learns only the type.
-ERROR_TYPES = ("WireError", "SiteError", "PartyError", "FloatingPointError")
+ERROR_TYPES = ("WireError", "SiteError", "SiteSpent", "PartyError", "FloatingPointError")
 _EARLIER_ERROR_TYPES = ("SiteFault",)  # in the logs of earlier versions
 
 # Leaves of the prompter that travel, by the first part of their names; "local" is not one of them.

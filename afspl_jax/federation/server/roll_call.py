@@ -2,18 +2,19 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from flwr.serverapp import Grid
 
 from afspl_jax.config.experiment import Fed
 from afspl_jax.federation.contracts import POISSON
+from afspl_jax.federation.privacy.server_release import BudgetSpent
 from afspl_jax.federation.server.exchange import POLL, Answer, Exchange
 from afspl_jax.federation.server.round_request import Chosen, ClientLine, TooFewSites
 from afspl_jax.federation.server.selection import Candidate, poisson_sample, select
 from afspl_jax.federation.server.sites import ConnectedSite, Sites
-from afspl_jax.storage.client_status import Outcome, Status
+from afspl_jax.storage.client_status import Outcome, Status, parse_status
 
 _PATIENCE, _REMIND = 3.0, 30.0  # seconds before the first line about a wait, and between others
 
@@ -38,7 +39,7 @@ class RollCall:
     fed: Fed,
     seed: int,
     num_sites: int,
-    lines: Iterable[dict[str, Any]] = (),
+    lines: Collection[dict[str, Any]] = (),
     say: Callable[[str], None] = lambda text: None,
   ):
     self.exchange: Exchange[str] = Exchange(grid)
@@ -53,6 +54,8 @@ class RollCall:
       for line in lines
       if line["num_examples"] is not None  # a valid reply, also if the attempt at the round failed
     }
+    outcomes = ((line["client"], parse_status(line["status"]).outcome) for line in lines)
+    self._spent = {client for client, outcome in outcomes if outcome is Outcome.SPENT}
 
   def choose(self, round: int) -> Chosen:
     """Waits until enough sites are connected and free, and chooses among them.
@@ -61,14 +64,19 @@ class RollCall:
 
     Raises:
       TooFewSites: fewer than `min_replies` after `wait` seconds.
+      BudgetSpent: fewer than `min_replies` sites have a privacy budget left.
     """
+    self._check_budgets()
     late: list[tuple[str, int, Answer]] = []
     present = self._gather(late)
     due = self.exchange.due()
-    free = {name: site for name, site in present.items() if name not in due}
+    free = {
+      name: site for name, site in present.items() if name not in due and name not in self._spent
+    }
     picked = self._select(free, round)
     absent: dict[str, Status] = {}
-    for name in self._select(self._sites.known, round):
+    able = {name: site for name, site in self._sites.known.items() if name not in self._spent}
+    for name in self._select(able, round):
       if name not in present:
         absent[name] = Status(Outcome.FAILED, "not connected")
       elif name in due:
@@ -81,6 +89,16 @@ class RollCall:
     for line in lines:
       if line.num_examples is not None:  # a valid reply, also if the attempt at the round failed
         self._reported[line.client] = Candidate(line.num_examples, line.loss)
+      if line.status.outcome is Outcome.SPENT:
+        self._spent.add(line.client)
+
+  def _check_budgets(self) -> None:
+    able = self._sites.known.keys() - self._spent
+    if self._spent and len(able) < self._fed.min_replies:
+      raise BudgetSpent(
+        f"sites with a spent privacy budget: {len(self._spent)}; sites that are left: {len(able)},"
+        f" fewer than fed.min_replies={self._fed.min_replies}"
+      )
 
   def _select(self, sites: dict[str, ConnectedSite], round: int) -> Sequence[str]:
     if self._fed.selection == POISSON:
@@ -99,7 +117,7 @@ class RollCall:
     while True:
       late += self.exchange.collect()
       present = self._sites.look()
-      free = present.keys() - self.exchange.due().keys()
+      free = present.keys() - self.exchange.due().keys() - self._spent
       waited = time.monotonic() - begin
       if len(present) >= self._expected and len(free) >= self._fed.min_replies:
         self._expected = 0

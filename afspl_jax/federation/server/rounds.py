@@ -149,6 +149,8 @@ def _train_or_retry(
         if line.status.outcome is Outcome.OK:
           line.status = Status(Outcome.UNUSED, "this attempt at the round failed")
       earlier += error.lines
+      if any(line.status.outcome is Outcome.SPENT for line in error.lines):
+        left += 1  # they are not chosen again, so this attempt does not count
       if not left or isinstance(error, TooFewSites):
         plan.folder.append_clients(_as_json(earlier))
         raise RoundFailed(

@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import Message
 
 from afspl_jax.config.experiment import Fed
-from afspl_jax.federation.contracts import Rejected, Update
+from afspl_jax.federation.contracts import Rejected, SiteSpent, Update
 from afspl_jax.federation.privacy.clipping import norm
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.storage.client_status import Outcome, one_line
@@ -37,7 +37,7 @@ def screen(
   """
   if answer.has_error():
     reason = answer.error.reason or f"Flower error {answer.error.code}"
-    raise Rejected(reason, Outcome.FAILED)
+    raise Rejected(reason, outcome_of_error(reason))
   expected = _RECORDS | ({wire.CONTROL: "ArrayRecord"} if controlled else {})
   found = {name: type(record).__name__ for name, record in answer.content.items()}
   if found != expected:
@@ -72,6 +72,11 @@ def screen(
       raise Rejected(f"{wire.CONTROL}: {error}") from error
   means = {name: float(value) for name, value in metrics.items()}
   return Update(site, sent, masks, num_examples, means, control)
+
+
+def outcome_of_error(reason: str) -> Outcome:
+  """The outcome of a site that replied with an error."""
+  return Outcome.SPENT if reason.startswith(f"{SiteSpent.__name__}: ") else Outcome.FAILED
 
 
 def screen_examples(claimed: Any, most: int) -> int:

@@ -23,6 +23,7 @@ from afspl_jax.federation.server.round_request import (
   TrainRequest,
   late_lines,
 )
+from afspl_jax.federation.server.screening import outcome_of_error
 from afspl_jax.storage.client_status import Outcome, Status
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.types import Params
@@ -117,7 +118,7 @@ def _parsed(
   if answer.message.has_error():
     error = answer.message.error
     reason = error.reason or f"Flower error {error.code}"
-    raise Rejected(f"{stage}: {reason}", Outcome.FAILED)
+    raise Rejected(f"{stage}: {reason}", outcome_of_error(reason))
   try:
     return read(site, answer.message.content)
   except wire.WireError as error:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from afspl_jax.errors import UserError
-from afspl_jax.federation.contracts import WITHIN
+from afspl_jax.federation.contracts import WITHIN, SiteSpent
 from afspl_jax.federation.privacy import budget
 from afspl_jax.federation.privacy.accounting import Mechanism, epsilon
 from afspl_jax.federation.privacy.budget import LEDGER
@@ -161,3 +161,45 @@ def test_what_was_spent_stays_spent_when_a_damaged_checkpoint_costs_a_round(run)
   train = [line for line in again.metrics() if line["split"] == "train"]
   assert [line["round"] for line in train] == [1, 2, 3]
   assert train[-1]["epsilon"] == epsilon(Mechanism(2.0), 4, 1e-3)
+
+
+class Budgeted(LeastSquares):
+  """Client k may train `rounds[k]` rounds."""
+
+  def __init__(self, *rounds):
+    super().__init__()
+    self.left = dict(enumerate(rounds))
+
+  def train(self, params, client, round):
+    if not self.left[client]:
+      raise SiteSpent("privacy.example_epsilon=1 of this site is spent")
+    self.left[client] -= 1
+    return super().train(params, client, round)
+
+
+def test_clients_with_spent_budgets_leave_and_the_run_ends_when_too_few_are_left(plan):
+  run, watching = plan(rounds=9, min_replies=2), Watching()
+  run_local(run, Budgeted(9, 4, 2, 1), CLIENTS, progress=watching)
+  run.folder.close()
+  train = [line for line in run.folder.metrics() if line["split"] == "train"]
+  assert [line["clients"] for line in train] == [4, 3, 2, 2]
+  spent = [line for line in run.folder.clients() if line["status"].startswith("spent: ")]
+  assert [(line["round"], line["client"]) for line in spent] == [(2, "site_03"), (3, "site_02")]
+  assert "SiteSpent: privacy.example_epsilon=1 of this site is spent" in spent[0]["status"]
+  first, last = watching.said
+  assert first.startswith(
+    "round 5: expected at least 2 valid replies; got 1 of 2. site_01: spent: "
+  )
+  assert last == (
+    "ending after round 4 of 9: sites with a spent privacy budget: 3; sites that are left: 1, fewer"
+    " than fed.min_replies=2"
+  )
+
+
+def test_a_cohort_that_is_spent_is_replaced_by_clients_that_are_not(plan):
+  run, watching = plan(rounds=6, clients_per_round=1, retries=0), Watching()
+  run_local(run, Budgeted(9, 1, 1, 0), CLIENTS, progress=watching)
+  run.folder.close()
+  train = [line for line in run.folder.metrics() if line["split"] == "train"]
+  assert [line["clients"] for line in train] == [1] * 6
+  assert all("Trying round" in text for text in watching.said)

@@ -9,6 +9,7 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import changed
 from afspl_jax.errors import UserError
 from afspl_jax.federation.client.client_store import ClientStore
+from afspl_jax.federation.contracts import SiteSpent, Update
 from afspl_jax.federation.privacy.dp_sgd_batches import PoissonBatches
 from afspl_jax.federation.privacy.noise import coarse_step
 from afspl_jax.runs.prepare import find_inputs, prepare_setup
@@ -172,3 +173,65 @@ def test_a_delta_that_says_nothing_is_rejected(setup, tmp_path, monkeypatch):
   monkeypatch.setattr(setup.config.privacy, "delta", 0.2)
   with pytest.raises(UserError, match=r"privacy.delta: expected well below 1 / "):
     PoissonBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)
+
+
+@pytest.fixture
+def budgeted(setup, secret, monkeypatch):
+  """A budget for exactly two rounds of the client with the most examples: others have less."""
+  sizes = {site: len(rows) for site, rows in setup.clients["train"].items()}
+  largest = max(sizes, key=lambda site: sizes[site])
+  monkeypatch.setattr(setup.config.privacy, "example_epsilon", secret.epsilon(largest, 2) + 1e-9)
+  return largest
+
+
+def test_a_client_refuses_the_round_that_would_exceed_its_budget(setup, secret, budgeted, tmp_path):
+  for _ in range(2):
+    secret.afford(budgeted)
+    secret.charge(budgeted)
+  parts = setup.config, setup.splits["train"], setup.clients["train"]
+  for again in (secret, PoissonBatches(*parts, tmp_path)):  # also after a start: it is on disk
+    with pytest.raises(SiteSpent, match=r"^privacy.example_epsilon=.* of this site is spent$"):
+      again.afford(budgeted)
+    assert again.epsilon(budgeted) <= setup.config.privacy.example_epsilon
+    assert again.epsilon(budgeted, 1) > setup.config.privacy.example_epsilon
+
+
+def test_budgets_are_each_clients_own(setup, secret, budgeted):
+  """A client with fewer examples pays more for a round, and stops earlier."""
+  for site in setup.clients["train"]:
+    rounds = 0
+    while secret.epsilon(site, 1) <= setup.config.privacy.example_epsilon:
+      secret.afford(site)
+      secret.charge(site)
+      rounds += 1
+    with pytest.raises(SiteSpent):
+      secret.afford(site)
+    assert rounds <= 2
+
+
+def test_a_spent_client_neither_trains_nor_pays_and_the_others_go_on(setup, monkeypatch):
+  trainer, site = setup.trainer, setup.trainer.site(0)
+  refuse = trainer.private_batches.afford
+
+  def spent(name):
+    if name == site:
+      raise SiteSpent("privacy.example_epsilon=1 of this site is spent")
+    refuse(name)
+
+  monkeypatch.setattr(trainer.private_batches, "afford", spent)
+  before = trainer.private_batches.epsilon(site)
+  results = trainer.train_cohort(setup.shared, [0, 1], 9)
+  assert isinstance(results[0], SiteSpent) and isinstance(results[1], Update)
+  assert trainer.private_batches.epsilon(site) == before
+
+
+def test_a_budget_that_allows_no_round_is_rejected_at_the_start(setup, tmp_path, monkeypatch):
+  monkeypatch.setattr(setup.config.privacy, "example_epsilon", 1e-6)
+  with pytest.raises(UserError, match=r"privacy.example_epsilon: expected at least .* one round"):
+    PoissonBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)
+
+
+def test_a_budget_without_dp_sgd_is_rejected():
+  fields = PRIVATE | {"privacy.example_clip": 0.0, "privacy.example_epsilon": 1.0}
+  with pytest.raises(UserError, match=r"privacy.example_epsilon: expected 0 without"):
+    validate(changed(Experiment(), fields))

@@ -6,7 +6,7 @@ import pytest
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import changed
-from afspl_jax.federation.contracts import WITHIN, SiteError
+from afspl_jax.federation.contracts import WITHIN, SiteError, SiteSpent
 from afspl_jax.federation.protocol import disclosure_list, logged_values, wire
 from afspl_jax.federation.secure import party
 
@@ -35,7 +35,7 @@ def test_names_are_those_of_the_code():
     wire.FLAT,
   )
   assert any(entry.name == WITHIN for entry in disclosure_list.ENTRIES)
-  kinds = (wire.WireError, SiteError, party.PartyError, FloatingPointError)
+  kinds = (wire.WireError, SiteError, SiteSpent, party.PartyError, FloatingPointError)
   assert set(disclosure_list.ERROR_TYPES) == {kind.__name__ for kind in kinds}
 
 
