@@ -163,7 +163,7 @@ def test_what_has_no_meaning_is_rejected(mechanism, times, delta):
 
 @pytest.mark.parametrize("q", [0.3, 1.0])
 def test_noise_for_small_and_huge_budgets_is_the_least_and_is_found(q):
-  for budget in (1e-4, 30.0, 1e6):
+  for budget in (1e-4, 1e6):
     noise = noise_for(budget, 1e-5, q, 1)
     assert epsilon(Mechanism(noise, q), 1, 1e-5) <= budget
     assert epsilon(Mechanism(noise * 0.99, q), 1, 1e-5) > budget
