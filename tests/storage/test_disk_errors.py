@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from afspl_jax.errors import UserError
+from afspl_jax.runs.commands import run
 from afspl_jax.storage.disk_errors import disk_error
 
 
@@ -30,3 +31,16 @@ def test_of_a_long_chain_of_paths_the_systems_words_are_kept():
     "RESOURCE_EXHAUSTED: " + 50 * "/a/long/path" + ": No space left on device [28]"
   )
   assert "got: No space left on device (" in str(disk_error(Path("/x"), "it", error))
+
+
+def test_a_full_disk_wherever_it_is_met_ends_a_command_in_one_line(tmp_path, monkeypatch, capsys):
+  def fail(launch):
+    raise OSError(errno.ENOSPC, "No space left on device", "/x/predictions.jsonl")
+
+  monkeypatch.setattr(run, "_launch", fail)
+  monkeypatch.setattr(run.signal, "signal", lambda *_: None)
+  assert run.launch("launch.py", ["launch.py"], [f"--workdir={tmp_path}"]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("launch.py: /x/predictions.jsonl: expected to write to it; got: No space")
+  assert "bytes free). Free the disk and start the same command again" in error
+  assert error.count("\n") == 1

@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afspl_jax.runs.commands.groups import CommandGroup
@@ -61,7 +62,8 @@ def launch(name: str, command: Sequence[str], arguments: Sequence[str]) -> int:
   except OSError as error:
     if error.errno not in FULL:
       raise
-    print(f"{name}: {disk_error(launched.workdir, 'to it', error)}", file=sys.stderr)
+    full = Path(error.filename or launched.workdir)
+    print(f"{name}: {disk_error(full, 'to it', error)}", file=sys.stderr)
     return 2
   except KeyboardInterrupt as error:
     ended = isinstance(error, _Terminated)
