@@ -106,12 +106,18 @@ def _remote_sites(launch: Launch, notify: Notify) -> run.PlanRunner:
 _MAX_LOSSES = 3  # of the SuperLink, without a finished round in between
 
 
-def _run_rounds(superlink: SuperLink, plan: Plan, num_sites: int, progress: Progress) -> Params:
+def _run_rounds(
+  superlink: SuperLink,
+  plan: Plan,
+  num_sites: int,
+  progress: Progress,
+  check: Callable[[], None] = lambda: None,
+) -> Params:
   """Runs a plan's rounds; starts a new run from the checkpoint if the SuperLink loses the run."""
   losses, last = 0, -1
   while True:
     try:
-      with open_grid(superlink) as grid:
+      with open_grid(superlink, check=check) as grid:
         return run_rounds(grid, plan, num_sites, progress)
     except RunLost as error:
       done = max((line["round"] for line in plan.folder.metrics()), default=-1)
@@ -212,8 +218,17 @@ def _local_sites(launch: Launch, notify: Notify) -> run.PlanRunner:
         target=_sites_process, args=(config, folder, names, keys, f"127.0.0.1:{port}")
       )
       sites.start()
+
+      def check() -> None:
+        if not sites.is_alive():
+          raise UserError(
+            f"sites: expected their process to run until the end; it ended with status"
+            f" {sites.exitcode}. The line that it printed says why. Start the same command again to"
+            " go on"
+          )
+
       try:
-        return _run_rounds(superlink, plan, len(names), progress)
+        return _run_rounds(superlink, plan, len(names), progress, check)
       finally:
         sites.terminate()
         sites.join()

@@ -139,6 +139,16 @@ def test_a_superlink_that_stands_still_for_75_seconds_costs_no_round(hosts, laun
   assert proof(folder) == proof(base / "whole")
 
 
+def test_a_rehearsal_ends_at_once_if_the_process_of_its_sites_does(launcher, tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "sites").write_text("no folder")
+  done = launcher.run(*launcher.small, "--role=local-net", f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+  assert "sites: " in done.stderr and str(tmp_path / "run" / "sites") in done.stderr
+  last = done.stderr.strip().splitlines()[-1]
+  assert "sites: expected their process to run until the end; it ended with status 1." in last
+
+
 def mistake(launcher, *args: str) -> str:
   """The one line of a command that ends with status 2."""
   done: subprocess.CompletedProcess = launcher.run_here(*args)

@@ -6,7 +6,7 @@ the one of sites (site_executor.py): Flower keeps the run and the node in global
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import httpx
@@ -39,7 +39,9 @@ class RunLost(Stopped):
 
 
 @contextmanager
-def open_grid(superlink: SuperLink, retry_seconds: float = 300.0) -> Iterator[Grid]:
+def open_grid(
+  superlink: SuperLink, retry_seconds: float = 300.0, check: Callable[[], None] = lambda: None
+) -> Iterator[Grid]:
   """Opens a Grid that reaches the SuperNodes of a SuperLink, for one run.
 
   The run is new, and ends with the context; it ends as failed if an exception leaves the context.
@@ -49,6 +51,7 @@ def open_grid(superlink: SuperLink, retry_seconds: float = 300.0) -> Iterator[Gr
     superlink: the SuperLink of this host.
     retry_seconds: how long to wait for a SuperLink that does not answer. It ends a run without a
       heartbeat for a minute of its own running time.
+    check: called whenever the grid looks for nodes; an exception that it raises ends the run.
 
   Yields:
     The grid. Its methods raise RunLost.
@@ -61,7 +64,7 @@ def open_grid(superlink: SuperLink, retry_seconds: float = 300.0) -> Iterator[Gr
     TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, run_id
     TaskIdentity.node_id = task.context.node_id
     try:
-      yield NetworkGrid(client, run_from_proto(task.run), superlink.site_names)
+      yield NetworkGrid(client, run_from_proto(task.run), superlink.site_names, check)
     except BaseException as error:
       interrupted = isinstance(error, KeyboardInterrupt)
       status = SubStatus.STOPPED if interrupted else SubStatus.FAILED
@@ -73,14 +76,21 @@ def open_grid(superlink: SuperLink, retry_seconds: float = 300.0) -> Iterator[Gr
 class NetworkGrid(HttpGrid):
   """Flower's grid over our own connection; it raises RunLost and knows the sites of its nodes."""
 
-  def __init__(self, client: RuntimeHttpClient, run: Run, site_names: Mapping[bytes, str]):
+  def __init__(
+    self,
+    client: RuntimeHttpClient,
+    run: Run,
+    site_names: Mapping[bytes, str],
+    check: Callable[[], None],
+  ):
     super().__init__(token="in the client")
-    self._client, self._site_names = client, site_names
+    self._client, self._site_names, self._check = client, site_names, check
     self._sites: dict[int, str | None] = {}
     self.set_run(run)
 
   def get_node_ids(self) -> list[int]:
     """Returns the node ids of the connected SuperNodes."""
+    self._check()
     with _raising_run_lost():
       nodes = list(super().get_nodes())
     self._sites = {node.node_id: self._site_names.get(node.public_key) for node in nodes}
