@@ -1,0 +1,101 @@
+"""`python -m benchmarks.soak`: a federation over TLS whose processes are killed and stopped.
+
+It prints what happened, what each process held, and a verdict on every check; all of it is in
+soak.json in the folder. The exit status is 1 if a check failed.
+"""
+
+import argparse
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from afspl_jax.config.experiment import Experiment
+from afspl_jax.config.files import load_config
+from afspl_jax.storage.run_lines import CLIENTS, read_lines
+from benchmarks.soak import checks, report
+from benchmarks.soak.federation import Federation
+from benchmarks.soak.soak import Events, Soak
+
+_BAR = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+_ENDLESS = 1_000_000  # rounds of a soak that ends by time
+
+
+def main() -> int:
+  """Runs a soak, and returns the exit status."""
+  args = _arguments()
+  workdir = args.workdir or Path(tempfile.mkdtemp(prefix="soak-"))
+  workdir.mkdir(parents=True, exist_ok=True)
+  if any(workdir.iterdir()):
+    print(f"--workdir: expected a new or empty folder; got {workdir}", file=sys.stderr)
+    return 2
+  seed = secrets.randbelow(1 << 31) if args.seed is None else args.seed
+  print(f"seed {seed}, folder {workdir}", flush=True)
+  config = load_config(args.config, "get_config", Experiment)
+  config.fed.rounds = args.rounds or _ENDLESS
+  sites = [f"client{i:04d}" for i in range(config.data.num_clients)]
+  mark = secrets.token_hex(8)
+  events = Events(workdir / "events.jsonl")
+  with Federation(
+    workdir / "hosts", args.config, config.fed.rounds, sites, args.bandwidth, mark
+  ) as federation:
+    soak = Soak(
+      federation, mark, seed, args.kills_per_round, args.rounds, 60 * args.minutes, events
+    )
+    with tqdm(total=100, bar_format=_BAR, mininterval=2.0) as bar:
+      for done in soak.run():
+        bar.set_postfix_str(report.in_one_line(events), refresh=False)
+        bar.update(100 * done - bar.n)
+    soak.sample()
+    statuses = federation.stop()
+    lines = read_lines(federation.run / CLIENTS)
+    verdicts = [
+      checks.ended_well(soak, bool(args.rounds), statuses),
+      checks.sites_came_back(sites, lines),
+      checks.same_bits(config, soak, workdir / "replay"),
+      *checks.nothing_left(federation, mark),
+      checks.no_traceback(federation.logs()),
+      checks.nothing_grew(report.early_samples(soak.samples), soak.samples[-1]),
+    ]
+  found = report.make_report(seed, workdir, events, soak.samples, lines, verdicts)
+  print(report.as_text(found, verdicts))
+  report.write(workdir / "soak.json", found)
+  return int(not found.passed)
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.soak",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  length = parser.add_mutually_exclusive_group()
+  length.add_argument("--rounds", type=int, default=0, help="rounds to train, to the run's own end")
+  length.add_argument("--minutes", type=float, default=10.0, help="time to run (default: 10)")
+  parser.add_argument("--seed", type=int, help="decides every disturbance (default: random)")
+  parser.add_argument(
+    "--kills-per-round",
+    type=float,
+    default=0.2,
+    help="kills and stops in a round, on average (default: 0.2)",
+  )
+  parser.add_argument(
+    "--bandwidth",
+    type=float,
+    default=250_000,
+    help="bytes per second of each site's line, in each direction; 0: unlimited (default: 250000)",
+  )
+  parser.add_argument("--workdir", type=Path, help="new folder (default: a temporary one)")
+  parser.add_argument(
+    "--config",
+    type=Path,
+    default=Path(__file__).with_name("experiment.py"),
+    help="an experiment whose clients train one at a time (fed.cohort=1)",
+  )
+  return parser.parse_args()
+
+
+if __name__ == "__main__":
+  sys.exit(main())
