@@ -89,9 +89,12 @@ def test_a_line_forwards_every_byte_both_ways_and_an_end_of_sending():
 def test_a_line_to_nowhere_ends_the_connection():
   with socket.create_server(("127.0.0.1", 0)) as listener:
     port = listener.getsockname()[1]
-  with SlowLine(port, 0) as line, socket.create_connection(("127.0.0.1", line.port)) as client:
-    with contextlib.suppress(ConnectionResetError):
-      assert client.recv(1) == b""
+  with (
+    SlowLine(port, 0) as line,
+    socket.create_connection(("127.0.0.1", line.port)) as client,
+    contextlib.suppress(ConnectionResetError),
+  ):
+    assert client.recv(1) == b""
 
 
 def test_a_process_is_found_by_its_mark_and_named_by_its_command(tmp_path):
