@@ -39,7 +39,13 @@ def main() -> int:
   mark = secrets.token_hex(8)
   events = Events(workdir / "events.jsonl")
   with Federation(
-    workdir / "hosts", args.config, config.fed.rounds, sites, args.bandwidth, mark
+    workdir / "hosts",
+    args.config,
+    config.fed.rounds,
+    sites,
+    args.bandwidth,
+    args.forwarders,
+    mark,
   ) as federation:
     soak = Soak(
       federation, mark, seed, args.kills_per_round, args.rounds, 60 * args.minutes, events
@@ -86,6 +92,12 @@ def _arguments() -> argparse.Namespace:
     type=float,
     default=250_000,
     help="bytes per second of each site's line, in each direction; 0: unlimited (default: 250000)",
+  )
+  parser.add_argument(
+    "--forwarders",
+    action="store_true",
+    help="lines that accept connections while the server is away, and then close them, as port"
+    " forwarders and load balancers do; otherwise they are reset",
   )
   parser.add_argument("--workdir", type=Path, help="new folder (default: a temporary one)")
   parser.add_argument(

@@ -27,6 +27,7 @@ class Federation:
     rounds: to train.
     sites: names of all sites.
     bandwidth: bytes per second and site, in each direction; 0: unlimited.
+    forwarders: whether the lines accept connections while the server is away (SlowLine).
     mark: in the environment of every process.
   """
 
@@ -37,11 +38,12 @@ class Federation:
     rounds: int,
     sites: Sequence[str],
     bandwidth: float,
+    forwarders: bool,
     mark: str,
   ):
     self.sites, self.run = list(sites), folder / "server" / "run"
     self.port = free_port()
-    self.lines = {site: SlowLine(self.port, bandwidth) for site in sites}
+    self.lines = {site: SlowLine(self.port, bandwidth, forwarders) for site in sites}
     self.folder, self._mark = folder, mark
     self._flags = [f"--config={config.absolute()}", f"--config.fed.rounds={rounds}"]
     self.temporary = folder / "tmp"

@@ -5,9 +5,12 @@ TLS passes through it unread.
 
 import asyncio
 import contextlib
+import socket
+import struct
 import threading
 from concurrent.futures import Future
 
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing a socket resets its connection
 _CHUNK = 16384  # bytes; also how far a direction may run ahead of its rate
 
 
@@ -41,10 +44,12 @@ class SlowLine:
   Args:
     target: port to which connections are forwarded.
     bytes_per_second: in each direction; 0: as fast as it goes.
+    forwarder: while nothing listens at the target, connections are accepted and then closed, as a
+      port forwarder or a load balancer does. Otherwise they are reset.
   """
 
-  def __init__(self, target: int, bytes_per_second: float):
-    self._target, self._per_second = target, bytes_per_second
+  def __init__(self, target: int, bytes_per_second: float, forwarder: bool = False):
+    self._target, self._per_second, self._forwarder = target, bytes_per_second, forwarder
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
     self._tasks: set[asyncio.Task] = set()
@@ -93,7 +98,13 @@ class SlowLine:
       self._tasks.discard(task)
 
   async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    theirs, to_them = await asyncio.open_connection("127.0.0.1", self._target)
+    try:
+      theirs, to_them = await asyncio.open_connection("127.0.0.1", self._target)
+    except OSError:
+      if not self._forwarder:
+        ours = writer.get_extra_info("socket")
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+      return
     try:
       async with asyncio.TaskGroup() as both:
         both.create_task(self._copy(reader, to_them, 0))

@@ -86,13 +86,14 @@ def test_a_line_forwards_every_byte_both_ways_and_an_end_of_sending():
   assert b"".join(got) == b"".join(back) == sent
 
 
-def test_a_line_to_nowhere_ends_the_connection():
+@pytest.mark.parametrize("forwarder", [False, True])
+def test_a_line_to_nowhere_resets_or_closes_the_connection(forwarder):
   with socket.create_server(("127.0.0.1", 0)) as listener:
     port = listener.getsockname()[1]
   with (
-    SlowLine(port, 0) as line,
+    SlowLine(port, 0, forwarder) as line,
     socket.create_connection(("127.0.0.1", line.port)) as client,
-    contextlib.suppress(ConnectionResetError),
+    contextlib.nullcontext() if forwarder else pytest.raises(ConnectionResetError),
   ):
     assert client.recv(1) == b""
 
