@@ -17,6 +17,7 @@ from afspl_jax.config.files import load_config
 from afspl_jax.storage.run_lines import CLIENTS, read_lines
 from benchmarks.soak import checks, report
 from benchmarks.soak.federation import Federation
+from benchmarks.soak.schedule import ROLES
 from benchmarks.soak.soak import Events, Soak
 
 _BAR = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
@@ -48,7 +49,14 @@ def main() -> int:
     mark,
   ) as federation:
     soak = Soak(
-      federation, mark, seed, args.kills_per_round, args.rounds, 60 * args.minutes, events
+      federation,
+      mark,
+      seed,
+      args.kills_per_round,
+      args.disturb,
+      args.rounds,
+      60 * args.minutes,
+      events,
     )
     with tqdm(total=100, bar_format=_BAR, mininterval=2.0) as bar:
       for done in soak.run():
@@ -86,6 +94,14 @@ def _arguments() -> argparse.Namespace:
     type=float,
     default=0.2,
     help="kills and stops in a round, on average (default: 0.2)",
+  )
+  parser.add_argument(
+    "--disturb",
+    nargs="+",
+    choices=ROLES,
+    default=ROLES,
+    metavar="ROLE",
+    help=f"what is killed and stopped: {', '.join(ROLES)} (default: all)",
   )
   parser.add_argument(
     "--bandwidth",

@@ -19,6 +19,7 @@ def get_config() -> Experiment:
       cohort=1,  # clients of a network train alone, and so must those of the replay
       strategy="fedavgm",
       deadline=30.0,
+      wait=90.0,  # the server does not stand still until a site that was killed is back
     ),
     eval=Eval(
       every=20,

@@ -6,7 +6,9 @@ saved. So the replay is told both: the replies that counted, from clients.jsonl,
 which a site saved a state, from its folder.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -150,7 +152,8 @@ def repeat(plan: Plan, trainer: Trainer, num_clients: int, given: Told, rounds: 
   """
   # A round has as many attempts here as it needs: one.
   plan = replace(plan, fed=replace(plan.fed, rounds=rounds, retries=0))
-  return run_local(plan, ToldTrainer(trainer, given), num_clients)
+  with _failing_silently():
+    return run_local(plan, ToldTrainer(trainer, given), num_clients)
 
 
 def different_lines(lines: Sequence[RunLine], repeated: Sequence[RunLine]) -> list[str]:
@@ -204,6 +207,18 @@ def different_states(site: str, rounds: int, folder: Path, repeated: Path) -> li
     for name in ours
     if ours[name].read_bytes() != theirs[name].read_bytes()
   ]
+
+
+@contextmanager
+def _failing_silently() -> Iterator[None]:
+  """Without the logs of failures: those of a replay are intended."""
+  logger = logging.getLogger("afspl_jax")
+  level = logger.level
+  logger.setLevel(logging.CRITICAL)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
 
 
 def _result(setup: Setup, run: Path) -> tuple[int, Params]:

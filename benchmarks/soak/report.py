@@ -13,6 +13,7 @@ from afspl_jax.reporting.text_table import align_columns
 from afspl_jax.storage.client_status import parse_status
 from afspl_jax.storage.run_lines import RunLine
 from benchmarks.soak.checks import Verdict
+from benchmarks.soak.schedule import role_of
 from benchmarks.soak.soak import Events, Sample
 
 _EARLY = 0.1  # of a soak: what processes hold then is compared with what they hold at its end
@@ -82,13 +83,6 @@ def make_report(
     verdicts=[verdict._asdict() | {"passed": verdict.passed} for verdict in verdicts],
     passed=all(verdict.passed for verdict in verdicts),
   )
-
-
-def role_of(process: str) -> str:
-  """A process's role, without the name of its site."""
-  if process in ("server", "SuperLink"):
-    return process
-  return "SuperNode" if process.endswith("SuperNode") else "site"
 
 
 def in_one_line(events: Events) -> str:

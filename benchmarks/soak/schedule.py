@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 SERVER, SUPERLINK = "server", "SuperLink"  # names of processes; a site's host has the site's name
+SITE, SUPERNODE = "site", "SuperNode"  # roles of the others
+ROLES = (SERVER, SUPERLINK, SITE, SUPERNODE)
 
 _WINDOW = 6.0  # seconds after the end of a round, about the length of the next one
 _KILL = 0.6  # share of disturbances that kill; the others stop a process and let it go on
@@ -25,10 +27,19 @@ class Disturbance(NamedTuple):
 
 def supernode_of(site: str) -> str:
   """The name of a site's SuperNode."""
-  return f"{site} SuperNode"
+  return f"{site} {SUPERNODE}"
 
 
-def disturbances(seed: int, round: int, rate: float, sites: Sequence[str]) -> list[Disturbance]:
+def role_of(process: str) -> str:
+  """The role of the process with a name."""
+  if process in (SERVER, SUPERLINK):
+    return process
+  return SUPERNODE if process.endswith(f" {SUPERNODE}") else SITE
+
+
+def disturbances(
+  seed: int, round: int, rate: float, sites: Sequence[str], roles: Sequence[str] = ROLES
+) -> list[Disturbance]:
   """The disturbances that follow a round; they depend on nothing but the arguments.
 
   Args:
@@ -36,21 +47,24 @@ def disturbances(seed: int, round: int, rate: float, sites: Sequence[str]) -> li
     round: the finished round.
     rate: disturbances in a round, on average.
     sites: names of all sites.
+    roles: of the processes that are disturbed; each as often, so that the server is hit as often as
+      all sites together.
 
   Returns:
     Them, by delay.
   """
   rng = np.random.default_rng((seed, round))
-  return sorted(
-    (_draw(rng, round, sites) for _ in range(rng.poisson(rate))), key=lambda each: each.delay
-  )
+  drawn = [_draw(rng, round, sites, roles) for _ in range(rng.poisson(rate))]
+  return sorted(drawn, key=lambda each: each.delay)
 
 
-def _draw(rng: np.random.Generator, round: int, sites: Sequence[str]) -> Disturbance:
+def _draw(
+  rng: np.random.Generator, round: int, sites: Sequence[str], roles: Sequence[str]
+) -> Disturbance:
   delay = float(rng.uniform(0, _WINDOW))
   site = sites[rng.integers(len(sites))]
-  # By role, so that the server is hit as often as all sites together.
-  process = (SERVER, SUPERLINK, site, supernode_of(site))[rng.integers(4)]
+  role = roles[rng.integers(len(roles))]
+  process = {SITE: site, SUPERNODE: supernode_of(site)}.get(role, role)
   if rng.random() < _KILL:
     return Disturbance(round, delay, process, 0.0)
   if rng.random() >= _LONG:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from benchmarks.soak.replay import SavedStates
 from benchmarks.soak.schedule import Disturbance, disturbances
 
 _TICK, _SAMPLE_EVERY = 0.25, 5.0  # seconds
-STALLED = 900.0  # seconds without a finished round after which a soak gives up
+STALLED = 600.0  # seconds without a finished round after which a soak gives up
 
 
 @dataclass
@@ -58,6 +58,7 @@ class Soak:
     federation: is open.
     seed: decides the disturbances.
     rate: disturbances in a round, on average.
+    roles: of the processes that are disturbed.
     rounds: of the run; 0: it ends by time.
     seconds: of the soak, if it ends by time.
     events: gets what happens.
@@ -69,11 +70,13 @@ class Soak:
     mark: str,
     seed: int,
     rate: float,
+    roles: Sequence[str],
     rounds: int,
     seconds: float,
     events: Events,
   ):
-    self.federation, self._mark, self._seed, self._rate = federation, mark, seed, rate
+    self.federation, self._mark, self._seed = federation, mark, seed
+    self._rate, self._roles = rate, list(roles)
     self._rounds, self._seconds, self.events = rounds, seconds, events
     self.states = SavedStates({site: federation.states(site) for site in federation.sites})
     self.samples: list[Sample] = []
@@ -124,10 +127,8 @@ class Soak:
       self.events.add("round", round=finished)
       if finished >= 1 and done < CALM_FROM:
         now = time.monotonic()
-        self._due += [
-          (now + each.delay, each)
-          for each in disturbances(self._seed, finished, self._rate, self.federation.sites)
-        ]
+        drawn = disturbances(self._seed, finished, self._rate, self.federation.sites, self._roles)
+        self._due += [(now + each.delay, each) for each in drawn]
     if newest > self._round:
       self._round, self._round_at = newest, time.monotonic()
     self.stalled = time.monotonic() - self._round_at > STALLED

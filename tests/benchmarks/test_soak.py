@@ -14,8 +14,16 @@ import pytest
 from benchmarks.soak import checks, files, processes, service
 from benchmarks.soak.processes import Usage
 from benchmarks.soak.proxy import Rate, SlowLine
-from benchmarks.soak.report import early_samples, make_report, role_of
-from benchmarks.soak.schedule import SERVER, SUPERLINK, disturbances, supernode_of
+from benchmarks.soak.report import early_samples, make_report
+from benchmarks.soak.schedule import (
+  ROLES,
+  SERVER,
+  SITE,
+  SUPERLINK,
+  disturbances,
+  role_of,
+  supernode_of,
+)
 from benchmarks.soak.service import Exit, Service
 from benchmarks.soak.soak import Events, Sample, disk_use, newest_round
 
@@ -38,9 +46,14 @@ def test_disturbances_have_their_rate_and_reach_every_process_in_both_ways():
   }
   assert all(0 <= each.delay <= 6 for each in drawn)
   roles = Counter(role_of(each.process) for each in drawn)
-  assert min(roles.values()) > 0.2 * len(drawn)
+  assert roles.keys() == set(ROLES) and min(roles.values()) > 0.2 * len(drawn)
   # Long enough for the SuperLink to end the run, whose lease is a minute.
   assert max(each.stop for each in drawn if each.process == SUPERLINK) == 75
+
+
+def test_only_processes_of_the_given_roles_are_disturbed():
+  drawn = [each for round in range(50) for each in disturbances(0, round, 1.0, SITES, [SITE])]
+  assert {each.process for each in drawn} == set(SITES)
 
 
 def test_a_line_carries_its_rate_however_many_send():
