@@ -11,6 +11,7 @@ from afspl_jax.storage.client_status import Outcome, parse_status
 from afspl_jax.storage.run_lines import RunLine
 from benchmarks.soak import files, processes
 from benchmarks.soak.federation import TERMINATED, Federation
+from benchmarks.soak.processes import Usage
 from benchmarks.soak.replay import replay
 from benchmarks.soak.soak import Sample, Soak
 
@@ -90,23 +91,32 @@ def no_traceback(logs: Sequence[Path]) -> Verdict:
   return Verdict("no traceback", [f"{log}: {end}" for log, ends in found.items() for end in ends])
 
 
-def nothing_grew(early: Sequence[Sample], last: Sample) -> Verdict:
-  """No process has more memory, threads or files at the end than in the first tenth."""
+def nothing_grew(early: Sequence[Sample], samples: Sequence[Sample]) -> Verdict:
+  """No process has more memory, threads or files at the end than it ever had in the beginning."""
   most: dict[str, list[int]] = {}
   for sample in early:
     for each in sample.usage:
       before = most.get(each.name, [0, 0, 0])
-      most[each.name] = [max(*pair) for pair in zip(before, each[3:], strict=True)]
+      most[each.name] = [max(*pair) for pair in zip(before, _held(each), strict=True)]
   found = []
-  for each in last.usage:
-    memory, threads, handles = most.get(each.name, (each[3:]))
+  for name, each in sorted(last_usage(samples).items()):
+    memory, threads, handles = most.get(name, _held(each))
     if each.memory > memory * (1 + _SPARE_MEMORY):
-      found.append(f"{each.name}: {memory / 1e6:.0f} to {each.memory / 1e6:.0f} MB")
+      found.append(f"{name}: {memory / 1e6:.0f} to {each.memory / 1e6:.0f} MB")
     if each.threads > threads:
-      found.append(f"{each.name}: {threads} to {each.threads} threads")
+      found.append(f"{name}: {threads} to {each.threads} threads")
     if each.files > handles:
-      found.append(f"{each.name}: {handles} to {each.files} files")
+      found.append(f"{name}: {handles} to {each.files} files")
   return Verdict("no process grew", found)
+
+
+def last_usage(samples: Sequence[Sample]) -> dict[str, Usage]:
+  """What each process held when it was last seen, by name."""
+  return {each.name: each for sample in samples for each in reversed(sample.usage)}
+
+
+def _held(usage: Usage) -> list[int]:
+  return [usage.memory, usage.threads, usage.files]
 
 
 def _taken(port: int) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from afspl_jax.reporting.text_table import align_columns
 from afspl_jax.storage.client_status import parse_status
 from afspl_jax.storage.run_lines import RunLine
-from benchmarks.soak.checks import Verdict
+from benchmarks.soak.checks import Verdict, last_usage
 from benchmarks.soak.schedule import role_of
 from benchmarks.soak.soak import Events, Sample
 
@@ -128,8 +128,7 @@ def write(file: Path, report: Report) -> None:
 
 
 def _held(samples: Sequence[Sample]) -> dict[str, dict[str, list[float]]]:
-  early = {each.name: each for sample in early_samples(samples) for each in sample.usage}
-  last = {each.name: each for each in samples[-1].usage}
+  early, last = last_usage(early_samples(samples)), last_usage(samples)
   return {
     name: {
       "memory": [each.memory / 1e6 for each in (early[name], last[name])],

@@ -15,7 +15,7 @@ from benchmarks.soak import processes
 from benchmarks.soak.federation import Federation
 from benchmarks.soak.processes import Usage
 from benchmarks.soak.replay import SavedStates
-from benchmarks.soak.schedule import Disturbance, disturbances
+from benchmarks.soak.schedule import SERVER, Disturbance, disturbances
 
 _TICK, _SAMPLE_EVERY = 0.25, 5.0  # seconds
 STALLED = 600.0  # seconds without a finished round after which a soak gives up
@@ -170,14 +170,14 @@ def newest_round(metrics: Path) -> int:
 
 
 def disk_use(folder: Path) -> dict[str, int]:
-  """Bytes of files, by their path's parts below a process's folder: `run/superlink`, ..."""
+  """Bytes of files, by the first parts of their paths; those of all sites together."""
   out: dict[str, int] = {}
   for path, _, names in os.walk(folder):
-    part = "/".join(Path(path).relative_to(folder).parts[:3])
+    host, *parts = Path(path).relative_to(folder).parts or ["logs"]
+    part = "/".join([host if host in (SERVER, "logs", "tmp") else "sites", *parts[:2]])
     for name in names:
       with suppress(OSError):
-        size = os.lstat(Path(path) / name).st_size
-        out[part] = out.get(part, 0) + size
+        out[part] = out.get(part, 0) + os.lstat(Path(path) / name).st_size
   return out
 
 
