@@ -18,6 +18,7 @@ from benchmarks.soak.replay import SavedStates
 from benchmarks.soak.schedule import SERVER, Disturbance, disturbances
 
 _TICK, _SAMPLE_EVERY = 0.25, 5.0  # seconds
+_CALM, _CALM_ROUNDS, _CALM_SECONDS = 0.1, 30, 200.0  # at the end of a soak
 STALLED = 600.0  # seconds without a finished round after which a soak gives up
 
 
@@ -77,6 +78,7 @@ class Soak:
   ):
     self.federation, self._mark, self._seed = federation, mark, seed
     self._rate, self._roles = rate, list(roles)
+    self._calm_from = calm_from(rounds, seconds)
     self._rounds, self._seconds, self.events = rounds, seconds, events
     self.states = SavedStates({site: federation.states(site) for site in federation.sites})
     self.samples: list[Sample] = []
@@ -125,7 +127,7 @@ class Soak:
     newest = newest_round(self.federation.run / METRICS)
     for finished in range(self._round + 1, newest + 1):
       self.events.add("round", round=finished)
-      if finished >= 1 and done < CALM_FROM:
+      if finished >= 1 and done < self._calm_from:
         now = time.monotonic()
         drawn = disturbances(self._seed, finished, self._rate, self.federation.sites, self._roles)
         self._due += [(now + each.delay, each) for each in drawn]
@@ -153,7 +155,15 @@ class Soak:
         self.events.add("kill", pid=pid, **each._asdict())
 
 
-CALM_FROM = 0.85  # of a soak: nothing is disturbed afterwards, and all sites must come back
+def calm_from(rounds: int, seconds: float) -> float:
+  """The share of a soak after which nothing is disturbed, so that all sites can come back.
+
+  Args:
+    rounds: of the soak; 0: it ends by time.
+    seconds: of the soak, if it ends by time.
+  """
+  calm = _CALM_ROUNDS / rounds if rounds else _CALM_SECONDS / seconds
+  return 1.0 - min(max(calm, _CALM), 0.5)
 
 
 def newest_round(metrics: Path) -> int:

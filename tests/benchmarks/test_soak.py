@@ -25,7 +25,7 @@ from benchmarks.soak.schedule import (
   supernode_of,
 )
 from benchmarks.soak.service import Exit, Service
-from benchmarks.soak.soak import Events, Sample, disk_use, newest_round
+from benchmarks.soak.soak import Events, Sample, calm_from, disk_use, newest_round
 
 SITES = ("aachen", "bonn")
 
@@ -165,6 +165,14 @@ def test_the_newest_round_is_that_of_the_last_complete_line(tmp_path):
   assert newest_round(file) == -1
   file.write_text('{"round": 0}\n{"round": 12}\n{"round": 1')
   assert newest_round(file) == 12
+
+
+def test_a_soak_ends_in_calm_that_is_long_enough_for_all_sites_to_come_back():
+  assert calm_from(rounds=1000, seconds=0) == 0.9
+  assert calm_from(rounds=100, seconds=0) == 0.7
+  assert calm_from(rounds=0, seconds=3600) == 0.9
+  assert calm_from(rounds=0, seconds=1000) == 0.8
+  assert calm_from(rounds=0, seconds=60) == calm_from(rounds=3, seconds=0) == 0.5
 
 
 USED = Usage("bonn", 1, 0.0, memory=100, threads=7, files=9)
