@@ -8,7 +8,7 @@ from pathlib import Path
 _SERVER_RUN = r"server/run/"
 _SITE_RUN = r"[^/]+/run/"
 _EXPECTED = [
-  r"[^/]+\.log",
+  r"[^/]+\.log|tmp",
   r"server/keys/(ca|server)\.(crt|key|pem)",
   r"server/keys/sites/[^/]+\.pub",
   r"[^/]+/keys/(ca\.crt|[^/]+\.(key|pub))",
