@@ -6,6 +6,7 @@ soak.json in the folder. The exit status is 1 if a check failed.
 
 import argparse
 import secrets
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -16,9 +17,9 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.files import load_config
 from afspl_jax.storage.run_lines import CLIENTS, read_lines
 from benchmarks.soak import checks, report
-from benchmarks.soak.federation import Federation
+from benchmarks.soak.federation import TERMINATED, Federation
 from benchmarks.soak.schedule import ROLES
-from benchmarks.soak.soak import Events, Soak
+from benchmarks.soak.soak import Events, Load, Soak
 
 _BAR = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
 _ENDLESS = 1_000_000  # rounds of a soak that ends by time
@@ -32,32 +33,27 @@ def main() -> int:
   if any(workdir.iterdir()):
     print(f"--workdir: expected a new or empty folder; got {workdir}", file=sys.stderr)
     return 2
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # ends the federation first
   seed = secrets.randbelow(1 << 31) if args.seed is None else args.seed
+  load = Load(seed, args.kills_per_round, args.disturb, args.rounds, 60 * args.minutes)
   print(f"seed {seed}, folder {workdir}", flush=True)
+  found, text = _soak(args, load, workdir)
+  print(text)
+  report.write(workdir / "soak.json", found)
+  return int(not found.passed)
+
+
+def _soak(args: argparse.Namespace, load: Load, workdir: Path) -> tuple[report.Report, str]:
+  """Runs a federation under a load; returns what was found, also as text."""
   config = load_config(args.config, "get_config", Experiment)
-  config.fed.rounds = args.rounds or _ENDLESS
+  config.fed.rounds = load.rounds or _ENDLESS
   sites = [f"client{i:04d}" for i in range(config.data.num_clients)]
-  mark = secrets.token_hex(8)
-  events = Events(workdir / "events.jsonl")
+  mark, events = secrets.token_hex(8), Events(workdir / "events.jsonl")
+  line = (args.bandwidth, args.forwarders)
   with Federation(
-    workdir / "hosts",
-    args.config,
-    config.fed.rounds,
-    sites,
-    args.bandwidth,
-    args.forwarders,
-    mark,
+    workdir / "hosts", args.config, config.fed.rounds, sites, *line, mark
   ) as federation:
-    soak = Soak(
-      federation,
-      mark,
-      seed,
-      args.kills_per_round,
-      args.disturb,
-      args.rounds,
-      60 * args.minutes,
-      events,
-    )
+    soak = Soak(federation, mark, load, events)
     with tqdm(total=100, bar_format=_BAR, mininterval=2.0) as bar:
       for done in soak.run():
         bar.set_postfix_str(report.in_one_line(events), refresh=False)
@@ -66,17 +62,15 @@ def main() -> int:
     statuses = federation.stop()
     lines = read_lines(federation.run / CLIENTS)
     verdicts = [
-      checks.ended_well(soak, bool(args.rounds), statuses),
+      checks.ended_well(soak, bool(load.rounds), statuses),
       checks.sites_came_back(sites, lines),
       checks.same_bits(config, soak, workdir / "replay"),
       *checks.nothing_left(federation, mark),
       checks.no_traceback(federation.logs()),
       checks.nothing_grew(report.early_samples(soak.samples), soak.samples),
     ]
-  found = report.make_report(seed, workdir, events, soak.samples, lines, verdicts)
-  print(report.as_text(found, verdicts))
-  report.write(workdir / "soak.json", found)
-  return int(not found.passed)
+  found = report.make_report(load.seed, workdir, events, soak.samples, lines, verdicts)
+  return found, report.as_text(found, verdicts)
 
 
 def _arguments() -> argparse.Namespace:

@@ -62,8 +62,8 @@ def _draw(
   rng: np.random.Generator, round: int, sites: Sequence[str], roles: Sequence[str]
 ) -> Disturbance:
   delay = float(rng.uniform(0, _WINDOW))
-  site = sites[rng.integers(len(sites))]
-  role = roles[rng.integers(len(roles))]
+  site = sites[int(rng.integers(len(sites)))]
+  role = roles[int(rng.integers(len(roles)))]
   process = {SITE: site, SUPERNODE: supernode_of(site)}.get(role, role)
   if rng.random() < _KILL:
     return Disturbance(round, delay, process, 0.0)

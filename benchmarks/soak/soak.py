@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from afspl_jax.storage.run_lines import METRICS
 from benchmarks.soak import processes
@@ -52,34 +52,30 @@ class Events:
     return [event for event in self.all if event["what"] == what]
 
 
+class Load(NamedTuple):
+  """What a federation has to bear, and for how long."""
+
+  seed: int  # decides the disturbances
+  rate: float  # disturbances in a round, on average
+  roles: Sequence[str]  # of the processes that are disturbed
+  rounds: int  # of the run; 0: it ends by time
+  seconds: float  # of the soak, if it ends by time
+
+
 class Soak:
   """Runs a federation under load until it has finished, or for some time.
 
   Args:
     federation: is open.
-    seed: decides the disturbances.
-    rate: disturbances in a round, on average.
-    roles: of the processes that are disturbed.
-    rounds: of the run; 0: it ends by time.
-    seconds: of the soak, if it ends by time.
+    mark: of its processes.
+    load: what is done to it.
     events: gets what happens.
   """
 
-  def __init__(
-    self,
-    federation: Federation,
-    mark: str,
-    seed: int,
-    rate: float,
-    roles: Sequence[str],
-    rounds: int,
-    seconds: float,
-    events: Events,
-  ):
-    self.federation, self._mark, self._seed = federation, mark, seed
-    self._rate, self._roles = rate, list(roles)
-    self._calm_from = calm_from(rounds, seconds)
-    self._rounds, self._seconds, self.events = rounds, seconds, events
+  def __init__(self, federation: Federation, mark: str, load: Load, events: Events):
+    self.federation, self.events = federation, events
+    self._mark, self._load = mark, load
+    self._calm_from = calm_from(load.rounds, load.seconds)
     self.states = SavedStates({site: federation.states(site) for site in federation.sites})
     self.samples: list[Sample] = []
     self.stalled = False
@@ -93,7 +89,7 @@ class Soak:
     try:
       while not self.federation.server.ended and not self.stalled:
         done = self._done()
-        if not self._rounds and done >= 1.0:
+        if not self._load.rounds and done >= 1.0:
           break
         yield done
         self._look(done)
@@ -116,9 +112,9 @@ class Soak:
     return time.monotonic() - self.events.begin
 
   def _done(self) -> float:
-    if self._rounds:
-      return max(self._round, 0) / self._rounds
-    return min(self._now() / self._seconds, 1.0)
+    if self._load.rounds:
+      return max(self._round, 0) / self._load.rounds
+    return min(self._now() / self._load.seconds, 1.0)
 
   def _look(self, done: float) -> None:
     for each in self.federation.supervise():
@@ -129,7 +125,8 @@ class Soak:
       self.events.add("round", round=finished)
       if finished >= 1 and done < self._calm_from:
         now = time.monotonic()
-        drawn = disturbances(self._seed, finished, self._rate, self.federation.sites, self._roles)
+        load = self._load
+        drawn = disturbances(load.seed, finished, load.rate, self.federation.sites, load.roles)
         self._due += [(now + each.delay, each) for each in drawn]
     if newest > self._round:
       self._round, self._round_at = newest, time.monotonic()
@@ -137,10 +134,10 @@ class Soak:
 
   def _disturb(self) -> None:
     now = time.monotonic()
-    for when, pid in [each for each in self._stopped if each[0] <= now]:
-      self._stopped.remove((when, pid))
-      _signal(pid, signal.SIGCONT)
-      self.events.add("go on", pid=pid)
+    for when, stopped in [each for each in self._stopped if each[0] <= now]:
+      self._stopped.remove((when, stopped))
+      _signal(stopped, signal.SIGCONT)
+      self.events.add("go on", pid=stopped)
     for when, each in [due for due in self._due if due[0] <= now]:
       self._due.remove((when, each))
       pid = processes.pid_of(self._mark, each.process)
