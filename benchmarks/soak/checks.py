@@ -42,6 +42,8 @@ def ended_well(soak: Soak, finished: bool, statuses: Mapping[str, int]) -> Verdi
   wrong = [
     f"{name} ended with {status}" for name, status in statuses.items() if status != TERMINATED
   ]
+  if not soak.calm_rounds:
+    wrong.append("no round was finished after the last disturbance")
   if soak.stalled:
     wrong.append("no round was finished for too long")
   if finished != soak.federation.server.ended:

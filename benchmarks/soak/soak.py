@@ -79,6 +79,7 @@ class Soak:
     self.states = SavedStates({site: federation.states(site) for site in federation.sites})
     self.samples: list[Sample] = []
     self.stalled = False
+    self.calm_rounds = 0  # finished after the last disturbance
     self._round, self._round_at = -1, time.monotonic()
     self._due: list[tuple[float, Disturbance]] = []
     self._stopped: list[tuple[float, int]] = []  # when to go on, and which process
@@ -123,6 +124,7 @@ class Soak:
     newest = newest_round(self.federation.run / METRICS)
     for finished in range(self._round + 1, newest + 1):
       self.events.add("round", round=finished)
+      self.calm_rounds += done >= self._calm_from
       if finished >= 1 and done < self._calm_from:
         now = time.monotonic()
         load = self._load
