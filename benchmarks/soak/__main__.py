@@ -67,7 +67,7 @@ def _soak(args: argparse.Namespace, load: Load, workdir: Path) -> tuple[report.R
       checks.same_bits(config, soak, workdir / "replay"),
       *checks.nothing_left(federation, mark),
       checks.no_traceback(federation.logs()),
-      checks.nothing_grew(report.early_samples(soak.samples), soak.samples),
+      checks.nothing_grew(report.early_samples(soak.samples), report.late_samples(soak.samples)),
     ]
   found = report.make_report(load.seed, workdir, events, soak.samples, lines, verdicts)
   return found, report.as_text(found, verdicts)

@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,32 +93,43 @@ def no_traceback(logs: Sequence[Path]) -> Verdict:
   return Verdict("no traceback", [f"{log}: {end}" for log, ends in found.items() for end in ends])
 
 
-def nothing_grew(early: Sequence[Sample], samples: Sequence[Sample]) -> Verdict:
-  """No process has more memory, threads or files at the end than it ever had in the beginning."""
-  most: dict[str, list[int]] = {}
-  for sample in early:
-    for each in sample.usage:
-      before = most.get(each.name, [0, 0, 0])
-      most[each.name] = [max(*pair) for pair in zip(before, _held(each), strict=True)]
+def nothing_grew(early: Sequence[Sample], late: Sequence[Sample]) -> Verdict:
+  """No process always has more memory, threads or files at the end than it ever had before.
+
+  These numbers go up and down with connections: what leaks raises even the lowest of them.
+
+  Args:
+    early: samples of the beginning.
+    late: samples of the end.
+  """
+  most, least = _extreme(early, max), _extreme(late, min)
   found = []
-  for name, each in sorted(last_usage(samples).items()):
-    memory, threads, handles = most.get(name, _held(each))
-    if each.memory > memory * (1 + _SPARE_MEMORY):
-      found.append(f"{name}: {memory / 1e6:.0f} to {each.memory / 1e6:.0f} MB")
-    if each.threads > threads:
-      found.append(f"{name}: {threads} to {each.threads} threads")
-    if each.files > handles:
-      found.append(f"{name}: {handles} to {each.files} files")
+  for name, (memory, threads, handles) in sorted(least.items()):
+    before = most.get(name)
+    if before is None:
+      continue  # it came too late to be compared
+    if memory > before[0] * (1 + _SPARE_MEMORY):
+      found.append(f"{name}: {before[0] / 1e6:.0f} to {memory / 1e6:.0f} MB")
+    if threads > before[1]:
+      found.append(f"{name}: {before[1]} to {threads} threads")
+    if handles > before[2]:
+      found.append(f"{name}: {before[2]} to {handles} files")
   return Verdict("no process grew", found)
+
+
+def _extreme(samples: Sequence[Sample], of: Callable[[int, int], int]) -> dict[str, list[int]]:
+  """The highest or lowest memory, threads and files of each process, by name."""
+  out: dict[str, list[int]] = {}
+  for sample in samples:
+    for each in sample.usage:
+      held = [each.memory, each.threads, each.files]
+      out[each.name] = [of(*pair) for pair in zip(out.get(each.name, held), held, strict=True)]
+  return out
 
 
 def last_usage(samples: Sequence[Sample]) -> dict[str, Usage]:
   """What each process held when it was last seen, by name."""
   return {each.name: each for sample in samples for each in reversed(sample.usage)}
-
-
-def _held(usage: Usage) -> list[int]:
-  return [usage.memory, usage.threads, usage.files]
 
 
 def _taken(port: int) -> list[str]:

@@ -16,7 +16,9 @@ from benchmarks.soak.checks import Verdict, last_usage
 from benchmarks.soak.schedule import role_of
 from benchmarks.soak.soak import Events, Sample
 
-_EARLY = 0.1  # of a soak: what processes hold then is compared with what they hold at its end
+_TENTH = (
+  0.1  # of a soak: what processes hold then is compared with what they hold in its last tenth
+)
 _FIRST_ROUNDS = 10  # belong to it in any case: imports, compiled programs and buffers come with use
 
 
@@ -41,9 +43,15 @@ class Report:
 
 def early_samples(samples: Sequence[Sample]) -> list[Sample]:
   """Those of the first tenth of a soak, and of the rounds in which every process first works."""
-  end = _EARLY * samples[-1].seconds
+  end = _TENTH * samples[-1].seconds
   early = [sample for sample in samples if sample.seconds <= end or sample.round <= _FIRST_ROUNDS]
   return early or list(samples[:1])
+
+
+def late_samples(samples: Sequence[Sample]) -> list[Sample]:
+  """Those of the last tenth of a soak."""
+  begin = (1 - _TENTH) * samples[-1].seconds
+  return [sample for sample in samples if sample.seconds >= begin]
 
 
 def make_report(

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.soak import checks, files, processes, service
 from benchmarks.soak.processes import Usage
 from benchmarks.soak.proxy import Rate, SlowLine
-from benchmarks.soak.report import early_samples, make_report
+from benchmarks.soak.report import early_samples, late_samples, make_report
 from benchmarks.soak.schedule import (
   ROLES,
   SERVER,
@@ -192,14 +192,17 @@ def test_what_a_process_has_more_at_the_end_is_found(change, found):
   early = [Sample(1.0, 1, [USED._replace(memory=9, threads=1, files=1)], {})]
   early.append(Sample(2.0, 2, [USED], {}))
   last = Sample(9.0, 9, [USED._replace(**change)], {})
-  verdict = checks.nothing_grew(early, [*early, last, Sample(9.5, 9, [], {})])
+  higher = USED._replace(memory=10**10, threads=99, files=99)  # for a moment
+  late = [Sample(8.0, 8, [higher], {}), last, Sample(9.5, 9, [USED._replace(name="new")], {})]
+  verdict = checks.nothing_grew(early, late)
   assert (verdict.found, verdict.passed) == (found, not found)
 
 
-def test_early_samples_are_the_first_tenth_and_the_first_rounds():
+def test_samples_of_the_first_tenth_and_first_rounds_and_of_the_last_tenth():
   samples = [Sample(float(i), i // 10, [], {}) for i in range(1000)]
   assert early_samples(samples)[-1].round == 10
   assert early_samples(samples[:50]) == samples[:50]  # too short to have any other
+  assert late_samples(samples) == samples[900:]
 
 
 def test_files_that_a_run_should_not_leave_are_found(tmp_path):
