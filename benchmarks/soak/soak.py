@@ -151,6 +151,7 @@ class Soak:
         self.events.add("stop", pid=pid, **each._asdict())
       else:
         _signal(pid, signal.SIGKILL)
+        self._stopped = [stopped for stopped in self._stopped if stopped[1] != pid]
         self.events.add("kill", pid=pid, **each._asdict())
 
 
