@@ -67,6 +67,13 @@ def test_a_repeated_round_replaces_what_was_kept_of_it(store):
   assert values(store.load("a", 4, state())) == 2
 
 
+def test_what_a_killed_process_had_not_finished_writing_goes_with_the_next_state(store, tmp_path):
+  store.save("a", 1, state())
+  (tmp_path / "clients" / "a" / "round_000002.safetensors.tmp").write_bytes(b"half")
+  store.save("a", 4, state())
+  assert files(tmp_path) == [f"clients/a/round_00000{round}.safetensors" for round in (1, 4)]
+
+
 def test_the_last_three_rounds_are_kept(store, tmp_path):
   for round in (1, 4, 9, 10, 200):
     store.save("a", round, state(round))
