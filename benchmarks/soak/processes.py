@@ -71,6 +71,6 @@ def name_of(command: Sequence[str], folder: str) -> str:
       return argument.removeprefix("--site=")
     if argument.endswith("access_control:main"):
       return SUPERLINK
-    if argument.endswith("task_gate:main"):
+    if argument.endswith("supernode_program:main"):
       return supernode_of(Path(folder).name)
   return f"other: {' '.join(command)[:80]}"

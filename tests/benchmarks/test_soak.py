@@ -134,7 +134,7 @@ def test_a_process_is_found_by_its_mark_and_named_by_its_command(tmp_path):
     (["python", "launch.py", "--role=server", "--superlink=h:1"], SERVER),
     (["python", "launch.py", "--role=client", "--superlink=h:1", "--site=bonn"], "bonn"),
     (["python", "-m", "child_main", "a.b.access_control:main", "--host"], SUPERLINK),
-    (["python", "-m", "child_main", "a.task_gate:main", "--superlink"], "bonn SuperNode"),
+    (["python", "-m", "child_main", "a.supernode_program:main", "--superlink"], "bonn SuperNode"),
     (["sleep", "5"], "other: sleep 5"),
   ],
 )

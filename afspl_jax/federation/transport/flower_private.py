@@ -97,10 +97,11 @@ _GROUPS = (
     },
   ),
   _Group(
-    "task_gate.py",
-    "a SuperNode that creates the task of a message when the message is whole, and that holds a"
-    " request for a task back until there is one",
+    "supernode_program.py and task_gate.py",
+    "a SuperNode that creates the task of a message when the message is whole, that holds a request"
+    " for a task back until there is one, and that gives up only if it does not trust the server",
     {
+      "fleet_http_connection": "flwr.supernode.fleet_http_connection",
       "flower_supernode": "flwr.supernode.cli.flower_supernode",
       "start_client_internal": "flwr.supernode.start_client_internal",
       "supernode_main": "flwr.supernode.main",
@@ -119,7 +120,11 @@ _GROUPS = (
   ),
 )
 _MODULES = {name: module for group in _GROUPS for name, module in group.modules.items()}
-_WHOLE = ("start_client_internal", "supernode_main")  # names of modules, not of things in them
+_WHOLE = (
+  "fleet_http_connection",
+  "start_client_internal",
+  "supernode_main",
+)  # names of modules, not of things in them
 
 
 def __getattr__(name: str) -> Any:

@@ -40,7 +40,7 @@ class SuperNode:
     notify: gets every message for the user.
   """
 
-  _program = "afspl_jax.federation.transport.task_gate:main"
+  _program = "afspl_jax.federation.transport.supernode_program:main"
 
   def __init__(
     self,

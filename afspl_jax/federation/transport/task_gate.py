@@ -1,4 +1,4 @@
-"""The SuperNode's program: Flower's own, which hands out a message only when all of it has arrived.
+"""A SuperNode that hands out a message only when all of it has arrived.
 
 Flower creates the task of a message before it has fetched the message's arrays. An executor that
 acquires such a task waits for the arrays. If the run ends meanwhile, the SuperLink rejects the
@@ -6,7 +6,7 @@ request for them, and Flower does not end the task: the executor would wait for 
 
 Here a request for a task is held back until a message is whole. This also tells the executor about
 a message at once, without asking ten times a second. And where Flower asks the SuperLink for the
-next message every 3 s, this program asks twice a second for a while after each message.
+next message every 3 s, this one asks twice a second for a while after each message.
 """
 
 import asyncio
@@ -19,13 +19,7 @@ from flwr.app import Message
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from afspl_jax.federation.transport.flower_private import (
-  Status,
-  SubStatus,
-  flower_supernode,
-  start_client_internal,
-  supernode_main,
-)
+from afspl_jax.federation.transport.flower_private import Status, SubStatus
 
 _ACQUIRE_TASK = "/v1/runtime/acquire-task"
 _HOLD = 2.0  # seconds that a request for a task is held back; a SuperNode that ends waits as long
@@ -110,12 +104,3 @@ def _forget(message: Message, state: Any, store: Any) -> None:
     state.finish_task(task.task_id, SubStatus.FAILED, reason)
   state.delete_messages(message_ids=[message.metadata.message_id])
   store.delete(message.metadata.message_id)
-
-
-def main() -> None:
-  """Runs `flower-supernode` with its arguments, and the gate."""
-  gate = TaskGate(start_client_internal._pull_and_store_message)
-  start_client_internal._pull_and_store_message = gate.fetch
-  create_app = supernode_main.create_app
-  supernode_main.create_app = lambda **arguments: gate.guard(create_app(**arguments))
-  flower_supernode()
