@@ -47,7 +47,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from xdist.scheduler import LoadFileScheduling
 
 from afspl_jax.config import experiment as settings
 from afspl_jax.models.captioner import Captioner, module_leaves
@@ -61,6 +60,11 @@ from afspl_jax.models.t5.t5 import T5
 from afspl_jax.training.mesh import make_mesh
 from afspl_jax.types import Batch, Params
 from tests.launcher import Launcher
+from tests.order import (  # noqa: F401 - hooks of pytest
+  pytest_collection_modifyitems,
+  pytest_configure,
+  pytest_xdist_make_scheduler,
+)
 
 # All that is imported stays: looking through it for garbage is a third of the time of importing it.
 gc.disable()
@@ -68,34 +72,6 @@ gc.disable()
 # A shell starts what it puts into the background with Ctrl-C ignored, and so would be the programs
 # that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# Begun first, in this order: a worker that begins a long file when the others have nothing left
-# works alone. Half of these wait for processes, half compute.
-LONG = (
-  "federation/transport/test_faults.py",
-  "federation/transport/test_killed_hosts.py",
-  "test_learning.py",
-  "runs/test_hosts.py",
-  "test_launch.py",
-  "test_wheel.py",
-  "trained/test_prompter_file.py",
-  "federation/transport/test_deployment.py",
-  "study/test_ablate.py",
-  "benchmarks/test_torch_sides.py",
-  "training/test_train_step.py",
-  "models/test_decoding.py",
-)
-
-# Files that look at the runs of recorded_run.py: one worker has them all, and makes each run once.
-RECORDED = (
-  "trained/test_prompter_file.py",
-  "trained/test_model.py",
-  "scoring/test_rescore.py",
-  "scoring/test_final_scores.py",
-  "reporting/test_audit.py",
-  "federation/test_privacy.py",
-  "client/test_scaffold_training.py",
-)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -119,40 +95,10 @@ T5_CONFIG = T5Config(
 )
 
 
-def pytest_configure(config):
-  config.addinivalue_line("markers", "slow: takes more than a minute; run with -m slow")
-
-
-def pytest_collection_modifyitems(config, items):
-  """The long ones first, the others in the order that they are found in; slow ones if asked for."""
-  if "slow" not in config.option.markexpr:
-    for item in items:
-      if "slow" in item.keywords:
-        item.add_marker(pytest.mark.skip(reason="takes more than a minute; run with -m slow"))
-  place = {name: i for i, name in enumerate(LONG)}
-
-  def order(item) -> int:
-    return next((i for name, i in place.items() if str(item.path).endswith(name)), len(LONG))
-
-  items.sort(key=order)
-
-
 def pytest_collection_finish():
   atexit.register(gc.freeze)
   gc.freeze()
   gc.enable()
-
-
-class FileScheduling(LoadFileScheduling):
-  """A file's tests are one worker's, and so are those of all files that share their runs."""
-
-  def _split_scope(self, nodeid: str) -> str:
-    file = super()._split_scope(nodeid)
-    return "recorded" if file.endswith(RECORDED) else file
-
-
-def pytest_xdist_make_scheduler(config, log):
-  return FileScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @dataclass
