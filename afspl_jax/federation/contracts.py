@@ -39,6 +39,10 @@ class SiteSpent(SiteError):
   """A site takes no further part: its privacy budget does not allow another round."""
 
 
+class PartyError(ValueError):
+  """The server asks a client for something that secure aggregation or its settings do not allow."""
+
+
 class StepNoise(NamedTuple):
   """The random part of a cohort's DP-SGD: noise, and what is public about the sampling."""
 
@@ -119,7 +123,9 @@ class Clipping(Protocol):
 class Masking(Protocol):
   """Hides the update that a client sends in a sum (secure/site.py)."""
 
-  def register(self, app: ClientApp, client_of: Callable[[Context], int]) -> None:
+  def register(
+    self, app: ClientApp, client_of: Callable[[Context], int], site_of: Callable[[int], str]
+  ) -> None:
     """Lets the app answer all messages of secure aggregation besides training."""
     ...
 

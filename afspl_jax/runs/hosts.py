@@ -25,6 +25,8 @@ from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.update_clipping import clipping_of
 from afspl_jax.federation.protocol.disclosure_log import DisclosureLog, LoggedApp
+from afspl_jax.federation.secure.identity import Identity
+from afspl_jax.federation.secure.roster import ROSTER, Roster
 from afspl_jax.federation.secure.site import masking_of
 from afspl_jax.federation.server.progress import Progress
 from afspl_jax.federation.server.rounds import Plan, run_rounds
@@ -48,8 +50,6 @@ from afspl_jax.runs.prepare import (
 from afspl_jax.runs.validate import validate, validate_networked
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
-
-SITES = "sites"  # subfolder of the server's keys, with the public keys of the sites
 
 Notify = Callable[[str], None]  # gets each message for the user
 
@@ -85,11 +85,11 @@ def _remote_sites(launch: Launch, notify: Notify) -> run.PlanRunner:
     notify("--insecure: no TLS and no keys. Anyone who reaches the port can read and take part")
   else:
     tls = certificates.read_tls_files(launch.keys)
-    public_keys = sorted((launch.keys / SITES).glob("*.pub"))
+    public_keys = sorted((launch.keys / site_keys.SITES).glob("*.pub"))
     if not public_keys:
       raise UserError(
-        f"{launch.keys / SITES}: expected the public keys of the sites, SITE.pub; got none."
-        " Each site makes one with: afspl keys site NAME"
+        f"{launch.keys / site_keys.SITES}: expected the public keys of the sites, SITE.pub; got"
+        " none. Each site makes one with: afspl keys site NAME"
       )
 
   def carry(setup: Setup, plan: Plan, progress: Progress) -> Params:
@@ -140,10 +140,14 @@ def join_federation(launch: Launch, notify: Notify = tqdm.write) -> None:
     notify("--insecure: no TLS and no key. Others on the network can read the messages")
   else:
     credentials = Credentials(launch.keys / "ca.crt", launch.keys / f"{launch.site}.key")
+  if launch.roster and not launch.config.secure.aggregation:
+    raise UserError("--roster: expected with --config.secure.aggregation=true; leave it out")
   only_site = launch.site if launch.own_data else ""
   with RunFolder.open(launch.workdir, to_dict(launch.config)) as folder:
     sites = {launch.site: credentials}
-    _answer_for_sites(launch.config, folder, sites, launch.superlink, only_site, notify)
+    _answer_for_sites(
+      launch.config, folder, sites, launch.superlink, only_site, notify, launch.roster
+    )
 
 
 def _answer_for_sites(
@@ -153,6 +157,7 @@ def _answer_for_sites(
   superlink: str,
   only_site: str,
   notify: Notify,
+  roster: Path | None = None,
 ) -> None:
   """Answers the messages to some sites, with one copy of the models.
 
@@ -163,11 +168,13 @@ def _answer_for_sites(
     superlink: HOST:PORT of the server.
     only_site: the site whose own data all of the local data is; "": the data is partitioned.
     notify: gets each message for the user.
+    roster: of all sites' public keys; None: keys are pinned when they are first seen.
   """
   validate(config)
   enable_compilation_cache()
   inputs = find_inputs(config, SITE_SPLITS)
-  setup = prepare_setup(config, inputs, ClientStore(folder.path / "clients"), site=only_site)
+  store = ClientStore(folder.path / "clients")
+  setup = prepare_setup(config, inputs, store, site=only_site)
   folder.require_same(setup.facts)
   assert setup.trainer is not None, "there is data to train on"
   known = sorted(setup.clients["train"])
@@ -177,8 +184,14 @@ def _answer_for_sites(
       f" {missing[0]!r}. To use your own data, give its folder: --data=FOLDER"
     )
   clipping = clipping_of(config, folder.path / "clients")
+  identities = {
+    site: _identity(site, credentials, store.folder_of(site), roster)
+    for site, credentials in sites.items()
+    if config.secure.aggregation
+  }
+  masking = masking_of(config, identities.__getitem__)
   app = LoggedApp(
-    SiteApp(setup.trainer, setup.shared, setup.terms, clipping, masking_of(config)),
+    SiteApp(setup.trainer, setup.shared, setup.terms, clipping, masking),
     DisclosureLog(folder.path, setup.shared, sync=True),
     setup.trainer.site,
   )
@@ -194,6 +207,35 @@ def _answer_for_sites(
     if setup.trainer.private_batches:
       notify(setup.trainer.private_batches.spent_text())
     answer_messages(app, nodes)
+
+
+def _identity(
+  site: str, credentials: Credentials | None, folder: Path, given: Path | None
+) -> Identity:
+  """The identity of a site: the key that it is registered with, and what it knows of the others.
+
+  Args:
+    site: its name.
+    credentials: its keys; None: it makes a key of its own at its first start.
+    folder: for what it keeps: pinned keys, and its own key if it has no credentials.
+    given: a roster; None: keys are pinned.
+
+  Raises:
+    UserError: a file is damaged, or the roster has another key of this site.
+  """
+  file = folder / "identity.key" if credentials is None else credentials.key
+  if credentials is None and not file.exists():
+    site_keys.make_site_key(folder, file.stem)
+  site_keys.check_site_key(file)
+  roster = Roster(folder / ROSTER) if given is None else Roster(given, given=True)
+  identity = Identity(site, site_keys.read_private_key(file), roster)
+  known = roster.key_of(site)
+  if given is not None and known != identity.public:
+    raise UserError(
+      f"{given}: expected the public key of {file} for {site}; got"
+      f" {'another' if known else 'none'}. Put the line of {site}.pub there, at every site"
+    )
+  return identity
 
 
 def _local_sites(launch: Launch, notify: Notify) -> run.PlanRunner:
@@ -252,7 +294,7 @@ def _sites_process(
   signal.signal(signal.SIGTERM, lambda *_: sys.exit())
   sites = {name: Credentials(keys / "ca.crt", keys / f"{name}.key") for name in names}
   try:
-    with RunFolder.open(folder / SITES, to_dict(config)) as opened:
+    with RunFolder.open(folder / site_keys.SITES, to_dict(config)) as opened:
       _answer_for_sites(config, opened, sites, superlink, "", tqdm.write)
   except UserError as error:
     sys.exit(f"sites: {error}")

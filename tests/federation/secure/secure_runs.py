@@ -24,6 +24,7 @@ KINDS = {
   "keys": "query.secure_keys",
   "shares": "query.secure_shares",
   "train": "train",
+  "confirm": "query.secure_confirm",
   "unmask": "query.secure_unmask",
 }
 

@@ -95,9 +95,10 @@ def test_what_leaves_is_a_allow_list_of_records(plan):
     assert left.setdefault(reply.metadata.message_type, names) == names
   assert left == {
     "query.hello": {"config": {"site", "num-examples"}},
-    "query.secure_keys": {"secure": {"keys"}},
+    "query.secure_keys": {"secure": {"identity", "keys", "signature"}},
     "query.secure_shares": {"secure": {"sealed"}},
     "train": {"arrays": {"masked"}, "config": {"structure"}},
+    "query.secure_confirm": {"secure": {"signature"}},
     "query.secure_unmask": {"secure": {"shares"}},
   }
 
@@ -108,7 +109,7 @@ def test_bytes_of_all_stages_are_counted(plan):
   (line,) = [line for line in run.folder.metrics() if line["split"] == "train"]
   of_round = [m for m in grid.asked if m.metadata.message_type != "query.hello"]
   replies = [m for m in grid.replies if m.metadata.message_type != "query.hello"]
-  assert len(of_round) == len(replies) == 4 * CLIENTS
+  assert len(of_round) == len(replies) == len(KINDS) * CLIENTS
   assert line["bytes_down"] == sum(map(wire.record_bytes, of_round))
   assert line["bytes_up"] == sum(map(wire.record_bytes, replies))
   assert line["clients"] == CLIENTS and line[WITHIN] == 1.0 and "loss" not in line
@@ -121,11 +122,11 @@ def test_a_site_that_fails_in_a_stage_is_named_and_the_others_are_summed(plan, s
   status = {line["client"]: line["status"] for line in run.folder.clients()}
   assert status.pop("site_02") == f"failed: {stage}: OSError: disk full"
   assert set(status.values()) == {"ok"}
-  counted = range(CLIENTS) if stage == "unmask" else [0, 1, 3]
+  counted = range(CLIENTS) if stage in ("confirm", "unmask") else [0, 1, 3]
   assert distance(params, reference(1, lambda round: counted)) < STEP
 
 
-@pytest.mark.parametrize("stage", ["shares", "unmask"])
+@pytest.mark.parametrize("stage", ["shares", "confirm", "unmask"])
 def test_a_site_that_is_late_for_a_stage_is_left_out_and_not_asked_until_it_answers(plan, stage):
   class Slow(Recording):
     def pull_messages(self, message_ids):
@@ -142,7 +143,7 @@ def test_a_site_that_is_late_for_a_stage_is_left_out_and_not_asked_until_it_answ
     f"dropped: no reply to {stage} within 0.1 s",
     "timeout: still owes its reply of round 1",
   ]
-  first = range(CLIENTS) if stage == "unmask" else [0, 1, 3]  # its update was there already
+  first = range(CLIENTS) if stage in ("confirm", "unmask") else [0, 1, 3]
   assert distance(params, reference(2, lambda r: first if r == 1 else [0, 1, 3])) < 2 * STEP
 
 
