@@ -51,7 +51,7 @@ class Coordinator:
     self._members: list[Member] = []
     self._joint = session
     self._near: dict[int, tuple[int, ...]] = {}
-    self._threshold = 0
+    self._threshold, self._signers, self._unanimous = 0, 0, False
     self._shared: set[int] = set()
     self._survivors: set[int] = set()
 
@@ -83,6 +83,7 @@ class Coordinator:
     neighbours = graph.degree(count, self._rules.threshold, self._rules.neighbours)
     self._threshold = graph.needed(neighbours, self._rules.threshold)
     self._signers = graph.signers(count, self._rules.threshold)
+    self._unanimous = graph.is_unanimous(count, neighbours, self._rules.threshold)
     self._joint = with_view(self.session, self._members)
     self._near = graph.connect(count, neighbours, self._joint.view)
     return {name: Introduction(number, self._members) for number, name in enumerate(self._names)}
@@ -130,6 +131,10 @@ class Coordinator:
         what = f"of {self._names[number]} and its neighbours to send masked updates"
         self._expect(around, self._threshold, what)
     return sorted(self._survivors)
+
+  def needs_signatures(self) -> bool:
+    """Whether the clients must sign the survivors before they give shares."""
+    return not (self._unanimous and len(self._survivors) == len(self._names))
 
   def confirmed(self, signatures: Mapping[str, bytes]) -> dict[int, bytes]:
     """The valid signatures over the survivors, by number of their signer.

@@ -62,6 +62,17 @@ def signers(clients: int, threshold: float) -> int:
   return max(needed(clients - 1, threshold), (clients + colluding) // 2 + 1)
 
 
+def is_unanimous(clients: int, neighbours: int, threshold: float) -> bool:
+  """Whether the set of all clients needs no signatures, because any other set needs them.
+
+  A client that gives shares for all clients as survivors never signs another set. Where another set
+  is signed by enough, the clients that did not sign it and those that collude have too few shares
+  for a secret. That is so in a complete graph, for a threshold of 0.6 and more.
+  """
+  others = clients - signers(clients, threshold) + math.floor(Fraction(str(COLLUDING)) * clients)
+  return neighbours >= clients - 1 and others < needed(neighbours, threshold)
+
+
 @lru_cache(2)  # all clients of a process have the same graph
 def connect(clients: int, neighbours: int, seed: bytes) -> dict[int, tuple[int, ...]]:
   """Each client's neighbours, sorted, in the graph of a seed."""

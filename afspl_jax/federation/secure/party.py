@@ -57,7 +57,7 @@ class Party:
     self.session, self.summed, self._rules, self._identity = session, summed, rules, identity
     self._stage = _Stage.NEW
     self._members: Sequence[Member] = ()  # by number
-    self._number, self._threshold, self._signers = -1, 0, 0
+    self._number, self._threshold, self._signers, self._unanimous = -1, 0, 0, False
     self._peers: dict[int, Keys] = {}
     self._held: dict[int, tuple[bytes, bytes]] = {}  # neighbours' shares: of mask key, of seed
     self._survivors: frozenset[int] = frozenset()
@@ -108,6 +108,7 @@ class Party:
     self._peers = {peer: members[peer].keys for peer in near}
     self._threshold = graph.needed(neighbours, self._rules.threshold)
     self._signers = graph.signers(clients, self._rules.threshold)
+    self._unanimous = graph.is_unanimous(clients, neighbours, self._rules.threshold)
     seeds = self._mask_seed, self._self_seed
     split = [crypto.split_seed(seed, self._threshold, neighbours + 1) for seed in seeds]
     shares = dict(zip(holders(number, near), zip(*split, strict=True), strict=True))
@@ -162,8 +163,36 @@ class Party:
       PartyError: there are too few, unknown ones or not this client among them; or a sum of this
         round over another set was revealed before.
     """
+    self._settle(frozenset(survivors))
+    return sign_survivors(self._identity, self._joint, self._survivors)
+
+  def unmask(self, signatures: Mapping[int, bytes]) -> dict[int, bytes]:
+    """The shares with which the server removes the masks; all secrets are deleted.
+
+    Args:
+      signatures: over the survivors, by number of their signer; none if all clients survived and
+        this needs no signatures (graph.is_unanimous).
+
+    Returns:
+      A share of the self-mask seed of this client and each neighbour that survived, and a share of
+      the mask-key seed of each one that did not: never both of one client.
+
+    Raises:
+      PartyError: too few clients signed the set that this client signed.
+    """
+    everyone = not signatures and self._unanimous
+    if everyone:
+      self._settle(frozenset(range(self.clients)))
+    self._begin(_Stage.DONE)
+    held, self._held = self._held, {}
+    del self._mask_seed, self._self_seed, self._mask_key, self._seal_key
+    if not everyone:
+      self._expect_signatures(signatures)
+    return {of: held[of][1 if of in self._survivors else 0] for of in held}
+
+  def _settle(self, stayed: frozenset[int]) -> None:
+    """Accepts a set of survivors, for the rest of the session."""
     self._begin(_Stage.CONFIRMED)
-    stayed = frozenset(survivors)
     shared = stayed - self._peers.keys() | self._held.keys() & stayed
     if not stayed <= set(range(self.clients)) or self._number not in stayed or shared != stayed:
       raise PartyError(
@@ -185,24 +214,8 @@ class Party:
       )
     self._survivors, self.summed = stayed, names
     self._stage = _Stage.CONFIRMED
-    return sign_survivors(self._identity, self._joint, stayed)
 
-  def unmask(self, signatures: Mapping[int, bytes]) -> dict[int, bytes]:
-    """The shares with which the server removes the masks; all secrets are deleted.
-
-    Args:
-      signatures: over the survivors, by number of their signer.
-
-    Returns:
-      A share of the self-mask seed of this client and each neighbour that survived, and a share of
-      the mask-key seed of each one that did not: never both of one client.
-
-    Raises:
-      PartyError: too few clients signed the set that this client signed.
-    """
-    self._begin(_Stage.DONE)
-    held, self._held = self._held, {}
-    del self._mask_seed, self._self_seed, self._mask_key, self._seal_key
+  def _expect_signatures(self, signatures: Mapping[int, bytes]) -> None:
     if not signatures.keys() <= self._survivors or len(signatures) < self._signers:
       raise PartyError(
         f"expected signatures of at least {self._signers} survivors; got {len(signatures)}"
@@ -214,7 +227,6 @@ class Party:
           f"{member.site}: expected its signature over the survivors that this site was shown; got"
           " another: the server may have shown others"
         )
-    return {of: held[of][1 if of in self._survivors else 0] for of in held}
 
   def _begin(self, stage: _Stage) -> None:
     """Rejects any stage but the next; a session ends with the first stage that fails."""

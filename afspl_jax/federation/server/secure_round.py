@@ -210,18 +210,17 @@ def _session(
     training,
     lambda site, reply: messages.read_masked(reply, size, structure),
   )
-  survivors = messages.survivors_record(session, server.settle(masked))
-  signatures = server.confirmed(
-    ask(
-      "confirm",
-      dict.fromkeys(masked, survivors),
-      lambda site, reply: messages.read_signature(reply),
+  survivors, signatures = server.settle(masked), dict[int, bytes]()
+  if server.needs_signatures():
+    record = messages.survivors_record(session, survivors)
+    asked = dict.fromkeys(masked, record)
+    signatures = server.confirmed(
+      ask("confirm", asked, lambda site, reply: messages.read_signature(reply))
     )
-  )
   question = messages.signatures_record(session, signatures)
   shares = ask(
     "unmask",
-    {server.name(number): question for number in signatures},
+    {server.name(number): question for number in signatures or survivors},
     lambda site, reply: messages.read_shares(reply, server.shares_of(site)),
   )
   total = np.zeros(quantiser.length, quantiser.word)

@@ -56,12 +56,15 @@ class SecureRound:
     self.survivors = self.server.settle(self.masked)
 
   def confirm(self, lost=()):
+    self.signatures = {}
+    if not self.server.needs_signatures() and not lost:
+      return
     self.signatures = self.server.confirmed(
       {n: self.parties[n].confirm(self.survivors) for n in self.masked if n not in lost}
     )
 
   def unmask(self, lost=()):
-    signers = [self.names_in[number] for number in self.signatures]
+    signers = [self.names_in[number] for number in self.signatures or self.survivors]
     self.revealed = {n: self.parties[n].unmask(self.signatures) for n in signers if n not in lost}
     total = np.sum(list(self.masked.values()), axis=0, dtype=self.quantiser.word)
     self.server.unmask(total, self.revealed)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from afspl_jax.federation.secure.graph import connect, degree, needed, parted, signers
+from afspl_jax.federation.secure.graph import connect, degree, is_unanimous, needed, parted, signers
 
 
 def parts(near, staying):
@@ -90,6 +90,20 @@ def test_two_sets_of_survivors_cannot_both_be_signed_by_enough(threshold):
     assert signers(clients, threshold) > smaller_half
     # And a fifth may drop out.
     assert threshold > 0.6 or signers(clients, threshold) <= clients - clients // 5 or clients < 5
+
+
+@pytest.mark.parametrize("threshold", [0.51, 0.6, 0.8])
+def test_all_as_survivors_need_no_signatures_only_where_another_set_cannot_be_signed(threshold):
+  """Sites that were shown all give shares at once; as many others as must sign another set."""
+  unanimous = []
+  for clients in range(3, 300):
+    colluding, signed = clients // 5, signers(clients, threshold)
+    given_at_once = clients - colluding - (signed - colluding) + colluding
+    safe = given_at_once < needed(clients - 1, threshold)
+    assert is_unanimous(clients, clients - 1, threshold) == safe
+    assert not is_unanimous(clients, clients - 2, threshold)
+    unanimous.append(safe)
+  assert all(unanimous) == (threshold >= 0.6) and any(unanimous)
 
 
 def test_a_graph_of_the_chosen_degree_keeps_every_part_large_for_all_graphs_that_may_be_tried():

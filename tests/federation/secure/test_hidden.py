@@ -122,7 +122,7 @@ def test_every_stage_is_done_once_and_in_order():
   with pytest.raises(PartyError, match="after done"):  # and what was out of order ends the session
     party.share(*secure.introductions["site_01"])
   secure, party = a_party("unmask")
-  with pytest.raises(PartyError, match=r"done: expected each stage .* after done"):
+  with pytest.raises(PartyError, match=r"expected each stage .* after done"):
     party.unmask(secure.signatures)
   for name in ("_mask_seed", "_self_seed", "_mask_key", "_seal_key"):
     assert not hasattr(party, name)

@@ -15,6 +15,7 @@ from afspl_jax.federation.server.rounds import run_rounds
 from tests.federation.least_squares import CLIENTS, LeastSquares, init_params, reference
 from tests.federation.secure.secure_runs import (
   KINDS,
+  SIGNED,
   STEP,
   TERMS,
   Recording,
@@ -22,6 +23,7 @@ from tests.federation.secure.secure_runs import (
   run_with,
   secured,
   spoilt,
+  terms_with,
 )
 
 
@@ -73,7 +75,8 @@ def shorter(reply):
 )
 def test_what_is_not_agreed_on_is_rejected_and_the_others_are_summed(plan, stage, spoil, status):
   run = plan("secure", rounds=1)
-  _, params = run_with(run, spoilt(run, KINDS[stage], spoil))
+  terms = terms_with(stage)
+  _, params = run_with(run, spoilt(run, KINDS[stage], spoil, terms=terms), terms)
   found = {line["client"]: line["status"] for line in run.folder.clients()}
   assert found.pop("site_02").startswith(status)
   assert set(found.values()) == {"ok"}
@@ -174,10 +177,11 @@ def later_round(content):
 )
 def test_a_site_rejects_what_its_own_settings_do_not_provide_for(plan, stage, change, why):
   run = plan("secure", rounds=1, retries=0)
-  app = SiteApp(LeastSquares(), run.params, masking=SecureSite(TERMS))
+  terms = SIGNED if stage in ("confirm", "unmask") else TERMS
+  app = SiteApp(LeastSquares(), run.params, masking=SecureSite(terms))
   grid = Tampering(app, CLIENTS)
   grid.kind, grid.change = KINDS[stage], change
-  run_rounds(grid, secured(run), CLIENTS)
+  run_rounds(grid, secured(run, terms), CLIENTS)
   status = {line["client"]: line["status"] for line in run.folder.clients()}
   assert status["site_02"].startswith(f"failed: {stage}: ") and why in status["site_02"]
 

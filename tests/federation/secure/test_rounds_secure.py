@@ -26,6 +26,7 @@ from tests.federation.least_squares import CLIENTS, LeastSquares, reference
 from tests.federation.secure.secure_runs import (
   DENSE,
   KINDS,
+  SIGNED,
   STEP,
   TERMS,
   Recording,
@@ -34,6 +35,7 @@ from tests.federation.secure.secure_runs import (
   run_with,
   secured,
   spoilt,
+  terms_with,
 )
 
 SHARED = Uplink(select="shared", ratio=0.5)
@@ -89,6 +91,15 @@ def test_an_update_is_clipped_to_the_bound(plan):
 
 def test_what_leaves_is_a_allow_list_of_records(plan):
   grid, _ = run_with(plan("secure", rounds=2))
+  signed, _ = run_with(plan("signed", rounds=1), terms=SIGNED)
+  (kind,) = {r.metadata.message_type for r in signed.replies} - {
+    r.metadata.message_type for r in grid.replies
+  }
+  confirmed = [r.content for r in signed.replies if r.metadata.message_type == kind]
+  assert kind == "query.secure_confirm" and len(confirmed) == CLIENTS
+  assert {(name, *record) for reply in confirmed for name, record in reply.items()} == {
+    ("secure", "signature")
+  }
   left = {}
   for reply in grid.replies:
     names = {name: set(record) for name, record in reply.content.items()}
@@ -98,7 +109,6 @@ def test_what_leaves_is_a_allow_list_of_records(plan):
     "query.secure_keys": {"secure": {"identity", "keys", "signature"}},
     "query.secure_shares": {"secure": {"sealed"}},
     "train": {"arrays": {"masked"}, "config": {"structure"}},
-    "query.secure_confirm": {"secure": {"signature"}},
     "query.secure_unmask": {"secure": {"shares"}},
   }
 
@@ -109,7 +119,7 @@ def test_bytes_of_all_stages_are_counted(plan):
   (line,) = [line for line in run.folder.metrics() if line["split"] == "train"]
   of_round = [m for m in grid.asked if m.metadata.message_type != "query.hello"]
   replies = [m for m in grid.replies if m.metadata.message_type != "query.hello"]
-  assert len(of_round) == len(replies) == len(KINDS) * CLIENTS
+  assert len(of_round) == len(replies) == 4 * CLIENTS
   assert line["bytes_down"] == sum(map(wire.record_bytes, of_round))
   assert line["bytes_up"] == sum(map(wire.record_bytes, replies))
   assert line["clients"] == CLIENTS and line[WITHIN] == 1.0 and "loss" not in line
@@ -118,7 +128,8 @@ def test_bytes_of_all_stages_are_counted(plan):
 @pytest.mark.parametrize("stage", KINDS)
 def test_a_site_that_fails_in_a_stage_is_named_and_the_others_are_summed(plan, stage):
   run = plan("secure", rounds=1)
-  _, params = run_with(run, spoilt(run, KINDS[stage], raising))
+  terms = terms_with(stage)
+  _, params = run_with(run, spoilt(run, KINDS[stage], raising, terms=terms), terms)
   status = {line["client"]: line["status"] for line in run.folder.clients()}
   assert status.pop("site_02") == f"failed: {stage}: OSError: disk full"
   assert set(status.values()) == {"ok"}
@@ -136,8 +147,9 @@ def test_a_site_that_is_late_for_a_stage_is_left_out_and_not_asked_until_it_answ
       return super().pull_messages([i for i in message_ids if i not in held])
 
   run = plan("secure", rounds=2, deadline=1.0)
-  grid = Slow(SiteApp(LeastSquares(), run.params, masking=SecureSite(TERMS)), CLIENTS)
-  params = run_rounds(grid, secured(run), CLIENTS)
+  terms = terms_with(stage)
+  grid = Slow(SiteApp(LeastSquares(), run.params, masking=SecureSite(terms)), CLIENTS)
+  params = run_rounds(grid, secured(run, terms), CLIENTS)
   status = [line["status"] for line in run.folder.clients() if line["client"] == "site_02"]
   assert status == [
     f"dropped: no reply to {stage} within 0.1 s",
