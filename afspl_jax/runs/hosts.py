@@ -171,9 +171,14 @@ def _answer_for_sites(
     roster: of all sites' public keys; None: keys are pinned when they are first seen.
   """
   validate(config)
+  store = ClientStore(folder.path / "clients")
+  identities = {
+    site: _identity(site, credentials, store.folder_of(site), roster)
+    for site, credentials in sites.items()
+    if config.secure.aggregation
+  }
   enable_compilation_cache()
   inputs = find_inputs(config, SITE_SPLITS)
-  store = ClientStore(folder.path / "clients")
   setup = prepare_setup(config, inputs, store, site=only_site)
   folder.require_same(setup.facts)
   assert setup.trainer is not None, "there is data to train on"
@@ -184,11 +189,6 @@ def _answer_for_sites(
       f" {missing[0]!r}. To use your own data, give its folder: --data=FOLDER"
     )
   clipping = clipping_of(config, folder.path / "clients")
-  identities = {
-    site: _identity(site, credentials, store.folder_of(site), roster)
-    for site, credentials in sites.items()
-    if config.secure.aggregation
-  }
   masking = masking_of(config, identities.__getitem__)
   app = LoggedApp(
     SiteApp(setup.trainer, setup.shared, setup.terms, clipping, masking),

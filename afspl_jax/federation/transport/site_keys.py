@@ -89,13 +89,12 @@ def make_roster(folder: Path, files: Sequence[Path] = ()) -> tuple[Path, list[st
   found = list(files) or sorted((folder / SITES).glob("*.pub"))
   if not found:
     raise UserError(f"{folder / SITES}: expected the sites' public keys, SITE.pub; got none")
-  lines = {file.stem: read_key_file(file).split() for file in found}
+  lines = []
   for file in found:
-    read_public_key(file)
+    read_public_key(file)  # so that nothing else is copied
+    lines.append(b" ".join([*read_key_file(file).split()[:2], file.stem.encode()]).decode())
   roster = folder / ROSTER
-  write_text(
-    roster, "".join(f"{b' '.join(key[:2]).decode()} {site}\n" for site, key in lines.items())
-  )
+  write_text(roster, "\n".join([*lines, ""]))
   return roster, sorted(read_roster(roster))
 
 

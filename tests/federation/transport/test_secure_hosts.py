@@ -6,10 +6,11 @@ import pytest
 
 from afspl_jax.config.experiment import Fed, Uplink
 from afspl_jax.federation import strategies
+from afspl_jax.federation.secure.roster import ROSTER, read_roster
 from afspl_jax.federation.server.aggregation import SecureAggregation
 from afspl_jax.federation.server.rounds import Plan, run_rounds
 from afspl_jax.federation.transport.server_executor import open_grid
-from afspl_jax.federation.transport.site_keys import make_site_key
+from afspl_jax.federation.transport.site_keys import make_roster, make_site_key
 from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.run_folder import RunFolder
 from tests.federation.least_squares import CLIENTS, evaluate, init_params, reference
@@ -55,6 +56,11 @@ def test_the_sum_is_over_the_running_sites_and_a_killed_host_is_reported(base, s
   status = {line["client"]: line["status"] for line in lines if line["round"] == 2}
   assert status.pop(SITES[3]).startswith(("dropped: no reply to keys within 60 s", "failed: "))
   assert status == dict.fromkeys(SITES[:3], "ok")
+  make_roster(base / "keys", [base / "keys" / f"{site}.pub" for site in SITES])
+  registered = read_roster(base / "keys" / ROSTER)
+  for site in SITES:  # each has pinned the keys that the others are registered with
+    others = {other: key for other, key in registered.items() if other != site}
+    assert read_roster(base / site / ROSTER) == others
   plain = reference(2, lambda round: range(CLIENTS) if round == 1 else range(3))
   apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), plain, params)
   assert max(jax.tree.leaves(apart)) < 3 * TERMS.quantiser(15, CLIENTS, None).step
