@@ -59,10 +59,12 @@ class Roster:
           f"{site}: expected a site of this site's roster; got one that is not in it"
         )
       if known not in (None, key):
-        _LOG.warning("%s: another identity key than in %s; see docs/security.md", site, self._file)
+        place = self._file or "the roster in memory"
+        found = fingerprint(known), fingerprint(key)  # for people here; the server gets the error
+        _LOG.warning("%s: %s: expected the identity key %s; got %s", place, site, *found)
         raise PartyError(
-          f"{site}: expected the identity key of this site's roster, {fingerprint(known)}; got"
-          f" {fingerprint(key)}. If {site} has a new key, delete its line there"
+          f"{site}: expected the identity key of this site's roster; got another. If {site} has a"
+          " new key, delete its line there and start this site again"
         )
     if new := sorted(keys.keys() - self._keys.keys()):
       self._keys |= {site: keys[site] for site in new}

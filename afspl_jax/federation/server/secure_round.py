@@ -98,9 +98,9 @@ class _Stages:
   def _seconds(self, training: bool) -> float:
     if not training:
       return _QUICK * self._deadline
-    # All that is left but for the last stage.
+    # All that is left but for the last two stages.
     spent = time.monotonic() - self._begin
-    return max((1 - _QUICK) * self._deadline - spent, _QUICK * self._deadline)
+    return max((1 - 2 * _QUICK) * self._deadline - spent, _QUICK * self._deadline)
 
 
 def _parsed(

@@ -2,12 +2,23 @@
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from afspl_jax.federation.secure.graph import connect, degree, is_unanimous, needed, parted, signers
+from afspl_jax.federation.secure.graph import (
+  FEWEST,
+  connect,
+  degree,
+  is_unanimous,
+  needed,
+  parted,
+  signers,
+)
+
+DOCS = Path(__file__).parents[3] / "docs" / "security.md"
 
 
 def parts(near, staying):
@@ -90,6 +101,19 @@ def test_two_sets_of_survivors_cannot_both_be_signed_by_enough(threshold):
     assert signers(clients, threshold) > smaller_half
     # And a fifth may drop out.
     assert threshold > 0.6 or signers(clients, threshold) <= clients - clients // 5 or clients < 5
+
+
+def test_the_docs_have_the_bounds():
+  """Rows: sites, colluding, signatures and sites in a sum, dropping out, honest in a sum."""
+  text = DOCS.read_text(encoding="utf-8").partition("| sites in the round |")[2]
+  rows = [row.strip("| ").split(" | ") for row in text.partition("\n\n")[0].splitlines()[2:]]
+  assert len(rows) == 5
+  for row in rows:
+    clients, colluding = int(row[0]), int(row[0]) // 5
+    signed = signers(clients, 0.6)
+    least = max(signed, FEWEST)
+    expected = [clients, colluding, f"{signed}, {least}", clients - least, least - colluding]
+    assert row == list(map(str, expected))
 
 
 @pytest.mark.parametrize("threshold", [0.51, 0.6, 0.8])

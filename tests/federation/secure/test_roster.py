@@ -34,9 +34,11 @@ def test_keys_are_pinned_at_first_use_and_kept_for_the_next_start(tmp_path, capl
   with pytest.raises(PartyError) as error:
     again.expect({"aachen": KEYS["bonn"]})
   assert str(error.value) == (
-    f"aachen: expected the identity key of this site's roster, {fingerprint(KEYS['aachen'])}; got"
-    f" {fingerprint(KEYS['bonn'])}. If aachen has a new key, delete its line there"
+    "aachen: expected the identity key of this site's roster; got another. If aachen has a new key,"
+    " delete its line there and start this site again"
   )
+  found = fingerprint(KEYS["aachen"]), fingerprint(KEYS["bonn"])
+  assert "expected the identity key {}; got {}".format(*found) in caplog.text
   assert read_roster(file) == KEYS and str(file) in caplog.text
 
 
@@ -94,3 +96,12 @@ def test_a_signature_is_of_one_key_and_one_text():
   point = ec.generate_private_key(ec.SECP256R1()).public_key()
   short = point.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
   assert not is_signed(short, signature, b"text")
+
+
+def test_a_fingerprint_is_that_of_ssh_keygen():
+  """Key and fingerprint as OpenSSH 9 wrote them."""
+  public = (
+    b"ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBGIOlHSh5Arx09TCNCG2"
+    b"hlo6XGBZbqstJA9XcsLodVc38XftF2a1kOmzmQ4IBl+4wsUZMQwTYENTF4jOJA0A9+0="
+  )
+  assert fingerprint(public) == "SHA256:40itvVfyFZA9nCeJhjas+cwDxGmyk7/7rgiL/0Eu4RY"
