@@ -10,6 +10,10 @@ from functools import cached_property, lru_cache
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import (
+  decode_dss_signature,
+  encode_dss_signature,
+)
 
 from afspl_jax.federation.secure.roster import Roster, load_public, public_text
 
@@ -35,8 +39,10 @@ class Identity:
     return public_text(self._key.public_key())
 
   def sign(self, data: bytes) -> bytes:
-    """A signature of this site."""
-    return self._key.sign(data, _ECDSA)
+    """A signature of this site: its two numbers, each as long as the key."""
+    size = -(-self._key.key_size // 8)
+    numbers = decode_dss_signature(self._key.sign(data, _ECDSA))
+    return b"".join(number.to_bytes(size, "big") for number in numbers)
 
 
 def run_identities() -> Callable[[str], Identity]:
@@ -62,8 +68,10 @@ def is_signed(public: bytes, signature: bytes, data: bytes) -> bool:
   key = load_public(public)
   if key is None or public_text(key) != public:  # a key has one text, so that keys can be compared
     return False
+  half = len(signature) // 2
+  numbers = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
   try:
-    key.verify(signature, data, _ECDSA)
+    key.verify(encode_dss_signature(*numbers), data, _ECDSA)
   except InvalidSignature:
     return False
   return True
