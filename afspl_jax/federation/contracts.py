@@ -13,8 +13,14 @@ from afspl_jax.types import Params
 T = TypeVar("T")
 
 CLIENT_RAISED = 2  # code of a Flower Error; its name for it (ErrorCode) is private
+LONGEST_NAME = 80  # characters of a site's name
 POISSON = "poisson"  # a `fed.selection`: each client independently, with a secret key
 WITHIN = "within_clip"  # a reply's metric: whether its update was within the bound; adaptive only
+
+
+def is_site_name(name: str) -> bool:
+  """Whether a text can be a site's name: one line, without spaces around it."""
+  return 0 < len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip()
 
 
 class Rejected(ValueError):

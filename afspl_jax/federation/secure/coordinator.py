@@ -11,7 +11,6 @@ from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.graph import FEWEST
 from afspl_jax.federation.secure.members import Member, with_view
 from afspl_jax.federation.secure.party import Rules, commitment, holders, pair_mask, self_mask
-from afspl_jax.federation.secure.roster import is_site_name
 from afspl_jax.storage.client_status import Outcome, Status
 
 
@@ -70,8 +69,6 @@ class Coordinator:
         self._reject(name, "expected new keys; got another client's")
       elif not (crypto.is_public(each.keys.mask) and crypto.is_public(each.keys.seal)):
         self._reject(name, "expected public keys; got other bytes")
-      elif not is_site_name(name):
-        self._reject(name, "expected a name without spaces around it; got others")
       elif not each.is_authentic(self.session):
         self._reject(name, "expected keys that its identity key signed; got others")
       elif self._known.setdefault(name, each.identity) != each.identity:

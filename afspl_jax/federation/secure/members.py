@@ -7,10 +7,9 @@ import hashlib
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from afspl_jax.federation.contracts import PartyError
+from afspl_jax.federation.contracts import PartyError, is_site_name
 from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.identity import Identity, is_signed
-from afspl_jax.federation.secure.roster import is_site_name
 
 _MOST = 1 << 14  # clients that a client accepts; to compute their degree takes a second
 

@@ -14,12 +14,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from afspl_jax.errors import UserError
-from afspl_jax.federation.contracts import PartyError
+from afspl_jax.federation.contracts import PartyError, is_site_name
 from afspl_jax.storage.atomic_files import write_text
 
 ROSTER = "roster.pub"  # the file's name, in a site's own folder and in that of the keys
 
-_LONGEST_NAME = 80  # characters, as in server/sites.py
 _LOG = logging.getLogger(__name__)
 
 
@@ -116,11 +115,6 @@ def load_public(text: bytes) -> ec.EllipticCurvePublicKey | None:
   except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
     return None
   return key if isinstance(key, ec.EllipticCurvePublicKey) else None
-
-
-def is_site_name(name: str) -> bool:
-  """Whether a text can be a site's name: one line that a roster keeps as it is."""
-  return 0 < len(name) <= _LONGEST_NAME and name.isprintable() and name == name.strip()
 
 
 def public_text(key: ec.EllipticCurvePublicKey) -> bytes:

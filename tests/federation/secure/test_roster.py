@@ -7,13 +7,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from afspl_jax.errors import UserError
-from afspl_jax.federation.contracts import PartyError
+from afspl_jax.federation.contracts import PartyError, is_site_name
 from afspl_jax.federation.secure.identity import is_signed, run_identities
 from afspl_jax.federation.secure.roster import (
   ROSTER,
   Roster,
   fingerprint,
-  is_site_name,
   read_roster,
 )
 
