@@ -25,8 +25,6 @@ from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.privacy.update_clipping import clipping_of
 from afspl_jax.federation.protocol.disclosure_log import DisclosureLog, LoggedApp
-from afspl_jax.federation.secure.identity import Identity
-from afspl_jax.federation.secure.roster import ROSTER, Roster
 from afspl_jax.federation.secure.site import masking_of
 from afspl_jax.federation.server.progress import Progress
 from afspl_jax.federation.server.rounds import Plan, run_rounds
@@ -47,6 +45,7 @@ from afspl_jax.runs.prepare import (
   find_inputs,
   prepare_setup,
 )
+from afspl_jax.runs.site_identity import site_identity
 from afspl_jax.runs.validate import validate, validate_networked
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
@@ -173,7 +172,7 @@ def _answer_for_sites(
   validate(config)
   store = ClientStore(folder.path / "clients")
   identities = {
-    site: _identity(site, credentials, store.folder_of(site), roster)
+    site: site_identity(site, credentials, store.folder_of(site), roster)
     for site, credentials in sites.items()
     if config.secure.aggregation
   }
@@ -207,35 +206,6 @@ def _answer_for_sites(
     if setup.trainer.private_batches:
       notify(setup.trainer.private_batches.spent_text())
     answer_messages(app, nodes)
-
-
-def _identity(
-  site: str, credentials: Credentials | None, folder: Path, given: Path | None
-) -> Identity:
-  """The identity of a site: the key that it is registered with, and what it knows of the others.
-
-  Args:
-    site: its name.
-    credentials: its keys; None: it makes a key of its own at its first start.
-    folder: for what it keeps: pinned keys, and its own key if it has no credentials.
-    given: a roster; None: keys are pinned.
-
-  Raises:
-    UserError: a file is damaged, or the roster has another key of this site.
-  """
-  file = folder / "identity.key" if credentials is None else credentials.key
-  if credentials is None and not file.exists():
-    site_keys.make_site_key(folder, file.stem)
-  site_keys.check_site_key(file)
-  roster = Roster(folder / ROSTER) if given is None else Roster(given, given=True)
-  identity = Identity(site, site_keys.read_private_key(file), roster)
-  known = roster.key_of(site)
-  if given is not None and known != identity.public:
-    raise UserError(
-      f"{given}: expected the public key of {file} for {site}; got"
-      f" {'another' if known else 'none'}. Put the line of {site}.pub there, at every site"
-    )
-  return identity
 
 
 def _local_sites(launch: Launch, notify: Notify) -> run.PlanRunner:
