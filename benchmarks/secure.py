@@ -1,22 +1,27 @@
 """The cost of secure aggregation, without training: `python -m benchmarks.secure`.
 
 Runs a whole round of the protocol in one process, with random updates. Either no client or a tenth
-of the clients drop out before they send. A client's seconds are the time of one client; in a
-simulation the clients run one after another.
+of the clients drop out before they send. A client's seconds are the time of one client, which
+checks all signatures itself, of keys as `afspl keys site` makes them; in a simulation the clients
+run one after another.
 """
 
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from afspl_jax.federation.secure.coordinator import Coordinator
 from afspl_jax.federation.secure.crypto import Session
+from afspl_jax.federation.secure.identity import Identity, is_signed
 from afspl_jax.federation.secure.party import Party, Rules
 from afspl_jax.federation.secure.quantise import Quantiser
+from afspl_jax.federation.secure.roster import Roster
 
 
 class Clock:
@@ -25,11 +30,14 @@ class Clock:
   def __init__(self) -> None:
     self.client = self.server = 0.0
 
-  def at_clients(self, work: Callable[[], Any]) -> Any:
-    """Runs work of clients."""
-    begin = time.perf_counter()
-    out = work()
-    self.client += time.perf_counter() - begin
+  def at_clients(self, work: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Runs work of clients, by name."""
+    out = {}
+    for name, call in work.items():
+      is_signed.cache_clear()  # no client checks signatures for another
+      begin = time.perf_counter()
+      out[name] = call()
+      self.client += time.perf_counter() - begin
     return out
 
   def at_server(self, work: Callable[[], Any]) -> Any:
@@ -50,21 +58,26 @@ def round_of(clients: int, size: int, lost: int) -> tuple[Clock, int]:
   updates = {f"site_{i:04d}": rng.normal(size=size) / size for i in range(clients)}
   rules, clock = Rules(0.6), Clock()
   session = Session(os.urandom(16), 1)
-  server = Coordinator(session, rules)
-  parties = {name: Party(session, rules) for name in updates}
+  server, roster = Coordinator(session, rules), Roster()
+  identities = (Identity(n, ec.generate_private_key(ec.SECP384R1()), roster) for n in updates)
+  parties = {each.site: Party(session, rules, each) for each in identities}
   quantiser = Quantiser(size, 1.0, 20, clients, 1)
-  keys = clock.at_clients(lambda: {name: party.advertise() for name, party in parties.items()})
+  keys = clock.at_clients({n: party.advertise for n, party in parties.items()})
   introduced = clock.at_server(lambda: server.introduce(keys))
-  sealed = clock.at_clients(lambda: {n: parties[n].share(*each) for n, each in introduced.items()})
+  sealed = clock.at_clients({n: partial(parties[n].share, *introduced[n]) for n in introduced})
   given = clock.at_server(lambda: server.forward(sealed))
   there = sorted(given)[lost:]
-  masked = clock.at_clients(
-    lambda: {
-      n: quantiser.pack(parties[n].mask(quantiser.encode(updates[n], 1), given[n])) for n in there
-    }
-  )
-  asked = clock.at_server(lambda: server.ask(masked))
-  shares = clock.at_clients(lambda: {n: parties[n].unmask(*each) for n, each in asked.items()})
+
+  def mask(name: str) -> np.ndarray:
+    return quantiser.pack(parties[name].mask(quantiser.encode(updates[name], 1), given[name]))
+
+  masked = clock.at_clients({n: partial(mask, n) for n in there})
+  stayed = clock.at_server(lambda: server.settle(masked))
+  signed: dict[int, bytes] = {}
+  if server.needs_signatures():
+    given_signatures = clock.at_clients({n: partial(parties[n].confirm, stayed) for n in there})
+    signed = clock.at_server(lambda: server.confirmed(given_signatures))
+  shares = clock.at_clients({n: partial(parties[n].unmask, signed) for n in there})
 
   def sum_up() -> np.ndarray:
     total = np.zeros(quantiser.length, quantiser.word)

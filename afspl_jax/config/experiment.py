@@ -181,7 +181,12 @@ class Fed:
     "who trains in a round; power_of_choice goes by the last loss, poisson is secret",
     choices=("uniform", "size", "round_robin", "power_of_choice", "poisson"),
   )
-  min_replies: int = setting(1, "fewest valid replies; a round with fewer fails", "replies", ge=1)
+  min_replies: int = setting(
+    1,
+    "fewest valid replies; a round with fewer fails. With secure.aggregation a site checks it, too",
+    "replies",
+    ge=1,
+  )
   retries: int = setting(1, "new attempts at a failed round before the run stops", "times", ge=0)
   deadline: float = setting(
     3600.0, "network: a round closes without later replies", "seconds", gt=0

@@ -17,7 +17,7 @@ ROLES = ("local", "server", "client", "local-net")
 
 _USAGE = """usage: {program} [--config=NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
        [--role=local|server|client|local-net] [--superlink=HOST:PORT] [--keys=FOLDER]
-       [--site=NAME] [--data=FOLDER] [--insecure]
+       [--site=NAME] [--data=FOLDER] [--roster=FILE] [--insecure]
 
 Runs an experiment. The same command again continues after the last finished round.
 
@@ -34,6 +34,8 @@ Runs an experiment. The same command again continues after the last finished rou
   --site       name of this client in the federation
   --data       folder with all data of this client (data.dir); without it, the client trains on
                its part of the experiment's data
+  --roster     file with the public keys of all sites, from `afspl keys roster`, for
+               secure.aggregation; without it, a site's key is pinned when it is first seen
   --insecure   no TLS and no keys: anyone who reaches the port can read and take part. For
                experiments only
   --help       this text; `--help GROUP` lists the fields of one group
@@ -53,6 +55,7 @@ class Launch(NamedTuple):
   keys: Path = Path("keys")
   site: str = ""
   own_data: bool = False  # all of a client's data is its own
+  roster: Path | None = None  # of the sites' public keys, if one is given
   insecure: bool = False
 
 
@@ -108,16 +111,18 @@ def parse_flags(argv: list[str], configs: Path) -> Launch:
     keys=Path(values.keys or "keys"),
     site=values.site,
     own_data=bool(values.data),
+    roster=Path(values.roster) if values.roster else None,
     insecure=values.insecure,
   )
 
 
-_OF_ROLES = {"superlink": "", "keys": "", "site": "", "data": ""}  # flags that not every role has
+# Flags that not every role has.
+_OF_ROLES = {"superlink": "", "keys": "", "site": "", "data": "", "roster": ""}
 _TAKES = {
   "local": (),
   "local-net": (),
   "server": ("superlink", "keys"),
-  "client": ("superlink", "keys", "site", "data"),
+  "client": ("superlink", "keys", "site", "data", "roster"),
 }
 
 

@@ -13,8 +13,14 @@ from afspl_jax.types import Params
 T = TypeVar("T")
 
 CLIENT_RAISED = 2  # code of a Flower Error; its name for it (ErrorCode) is private
+LONGEST_NAME = 80  # characters of a site's name
 POISSON = "poisson"  # a `fed.selection`: each client independently, with a secret key
 WITHIN = "within_clip"  # a reply's metric: whether its update was within the bound; adaptive only
+
+
+def is_site_name(name: str) -> bool:
+  """Whether a text can be a site's name: one line, without spaces around it."""
+  return 0 < len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip()
 
 
 class Rejected(ValueError):
@@ -37,6 +43,10 @@ class SiteError(RuntimeError):
 
 class SiteSpent(SiteError):
   """A site takes no further part: its privacy budget does not allow another round."""
+
+
+class PartyError(ValueError):
+  """The server asks a client for something that secure aggregation or its settings do not allow."""
 
 
 class StepNoise(NamedTuple):
@@ -119,7 +129,9 @@ class Clipping(Protocol):
 class Masking(Protocol):
   """Hides the update that a client sends in a sum (secure/site.py)."""
 
-  def register(self, app: ClientApp, client_of: Callable[[Context], int]) -> None:
+  def register(
+    self, app: ClientApp, client_of: Callable[[Context], int], site_of: Callable[[int], str]
+  ) -> None:
     """Lets the app answer all messages of secure aggregation besides training."""
     ...
 

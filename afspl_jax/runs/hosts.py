@@ -45,11 +45,10 @@ from afspl_jax.runs.prepare import (
   find_inputs,
   prepare_setup,
 )
+from afspl_jax.runs.site_identity import site_identity
 from afspl_jax.runs.validate import validate, validate_networked
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
-
-SITES = "sites"  # subfolder of the server's keys, with the public keys of the sites
 
 Notify = Callable[[str], None]  # gets each message for the user
 
@@ -85,11 +84,11 @@ def _remote_sites(launch: Launch, notify: Notify) -> run.PlanRunner:
     notify("--insecure: no TLS and no keys. Anyone who reaches the port can read and take part")
   else:
     tls = certificates.read_tls_files(launch.keys)
-    public_keys = sorted((launch.keys / SITES).glob("*.pub"))
+    public_keys = sorted((launch.keys / site_keys.SITES).glob("*.pub"))
     if not public_keys:
       raise UserError(
-        f"{launch.keys / SITES}: expected the public keys of the sites, SITE.pub; got none."
-        " Each site makes one with: afspl keys site NAME"
+        f"{launch.keys / site_keys.SITES}: expected the public keys of the sites, SITE.pub; got"
+        " none. Each site makes one with: afspl keys site NAME"
       )
 
   def carry(setup: Setup, plan: Plan, progress: Progress) -> Params:
@@ -140,10 +139,14 @@ def join_federation(launch: Launch, notify: Notify = tqdm.write) -> None:
     notify("--insecure: no TLS and no key. Others on the network can read the messages")
   else:
     credentials = Credentials(launch.keys / "ca.crt", launch.keys / f"{launch.site}.key")
+  if launch.roster and not launch.config.secure.aggregation:
+    raise UserError("--roster: expected with --config.secure.aggregation=true; leave it out")
   only_site = launch.site if launch.own_data else ""
   with RunFolder.open(launch.workdir, to_dict(launch.config)) as folder:
     sites = {launch.site: credentials}
-    _answer_for_sites(launch.config, folder, sites, launch.superlink, only_site, notify)
+    _answer_for_sites(
+      launch.config, folder, sites, launch.superlink, only_site, notify, launch.roster
+    )
 
 
 def _answer_for_sites(
@@ -153,6 +156,7 @@ def _answer_for_sites(
   superlink: str,
   only_site: str,
   notify: Notify,
+  roster: Path | None = None,
 ) -> None:
   """Answers the messages to some sites, with one copy of the models.
 
@@ -163,11 +167,18 @@ def _answer_for_sites(
     superlink: HOST:PORT of the server.
     only_site: the site whose own data all of the local data is; "": the data is partitioned.
     notify: gets each message for the user.
+    roster: of all sites' public keys; None: keys are pinned when they are first seen.
   """
   validate(config)
+  store = ClientStore(folder.path / "clients")
+  identities = {
+    site: site_identity(site, credentials, store.folder_of(site), roster)
+    for site, credentials in sites.items()
+    if config.secure.aggregation
+  }
   enable_compilation_cache()
   inputs = find_inputs(config, SITE_SPLITS)
-  setup = prepare_setup(config, inputs, ClientStore(folder.path / "clients"), site=only_site)
+  setup = prepare_setup(config, inputs, store, site=only_site)
   folder.require_same(setup.facts)
   assert setup.trainer is not None, "there is data to train on"
   known = sorted(setup.clients["train"])
@@ -177,8 +188,9 @@ def _answer_for_sites(
       f" {missing[0]!r}. To use your own data, give its folder: --data=FOLDER"
     )
   clipping = clipping_of(config, folder.path / "clients")
+  masking = masking_of(config, identities.__getitem__)
   app = LoggedApp(
-    SiteApp(setup.trainer, setup.shared, setup.terms, clipping, masking_of(config)),
+    SiteApp(setup.trainer, setup.shared, setup.terms, clipping, masking),
     DisclosureLog(folder.path, setup.shared, sync=True),
     setup.trainer.site,
   )
@@ -252,7 +264,7 @@ def _sites_process(
   signal.signal(signal.SIGTERM, lambda *_: sys.exit())
   sites = {name: Credentials(keys / "ca.crt", keys / f"{name}.key") for name in names}
   try:
-    with RunFolder.open(folder / SITES, to_dict(config)) as opened:
+    with RunFolder.open(folder / site_keys.SITES, to_dict(config)) as opened:
       _answer_for_sites(config, opened, sites, superlink, "", tqdm.write)
   except UserError as error:
     sys.exit(f"sites: {error}")

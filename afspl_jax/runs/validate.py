@@ -18,7 +18,7 @@ from afspl_jax.federation.contracts import POISSON
 from afspl_jax.federation.privacy import budget
 from afspl_jax.federation.protocol.uplink import SAME_ROWS
 from afspl_jax.federation.secure import terms
-from afspl_jax.federation.secure.party import FEWEST
+from afspl_jax.federation.secure.graph import FEWEST
 
 
 class _Case(NamedTuple):

@@ -223,6 +223,7 @@ def test_a_server_and_a_client_of_a_federation(configs):
     (["--role=client", "--site=B"], "--superlink: expected the server's HOST:PORT with --role"),
     (["--role=client", "--superlink=a:1"], "--site: expected this site's name with --role=client"),
     (["--role=server", "--superlink=a"], "--superlink: expected HOST:PORT; got 'a'"),
+    (["--role=server", "--roster=r"], "--roster: expected with --role=client; got --role=server"),
     (["--role=server", "--superlink=a:0"], "--superlink: expected HOST:PORT; got 'a:0'"),
   ],
 )

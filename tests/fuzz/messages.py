@@ -1,8 +1,6 @@
 """Messages: what a site's app makes of a hostile server's, and a server of a hostile site's."""
 
 import contextlib
-import copy
-import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,31 +21,23 @@ from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import Fed
 from afspl_jax.federation.client.client_app import SiteApp
-from afspl_jax.federation.contracts import Rejected, SiteError, Update
+from afspl_jax.federation.contracts import PartyError, Rejected, SiteError, Update
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.protocol.disclosure_log import DisclosureLog
 from afspl_jax.federation.secure import messages
-from afspl_jax.federation.secure.coordinator import (
-  Aborted,
-  Coordinator,
-  Introduction,
-  UnmaskQuestion,
-)
-from afspl_jax.federation.secure.crypto import Session
-from afspl_jax.federation.secure.party import Party, PartyError, Rules
+from afspl_jax.federation.secure.coordinator import Aborted, Coordinator
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import Terms
 from afspl_jax.federation.server.screening import screen
 from afspl_jax.federation.server.sites import Sites
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.storage.client_status import one_line
+from tests.fuzz.secure_session import RULES, SESSION, first_record, party_before, session
 from tests.fuzz.target import Target
 
 _PARAMS = {"kernel": np.ones((2, 3), np.float32), "bias": np.zeros(2, np.float16)}
 _STRUCTURE = wire.structure_digest(_PARAMS)
-_SESSION = Session(b"s" * 16, 3)
-_RULES = Rules(0.6)
-_TERMS = Terms(_RULES, 16, 1.0, 100)
+_TERMS = Terms(RULES, 16, 1.0, 100)
 _KINDS = {"arrays": ArrayRecord, "metrics": MetricRecord, "config": ConfigRecord}
 
 
@@ -76,9 +66,21 @@ def _written(content: RecordDict, **more: Any) -> dict[str, Any]:
     for key, value in record.items():
       if isinstance(value, Array):
         value = {"dtype": value.dtype, "shape": list(value.shape), "data": _text(value.data)}
-      entries[key] = {"bytes": _text(value)} if isinstance(value, bytes) else value
+      entries[key] = _as_json(value)
     records[name] = {"kind": kind, "entries": entries}
   return {"records": records} | more
+
+
+def _as_json(value: Any) -> Any:
+  if isinstance(value, list):
+    return [_as_json(item) for item in value]
+  return {"bytes": _text(value)} if isinstance(value, bytes) else value
+
+
+def _of_json(value: Any) -> Any:
+  if isinstance(value, list):
+    return [_of_json(item) for item in value]
+  return value["bytes"].encode("latin-1", "replace") if isinstance(value, dict) else value
 
 
 def _text(data: bytes) -> str:
@@ -109,7 +111,7 @@ def _record(kind: str, entries: dict[str, Any]) -> Any:
         data = value["data"].encode("latin-1", "replace")
         made = Array(str(value["dtype"]), tuple(value["shape"]), "numpy.ndarray", data)
       else:
-        made = value["bytes"].encode("latin-1", "replace") if isinstance(value, dict) else value
+        made = _of_json(value)
       alone = _KINDS[kind]({name: made})
       wire.serialized(alone)
       out[name] = alone[name]
@@ -132,8 +134,8 @@ def asked(kind: str, content: Callable[[], RecordDict], secure: bool = False) ->
     if found is None:
       return
     masks = SecureSite(_TERMS) if secure else None
-    if masks and (kind == "train" or kind.endswith(("shares", "unmask"))):
-      masks._parties[0] = _party(kind)
+    if masks and (kind == "train" or kind.endswith(("shares", "confirm", "unmask"))):
+      masks._parties[0] = party_before(kind)
     app = SiteApp(_Trainer(), _PARAMS, {"lr": 1, "deep": {"a": [1, 2]}}, masking=masks)
     context = Context(1, 2, {"partition-id": 0}, RecordDict(), {})
     group = str(found[1].get("group")).encode(errors="replace").decode()
@@ -147,43 +149,6 @@ def asked(kind: str, content: Callable[[], RecordDict], secure: bool = False) ->
   return Target(make, "message", read, (wire.WireError, PartyError, SiteError), cost=0.003)
 
 
-@functools.cache
-def _session() -> tuple[dict[str, Party], dict[int, Any], dict[int, bytes]]:
-  """A site before each stage; what it and its neighbours have shown; what these sealed for it."""
-  parties = {n: Party(_SESSION, _RULES) for n in range(4)}
-  shown = {n: party.advertise() for n, party in parties.items()}
-  before = {"query.secure_shares": copy.copy(parties[0])}
-  of = {n: p.share(n, 4, {m: shown[m] for m in shown if m != n}) for n, p in parties.items()}
-  sealed = {n: of[n][0] for n in range(1, 4)}
-  before["train"] = copy.deepcopy(parties[0], _keys_of(parties[0]))
-  parties[0].mask(np.zeros(9, np.uint32), sealed)
-  return before | {"query.secure_unmask": parties[0]}, shown, sealed
-
-
-def _keys_of(party: Party) -> dict[int, Any]:
-  """What a deep copy shares with its original."""
-  return {id(key): key for key in vars(party).values() if type(key).__module__.startswith("cryp")}
-
-
-def _party(stage: str) -> Party:
-  party = _session()[0][stage]
-  return copy.deepcopy(party, _keys_of(party))
-
-
-def _others() -> dict[int, Any]:
-  return {n: keys for n, keys in _session()[1].items() if n}
-
-
-def _first(stage: str) -> RecordDict:
-  record = {
-    "keys": lambda: messages.session_record(_SESSION),
-    "shares": lambda: messages.introduction_record(_SESSION, Introduction(0, 4, _others())),
-    "train": lambda: messages.forwarded_record(_SESSION, _session()[2]),
-    "unmask": lambda: messages.question_record(_SESSION, UnmaskQuestion([1, 2], [3])),
-  }[stage]()
-  return RecordDict({messages.SECURE: record})
-
-
 def _train(control: bool = False) -> RecordDict:
   config = ConfigRecord({wire.STRUCTURE: _STRUCTURE, wire.ROUND: 3, wire.CLIP: 1.0})
   content = RecordDict({wire.ARRAYS: wire.pack(_PARAMS), wire.CONFIG: config})
@@ -193,7 +158,7 @@ def _train(control: bool = False) -> RecordDict:
 
 
 def _secure_train() -> RecordDict:
-  return RecordDict({**_train(), **_first("train")})
+  return RecordDict({**_train(), **first_record("train")})
 
 
 def _hello() -> RecordDict:
@@ -261,9 +226,9 @@ def _under(make: Callable[[], Any]) -> Callable[[], RecordDict]:
 
 
 def _introduce(answer: Message) -> None:
-  shown = messages.read_keys(_said(answer))
-  others = {f"site {n}": keys for n, keys in _others().items()}
-  Coordinator(_SESSION, _RULES).introduce(others | {"elm": shown})
+  shown = messages.read_keys(_said(answer), "elm")
+  others = {f"site {n}": member for n, member in session()[1].items() if n}
+  Coordinator(SESSION, RULES).introduce(others | {"elm": shown})
 
 
 def _said(answer: Message) -> RecordDict:
@@ -272,24 +237,28 @@ def _said(answer: Message) -> RecordDict:
   return answer.content
 
 
-_QUESTION = UnmaskQuestion([1, 2], [3])
 _PACKED = np.arange(8, dtype=np.uint8)
 TARGETS = {
   "ask_train": asked("train", _train),
   "ask_controlled": asked("train", lambda: _train(control=True)),
   "ask_hello": asked("query.hello", _hello),
-  "ask_keys": asked("query.secure_keys", lambda: _first("keys"), secure=True),
-  "ask_shares": asked("query.secure_shares", lambda: _first("shares"), secure=True),
+  "ask_keys": asked("query.secure_keys", lambda: first_record("keys"), secure=True),
+  "ask_shares": asked("query.secure_shares", lambda: first_record("shares"), secure=True),
   "ask_secure_train": asked("train", _secure_train, secure=True),
-  "ask_unmask": asked("query.secure_unmask", lambda: _first("unmask"), secure=True),
+  "ask_confirm": asked("query.secure_confirm", lambda: first_record("confirm"), secure=True),
+  "ask_unmask": asked("query.secure_unmask", lambda: first_record("unmask"), secure=True),
   "reply": answered(_reply, _screen(False)),
   "reply_sparse": answered(lambda: _reply(sparse=True), _screen(False)),
   "reply_controlled": answered(lambda: _reply(control=True), _screen(True)),
   "reply_hello": answered(_site, _greet),
-  "reply_keys": answered(_under(lambda: messages.keys_record(_session()[1][0])), _introduce),
+  "reply_keys": answered(_under(lambda: messages.keys_record(session()[1][0])), _introduce),
   "reply_sealed": answered(
     _under(lambda: messages.sealed_record(dict.fromkeys((1, 2, 3), b"x" * 48))),
     lambda answer: messages.read_sealed(_said(answer), (1, 2, 3)),
+  ),
+  "reply_signature": answered(
+    _under(lambda: messages.signature_record(session()[2][1][1])),
+    lambda answer: messages.read_signature(_said(answer)),
   ),
   "reply_masked": answered(
     lambda: messages.masked_content(_PACKED, _STRUCTURE),
@@ -297,6 +266,6 @@ TARGETS = {
   ),
   "reply_shares": answered(
     _under(lambda: messages.shares_record(dict.fromkeys(range(4), b"x" * 16))),
-    lambda answer: messages.read_shares(_said(answer), 0, _QUESTION),
+    lambda answer: messages.read_shares(_said(answer), range(4)),
   ),
 }

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.federation.client.client_store import ClientStore
+from afspl_jax.federation.secure.roster import read_roster
 from afspl_jax.federation.transport import certificates, site_keys
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.huggingface import weights
@@ -176,6 +177,9 @@ def _keys() -> dict[str, bytes]:
     folder = Path(name)
     certificates.make_tls_files(folder, [])
     site_keys.make_site_key(folder, "elm")
+    site_keys.make_site_key(folder, "oak")
+    both = (folder / "elm.pub").read_bytes() + (folder / "oak.pub").read_bytes()
+    (folder / "roster.pub").write_bytes(both)
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
@@ -207,5 +211,6 @@ TARGETS = {
   "certificate": key("server.pem", certificates.read_tls_files),
   "server_key": key("server.key", certificates.read_tls_files),
   "site_key": key("elm.key", lambda folder: site_keys.check_site_key(folder / "elm.key")),
+  "roster": key("roster.pub", lambda folder: read_roster(folder / "roster.pub")),
   "public_key": key("elm.pub", lambda folder: site_keys.read_public_key(folder / "elm.pub")),
 }

@@ -166,3 +166,23 @@ def test_a_server_without_keys_or_sites_says_how_to_make_them(launcher, tmp_path
 
 def server_mistake(launcher, keys: Path) -> str:
   return mistake(launcher, *launcher.small, "--role=server", f"--keys={keys}")
+
+
+SECURE = ("--config.secure.aggregation=true", "--config.uplink.select=shared")
+
+
+def test_a_sites_own_key_must_be_in_the_roster_that_it_is_given(launcher, tmp_path, capsys):
+  keys, roster = tmp_path / "keys", tmp_path / "keys" / "roster.pub"
+  for site in SITES:
+    assert cli.main(["keys", "site", site, "--folder", str(keys)]) == 0
+  client = [*launcher.small, "--role=client", "--superlink=127.0.0.1:1", f"--site={SITES[0]}"]
+  client += [f"--keys={keys}", f"--roster={roster}", f"--workdir={tmp_path / 'run'}"]
+  assert "--roster: expected with --config.secure.aggregation" in mistake(launcher, *client)
+  assert "roster.pub: expected a roster; got" in mistake(launcher, *client, *SECURE)
+  others = [str(keys / f"{site}.pub") for site in SITES[1:]]
+  assert cli.main(["keys", "roster", "--folder", str(keys), *others]) == 0
+  assert f"{roster}: {', '.join(SITES[1:])}. Give every site a copy" in capsys.readouterr().out
+  said = mistake(launcher, *client, *SECURE)
+  assert (
+    f"roster.pub: expected the public key of {keys / SITES[0]}.key for {SITES[0]}; got none" in said
+  )

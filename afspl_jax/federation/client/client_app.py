@@ -72,7 +72,7 @@ class SiteApp(ClientApp):
     self.train()(self._train_one)
     self.query("hello")(self._hello)
     if masking:
-      masking.register(self, _client)
+      masking.register(self, _client, trainer.site)
 
   def answer_together(
     self, requests: Sequence[tuple[Message, Context]]

@@ -44,7 +44,7 @@ class ClientStore:
     """
     if self._read_only:
       raise ValueError(f"{self.folder}: this store is read-only")
-    file = self._site(site) / f"round_{round:06d}.safetensors"
+    file = self.folder_of(site) / f"round_{round:06d}.safetensors"
     try:
       self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # readable by its owner only
       file.parent.mkdir(exist_ok=True)
@@ -97,12 +97,13 @@ class ClientStore:
       ) from error
     return jax.tree.unflatten(jax.tree.structure(template), [found[name] for name in expected])
 
-  def _site(self, site: str) -> Path:
+  def folder_of(self, site: str) -> Path:
+    """The folder of a site's state."""
     # Any name gives one folder inside ours. quote() does not escape dots.
     return self.folder / quote(site, safe="").replace(".", "%2E")
 
   def _rounds(self, site: str) -> list[Path]:
-    return sorted(self._site(site).glob("round_*.safetensors"))
+    return sorted(self.folder_of(site).glob("round_*.safetensors"))
 
 
 def _contiguous(state: Params) -> dict[str, Shaped[np.ndarray, "..."]]:

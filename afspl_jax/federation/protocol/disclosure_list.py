@@ -143,11 +143,24 @@ ENTRIES = (
   _metric("nonfinite_steps", "local steps without a finite loss and gradient"),
   _metric("pool_usage_{i}", "share of samples that chose prompt i of the pool"),
   _hidden("secure_keys", "keys", "public keys, made for the round", "clients agree on masks"),
+  _hidden("secure_keys", "identity", "the site's public identity key", "to check its signatures"),
+  _hidden(
+    "secure_keys",
+    "signature",
+    "a signature over the round's keys and the site's name",
+    "the server cannot replace the keys",
+  ),
   _hidden(
     "secure_shares",
     "sealed",
     "shares of the round's secrets, each sealed for another client",
     "the masks of clients that drop out can be removed",
+  ),
+  _hidden(
+    "secure_confirm",
+    "signature",
+    "a signature over the set of clients whose update is in the sum, as the server named them",
+    "the server cannot name different sets to different clients",
   ),
   _hidden(
     "secure_unmask",

@@ -83,7 +83,7 @@ FORMS = {
     "masked numbers: at most one for each number of the shared leaves and two more", _masked
   ),
   "bytes": ValueForm(
-    "bytes of keys or shares",
+    "bytes of keys, shares or a signature",
     lambda value, line, record: isinstance(value, dict) and set(value) == {"bytes"},
   ),
 }

@@ -8,15 +8,9 @@ import numpy as np
 
 from afspl_jax.federation.secure import crypto, graph
 from afspl_jax.federation.secure.crypto import Session
-from afspl_jax.federation.secure.party import (
-  FEWEST,
-  Keys,
-  Rules,
-  commitment,
-  holders,
-  pair_mask,
-  self_mask,
-)
+from afspl_jax.federation.secure.graph import FEWEST
+from afspl_jax.federation.secure.members import Member, with_view
+from afspl_jax.federation.secure.party import Rules, commitment, holders, pair_mask, self_mask
 from afspl_jax.storage.client_status import Outcome, Status
 
 
@@ -28,15 +22,7 @@ class Introduction(NamedTuple):
   """What the server sends to a client before the client shares its secrets."""
 
   number: int  # of this client
-  clients: int  # in the round
-  peers: dict[int, Keys]  # its neighbours, by number
-
-
-class UnmaskQuestion(NamedTuple):
-  """What the server asks a client at the end, about its neighbours that shared."""
-
-  survivors: list[int]  # numbers of those whose update arrived
-  lost: list[int]  # numbers of those whose update did not
+  members: list[Member]  # all clients of the round, by name
 
 
 class Coordinator:
@@ -45,43 +31,63 @@ class Coordinator:
   Args:
     session: a new one.
     rules: the federation's.
-    fewest: the smallest number of updates in a sum; at least FEWEST.
+    fewest: the smallest number of updates in a sum; at least that of the rules.
+    known: identity keys of sites in earlier sessions; new ones are added.
   """
 
-  def __init__(self, session: Session, rules: Rules, fewest: int = FEWEST):
+  def __init__(
+    self,
+    session: Session,
+    rules: Rules,
+    fewest: int = FEWEST,
+    known: dict[str, bytes] | None = None,
+  ):
     self.session = session
     self.left_out: dict[str, Status] = {}  # clients that the session continues without, and why
-    self._rules, self._fewest = rules, max(FEWEST, fewest)
+    self._rules, self._fewest = rules, max(rules.fewest, fewest)
+    self._known = {} if known is None else known
     self._names: list[str] = []  # by number
-    self._keys: dict[int, Keys] = {}
+    self._members: list[Member] = []
+    self._joint = session
     self._near: dict[int, tuple[int, ...]] = {}
-    self._threshold = 0
+    self._threshold, self._signers, self._unanimous = 0, 0, False
     self._shared: set[int] = set()
     self._survivors: set[int] = set()
 
-  def introduce(self, keys: Mapping[str, Keys]) -> dict[str, Introduction]:
+  def introduce(self, shown: Mapping[str, Member]) -> dict[str, Introduction]:
     """Numbers the clients and connects them in a graph.
+
+    Args:
+      shown: by name, what each client shows of itself.
 
     Raises:
       Aborted: too few clients have valid keys.
     """
-    times = Counter(key for each in keys.values() for key in each)
-    for name, each in keys.items():
-      if any(times[key] > 1 for key in each):
-        self.left_out[name] = Status(Outcome.REJECTED, "expected new keys; got another client's")
-      elif not (crypto.is_public(each.mask) and crypto.is_public(each.seal)):
-        self.left_out[name] = Status(Outcome.REJECTED, "expected public keys; got other bytes")
-    self._names = sorted(keys.keys() - self.left_out.keys())
+    times = Counter(key for each in shown.values() for key in (each.identity, *each.keys))
+    for name, each in shown.items():
+      if any(times[key] > 1 for key in (each.identity, *each.keys)):
+        self._reject(name, "expected new keys; got another client's")
+      elif not (crypto.is_public(each.keys.mask) and crypto.is_public(each.keys.seal)):
+        self._reject(name, "expected public keys; got other bytes")
+      elif not each.is_authentic(self.session):
+        self._reject(name, "expected keys that its identity key signed; got others")
+      elif self._known.setdefault(name, each.identity) != each.identity:
+        self._reject(name, "expected its identity key of earlier rounds; got another")
+    self._names = sorted(shown.keys() - self.left_out.keys())
+    self._members = [shown[name] for name in self._names]
     count = len(self._names)
     self._expect(count, self._fewest, "clients with keys")
-    self._keys = {number: keys[name] for number, name in enumerate(self._names)}
-    neighbours = graph.degree(count, *self._rules)
+    neighbours = graph.degree(count, self._rules.threshold, self._rules.neighbours)
     self._threshold = graph.needed(neighbours, self._rules.threshold)
-    self._near = graph.connect(range(count), neighbours)
-    return {
-      name: Introduction(number, count, {peer: self._keys[peer] for peer in self._near[number]})
-      for number, name in enumerate(self._names)
-    }
+    self._signers = graph.signers(count, self._rules.threshold)
+    self._unanimous = graph.is_unanimous(count, neighbours, self._rules.threshold)
+    self._joint = with_view(self.session, self._members)
+    self._near = graph.connect(count, neighbours, self._joint.view)
+    return {name: Introduction(number, self._members) for number, name in enumerate(self._names)}
+
+  def peers_of(self, name: str) -> tuple[int, ...]:
+    """The numbers of a client's neighbours."""
+    return self._near[self._names.index(name)]
 
   def forward(self, sealed: Mapping[str, Mapping[int, bytes]]) -> dict[str, dict[int, bytes]]:
     """Returns for every client what its neighbours sealed for it.
@@ -108,26 +114,49 @@ class Coordinator:
       for number in sorted(self._shared)
     }
 
-  def ask(self, masked: Collection[str]) -> dict[str, UnmaskQuestion]:
-    """The question for each client, once it is known whose masked updates are in the sum.
+  def settle(self, masked: Collection[str]) -> list[int]:
+    """The numbers of the survivors, once it is known whose masked updates are in the sum.
 
     Raises:
       Aborted: too few updates arrived, in total or around one client, to remove the masks.
     """
     self._survivors = {self._names.index(name) for name in masked}
-    self._expect(len(self._survivors), self._fewest, "masked updates")
+    self._expect(len(self._survivors), max(self._signers, self._fewest), "masked updates")
     for number in sorted(self._shared):
       around = self._around(number, self._survivors)
       if number in self._survivors or around:
         what = f"of {self._names[number]} and its neighbours to send masked updates"
         self._expect(around, self._threshold, what)
-    return {
-      self._names[number]: UnmaskQuestion(
-        [peer for peer in self._near[number] if peer in self._survivors],
-        [peer for peer in self._near[number] if peer in self._shared - self._survivors],
-      )
-      for number in sorted(self._survivors)
-    }
+    return sorted(self._survivors)
+
+  def needs_signatures(self) -> bool:
+    """Whether the clients must sign the survivors before they give shares."""
+    return not (self._unanimous and len(self._survivors) == len(self._names))
+
+  def confirmed(self, signatures: Mapping[str, bytes]) -> dict[int, bytes]:
+    """The valid signatures over the survivors, by number of their signer.
+
+    Raises:
+      Aborted: too few clients signed.
+    """
+    found: dict[int, bytes] = {}
+    for name, signature in sorted(signatures.items()):
+      number = self._names.index(name)
+      if self._members[number].has_signed(self._joint, self._survivors, signature):
+        found[number] = signature
+      else:
+        self._reject(name, "expected its signature over the survivors; got another")
+    self._expect(len(found), self._signers, "signatures over the survivors")
+    return found
+
+  def name(self, number: int) -> str:
+    """The name of the client with a number."""
+    return self._names[number]
+
+  def shares_of(self, name: str) -> list[int]:
+    """The numbers of the clients of whom a client has a share."""
+    number = self._names.index(name)
+    return holders(number, [peer for peer in self._near[number] if peer in self._shared])
 
   def unmask(self, total: np.ndarray, shares: Mapping[str, Mapping[int, bytes]]) -> None:
     """Removes the masks from the sum of the masked updates.
@@ -142,22 +171,22 @@ class Coordinator:
     received = {self._names.index(name): of for name, of in shares.items()}
     liars: set[int] = set()
     for number in sorted(self._survivors):
-      seed = self._recover(number, received, liars, self._commitment, self._keys[number].own)
+      seed = self._recover(
+        number, received, liars, self._commitment, self._members[number].keys.own
+      )
       crypto.add_mask(total, self_mask(seed, self.session), -1)
     for number in sorted(self._shared - self._survivors):
       near = [peer for peer in self._near[number] if peer in self._survivors]
       if not near:  # no update has a mask with it
         continue
-      seed = self._recover(number, received, liars, self._public, self._keys[number].mask)
+      seed = self._recover(number, received, liars, self._public, self._members[number].keys.mask)
       private = crypto.private_key(seed, self.session)
       for peer in near:
         crypto.add_mask(
-          total, *pair_mask(private, self._keys[peer].mask, self.session, number, peer)
+          total, *pair_mask(private, self._members[peer].keys.mask, self._joint, number, peer)
         )
     for liar in liars:
-      self.left_out[self._names[liar]] = Status(
-        Outcome.REJECTED, "it gave another share than it was given"
-      )
+      self._reject(self._names[liar], "it gave another share than it was given")
 
   def _recover(
     self,
@@ -197,6 +226,9 @@ class Coordinator:
   def _around(self, number: int, among: Collection[int]) -> int:
     """The number of these among a client and its neighbours."""
     return sum(holder in among for holder in holders(number, self._near[number]))
+
+  def _reject(self, name: str, reason: str) -> None:
+    self.left_out[name] = Status(Outcome.REJECTED, reason)
 
   def _expect(self, found: int, least: int, what: str) -> None:
     if found < least:

@@ -20,7 +20,7 @@ KEY = 32  # bytes of every other key, public or not
 SESSION = 16  # bytes of a session's name
 TAG = 16  # bytes that sealing adds
 
-_PROTOCOL = b"afspl_jax secure aggregation 1"
+_PROTOCOL = b"afspl_jax secure aggregation 2"
 _CHUNK = 1 << 18  # bytes of a mask that are made at a time; they fit into the cache
 
 
@@ -33,11 +33,13 @@ class Session(NamedTuple):
 
   name: bytes  # SESSION random bytes
   round: int  # from 1
+  view: bytes = b""  # a hash of its members, once they are known (members.py)
 
   def info(self, purpose: str, *parties: int) -> bytes:
     """The purpose of a key, as bytes."""
     numbers = (self.round, *parties)
-    return b"|".join([_PROTOCOL, purpose.encode(), self.name, *(b"%d" % n for n in numbers)])
+    parts = [_PROTOCOL, purpose.encode(), self.name, *(b"%d" % n for n in numbers)]
+    return b"|".join([*parts, self.view] if self.view else parts)
 
 
 def derive(secret: bytes, info: bytes) -> bytes:

@@ -3,19 +3,24 @@
 Bell et al. 2020, section 3.2: a cycle in random order, in which each node is connected to the
 nearest ones on both sides. A few dozen neighbours are as safe as all clients, and a client's work
 grows with their number.
+
+The order is a hash of the clients' signed keys (members.with_view): every client computes the
+graph itself, and a server cannot put its accomplices around one. It can try other keys of its
+accomplices until it likes the order; the bounds allow for GRAPHS attempts.
 """
 
+import hashlib
 import math
-import secrets
-from collections.abc import Sequence
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 
 from scipy.stats import hypergeom
 
 COLLUDING = 0.2  # share of a round's clients that may collude with the server
 DROPPING = 0.2  # share of a round's clients that may drop out
 INSECURE = 2.0**-40  # probability, over the order, that these learn more than the sum
+GRAPHS = 2.0**60  # orders that a server may try
+FEWEST = 3  # clients in a sum: of two, each could compute the other's update from the sum
 FAILING = 2.0**-10  # probability that a round fails though no more than these drop out; it can
 # be repeated
 
@@ -47,16 +52,37 @@ def needed(neighbours: int, threshold: float) -> int:
   return math.ceil(Fraction(str(threshold)) * (neighbours + 1))
 
 
-def connect(clients: Sequence[int], neighbours: int) -> dict[int, tuple[int, ...]]:
-  """Each client's neighbours, sorted; the order comes from the operating system's randomness."""
-  order = list(clients)
-  secrets.SystemRandom().shuffle(order)
-  if neighbours >= len(order) - 1:
+def signers(clients: int, threshold: float) -> int:
+  """How many of a round's clients must sign the same survivors before masks are removed.
+
+  A client signs once in a session. Two sets with so many signatures have an honest signer in common
+  if up to COLLUDING of the clients, rounded down, sign both: Bonawitz et al. 2017, section 6.2.
+  """
+  colluding = math.floor(Fraction(str(COLLUDING)) * clients)
+  return max(needed(clients - 1, threshold), (clients + colluding) // 2 + 1)
+
+
+def is_unanimous(clients: int, neighbours: int, threshold: float) -> bool:
+  """Whether the set of all clients needs no signatures, because any other set needs them.
+
+  A client that gives shares for all clients as survivors never signs another set. Where another set
+  is signed by enough, the clients that did not sign it and those that collude have too few shares
+  for a secret. That is so in a complete graph, for a threshold of 0.6 and more.
+  """
+  others = clients - signers(clients, threshold) + math.floor(Fraction(str(COLLUDING)) * clients)
+  return neighbours >= clients - 1 and others < needed(neighbours, threshold)
+
+
+@lru_cache(2)  # all clients of a process have the same graph
+def connect(clients: int, neighbours: int, seed: bytes) -> dict[int, tuple[int, ...]]:
+  """Each client's neighbours, sorted, in the graph of a seed."""
+  order = sorted(range(clients), key=lambda i: hashlib.sha256(b"%b|%d" % (seed, i)).digest())
+  if neighbours >= clients - 1:
     near = {i: set(order) - {i} for i in order}
   else:
     steps = [step for k in range(1, neighbours // 2 + 1) for step in (k, -k)]
-    near = {i: {order[(at + s) % len(order)] for s in steps} for at, i in enumerate(order)}
-  return {client: tuple(sorted(near[client])) for client in sorted(order)}
+    near = {i: {order[(at + s) % clients] for s in steps} for at, i in enumerate(order)}
+  return {client: tuple(sorted(near[client])) for client in range(clients)}
 
 
 def parted(clients: int, neighbours: int, others: int) -> float:
@@ -76,10 +102,11 @@ def _is_safe(clients: int, neighbours: int, threshold: float) -> bool:
   independently of the order."""
   colluding, lost = math.ceil(COLLUDING * clients), math.ceil(DROPPING * clients)
   shares = needed(neighbours, threshold)
-  # Too many neighbours of one client collude: with the server they have both of its secrets.
-  exposed = clients * hypergeom.sf(shares - 1, clients - 1, colluding, neighbours)
+  # Among the shares that give a secret of one client, fewer than FEWEST are of honest clients. With
+  # `shares` colluding ones both of its secrets would be known. With fewer, a server that chooses
+  # who drops out can part the graph, but at least FEWEST honest clients stay in every part.
+  exposed = clients * hypergeom.sf(shares - FEWEST, clients - 1, colluding, neighbours)
   # Too few neighbours of one client stay.
   failing = clients * hypergeom.cdf(shares - 1, clients - 1, clients - 1 - lost, neighbours)
-  return bool(
-    exposed + parted(clients, neighbours, colluding + lost) <= INSECURE and failing <= FAILING
-  )
+  insecure = GRAPHS * exposed + parted(clients, neighbours, colluding + lost)
+  return bool(insecure <= INSECURE and failing <= FAILING)

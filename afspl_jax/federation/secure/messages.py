@@ -1,11 +1,12 @@
 """The messages of secure aggregation, as records of Flower's messages.
 
-All fields have known lengths: a peer's bytes are compared with the expected length and split;
-no field gives the length of another.
+Fields of bytes have known lengths: a peer's bytes are compared with the expected length and split;
+no field gives the length of another. Keys of identities, signatures and names are in lists.
 """
 
 from collections.abc import Collection, Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -13,12 +14,13 @@ from jaxtyping import UInt8
 
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.protocol.wire import WireError
-from afspl_jax.federation.secure.coordinator import Introduction, UnmaskQuestion
+from afspl_jax.federation.secure.coordinator import Introduction
 from afspl_jax.federation.secure.crypto import KEY, SEED, SESSION, Session
-from afspl_jax.federation.secure.party import SEALED, Keys
+from afspl_jax.federation.secure.members import Keys, Member
+from afspl_jax.federation.secure.party import SEALED
 
 SECURE = "secure"  # name of the record
-KEYS, SHARES, UNMASK = "secure_keys", "secure_shares", "secure_unmask"  # queries
+KEYS, SHARES, CONFIRM, UNMASK = "secure_keys", "secure_shares", "secure_confirm", "secure_unmask"
 MASKED = "masked"  # array of the ArrayRecord: the masked integers
 _SESSION, _PEERS = "session", "peers"
 _NUMBER = np.dtype("<u4")  # a client's number as it travels
@@ -51,29 +53,34 @@ def session_name(content: RecordDict) -> bytes:
   return name
 
 
-def keys_record(keys: Keys) -> ConfigRecord:
-  """The public keys of a client."""
-  return ConfigRecord({"keys": b"".join(keys)})
+def keys_record(member: Member) -> ConfigRecord:
+  """What a client shows of itself; the server knows its name."""
+  keys = b"".join(member.keys)
+  return ConfigRecord({"identity": member.identity, "keys": keys, "signature": member.signature})
 
 
-def read_keys(content: RecordDict) -> Keys:
-  """Parses the public keys of a client.
+def read_keys(content: RecordDict, site: str) -> Member:
+  """Parses what a client shows of itself.
 
   Raises:
     WireError: the record is malformed.
   """
-  return Keys(*_cut(_record(content, {"keys": bytes}), "keys", KEY, 3))
+  record = _record(content, {"identity": bytes, "keys": bytes, "signature": bytes})
+  keys = Keys(*_cut(record, "keys", KEY, 3))
+  return Member(site, record["identity"], keys, record["signature"])
 
 
 def introduction_record(session: Session, introduction: Introduction) -> ConfigRecord:
   """The record of an introduction."""
+  members = introduction.members
   return ConfigRecord(
     {
       _SESSION: session.name,
       "number": introduction.number,
-      "clients": introduction.clients,
-      _PEERS: _numbers(introduction.peers),
-      "keys": b"".join(b"".join(keys) for keys in introduction.peers.values()),
+      "sites": [member.site for member in members],
+      "identities": [member.identity for member in members],
+      "keys": b"".join(b"".join(member.keys) for member in members),
+      "signatures": [member.signature for member in members],
     }
   )
 
@@ -84,12 +91,16 @@ def read_introduction(content: RecordDict) -> Introduction:
   Raises:
     WireError: the record is malformed.
   """
-  expected = {_SESSION: bytes, "number": int, "clients": int, _PEERS: bytes, "keys": bytes}
-  record = _record(content, expected)
-  peers = _read_numbers(record, _PEERS)
-  keys = _cut(record, "keys", 3 * KEY, len(peers))
-  shown = [Keys(text[:KEY], text[KEY : 2 * KEY], text[2 * KEY :]) for text in keys]
-  return Introduction(record["number"], record["clients"], dict(zip(peers, shown, strict=True)))
+  lists = {"sites": list, "identities": list, "signatures": list}
+  record = _record(content, {_SESSION: bytes, "number": int, "keys": bytes} | lists)
+  sites = _items(record, "sites", str)
+  columns = [_items(record, name, bytes, len(sites)) for name in ("identities", "signatures")]
+  keys = _cut(record, "keys", 3 * KEY, len(sites))
+  members = [
+    Member(site, identity, Keys(text[:KEY], text[KEY : 2 * KEY], text[2 * KEY :]), signature)
+    for site, text, identity, signature in zip(sites, keys, *columns, strict=True)
+  ]
+  return Introduction(record["number"], members)
 
 
 def sealed_record(sealed: Mapping[int, bytes]) -> ConfigRecord:
@@ -148,25 +159,54 @@ def read_masked(content: RecordDict, size: int, structure: str) -> UInt8[np.ndar
   return wire.decode_array(MASKED, content[wire.ARRAYS][MASKED], np.dtype(np.uint8), size)
 
 
-def question_record(session: Session, question: UnmaskQuestion) -> ConfigRecord:
-  """The record of the last question."""
-  return ConfigRecord(
-    {
-      _SESSION: session.name,
-      "survivors": _numbers(question.survivors),
-      "lost": _numbers(question.lost),
-    }
-  )
+def survivors_record(session: Session, survivors: Collection[int]) -> ConfigRecord:
+  """The record that asks to confirm whose updates are in the sum."""
+  return ConfigRecord({_SESSION: session.name, "survivors": _numbers(survivors)})
 
 
-def read_question(content: RecordDict) -> UnmaskQuestion:
-  """Parses the server's last question.
+def read_survivors(content: RecordDict) -> list[int]:
+  """Parses the survivors.
 
   Raises:
     WireError: the record is malformed.
   """
-  record = _record(content, {_SESSION: bytes, "survivors": bytes, "lost": bytes})
-  return UnmaskQuestion(_read_numbers(record, "survivors"), _read_numbers(record, "lost"))
+  return _read_numbers(_record(content, {_SESSION: bytes, "survivors": bytes}), "survivors")
+
+
+def signature_record(signature: bytes) -> ConfigRecord:
+  """A client's signature over the survivors."""
+  return ConfigRecord({"signature": signature})
+
+
+def read_signature(content: RecordDict) -> bytes:
+  """Parses a client's signature.
+
+  Raises:
+    WireError: the record is malformed.
+  """
+  return _record(content, {"signature": bytes})["signature"]
+
+
+def signatures_record(session: Session, signatures: Mapping[int, bytes]) -> ConfigRecord:
+  """The record that asks for shares, with the signatures over the survivors."""
+  return ConfigRecord(
+    {
+      _SESSION: session.name,
+      "signers": _numbers(signatures),
+      "signatures": [signatures[number] for number in sorted(signatures)],
+    }
+  )
+
+
+def read_signatures(content: RecordDict) -> dict[int, bytes]:
+  """Parses the signatures over the survivors, by number of their signer.
+
+  Raises:
+    WireError: the record is malformed.
+  """
+  record = _record(content, {_SESSION: bytes, "signers": bytes, "signatures": list})
+  signers = _read_numbers(record, "signers")
+  return dict(zip(signers, _items(record, "signatures", bytes, len(signers)), strict=True))
 
 
 def shares_record(shares: Mapping[int, bytes]) -> ConfigRecord:
@@ -174,15 +214,14 @@ def shares_record(shares: Mapping[int, bytes]) -> ConfigRecord:
   return ConfigRecord({"shares": b"".join(shares[of] for of in sorted(shares))})
 
 
-def read_shares(content: RecordDict, number: int, question: UnmaskQuestion) -> dict[int, bytes]:
-  """Parses the shares that the client `number` gave to a question.
+def read_shares(content: RecordDict, of: Collection[int]) -> dict[int, bytes]:
+  """Parses the shares that a client gave, of the clients `of`.
 
   Raises:
     WireError: the record is malformed.
   """
-  of = sorted({number, *question.survivors, *question.lost})
   record = _record(content, {"shares": bytes})
-  return dict(zip(of, _cut(record, "shares", SEED, len(of)), strict=True))
+  return dict(zip(sorted(of), _cut(record, "shares", SEED, len(of)), strict=True))
 
 
 def _record(content: RecordDict, expected: Mapping[str, type]) -> ConfigRecord:
@@ -201,6 +240,17 @@ def _cut(record: ConfigRecord, name: str, size: int, count: int) -> list[bytes]:
   if len(value) != size * count:
     raise WireError(f"{SECURE}: {name}: expected {size * count} bytes; got {len(value)}")
   return [value[start : start + size] for start in range(0, len(value), size)]
+
+
+def _items(record: ConfigRecord, name: str, kind: type, count: int | None = None) -> list[Any]:
+  """A list of `count` values of one type."""
+  value = record[name]
+  if not all(type(item) is kind for item in value) or count not in (None, len(value)):
+    wanted = f"{'' if count is None else count} {kind.__name__}"
+    raise WireError(
+      f"{SECURE}: {name}: expected a list of {wanted.strip()}; got {len(value)} items"
+    )
+  return value
 
 
 def _numbers(clients: Collection[int]) -> bytes:

@@ -1,24 +1,29 @@
 """A client's half of secure aggregation for one session."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt
 
+from afspl_jax.federation.contracts import PartyError
 from afspl_jax.federation.secure import crypto, graph
 from afspl_jax.federation.secure.crypto import SEED, Session
+from afspl_jax.federation.secure.graph import FEWEST
+from afspl_jax.federation.secure.identity import Identity
+from afspl_jax.federation.secure.members import (
+  Keys,
+  Member,
+  expect_members,
+  member_of,
+  names_digest,
+  sign_survivors,
+  with_view,
+)
 
 SEALED = 2 * SEED + crypto.TAG  # bytes of a sealed pair of shares
-
-FEWEST = 3  # clients in a round: of two, each could compute the other's update from the sum
-_MOST = 1 << 14  # clients that a client accepts; to compute their degree takes a second
-
-
-class PartyError(ValueError):
-  """The server asks a client for something that the protocol or its settings do not allow."""
 
 
 class Rules(NamedTuple):
@@ -26,18 +31,13 @@ class Rules(NamedTuple):
 
   threshold: float  # config's `secure.threshold`
   neighbours: int = 0  # config's `secure.neighbours`
-
-
-class Keys(NamedTuple):
-  """The public side of a client's secrets in a session, KEY bytes each."""
-
-  mask: bytes  # public key, for the mask with each neighbour
-  seal: bytes  # public key, for messages between neighbours
-  own: bytes  # commitment to the seed of the self mask
+  fewest: int = (
+    FEWEST  # clients in a round and in a sum; config's `fed.min_replies` if it is larger
+  )
 
 
 class _Stage(IntEnum):
-  NEW, ADVERTISED, SHARED, MASKED, DONE = range(5)
+  NEW, ADVERTISED, SHARED, MASKED, CONFIRMED, DONE = range(6)
 
 
 class Party:
@@ -46,70 +46,77 @@ class Party:
   Args:
     session: the server's.
     rules: the client's own settings.
+    identity: of the client's site.
+    summed: the set of sites (members.names_digest) whose sum in this round the client has helped to
+      reveal in an earlier session; None: there was none.
   """
 
-  def __init__(self, session: Session, rules: Rules):
-    self.session, self._rules = session, rules
+  def __init__(
+    self, session: Session, rules: Rules, identity: Identity, summed: bytes | None = None
+  ):
+    self.session, self.summed, self._rules, self._identity = session, summed, rules, identity
     self._stage = _Stage.NEW
-    self.clients = 0  # in the round, once it is known
-    self._number, self._threshold = -1, 0
+    self._members: Sequence[Member] = ()  # by number
+    self._number, self._threshold, self._signers, self._unanimous = -1, 0, 0, False
     self._peers: dict[int, Keys] = {}
     self._held: dict[int, tuple[bytes, bytes]] = {}  # neighbours' shares: of mask key, of seed
+    self._survivors: frozenset[int] = frozenset()
 
-  def advertise(self) -> Keys:
-    """Makes the session's secrets, and returns their public side."""
+  @property
+  def clients(self) -> int:
+    """The number of clients in the round, once it is known."""
+    return len(self._members)
+
+  def advertise(self) -> Member:
+    """Makes the session's secrets, and returns their public side, signed."""
     self._begin(_Stage.ADVERTISED)
     self._mask_seed, self._self_seed = os.urandom(SEED), os.urandom(SEED)
     self._mask_key = crypto.private_key(self._mask_seed, self.session)
     self._seal_key = crypto.private_key(os.urandom(SEED), self.session)
-    self._shown = Keys(
+    keys = Keys(
       crypto.public_bytes(self._mask_key),
       crypto.public_bytes(self._seal_key),
       commitment(self._self_seed, self.session),
     )
+    self._shown = member_of(self._identity, self.session, keys)
     self._stage = _Stage.ADVERTISED
     return self._shown
 
-  def share(self, number: int, clients: int, peers: Mapping[int, Keys]) -> dict[int, bytes]:
+  def share(self, number: int, members: Sequence[Member]) -> dict[int, bytes]:
     """Splits the secrets among this client and its neighbours.
 
     Args:
-      number: of this client in the round.
-      clients: in the round, numbered from 0.
-      peers: the public keys of its neighbours.
+      number: of this client among the members.
+      members: all clients of the round, by name.
 
     Returns:
       For each neighbour its sealed shares.
 
     Raises:
-      PartyError: too few clients or neighbours, or keys that are not all different.
+      PartyError: too few or too many clients, keys that are not all different, or not those of the
+        sites in the roster.
     """
     self._begin(_Stage.SHARED)
-    if clients < FEWEST:
-      raise PartyError(f"expected at least {FEWEST} clients in the round; got {clients}")
-    if clients > _MOST:
-      raise PartyError(f"expected at most {_MOST} clients in the round; got {clients}")
-    neighbours = graph.degree(clients, *self._rules)
-    if len(peers) != neighbours:
-      raise PartyError(
-        f"expected {neighbours} neighbours among {clients} clients (secure.threshold,"
-        f" secure.neighbours); got {len(peers)}"
-      )
-    if number in peers or not all(0 <= each < clients for each in (number, *peers)):
-      raise PartyError(f"expected other clients' numbers below {clients}; got {sorted(peers)}")
-    shown = [key for keys in (self._shown, *peers.values()) for key in keys]
-    if len(set(shown)) < len(shown):
-      raise PartyError("expected different keys of all neighbours; got one key twice")
-    self.clients, self._number, self._peers = clients, number, dict(peers)
+    expect_members(members, number, self._shown, self.session, self._rules.fewest)
+    others = [member for member in members if member.site != self._identity.site]
+    self._identity.roster.expect({member.site: member.identity for member in others})
+    clients = len(members)
+    neighbours = graph.degree(clients, self._rules.threshold, self._rules.neighbours)
+    self._joint = with_view(self.session, members)
+    near = graph.connect(clients, neighbours, self._joint.view)[number]
+    self._members, self._number = members, number
+    self._peers = {peer: members[peer].keys for peer in near}
     self._threshold = graph.needed(neighbours, self._rules.threshold)
+    self._signers = graph.signers(clients, self._rules.threshold)
+    self._unanimous = graph.is_unanimous(clients, neighbours, self._rules.threshold)
     seeds = self._mask_seed, self._self_seed
     split = [crypto.split_seed(seed, self._threshold, neighbours + 1) for seed in seeds]
-    shares = dict(zip(holders(number, peers), zip(*split, strict=True), strict=True))
+    shares = dict(zip(holders(number, near), zip(*split, strict=True), strict=True))
     self._held = {number: shares.pop(number)}
     out = {}
     for peer, (of_mask, of_own) in shares.items():
       key = self._sealing(number, peer)
-      out[peer] = crypto.seal(key, of_mask + of_own, self.session, number, peer)
+      out[peer] = crypto.seal(key, of_mask + of_own, self._joint, number, peer)
     self._stage = _Stage.SHARED
     return out
 
@@ -131,7 +138,7 @@ class Party:
     self._expect_enough(len(sealed))
     for peer, text in sealed.items():
       try:
-        plain = crypto.unseal(self._sealing(peer), text, self.session, peer, self._number)
+        plain = crypto.unseal(self._sealing(peer), text, self._joint, peer, self._number)
       except crypto.CryptoError as error:
         raise PartyError(f"shares of client {peer}: {error}") from error
       if len(plain) != 2 * SEED:
@@ -141,40 +148,85 @@ class Party:
     crypto.add_mask(total, self_mask(self._self_seed, self.session))
     for peer in sealed:
       other = self._peers[peer].mask
-      key, sign = pair_mask(self._mask_key, other, self.session, self._number, peer)
+      key, sign = pair_mask(self._mask_key, other, self._joint, self._number, peer)
       crypto.add_mask(total, key, sign)
     self._stage = _Stage.MASKED
     return total
 
-  def unmask(self, survivors: Collection[int], lost: Collection[int]) -> dict[int, bytes]:
+  def confirm(self, survivors: Collection[int]) -> bytes:
+    """Signs the set of clients whose update is in the sum: the only one in this session.
+
+    Args:
+      survivors: their numbers.
+
+    Raises:
+      PartyError: there are too few, unknown ones or not this client among them; or a sum of this
+        round over another set was revealed before.
+    """
+    self._settle(frozenset(survivors))
+    return sign_survivors(self._identity, self._joint, self._survivors)
+
+  def unmask(self, signatures: Mapping[int, bytes]) -> dict[int, bytes]:
     """The shares with which the server removes the masks; all secrets are deleted.
 
     Args:
-      survivors: neighbours whose update is in the sum.
-      lost: neighbours that shared, but whose update is not in it.
+      signatures: over the survivors, by number of their signer; none if all clients survived and
+        this needs no signatures (graph.is_unanimous).
 
     Returns:
-      A share of the self-mask seed of this client and each survivor, and a share of the mask-key
-      seed of each lost one: never both of one client.
+      A share of the self-mask seed of this client and each neighbour that survived, and a share of
+      the mask-key seed of each one that did not: never both of one client.
 
     Raises:
-      PartyError: a neighbour is both, neither or unknown, or there are too few survivors.
+      PartyError: too few clients signed the set that this client signed.
     """
+    everyone = not signatures and self._unanimous
+    if everyone:
+      self._settle(frozenset(range(self.clients)))
     self._begin(_Stage.DONE)
     held, self._held = self._held, {}
     del self._mask_seed, self._self_seed, self._mask_key, self._seal_key
-    both = sorted(set(survivors) & set(lost))
-    if both:
-      raise PartyError(f"expected clients to be survivors or lost; got {both} as both")
-    named = [self._number, *survivors, *lost]
-    if sorted(named) != sorted(held):
+    if not everyone:
+      self._expect_signatures(signatures)
+    return {of: held[of][1 if of in self._survivors else 0] for of in held}
+
+  def _settle(self, stayed: frozenset[int]) -> None:
+    """Accepts a set of survivors, for the rest of the session."""
+    self._begin(_Stage.CONFIRMED)
+    shared = stayed - self._peers.keys() | self._held.keys() & stayed
+    if not stayed <= set(range(self.clients)) or self._number not in stayed or shared != stayed:
       raise PartyError(
-        f"expected each neighbour that shared to be a survivor or lost, once; got {named[1:]}"
+        f"expected survivors among those that shared, this client one of them; got {sorted(stayed)}"
       )
-    self._expect_enough(len(survivors))
-    return {peer: held[peer][0] for peer in lost} | {
-      peer: held[peer][1] for peer in (self._number, *survivors)
-    }
+    least = max(self._signers, self._rules.fewest)
+    if len(stayed) < least:
+      raise PartyError(
+        f"expected at least {least} of {self.clients} clients in the sum (secure.threshold,"
+        f" fed.min_replies); got {len(stayed)}"
+      )
+    self._expect_enough(len(stayed & self._peers.keys()))
+    names = names_digest([self._members[number].site for number in stayed])
+    if self.summed not in (None, names):
+      raise PartyError(
+        f"round {self.session.round}: expected the sites of its sum that was revealed before; got"
+        " others. The difference of two sums would reveal single sites. Bring the same sites back,"
+        " or restart all sites to accept this"
+      )
+    self._survivors, self.summed = stayed, names
+    self._stage = _Stage.CONFIRMED
+
+  def _expect_signatures(self, signatures: Mapping[int, bytes]) -> None:
+    if not signatures.keys() <= self._survivors or len(signatures) < self._signers:
+      raise PartyError(
+        f"expected signatures of at least {self._signers} survivors; got {len(signatures)}"
+      )
+    for number, signature in signatures.items():
+      member = self._members[number]
+      if not member.has_signed(self._joint, self._survivors, signature):
+        raise PartyError(
+          f"{member.site}: expected its signature over the survivors that this site was shown; got"
+          " another: the server may have shown others"
+        )
 
   def _begin(self, stage: _Stage) -> None:
     """Rejects any stage but the next; a session ends with the first stage that fails."""
@@ -196,7 +248,7 @@ class Party:
     """The key for messages from one neighbour to another; each direction has its own."""
     receiver = self._number if receiver is None else receiver
     other = self._peers[receiver if sender == self._number else sender].seal
-    info = self.session.info("sealing key", sender, receiver)
+    info = self._joint.info("sealing key", sender, receiver)
     try:
       return crypto.agree(self._seal_key, other, info)
     except crypto.CryptoError as error:

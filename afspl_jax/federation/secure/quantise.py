@@ -140,17 +140,21 @@ class Quantiser:
     lifted = (total << self.word.type(spare)).view(signed) >> signed.type(spare)
     lifted = lifted.astype(np.int64)  # in which the least int32 has an absolute value
     weight, *counts = (int(n) for n in lifted[self.size :])
-    most = int(np.abs(lifted[: self.size]).max(initial=0))
+    values = lifted[: self.size] * self.step
+    norm = math.sqrt(float(np.square(values).sum()))
+    limit = (
+      weight * self.bound * (1 + 1e-9)
+    )  # of clients that all send the longest, in one direction
     if (
       not clients <= weight <= clients * self.max_weight
       or not all(0 <= count <= weight for count in counts)
-      or most > weight * 2 ** (self.bits - 1)
+      or norm > limit
     ):
       raise ValueError(
-        f"expected a sum of what {clients} clients may send; got numbers that cannot be: a client"
-        " sent what it should not"
+        f"expected a sum of what {clients} clients may send, of norm up to {limit:.3g}; got norm"
+        f" {norm:.3g} and weight {weight}, numbers that cannot be: a client sent what it should not"
       )
-    return Sum(lifted[: self.size] * self.step, weight, tuple(counts))
+    return Sum(values, weight, tuple(counts))
 
   def pack(self, words: UInt[np.ndarray, " m"]) -> UInt8[np.ndarray, " bytes"]:
     """The integers modulo 256**width, little-endian."""

@@ -8,10 +8,11 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from afspl_jax.config.experiment import Experiment
-from afspl_jax.federation.contracts import WITHIN, Update
+from afspl_jax.federation.contracts import WITHIN, PartyError, Update
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.secure import messages
-from afspl_jax.federation.secure.party import Party, PartyError
+from afspl_jax.federation.secure.identity import Identity, run_identities
+from afspl_jax.federation.secure.party import Party
 from afspl_jax.federation.secure.terms import Terms, terms_of
 from afspl_jax.types import Params
 
@@ -21,14 +22,19 @@ class SecureSite:
 
   Args:
     terms: what all have agreed on.
+    identity_of: the identity of a site of this process; by default one that is made for the run,
+      for sites that are all in this process.
   """
 
-  def __init__(self, terms: Terms):
-    self._terms = terms
+  def __init__(self, terms: Terms, identity_of: Callable[[str], Identity] | None = None):
+    self._terms, self._identity_of = terms, identity_of or run_identities()
     self._parties: dict[int, Party] = {}
     self._used: dict[int, set[bytes]] = {}  # names of sessions, by client
+    self._summed: dict[tuple[int, int], bytes] = {}  # by client and round, the sites of its sum
 
-  def register(self, app: ClientApp, client_of: Callable[[Context], int]) -> None:
+  def register(
+    self, app: ClientApp, client_of: Callable[[Context], int], site_of: Callable[[int], str]
+  ) -> None:
     """Lets the app answer the stages other than training."""
 
     def answer(message: Message, record: ConfigRecord) -> Message:
@@ -42,9 +48,12 @@ class SecureSite:
       if session.name in used:
         raise PartyError("expected a new session; got one that was used before")
       used.add(session.name)
-      party = self._parties[client] = Party(
-        session, self._terms.rules
-      )  # drops the last one's secrets
+      identity, summed = (
+        self._identity_of(site_of(client)),
+        self._summed.get((client, session.round)),
+      )
+      # It replaces the last session's secrets.
+      party = self._parties[client] = Party(session, self._terms.rules, identity, summed)
       return answer(message, messages.keys_record(party.advertise()))
 
     @app.query(messages.SHARES)
@@ -53,11 +62,20 @@ class SecureSite:
       introduction = messages.read_introduction(message.content)
       return answer(message, messages.sealed_record(party.share(*introduction)))
 
+    @app.query(messages.CONFIRM)
+    def confirm(message: Message, context: Context) -> Message:
+      party = self._party(client_of(context), message.content)
+      signature = party.confirm(messages.read_survivors(message.content))
+      return answer(message, messages.signature_record(signature))
+
     @app.query(messages.UNMASK)
     def unmask(message: Message, context: Context) -> Message:
-      party = self._party(client_of(context), message.content)
-      question = messages.read_question(message.content)
-      return answer(message, messages.shares_record(party.unmask(*question)))
+      client = client_of(context)
+      party = self._party(client, message.content)
+      shares = party.unmask(messages.read_signatures(message.content))
+      assert party.summed is not None, "it confirmed the set"
+      self._summed[client, party.session.round] = party.summed
+      return answer(message, messages.shares_record(shares))
 
   def check_request(self, client: int, round: int, content: RecordDict) -> None:
     """Checks a message that asks to train, before any work is done.
@@ -106,7 +124,9 @@ class SecureSite:
     return party
 
 
-def masking_of(config: Experiment) -> SecureSite | None:
-  """A site's half, if the experiment has secure aggregation."""
+def masking_of(
+  config: Experiment, identity_of: Callable[[str], Identity] | None = None
+) -> SecureSite | None:
+  """A site's half, if the experiment has secure aggregation; arguments as of SecureSite."""
   terms = terms_of(config)
-  return None if terms is None else SecureSite(terms)
+  return None if terms is None else SecureSite(terms, identity_of)

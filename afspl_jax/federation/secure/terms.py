@@ -8,7 +8,8 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.errors import UserError
 from afspl_jax.federation.contracts import POISSON, WITHIN
 from afspl_jax.federation.privacy import budget
-from afspl_jax.federation.secure.party import FEWEST, Rules
+from afspl_jax.federation.secure.graph import FEWEST
+from afspl_jax.federation.secure.party import Rules
 from afspl_jax.federation.secure.quantise import Quantiser
 
 
@@ -46,7 +47,7 @@ def terms_of(config: Experiment) -> Terms | None:
   # The number of clipped updates is summed, too, so that the bound can be chosen; except where it
   # would be a further release without noise.
   counts = (WITHIN,) if budget.first_bound(privacy) or not alike else ()
-  rules = Rules(secure.threshold, secure.neighbours)
+  rules = Rules(secure.threshold, secure.neighbours, max(FEWEST, config.fed.min_replies))
   weight = 1 if alike else config.fed.max_examples
   return Terms(rules, secure.bits, privacy.clip, weight, counts)
 

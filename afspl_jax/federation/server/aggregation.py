@@ -107,6 +107,7 @@ class SecureAggregation(_Open):
 
   def __init__(self, terms: Terms, config: Uplink, seed: int):
     self._terms, self._uplink, self._seed = terms, config, seed
+    self._known: dict[str, bytes] = {}  # identity keys of sites
 
   def collect(self, exchange: Exchange[str], request: TrainRequest, fed: Fed) -> Collected:
     """The mean of the updates as the one update, and the means of what is counted."""
@@ -130,7 +131,8 @@ class SecureAggregation(_Open):
   def _sum(
     self, exchange: Exchange[str], request: TrainRequest, fed: Fed
   ) -> tuple[SecureSum, list[ClientLine], int]:
-    found, lines, bytes_down = secure_sum(exchange, request, fed, self._terms, self._rows(request))
+    rows = self._rows(request)
+    found, lines, bytes_down = secure_sum(exchange, request, fed, self._terms, rows, self._known)
     if isinstance(found, str):
       raise RoundFailed(f"round {request.round}: {found}. {_failures(lines)}", lines)
     return found, lines, bytes_down

@@ -14,7 +14,7 @@ from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.coordinator import Aborted, Coordinator
 from afspl_jax.federation.secure.crypto import SESSION, Session
-from afspl_jax.federation.secure.party import FEWEST
+from afspl_jax.federation.secure.graph import FEWEST
 from afspl_jax.federation.secure.terms import Terms
 from afspl_jax.federation.server.exchange import Answer, Exchange
 from afspl_jax.federation.server.round_request import (
@@ -98,9 +98,9 @@ class _Stages:
   def _seconds(self, training: bool) -> float:
     if not training:
       return _QUICK * self._deadline
-    # All that is left but for the last stage.
+    # All that is left but for the last two stages.
     spent = time.monotonic() - self._begin
-    return max((1 - _QUICK) * self._deadline - spent, _QUICK * self._deadline)
+    return max((1 - 2 * _QUICK) * self._deadline - spent, _QUICK * self._deadline)
 
 
 def _parsed(
@@ -126,7 +126,12 @@ def _parsed(
 
 
 def secure_sum(
-  exchange: Exchange[str], request: TrainRequest, fed: Fed, terms: Terms, rows: Params
+  exchange: Exchange[str],
+  request: TrainRequest,
+  fed: Fed,
+  terms: Terms,
+  rows: Params,
+  known: dict[str, bytes],
 ) -> tuple[SecureSum | str, list[ClientLine], int]:
   """Takes the chosen sites through a session of secure aggregation.
 
@@ -136,6 +141,7 @@ def secure_sum(
     fed: sets the deadline, of which each stage but training has a tenth.
     terms: what all have agreed on.
     rows: masks of the rows that all send.
+    known: identity keys of sites in earlier rounds of the run; new ones are added.
 
   Returns:
     The sum, or why there is none; a line about every site that was chosen, absent or late, by name;
@@ -152,7 +158,7 @@ def secure_sum(
     nothing = zeros_like(request.params, np.float64)
     return SecureSum(nothing, 0, (0,) * len(terms.counts), 0), stages.lines(), 0
   session = Session(secrets.token_bytes(SESSION), request.round)
-  server = Coordinator(session, terms.rules, fed.min_replies)
+  server = Coordinator(session, terms.rules, fed.min_replies, known)
   found: SecureSum | str
   try:
     found = _session(stages, server, request, terms, rows)
@@ -165,7 +171,7 @@ def secure_sum(
 def _session(
   stages: _Stages, server: Coordinator, request: TrainRequest, terms: Terms, rows: Params
 ) -> SecureSum:
-  """The four stages (secure/__init__.py)."""
+  """The stages (secure/__init__.py)."""
   params = request.params
   session = server.session
 
@@ -176,12 +182,12 @@ def _session(
     return stages.ask(stage, f"query.secure_{stage}", contents, read)
 
   opening = dict.fromkeys(request.chosen.nodes, messages.session_record(session))
-  keys = ask("keys", opening, lambda site, reply: messages.read_keys(reply))
+  keys = ask("keys", opening, lambda site, reply: messages.read_keys(reply, site))
   introductions = server.introduce(keys)
   sealed = ask(
     "shares",
     {site: messages.introduction_record(session, each) for site, each in introductions.items()},
-    lambda site, reply: messages.read_sealed(reply, introductions[site].peers),
+    lambda site, reply: messages.read_sealed(reply, server.peers_of(site)),
   )
   forwarded = server.forward(sealed)
   try:
@@ -204,11 +210,18 @@ def _session(
     training,
     lambda site, reply: messages.read_masked(reply, size, structure),
   )
-  questions = server.ask(masked)
+  survivors, signatures = server.settle(masked), dict[int, bytes]()
+  if server.needs_signatures():
+    record = messages.survivors_record(session, survivors)
+    asked = dict.fromkeys(masked, record)
+    signatures = server.confirmed(
+      ask("confirm", asked, lambda site, reply: messages.read_signature(reply))
+    )
+  question = messages.signatures_record(session, signatures)
   shares = ask(
     "unmask",
-    {site: messages.question_record(session, each) for site, each in questions.items()},
-    lambda site, reply: messages.read_shares(reply, introductions[site].number, questions[site]),
+    {server.name(number): question for number in signatures or survivors},
+    lambda site, reply: messages.read_shares(reply, server.shares_of(site)),
   )
   total = np.zeros(quantiser.length, quantiser.word)
   for packed in masked.values():

@@ -10,13 +10,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from afspl_jax.federation.contracts import CLIENT_RAISED, Rejected
+from afspl_jax.federation.contracts import CLIENT_RAISED, LONGEST_NAME, Rejected, is_site_name
 from afspl_jax.federation.protocol import wire
 from afspl_jax.federation.server.exchange import Exchange
 from afspl_jax.federation.server.screening import screen_examples
 from afspl_jax.storage.client_status import one_line
-
-_LONGEST_NAME = 80  # characters
 
 
 class ConnectedSite(NamedTuple):
@@ -104,9 +102,10 @@ class Sites:
       raise Rejected(f"{one_line(reply.error.reason or str(reply.error.code))}")
     answer = reply.content.config_records.get(wire.CONFIG, {})
     name = answer.get(wire.SITE)
-    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+    if not isinstance(name, str) or not is_site_name(name):
       raise Rejected(
-        f"expected a site's name, of 1 to {_LONGEST_NAME} characters; got {one_line(repr(name))}"
+        f"expected a site's name, of 1 to {LONGEST_NAME} characters, without spaces around it; got"
+        f" {one_line(repr(name))}"
       )
     site = self._grid.site_of(node) if isinstance(self._grid, KeyedGrid) else None
     if site not in (None, name):

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from afspl_jax.errors import UserError
-from afspl_jax.storage.atomic_files import create_file
+from afspl_jax.federation.secure.roster import ROSTER, read_roster
+from afspl_jax.storage.atomic_files import create_file, write_text
 
 # What `cryptography` raises for a file that it cannot parse.
 PARSE_ERRORS = (
@@ -29,6 +30,7 @@ PARSE_ERRORS = (
   x509.UnsupportedGeneralNameType,
 )
 
+SITES = "sites"  # subfolder of the server's keys, with the public keys of the sites
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ADVICE = "`afspl keys` makes keys; a site also needs ca.crt, the server sites/SITE.pub"
 _LOG = logging.getLogger(__name__)
@@ -69,6 +71,31 @@ def make_site_key(folder: Path, site: str) -> SiteKeyFiles:
   create_file(files.private, private_key_pem(key, serialization.PrivateFormat.OpenSSH), 0o600)
   create_file(files.public, public + f" {site}\n".encode(), 0o644)
   return files
+
+
+def make_roster(folder: Path, files: Sequence[Path] = ()) -> tuple[Path, list[str]]:
+  """Writes the public keys of a federation's sites to one file, for `--roster` of every site.
+
+  Args:
+    folder: gets the file.
+    files: `SITE.pub` of each site; by default those in the folder's `sites`.
+
+  Returns:
+    The file, and the names of the sites.
+
+  Raises:
+    UserError: there is no public key, or a file is not one.
+  """
+  found = list(files) or sorted((folder / SITES).glob("*.pub"))
+  if not found:
+    raise UserError(f"{folder / SITES}: expected the sites' public keys, SITE.pub; got none")
+  lines = []
+  for file in found:
+    read_public_key(file)  # so that nothing else is copied
+    lines.append(b" ".join([*read_key_file(file).split()[:2], file.stem.encode()]).decode())
+  roster = folder / ROSTER
+  write_text(roster, "\n".join([*lines, ""]))
+  return roster, sorted(read_roster(roster))
 
 
 def check_site_key(file: Path) -> None:

@@ -18,7 +18,13 @@ def add_commands(parsers: Any) -> CommandGroup:
   server.add_argument("--days", type=int, default=3650, help="until the certificates expire")
   site = kinds.add_parser("site", help="for a site; its NAME.pub goes to the server")
   site.add_argument("name", help="the site's name in the federation")
-  for kind in (server, site):
+  roster = kinds.add_parser(
+    "roster", help="the public keys of all sites as one file, for sites with secure.aggregation"
+  )
+  roster.add_argument(
+    "files", nargs="*", type=Path, metavar="SITE.pub", help="default: FOLDER/sites/*.pub"
+  )
+  for kind in (server, site, roster):
     kind.add_argument("--folder", type=Path, default=Path("keys"), help="default: keys")
 
   audit = group.add(
@@ -41,6 +47,12 @@ def _keys(args: argparse.Namespace) -> int:
     made = certificates.make_tls_files(args.folder, args.hosts, args.days)
     print(f"give every site a copy of {made.ca}; put each site's NAME.pub into {args.folder}/sites")
     print(f"keep to this host: {made.key}; better still elsewhere: {args.folder / 'ca.key'}")
+  elif args.kind == "roster":
+    file, sites = site_keys.make_roster(args.folder, args.files)
+    print(f"{file}: {', '.join(sites)}. Give every site a copy, for its --roster")
+    print(
+      "its operators compare it with the fingerprints (ssh-keygen -lf) that the sites tell them"
+    )
   else:
     pair = site_keys.make_site_key(args.folder, args.name)
     print(f"give the server a copy of {pair.public}; get its ca.crt and put it into {args.folder}")

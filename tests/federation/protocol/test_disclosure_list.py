@@ -6,9 +6,8 @@ import pytest
 
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import changed
-from afspl_jax.federation.contracts import WITHIN, SiteError, SiteSpent
+from afspl_jax.federation.contracts import WITHIN, PartyError, SiteError, SiteSpent
 from afspl_jax.federation.protocol import disclosure_list, logged_values, wire
-from afspl_jax.federation.secure import party
 
 DOCS = Path(__file__).parents[3] / "docs" / "audit.md"
 
@@ -35,7 +34,7 @@ def test_names_are_those_of_the_code():
     wire.FLAT,
   )
   assert any(entry.name == WITHIN for entry in disclosure_list.ENTRIES)
-  kinds = (wire.WireError, SiteError, SiteSpent, party.PartyError, FloatingPointError)
+  kinds = (wire.WireError, SiteError, SiteSpent, PartyError, FloatingPointError)
   assert set(disclosure_list.ERROR_TYPES) == {kind.__name__ for kind in kinds}
 
 
@@ -44,6 +43,9 @@ WEIGHT = {"train metrics num-examples", "train config structure"}
 PLAIN = {"train arrays flat", "train arrays rows"}
 SECURE = {
   "query.secure_keys secure keys",
+  "query.secure_keys secure identity",
+  "query.secure_keys secure signature",
+  "query.secure_confirm secure signature",
   "query.secure_shares secure sealed",
   "query.secure_unmask secure shares",
   "train arrays masked",

@@ -6,11 +6,13 @@ import numpy as np
 
 from afspl_jax.federation.secure.coordinator import Coordinator
 from afspl_jax.federation.secure.crypto import Session
+from afspl_jax.federation.secure.identity import run_identities
 from afspl_jax.federation.secure.party import Party, Rules
 from afspl_jax.federation.secure.quantise import Quantiser
 
 RULES = Rules(0.6)
-STAGES = ("keys", "shares", "train", "unmask")
+STAGES = ("keys", "shares", "train", "confirm", "unmask")
+IDENTITY = run_identities()  # of the sites of all sessions
 
 
 def new_session():
@@ -25,14 +27,18 @@ class SecureRound:
     self.updates = dict(zip(self.names, updates, strict=True))
     self.weights = dict(zip(self.names, weights or [1] * len(updates), strict=True))
     self.session = new_session()
-    self.parties = {name: Party(self.session, rules) for name in self.names}
+    self.parties = {name: Party(self.session, rules, IDENTITY(name)) for name in self.names}
     self.server = Coordinator(self.session, rules, fewest)
     most = max(self.weights.values())
     self.quantiser = Quantiser(len(updates[0]), bound, bits, len(updates), most)
 
   def keys(self, lost=()):
     self.shown = {n: p.advertise() for n, p in self.parties.items() if n not in lost}
-    self.introductions = self.server.introduce(self.shown)
+    self.introduce(self.shown)
+
+  def introduce(self, shown):
+    self.introductions = self.server.introduce(shown)
+    self.names_in = sorted(self.introductions)  # by number
 
   def shares(self, lost=()):
     self.sealed = {
@@ -47,12 +53,19 @@ class SecureRound:
       if n not in lost
     }
     self.masked = {n: self.parties[n].mask(w, self.forwarded[n]) for n, w in self.words.items()}
-    self.questions = self.server.ask(self.masked)
+    self.survivors = self.server.settle(self.masked)
+
+  def confirm(self, lost=()):
+    self.signatures = {}
+    if not self.server.needs_signatures() and not lost:
+      return
+    self.signatures = self.server.confirmed(
+      {n: self.parties[n].confirm(self.survivors) for n in self.masked if n not in lost}
+    )
 
   def unmask(self, lost=()):
-    self.revealed = {
-      n: self.parties[n].unmask(*self.questions[n]) for n in self.questions if n not in lost
-    }
+    signers = [self.names_in[number] for number in self.signatures or self.survivors]
+    self.revealed = {n: self.parties[n].unmask(self.signatures) for n in signers if n not in lost}
     total = np.sum(list(self.masked.values()), axis=0, dtype=self.quantiser.word)
     self.server.unmask(total, self.revealed)
     self.sum = self.quantiser.decode(total, len(self.masked))

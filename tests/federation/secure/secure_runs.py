@@ -18,12 +18,15 @@ from afspl_jax.federation.transport.local_grid import LocalGrid
 from tests.federation.least_squares import CLIENTS, LeastSquares
 
 TERMS = Terms(Rules(0.6), bits=24, clip=4.0, max_weight=100, counts=(WITHIN,))
+# In a graph that is not complete, the set of survivors is signed also if it is that of all sites.
+SIGNED = dataclasses.replace(TERMS, rules=Rules(0.6, neighbours=2))
 STEP = TERMS.quantiser(15, CLIENTS, None).step
 DENSE = Uplink(select="dense")
 KINDS = {
   "keys": "query.secure_keys",
   "shares": "query.secure_shares",
   "train": "train",
+  "confirm": "query.secure_confirm",
   "unmask": "query.secure_unmask",
 }
 
@@ -70,8 +73,13 @@ def run_with(run, app=None, terms=TERMS):
   return grid, run_rounds(grid, secured(run, terms), CLIENTS)
 
 
-def spoilt(run, kind, spoil, clients=(2,)):
-  app = SiteApp(LeastSquares(), run.params, masking=SecureSite(TERMS))
+def terms_with(stage):
+  """Terms by which a round has this stage."""
+  return SIGNED if stage == "confirm" else TERMS
+
+
+def spoilt(run, kind, spoil, clients=(2,), terms=TERMS):
+  app = SiteApp(LeastSquares(), run.params, masking=SecureSite(terms))
   return Spoilt(app, kind, spoil, clients)
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import chi2_contingency, chisquare
 
+from afspl_jax.federation.contracts import PartyError
 from afspl_jax.federation.secure import crypto
-from afspl_jax.federation.secure.party import Party, PartyError, commitment, pair_mask, self_mask
+from afspl_jax.federation.secure.party import Party, commitment, pair_mask, self_mask
 from tests.federation.secure.secure_round_in_memory import (
+  IDENTITY,
   RULES,
   SecureRound,
   new_session,
@@ -64,9 +66,9 @@ def test_fewer_shares_than_needed_fit_every_secret():
 
 
 def test_a_server_with_colluding_clients_has_too_few_shares_of_one_secret():
-  """Of a client that stayed all give shares of its own mask; those of its mask key are with the
+  """Of a client that stayed all give shares of its self mask; those of its mask key are with the
   colluding alone, who are fewer than it takes."""
-  secure = SecureRound(some_updates(7)).go("train")
+  secure = SecureRound(some_updates(7)).go("confirm")
   victim, colluding = secure.introductions["site_06"].number, secure.names[:4]
   kept = [secure.parties[name]._held[victim][0] for name in colluding]
   secure.unmask()
@@ -74,8 +76,6 @@ def test_a_server_with_colluding_clients_has_too_few_shares_of_one_secret():
     assert not set(secure.revealed[name].values()) & set(kept)
     assert not secure.parties[name]._held
   assert len(kept) < secure.server._threshold
-  with pytest.raises(PartyError, match="as both"):
-    SecureRound(some_updates(7)).go("train").parties["site_05"].unmask([0, 1, 2, 3, 4, 6], [6])
 
 
 def test_an_update_that_comes_too_late_stays_under_its_own_mask():
@@ -85,14 +85,15 @@ def test_an_update_that_comes_too_late_stays_under_its_own_mask():
     secure.quantiser.encode(np.zeros(2000), 1), secure.forwarded["site_03"]
   )
   secure.train(lost=["site_03"])
+  secure.confirm()
   secure.unmask()
   number = secure.introductions["site_03"].number
   shares = {secure.introductions[n].number: given[number] for n, given in secure.revealed.items()}
   seed = crypto.combine_shares({of: shares[of] for of in sorted(shares)[:3]})
   key = crypto.private_key(seed, secure.session)
-  for peer in secure.introductions["site_03"].peers:
-    shown = secure.introductions["site_03"].peers[peer].mask
-    masks, sign = pair_mask(key, shown, secure.session, number, peer)
+  members, joint = secure.introductions["site_03"].members, secure.server._joint
+  for peer in secure.server.peers_of("site_03"):
+    masks, sign = pair_mask(key, members[peer].keys.mask, joint, number, peer)
     crypto.add_mask(late, masks, -sign)
   assert looks_uniform(secure.quantiser.pack(late))
   crypto.add_mask(late, self_mask(secure.parties["site_03"]._self_seed, secure.session), -1)
@@ -100,10 +101,13 @@ def test_an_update_that_comes_too_late_stays_under_its_own_mask():
 
 
 def test_no_answer_holds_shares_of_both_secrets_of_one_client():
-  secure = SecureRound(some_updates(6)).go(train=[2])
-  for name, question in secure.questions.items():
-    of = [secure.introductions[name].number, *question.survivors, *question.lost]
-    assert sorted(secure.revealed[name]) == sorted(of) and len(set(of)) == len(of)
+  secure = SecureRound(some_updates(6)).go("confirm", train=[2])
+  held = {name: dict(party._held) for name, party in secure.parties.items()}
+  secure.unmask()
+  lost = secure.introductions["site_02"].number
+  for name, given in secure.revealed.items():
+    assert given == {of: pair[of != lost] for of, pair in held[name].items()}
+    assert len(given) == 6
 
 
 def a_party(stage="keys", clients=4):
@@ -118,8 +122,8 @@ def test_every_stage_is_done_once_and_in_order():
   with pytest.raises(PartyError, match="after done"):  # and what was out of order ends the session
     party.share(*secure.introductions["site_01"])
   secure, party = a_party("unmask")
-  with pytest.raises(PartyError, match=r"done: expected each stage .* after done"):
-    party.unmask(*secure.questions["site_01"])
+  with pytest.raises(PartyError, match=r"expected each stage .* after done"):
+    party.unmask(secure.signatures)
   for name in ("_mask_seed", "_self_seed", "_mask_key", "_seal_key"):
     assert not hasattr(party, name)
   assert not party._held
@@ -170,7 +174,8 @@ def test_keys_of_other_purposes_sessions_and_parties_are_others():
 
 
 def test_what_a_client_shows_does_not_hold_its_secrets():
-  party = Party(new_session(), RULES)
-  shown = b"".join(party.advertise())
+  party = Party(new_session(), RULES, IDENTITY("site_00"))
+  member = party.advertise()
+  shown = b"".join([member.identity, member.signature, *member.keys])
   assert party._self_seed not in shown and party._mask_seed not in shown
   assert commitment(party._self_seed, party.session) in shown

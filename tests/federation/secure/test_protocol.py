@@ -23,11 +23,11 @@ def allowed(clients, lost):
   left = clients - lost[0]
   if left < 3:
     return False
-  shares = graph.needed(left - 1, 0.6)
-  return left - sum(lost[1:]) >= max(shares, 3) or (
-    # The last stage needs shares alone: the updates are there already.
-    left - sum(lost[1:3]) >= max(shares, 3) and left - sum(lost[1:]) >= shares
-  )
+  shares, signers = graph.needed(left - 1, 0.6), graph.signers(left, 0.6)
+  masked, (unsigned, silent) = left - sum(lost[1:3]), lost[3:]
+  # The last two stages need signatures and shares alone: the updates are there already.
+  answers = masked - unsigned - silent
+  return masked >= max(signers, 3) and masked - unsigned >= signers and answers >= shares
 
 
 @pytest.mark.parametrize("clients", [3, 5])
@@ -57,14 +57,15 @@ def test_every_one_of_seven_may_be_lost_at_every_stage():
   for who, stage in itertools.product(range(7), STAGES):
     secure = SecureRound(updates).go(**{stage: [who]})
     assert_sum(secure)
-    assert (secure.names[who] in secure.masked) == (stage == "unmask")
+    assert (secure.names[who] in secure.masked) == (stage in ("confirm", "unmask"))
 
 
 def test_every_pair_of_seven_may_be_lost_before_and_after_its_update():
   updates = some_updates(7)
-  for a, b in itertools.combinations(range(7), 2):
-    secure = SecureRound(updates).go(train=[a], unmask=[b])
-    assert_sum(secure)
+  for stage in ("confirm", "unmask"):
+    for a, b in itertools.combinations(range(7), 2):
+      secure = SecureRound(updates).go(train=[a], **{stage: [b]})
+      assert_sum(secure)
 
 
 @settings(max_examples=12, deadline=None)
@@ -90,9 +91,16 @@ def test_the_sum_holds_for_any_cohort_graph_weights_and_losses(
 
 
 def test_below_the_threshold_it_says_how_many_are_missing():
-  with pytest.raises(Aborted, match=r"at least 6 of site_00 and its neighbours .*; got 5"):
-    SecureRound(some_updates(10)).go(train=range(5))
-  secure = SecureRound(some_updates(10)).go("train", train=[3])
+  with pytest.raises(Aborted, match=r"at least 7 masked updates; got 6"):
+    SecureRound(some_updates(10)).go(train=range(4))
+  with pytest.raises(Aborted, match=r"at least 5 of site_\d\d and its neighbours .*; got 4"):
+    # All neighbours of one but three, and hardly more: the round itself is large enough.
+    secure = SecureRound(some_updates(16), rules=Rules(0.6, 6)).go("keys")
+    secure.shares()
+    secure.train(lost=[secure.names[i] for i in secure.server.peers_of("site_00")[:3]])
+  with pytest.raises(Aborted, match="at least 7 signatures over the survivors; got 6"):
+    SecureRound(some_updates(10)).go(confirm=range(4))
+  secure = SecureRound(some_updates(10)).go("confirm", train=[3])
   with pytest.raises(Aborted, match="at least 6 shares of site_00's secret; got 5"):
     secure.unmask(lost=secure.names[6:])
 
@@ -108,11 +116,11 @@ def test_fewer_updates_than_asked_for_are_not_summed():
 
 
 def test_one_false_share_is_found_where_there_is_another_in_its_place():
-  secure = SecureRound(some_updates(6)).go("train", train=[5])
+  secure = SecureRound(some_updates(6)).go("confirm", train=[5])
   reveal = secure.parties["site_01"].unmask
 
-  def lying(survivors, lost):
-    return {of: bytes(16) for of in reveal(survivors, lost)}
+  def lying(signatures):
+    return {of: bytes(16) for of in reveal(signatures)}
 
   secure.parties["site_01"].unmask = lying
   secure.unmask()
@@ -122,28 +130,32 @@ def test_one_false_share_is_found_where_there_is_another_in_its_place():
 
 
 def test_false_shares_without_others_in_their_place_end_the_round():
-  secure = SecureRound(some_updates(6)).go("train")
+  secure = SecureRound(some_updates(6)).go("confirm")
   for name in ("site_01", "site_02"):
-    secure.parties[name].unmask = lambda survivors, lost, name=name: {
-      of: bytes(16) for of in range(6)
-    }
+    secure.parties[name].unmask = lambda signatures: {of: bytes(16) for of in range(6)}
   with pytest.raises(Aborted, match="secret do not fit together"):
     secure.unmask()
 
 
 def test_a_client_with_another_ones_keys_or_none_is_left_out():
-  secure = SecureRound(some_updates(7))
-  for party in secure.parties.values():
-    party.advertise()
-  shown = {n: p._shown for n, p in secure.parties.items()}
-  shown["site_02"] = shown["site_02"]._replace(seal=shown["site_05"].mask)
-  shown["site_06"] = shown["site_06"]._replace(mask=bytes(32))
-  secure.introductions = secure.server.introduce(shown)
+  secure = SecureRound(some_updates(9))
+  shown = {n: p.advertise() for n, p in secure.parties.items()}
+  keys = {n: member.keys for n, member in shown.items()}
+  shown["site_02"] = shown["site_02"]._replace(
+    keys=keys["site_02"]._replace(seal=keys["site_05"].mask)
+  )
+  shown["site_06"] = shown["site_06"]._replace(keys=keys["site_06"]._replace(mask=bytes(32)))
+  shown["site_07"] = shown["site_07"]._replace(signature=shown["site_03"].signature)
+  secure.server._known["site_08"] = shown["site_07"].identity
+  secure.introduce(shown)
   assert "another client's" in secure.server.left_out["site_02"].reason
   assert "another client's" in secure.server.left_out["site_05"].reason
   assert "public keys" in secure.server.left_out["site_06"].reason
+  assert "its identity key signed" in secure.server.left_out["site_07"].reason
+  assert "of earlier rounds" in secure.server.left_out["site_08"].reason
   secure.shares()
   secure.train()
+  secure.confirm()
   secure.unmask()
   assert_sum(secure)
   assert len(secure.masked) == 4
@@ -151,12 +163,12 @@ def test_a_client_with_another_ones_keys_or_none_is_left_out():
 
 def test_neighbours_without_enough_others_are_left_out_in_turn():
   rules = Rules(0.6, neighbours=4)
-  secure = SecureRound(some_updates(12), rules=rules).go("keys")
-  alone = secure.introductions["site_00"].peers
-  gone = [secure.names[i] for i in list(alone)[:3]]
+  secure = SecureRound(some_updates(20), rules=rules).go("keys")
+  gone = [secure.names[i] for i in secure.server.peers_of("site_00")[:3]]
   secure.shares(lost=gone)
   assert "fewer than 3 of it and its neighbours" in secure.server.left_out["site_00"].reason
   assert "site_00" not in secure.forwarded
   secure.train()
+  secure.confirm()
   secure.unmask()
   assert_sum(secure)

@@ -126,3 +126,14 @@ def test_the_least_integer_of_a_word_is_no_sum_either():
   assert q.width == q.word.itemsize == 4
   with pytest.raises(ValueError, match="numbers that cannot be"):
     q.decode(np.array([2**31, 100], q.word), 100)
+
+
+def test_a_sum_longer_than_all_clients_together_may_be_is_no_sum():
+  """Three send the longest update in one direction; then one of them sends it twice as long."""
+  q = Quantiser(4, 1.0, 20, 3, 5)
+  words = q.encode(np.full(4, 7.0), 2)
+  total = 3 * words
+  assert np.linalg.norm(q.decode(total, 3).values) == pytest.approx(6, rel=1e-4)
+  total[:4] += words[:4]
+  with pytest.raises(ValueError, match=r"of norm up to 6; got norm 8 and weight 6, numbers that"):
+    q.decode(total, 3)

@@ -6,12 +6,16 @@ from flwr.app import Array, ConfigRecord, Message
 
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
+from afspl_jax.federation.secure import messages
+from afspl_jax.federation.secure.coordinator import Introduction
+from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.server.round_request import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from tests.federation.least_squares import CLIENTS, LeastSquares, init_params, reference
 from tests.federation.secure.secure_runs import (
   KINDS,
+  SIGNED,
   STEP,
   TERMS,
   Recording,
@@ -19,6 +23,7 @@ from tests.federation.secure.secure_runs import (
   run_with,
   secured,
   spoilt,
+  terms_with,
 )
 
 
@@ -60,17 +65,22 @@ def shorter(reply):
     ("shares", extra, "rejected: shares: secure: expected {'sealed': 'bytes'}; got"),
     ("train", plain_update, "rejected: train: expected the one array 'masked'; got ['flat']"),
     ("train", shorter, "rejected: train: expected uint8 of shape ("),
+    ("keys", cut("signature"), "rejected: expected keys that its identity key signed; got others"),
+    ("keys", changed("identity"), "rejected: expected keys that its identity key signed"),
+    ("confirm", cut("signature"), "rejected: expected its signature over the survivors; got an"),
+    ("confirm", extra, "rejected: confirm: secure: expected {'signature': 'bytes'}; got"),
     ("unmask", cut("shares"), "rejected: unmask: secure: shares: expected 64 bytes; got 63"),
     ("unmask", changed("shares"), "rejected: it gave another share than it was given"),
   ],
 )
 def test_what_is_not_agreed_on_is_rejected_and_the_others_are_summed(plan, stage, spoil, status):
   run = plan("secure", rounds=1)
-  _, params = run_with(run, spoilt(run, KINDS[stage], spoil))
+  terms = terms_with(stage)
+  _, params = run_with(run, spoilt(run, KINDS[stage], spoil, terms=terms), terms)
   found = {line["client"]: line["status"] for line in run.folder.clients()}
   assert found.pop("site_02").startswith(status)
   assert set(found.values()) == {"ok"}
-  counted = range(CLIENTS) if stage == "unmask" else [0, 1, 3]
+  counted = range(CLIENTS) if stage in ("confirm", "unmask") else [0, 1, 3]
   assert distance(params, reference(1, lambda round: counted)) < STEP
 
 
@@ -115,6 +125,17 @@ def setting(**values):
   return change
 
 
+def members(change):
+  """Introduces other members."""
+
+  def spoil(content):
+    number, found = messages.read_introduction(content)
+    session = Session(content["secure"]["session"], 1)
+    content["secure"] = messages.introduction_record(session, Introduction(number, change(found)))
+
+  return spoil
+
+
 def later_round(content):
   content["config"] = ConfigRecord({**content["config"], "round": 2})
 
@@ -128,25 +149,39 @@ def later_round(content):
     ("train", setting(peers=numbers(0, 1), sealed=bytes(96)), "the text that its sender sealed"),
     ("train", setting(peers=numbers(3), sealed=bytes(48)), "at least 3 of this client and its nei"),
     ("train", setting(peers=numbers(1, 0), sealed=bytes(96)), "in order, each once"),
-    ("shares", setting(clients=5), "expected 4 neighbours among 5 clients"),
-    ("shares", setting(clients=1 << 15), "expected at most 16384 clients in the round; got 32768"),
-    ("shares", setting(number=1), "expected other clients' numbers"),
-    ("shares", setting(peers=numbers(0, 1, 9)), "expected other clients' numbers"),
-    ("shares", setting(keys=bytes(288)), "expected different keys of all neighbours"),
-    ("shares", setting(clients=2, peers=numbers(0), keys=bytes(96)), "at least 3 clients in"),
-    ("unmask", setting(lost=numbers(0)), "got [0] as both"),
-    ("unmask", setting(survivors=numbers(0)), "each neighbour that shared to be a survivor"),
-    ("unmask", setting(survivors=numbers(0), lost=numbers(1, 3)), "expected at least 3"),
+    ("shares", members(lambda m: m[:2]), "expected 3 to 16384 clients in the round"),
+    ("shares", members(lambda m: m * 4097), "expected 3 to 16384 clients in the round"),
+    ("shares", setting(number=1), "expected this site among the clients, with the keys that it"),
+    ("shares", setting(number=-1), "expected this site among the clients"),
+    ("shares", members(lambda m: m[::-1]), "expected the names of sites in order, each once"),
+    ("shares", members(lambda m: [*m, m[-1]]), "expected the names of sites in order, each once"),
+    ("shares", members(lambda m: [*m, m[-1]._replace(site="x\ny")]), "names of sites in order"),
+    ("shares", members(lambda m: [*m, m[-1]._replace(site="z")]), "got one key twice"),
+    ("shares", setting(keys=bytes(384)), "expected this site among the clients, with the keys"),
+    ("shares", setting(keys=bytes(383)), "expected 384 bytes; got 383"),
+    ("shares", setting(signatures=[b""]), "signatures: expected a list of 4 bytes; got 1"),
+    ("shares", setting(sites=[1, 2, 3, 4]), "sites: expected a list of str; got 4"),
+    ("confirm", setting(survivors=numbers(0, 1)), "expected survivors among those that shared"),
+    ("confirm", setting(survivors=numbers(0, 2)), "expected at least 3 of 4 clients in the sum"),
+    ("confirm", setting(survivors=numbers(0, 1, 2, 4)), "expected survivors among those that sha"),
+    (
+      "unmask",
+      setting(signers=numbers(0, 1), signatures=[b"", b""]),
+      "at least 3 survivors; got 2",
+    ),
+    ("unmask", setting(signers=numbers(0, 1, 2, 9), signatures=[b""] * 4), "at least 3 survivors"),
+    ("unmask", setting(signatures=[b""] * 4), "site_00: expected its signature over the"),
     ("keys", setting(session=bytes(4)), "expected 16 bytes; got 4"),
     ("keys", setting(round="1"), "expected {'round': 'int', 'session': 'bytes'}"),
   ],
 )
 def test_a_site_rejects_what_its_own_settings_do_not_provide_for(plan, stage, change, why):
   run = plan("secure", rounds=1, retries=0)
-  app = SiteApp(LeastSquares(), run.params, masking=SecureSite(TERMS))
+  terms = SIGNED if stage in ("confirm", "unmask") else TERMS
+  app = SiteApp(LeastSquares(), run.params, masking=SecureSite(terms))
   grid = Tampering(app, CLIENTS)
   grid.kind, grid.change = KINDS[stage], change
-  run_rounds(grid, secured(run), CLIENTS)
+  run_rounds(grid, secured(run, terms), CLIENTS)
   status = {line["client"]: line["status"] for line in run.folder.clients()}
   assert status["site_02"].startswith(f"failed: {stage}: ") and why in status["site_02"]
 

@@ -26,6 +26,7 @@ from tests.federation.least_squares import CLIENTS, LeastSquares, reference
 from tests.federation.secure.secure_runs import (
   DENSE,
   KINDS,
+  SIGNED,
   STEP,
   TERMS,
   Recording,
@@ -34,6 +35,7 @@ from tests.federation.secure.secure_runs import (
   run_with,
   secured,
   spoilt,
+  terms_with,
 )
 
 SHARED = Uplink(select="shared", ratio=0.5)
@@ -89,13 +91,22 @@ def test_an_update_is_clipped_to_the_bound(plan):
 
 def test_what_leaves_is_a_allow_list_of_records(plan):
   grid, _ = run_with(plan("secure", rounds=2))
+  signed, _ = run_with(plan("signed", rounds=1), terms=SIGNED)
+  (kind,) = {r.metadata.message_type for r in signed.replies} - {
+    r.metadata.message_type for r in grid.replies
+  }
+  confirmed = [r.content for r in signed.replies if r.metadata.message_type == kind]
+  assert kind == "query.secure_confirm" and len(confirmed) == CLIENTS
+  assert {(name, *record) for reply in confirmed for name, record in reply.items()} == {
+    ("secure", "signature")
+  }
   left = {}
   for reply in grid.replies:
     names = {name: set(record) for name, record in reply.content.items()}
     assert left.setdefault(reply.metadata.message_type, names) == names
   assert left == {
     "query.hello": {"config": {"site", "num-examples"}},
-    "query.secure_keys": {"secure": {"keys"}},
+    "query.secure_keys": {"secure": {"identity", "keys", "signature"}},
     "query.secure_shares": {"secure": {"sealed"}},
     "train": {"arrays": {"masked"}, "config": {"structure"}},
     "query.secure_unmask": {"secure": {"shares"}},
@@ -117,15 +128,16 @@ def test_bytes_of_all_stages_are_counted(plan):
 @pytest.mark.parametrize("stage", KINDS)
 def test_a_site_that_fails_in_a_stage_is_named_and_the_others_are_summed(plan, stage):
   run = plan("secure", rounds=1)
-  _, params = run_with(run, spoilt(run, KINDS[stage], raising))
+  terms = terms_with(stage)
+  _, params = run_with(run, spoilt(run, KINDS[stage], raising, terms=terms), terms)
   status = {line["client"]: line["status"] for line in run.folder.clients()}
   assert status.pop("site_02") == f"failed: {stage}: OSError: disk full"
   assert set(status.values()) == {"ok"}
-  counted = range(CLIENTS) if stage == "unmask" else [0, 1, 3]
+  counted = range(CLIENTS) if stage in ("confirm", "unmask") else [0, 1, 3]
   assert distance(params, reference(1, lambda round: counted)) < STEP
 
 
-@pytest.mark.parametrize("stage", ["shares", "unmask"])
+@pytest.mark.parametrize("stage", ["shares", "confirm", "unmask"])
 def test_a_site_that_is_late_for_a_stage_is_left_out_and_not_asked_until_it_answers(plan, stage):
   class Slow(Recording):
     def pull_messages(self, message_ids):
@@ -135,14 +147,15 @@ def test_a_site_that_is_late_for_a_stage_is_left_out_and_not_asked_until_it_answ
       return super().pull_messages([i for i in message_ids if i not in held])
 
   run = plan("secure", rounds=2, deadline=1.0)
-  grid = Slow(SiteApp(LeastSquares(), run.params, masking=SecureSite(TERMS)), CLIENTS)
-  params = run_rounds(grid, secured(run), CLIENTS)
+  terms = terms_with(stage)
+  grid = Slow(SiteApp(LeastSquares(), run.params, masking=SecureSite(terms)), CLIENTS)
+  params = run_rounds(grid, secured(run, terms), CLIENTS)
   status = [line["status"] for line in run.folder.clients() if line["client"] == "site_02"]
   assert status == [
     f"dropped: no reply to {stage} within 0.1 s",
     "timeout: still owes its reply of round 1",
   ]
-  first = range(CLIENTS) if stage == "unmask" else [0, 1, 3]  # its update was there already
+  first = range(CLIENTS) if stage in ("confirm", "unmask") else [0, 1, 3]
   assert distance(params, reference(2, lambda r: first if r == 1 else [0, 1, 3])) < 2 * STEP
 
 

@@ -89,7 +89,7 @@ def test_two_sites_of_one_name_are_rejected():
   assert "expected a new site name; got 'clinic'" in why
 
 
-@pytest.mark.parametrize("name", ["", "a\nb", "x" * 81, 7])
+@pytest.mark.parametrize("name", ["", "a\nb", " clinic", "x" * 81, 7])
 def test_a_name_that_is_none_is_rejected(name):
   class Odd(LeastSquares):
     def site(self, client):

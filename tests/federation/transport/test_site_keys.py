@@ -5,6 +5,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from afspl_jax.errors import UserError
+from afspl_jax.federation.secure.identity import Identity
+from afspl_jax.federation.secure.roster import ROSTER, Roster, read_roster
 from afspl_jax.federation.transport import certificates, site_keys
 
 
@@ -96,3 +98,18 @@ def test_a_key_that_others_can_read_is_a_warning(tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     site_keys.check_site_key(site.private)
   assert "expected a file that only its owner can read. Run: chmod 600" in caplog.text
+
+
+def test_a_roster_has_the_public_key_and_the_name_of_every_site(tmp_path):
+  with pytest.raises(UserError, match=r"sites: expected the sites' public keys, SITE\.pub"):
+    site_keys.make_roster(tmp_path)
+  made = [site_keys.make_site_key(tmp_path / "sites", name) for name in ("clinic_b", "clinic_a")]
+  made[0].public.write_bytes(made[0].public.read_bytes().replace(b" clinic_b", b" me@laptop"))
+  file, sites = site_keys.make_roster(tmp_path)
+  assert (file, sites) == (tmp_path / ROSTER, ["clinic_a", "clinic_b"])
+  keys = read_roster(file)
+  for pair, name in zip(made, ("clinic_b", "clinic_a"), strict=True):
+    key = site_keys.read_private_key(pair.private)
+    assert keys[name] == Identity(name, key, Roster()).public
+  with pytest.raises(UserError, match=r"clinic_a\.key: expected a site's public key"):
+    site_keys.make_roster(tmp_path, [made[1].private])
