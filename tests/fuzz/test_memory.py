@@ -59,9 +59,9 @@ HOSTILE = {
     "reply",
     lambda data: data.replace(b"(8,)", b"(9999999999999,)"),
   ),
-  "a round of 2**60 clients": (
+  "a client with the number 2**60": (
     "ask_shares",
-    lambda data: data.replace(b'"clients": 4', b'"clients": 1152921504606846976'),
+    lambda data: data.replace(b'"number": 0', b'"number": 1152921504606846976'),
   ),
   "rows of a peer that are none": ("features_begun", lambda data: b"999999999999 0\n" + data),
 }
