@@ -11,13 +11,11 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from afspl_jax.config.experiment import to_dict
-from afspl_jax.evaluation.predictions import Prediction
 from afspl_jax.evaluation.scores import TextWithReferences, score_predictions
 from afspl_jax.federation.protocol import wire
 from afspl_jax.reporting.html.files import read_run
 from afspl_jax.reporting.html.page import render_page
 from afspl_jax.runs.scoring.final_scores import FinalEvaluation, score_finished_run
-from afspl_jax.runs.scoring.personalised import site_scores
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.storage.run_lines import read_lines
 from tests.recorded_run import recorded_run, rich_run
@@ -168,32 +166,6 @@ def test_weighted_client_means_are_the_overall_mean(run):
       assert {client for client, mean in means.items() if mean is not None} == set(mine)
       assert np.mean([means[client] for client in mine]) == pytest.approx(expected[key])
   assert {line["global_cider"] for line in sites} != {line["personal_cider"] for line in sites}
-
-
-def test_a_site_has_a_score_for_each_kind_of_question():
-  def prediction(question, *references):
-    return Prediction("x", "cat", references, question, {}, {})
-
-  examples = [prediction("q", "cat"), prediction("q", "cat", "dog"), prediction("q", "dog")]
-  texts = {"global": ["The cat", "cat", "cat"], "personal": ["dog", "cats", "dog"]}
-  assert site_scores(["x", "x", "y"], examples, texts) == [
-    {
-      "client": "x",
-      "examples": 2,
-      "global_exact_match": 1.0,
-      "global_vqa_accuracy": pytest.approx(1 / 6),
-      "personal_exact_match": 0.0,
-      "personal_vqa_accuracy": 0.0,
-    },
-    {
-      "client": "y",
-      "examples": 1,
-      "global_exact_match": 0.0,
-      "global_vqa_accuracy": None,
-      "personal_exact_match": 1.0,
-      "personal_vqa_accuracy": None,
-    },
-  ]
 
 
 def test_fusion_weights_are_reported_by_task(run):
