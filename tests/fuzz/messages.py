@@ -1,4 +1,4 @@
-"""Messages: what a site's app makes of a hostile server's, and a server of a hostile site's."""
+"""Messages: what a site's app makes of a malicious server's, and a server of a malicious site's."""
 
 import contextlib
 import json
