@@ -44,6 +44,7 @@ class RollCall:
   ):
     self.exchange: Exchange[str] = Exchange(grid)
     self._sites, self._fed, self._seed, self._say = sites, fed, seed, say
+    self._num_sites = num_sites
     self._expected = num_sites  # 0 once they were all here, or the wait is over
     self._probability = fed.clients_per_round / num_sites  # of a site, with Poisson sampling
     # Key of the Poisson samples. All attempts at a round have the same sample: to sample again
@@ -93,10 +94,12 @@ class RollCall:
         self._spent.add(line.client)
 
   def _check_budgets(self) -> None:
-    able = self._sites.known.keys() - self._spent
-    if self._spent and len(able) < self._fed.min_replies:
+    # Sites that have not come yet count: after a start, none has.
+    sites = max(self._num_sites, len(self._sites.known.keys() | self._spent))
+    able = sites - len(self._spent)
+    if self._spent and able < self._fed.min_replies:
       raise BudgetSpent(
-        f"sites with a spent privacy budget: {len(self._spent)}; sites that are left: {len(able)},"
+        f"sites with a spent privacy budget: {len(self._spent)}; sites that are left: {able},"
         f" fewer than fed.min_replies={self._fed.min_replies}"
       )
 

@@ -203,3 +203,19 @@ def test_a_cohort_that_is_spent_is_replaced_by_clients_that_are_not(plan):
   train = [line for line in run.folder.metrics() if line["split"] == "train"]
   assert [line["clients"] for line in train] == [1] * 6
   assert all("Trying round" in text for text in watching.said)
+
+
+def test_a_run_goes_on_after_a_start_with_the_clients_that_have_a_budget(plan):
+  rounds = {"min_replies": 2, "clients_per_round": 4}
+  run = plan(rounds=2, **rounds)
+  run_local(run, Budgeted(9, 9, 9, 1), CLIENTS)
+  run.folder.close()
+  again, watching = plan(rounds=4, **rounds), Watching()
+  trainer = Budgeted(9, 9, 9, 0)
+  run_local(again, trainer, CLIENTS, progress=watching)
+  again.folder.close()
+  train = [line for line in again.folder.metrics() if line["split"] == "train"]
+  assert [(line["round"], line["clients"]) for line in train] == [(1, 4), (2, 3), (3, 3), (4, 3)]
+  assert watching.said == []
+  asked = [line["client"] for line in again.folder.clients() if line["round"] > 2]
+  assert asked == ["site_00", "site_01", "site_02"] * 2  # not the one that is spent
