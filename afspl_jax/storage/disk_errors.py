@@ -8,6 +8,7 @@ from pathlib import Path
 from afspl_jax.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no space left, or none for this user
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LONGEST = 200  # characters of a reason
 
 
@@ -20,21 +21,25 @@ def disk_error(file: Path, what: str, error: Exception, *, more: str = "") -> Us
     error: of the disk.
     more: a sentence that comes before the advice.
   """
+  reason = _reason(error)
+  forbidden = any(os.strerror(code) in reason for code in _FORBIDDEN)
+  advice = "Allow writing there" if forbidden else "Free the disk"
   return UserError(
-    f"{file}: expected to write {what}; got: {_reason(error)} ({_free(file)})."
-    f" {more}Free the disk and start the same command again to go on"
+    f"{file}: expected to write {what}; got: {reason} ({_free(file)})."
+    f" {more}{advice} and start the same command again to go on"
   )
 
 
 def _reason(error: Exception) -> str:
-  """The system's words for a full disk, which TensorStore puts behind many paths; or a line."""
-  words = (os.strerror(code) for code in FULL)
+  """The system's words, which TensorStore puts behind many paths; or the first line."""
+  words = (os.strerror(code) for code in (*FULL, *_FORBIDDEN))
   said = next((each for each in words if each in str(error)), str(error)) or type(error).__name__
   return said.splitlines()[0][:_LONGEST]
 
 
 def _free(file: Path) -> str:
-  for folder in file.absolute().parents:
-    if folder.exists():
-      return f"{shutil.disk_usage(folder).free:,} bytes free"
-  return "free space unknown"
+  try:
+    folder = next(folder for folder in file.absolute().parents if folder.exists())
+    return f"{shutil.disk_usage(folder).free:,} bytes free"
+  except OSError:  # the error that is reported matters more
+    return "free space unknown"

@@ -1,11 +1,15 @@
 """A disk that refuses a file is reported in one line, with the file and the free space."""
 
 import errno
+import os
 import re
 from pathlib import Path
 
+import pytest
+
 from afspl_jax.errors import UserError
 from afspl_jax.runs.commands import run
+from afspl_jax.storage import disk_errors
 from afspl_jax.storage.disk_errors import disk_error
 
 
@@ -31,6 +35,26 @@ def test_of_a_long_chain_of_paths_the_systems_words_are_kept():
     "RESOURCE_EXHAUSTED: " + 50 * "/a/long/path" + ": No space left on device [28]"
   )
   assert "got: No space left on device (" in str(disk_error(Path("/x"), "it", error))
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_that_must_not_be_written_is_no_full_disk(code):
+  for error in (
+    OSError(code, os.strerror(code), "/x/y"),
+    ValueError(f"/a: {os.strerror(code)} [1]"),
+  ):
+    said = str(disk_error(Path("/x/y"), "it", error))
+    assert f"got: {os.strerror(code)} (" in said and "Free the disk" not in said
+    assert said.endswith("Allow writing there and start the same command again to go on")
+
+
+def test_the_disks_error_is_reported_though_the_free_space_cannot_be_found(monkeypatch):
+  def fail(folder):
+    raise PermissionError
+
+  monkeypatch.setattr(disk_errors.shutil, "disk_usage", fail)
+  said = str(disk_error(Path("/x"), "it", OSError(errno.ENOSPC, "No space left on device")))
+  assert "got: No space left on device (free space unknown). Free the disk" in said
 
 
 def test_a_full_disk_wherever_it_is_met_ends_a_command_in_one_line(tmp_path, monkeypatch, capsys):

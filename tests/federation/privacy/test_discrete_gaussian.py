@@ -54,7 +54,7 @@ def test_moments_of_the_smallest_are_those_of_the_series():
     assert abs(np.mean(draws**power) - mean) < 4 * spread / np.sqrt(SIZE)
 
 
-def test_the_noise_of_releases_is_normal_to_the_eye_and_so_are_its_sum_and_tails():
+def test_draws_of_the_standard_deviation_of_releases_pass_tests_of_normality():
   draws = discrete_gaussian(SIZE) / 2.0**32
   assert stats.kstest(draws, "norm").pvalue > 1e-3
   assert abs(draws.sum()) < 4 * np.sqrt(SIZE)
