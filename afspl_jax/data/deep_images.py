@@ -82,7 +82,9 @@ def _require_8_bits(image: ImageFile.ImageFile, file: Path | io.BytesIO) -> None
   tags = _tags(image)
   if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (8,))) > 8:
     raise ValueError("16-bit colours in separate planes are not supported")
-  deep = image.format == "SGI" and image.tile[0].codec_name == "SGI16"
+  deep = ";16" in _raw_mode(image) or (
+    image.format == "SGI" and image.tile[0].codec_name == "SGI16"
+  )
   if image.format == "JPEG2000":
     _, found, sizes = file_content(file, _JPEG_2000_HEAD).partition(b"\xff\x4f\xff\x51")
     deep = bool(found) and sizes[38] & 127 > 7  # Ssiz of the first colour: its bits - 1

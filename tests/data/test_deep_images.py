@@ -60,6 +60,8 @@ def tiff(values: np.ndarray, order: str = "<", packed: bool = False, **changed) 
   for name, value in changed.items():
     text = isinstance(value, str)
     entries[int(name[1:])] = (2, value.encode() + b"\0") if text else (3, (value,))
+    if value is None:
+      del entries[int(name[1:])]
   body += b"\0" * (len(body) % 2)
   directory, extra, start = b"", b"", 8 + len(body) + 2 + 12 * len(entries) + 4
   for tag, (type_, value) in sorted(entries.items()):
@@ -227,6 +229,16 @@ def test_16_bit_colours_that_pillow_cuts_are_refused(mode):
       else:
         with pytest.raises(UserError, match="16-bit colours of SGI files are not supported"):
           decoded(file)
+
+
+def test_a_fourth_value_that_is_not_opacity_is_ignored():
+  values = picture(4)
+  np.testing.assert_allclose(decoded(tiff(values, t338=0)), expected(values[..., :3]), atol=0.6)
+
+
+def test_16_bit_inks_are_refused():
+  with pytest.raises(UserError, match="16-bit colours of TIFF files are not supported"):
+    decoded(tiff(picture(4), t262=5, t338=None))
 
 
 def test_16_bit_colours_in_planes_are_refused():
