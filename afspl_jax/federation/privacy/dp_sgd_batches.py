@@ -24,10 +24,11 @@ from afspl_jax.federation.contracts import SiteSpent, StepNoise
 from afspl_jax.federation.privacy import accounting
 from afspl_jax.federation.privacy.accounting import Mechanism
 from afspl_jax.federation.privacy.ledger import Ledger
-from afspl_jax.federation.privacy.noise import coarse_noise
+from afspl_jax.federation.privacy.noise import MOST_COARSE, check_size, coarse_noise
 from afspl_jax.types import Batch, Params
 
 LEDGER = "examples.json"  # in the folder of the clients' states: each client's rounds
+_LARGER = 4  # times the expected size: no Poisson batch that matters is larger
 _REPEATS = 4  # a client may train so many times the run's rounds within its budget, and not more
 
 
@@ -41,8 +42,8 @@ class PoissonBatches:
     folder: of the clients' states.
 
   Raises:
-    UserError: dp-accounting is not installed, `privacy.delta` is too large for so many examples, or
-      no client's budget allows a single round.
+    UserError: dp-accounting is not installed, `privacy.delta` is too large for so many examples,
+      the noise is too small for the sums, or no client's budget allows a single round.
   """
 
   def __init__(
@@ -60,6 +61,12 @@ class PoissonBatches:
       raise UserError(
         f"privacy.delta: expected well below 1 / {most}, the examples of a client; got"
         f" {config.privacy.delta:g}"
+      )
+    least_noise = _LARGER * config.optim.batch_size / MOST_COARSE
+    if config.privacy.example_noise < least_noise:
+      raise UserError(
+        f"privacy.example_noise: expected at least {least_noise:g}, because sums of gradients would"
+        f" overflow; got {config.privacy.example_noise:g}. Raise it, or lower optim.batch_size"
       )
     # Fails here, and not after the first round, if the library is missing.
     accounting.epsilon(Mechanism(1.0), 1, config.privacy.delta)
@@ -80,7 +87,11 @@ class PoissonBatches:
     Args:
       sites: names of the clients, in the cohort's order.
       params: of one client, for their shapes.
+
+    Raises:
+      ValueError: they are more numbers than the account of the noise covers.
     """
+    check_size(params)
     optim = self._config.optim
     steps = optim.local_steps
     rng = np.random.Generator(np.random.PCG64DXSM(secrets.randbits(256)))

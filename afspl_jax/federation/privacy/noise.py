@@ -29,6 +29,7 @@ from afspl_jax.types import Params
 
 _SIGMA_BITS = 32  # the standard deviation is 2**32 steps
 _COARSE_BITS = 16
+MOST_COARSE = 2 ** (31 - _COARSE_BITS)  # standard deviations: larger sums do not fit 32 bits
 MOST_NUMBERS = 2**26  # in a release
 ROUNDED = 2.0**-18  # sqrt(MOST_NUMBERS) steps, and as much again for a second release of a round
 UNEVEN = 2.0**-29  # 2 * MOST_NUMBERS * 2**-56
@@ -47,18 +48,30 @@ def noisy(values: Params, std: float) -> Params:
   """
   if not std:
     return values
-  size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(values))
-  if size > MOST_NUMBERS:
-    raise ValueError(f"noise: expected at most {MOST_NUMBERS:,} numbers in a release; got {size:,}")
+  check_size(values)
   return jax.tree.map(lambda leaf: _noisy_leaf(np.asarray(leaf, np.float64), std), values)
 
 
+def check_size(values: Params) -> None:
+  """Checks that a release has no more numbers than its account covers.
+
+  Args:
+    values: the tree that is released.
+
+  Raises:
+    ValueError: it has more.
+  """
+  size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(values))
+  if size > MOST_NUMBERS:
+    raise ValueError(f"noise: expected at most {MOST_NUMBERS:,} numbers in a release; got {size:,}")
+
+
 def coarse_noise(shape: tuple[int, ...]) -> Int32[np.ndarray, "..."]:
-  """Noise for sums of 32-bit integers: the standard deviation is `1 / coarse_step(1)` steps.
+  """Noise for sums of 32-bit integers: the standard deviation is 2**16 steps.
 
   It is that of `noisy`, rounded to every 2**16th step. A sum on this coarser grid with this noise
-  is the same sum with the finer noise, rounded: so its account is the same. A sum that overflows is
-  right modulo 2**32, and no less private.
+  is the same sum with the finer noise, rounded: so its account is the same. A sum beyond
+  `MOST_COARSE` standard deviations overflows; it is useless then, but no less private.
 
   Args:
     shape: of the array.

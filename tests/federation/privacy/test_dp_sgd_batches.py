@@ -10,6 +10,7 @@ from afspl_jax.config.fields import changed
 from afspl_jax.errors import UserError
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.contracts import SiteSpent, Update
+from afspl_jax.federation.privacy import noise as noise_module
 from afspl_jax.federation.privacy.dp_sgd_batches import PoissonBatches
 from afspl_jax.federation.privacy.noise import coarse_step
 from afspl_jax.runs.prepare import find_inputs, prepare_setup
@@ -173,6 +174,26 @@ def test_a_delta_that_says_nothing_is_rejected(setup, tmp_path, monkeypatch):
   monkeypatch.setattr(setup.config.privacy, "delta", 0.2)
   with pytest.raises(UserError, match=r"privacy.delta: expected well below 1 / "):
     PoissonBatches(setup.config, setup.splits["train"], setup.clients["train"], tmp_path)
+
+
+def test_noise_that_is_too_small_for_32_bit_sums_is_rejected(setup, tmp_path, monkeypatch):
+  """A clipped example is at most 2**16 / noise steps long; four batches of them fit 2**31."""
+  parts = setup.config, setup.splits["train"], setup.clients["train"], tmp_path
+  least = 4 * setup.config.optim.batch_size * 2**16 / 2**31
+  monkeypatch.setattr(setup.config.privacy, "example_noise", least)
+  PoissonBatches(*parts)
+  monkeypatch.setattr(setup.config.privacy, "example_noise", least * 0.99)
+  with pytest.raises(
+    UserError, match=r"^privacy.example_noise: expected at least .* overflow; got"
+  ):
+    PoissonBatches(*parts)
+
+
+def test_params_that_the_account_does_not_cover_are_rejected(setup, secret, monkeypatch):
+  monkeypatch.setattr(noise_module, "MOST_NUMBERS", 10)
+  params = setup.global_params(setup.shared)
+  with pytest.raises(ValueError, match="expected at most 10 numbers in a release"):
+    secret.sample_batches(list(setup.clients["train"])[:1], params)
 
 
 @pytest.fixture
