@@ -122,7 +122,8 @@ class RollCall:
       present = self._sites.look()
       free = present.keys() - self.exchange.due().keys() - self._spent
       waited = time.monotonic() - begin
-      if len(present) >= self._expected and len(free) >= self._fed.min_replies:
+      here = present.keys() | self._spent  # these need not come back
+      if len(here) >= self._expected and len(free) >= self._fed.min_replies:
         self._expected = 0
         return present
       if waited >= self._fed.wait:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from afspl_jax.errors import UserError
+from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import WITHIN, SiteSpent
 from afspl_jax.federation.privacy import budget
 from afspl_jax.federation.privacy.accounting import Mechanism, epsilon
@@ -18,7 +19,9 @@ from afspl_jax.federation.privacy.server_release import Release
 from afspl_jax.federation.privacy.update_clipping import UpdateClipping
 from afspl_jax.federation.server.aggregation import PrivateAggregation
 from afspl_jax.federation.server.progress import SILENT
+from afspl_jax.federation.server.rounds import run_rounds
 from afspl_jax.federation.server.server_app import run_local
+from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.runs.validate import validate
 from tests.federation.least_squares import CLIENTS, LeastSquares, assert_same_bits
 from tests.federation.privacy.private_settings import settings_of
@@ -219,3 +222,15 @@ def test_a_run_goes_on_after_a_start_with_the_clients_that_have_a_budget(plan):
   assert watching.said == []
   asked = [line["client"] for line in again.folder.clients() if line["round"] > 2]
   assert asked == ["site_00", "site_01", "site_02"] * 2  # not the one that is spent
+
+
+def test_a_start_does_not_wait_for_clients_that_are_spent(plan):
+  run = plan(rounds=2)
+  run_local(run, Budgeted(9, 9, 9, 1), CLIENTS)
+  run.folder.close()
+  again, watching = plan(rounds=3, wait=0.2), Watching()
+  grid = LocalGrid(SiteApp(Budgeted(9, 9, 9), again.params), CLIENTS - 1)
+  run_rounds(grid, again, CLIENTS, watching)
+  again.folder.close()
+  assert watching.said == []
+  assert again.folder.metrics()[-1]["round"] == 3
