@@ -118,6 +118,12 @@ def test_one_impossible_weight_is_named(folder, value, dtype):
   assert ' in "encoder.final_layer_norm.weight"; got nan. Download' in message
 
 
+def test_a_double_just_above_the_largest_is_named(folder):
+  values = np.array([1.0] * 11 + [1e6 + 1e-3])  # 1e6 in float32
+  change(folder, decoder__final_layer_norm__weight=values)
+  assert ' in "decoder.final_layer_norm.weight"; got 1e+06. Download' in problems(folder)
+
+
 def test_large_and_tiny_weights_are_accepted(folder):
   for values in ([1e6, -1e6, 65504, 0.0], [1e-45, -1e-45, -0.0, 1e-30]):
     change(folder, decoder__final_layer_norm__weight=np.array(values * 3, np.float32))

@@ -55,7 +55,7 @@ class ClientStore:
       # Later states are from before the run went back to an earlier round.
       for stale in (*rounds[: max(here + 1 - _KEEP, 0)], *rounds[here + 1 :]):
         stale.unlink()
-      for scratch in file.parent.glob("*.tmp"):  # of a process that was killed while writing
+      for scratch in file.parent.glob("round_*.tmp"):  # of a process that was killed while writing
         scratch.unlink()
     except (OSError, SafetensorError) as error:
       raise disk_error(file, f"the state of {site}", error) from error

@@ -234,7 +234,7 @@ def _plausible(tensor: np.ndarray) -> bool:
 
 def _implausible(tensor: np.ndarray) -> str:
   with np.errstate(all="ignore"):
-    values = tensor.astype(np.float32).reshape(-1)
+    values = tensor.astype(np.float64).reshape(-1)
   wrong = np.flatnonzero(~(np.abs(values) <= _LARGEST))
   return f"{values[wrong[0]]:g}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
 
