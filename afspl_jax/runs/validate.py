@@ -201,10 +201,10 @@ _EXAMPLE_PRIVACY = _where(
     "privacy.example_noise", lambda c: c.privacy.example_noise > 0, "a number above 0 with DP-SGD"
   ),
   Rule(
-    "optim.balance", lambda c: c.optim.balance == 0, "0 with privacy.example_clip: examples mix"
+    "optim.balance", lambda c: c.optim.balance == 0, "0 with privacy.example_clip: mixes examples"
   ),
   Rule(
-    "optim.contrast", lambda c: c.optim.contrast == 0, "0 with privacy.example_clip: examples mix"
+    "optim.contrast", lambda c: c.optim.contrast == 0, "0 with privacy.example_clip: mixes examples"
   ),
   Rule(
     "fed.strategy",
