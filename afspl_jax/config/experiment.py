@@ -173,7 +173,7 @@ class Fed:
     30, "training rounds; 0 scores the untrained prompter", "rounds", ge=0, agreed="always"
   )
   clients_per_round: int = setting(
-    10, "clients selected in each round; poisson: their mean number", "clients", ge=1
+    10, "clients selected in each round; poisson: their mean number", "clients", ge=1, le=2**16
   )
   cohort: int = setting(10, "clients trained at once; memory grows with it", "clients", ge=1)
   selection: str = setting(

@@ -22,7 +22,10 @@ from typing import NamedTuple
 from afspl_jax.errors import UserError
 from afspl_jax.federation.privacy.noise import ROUNDED, UNEVEN
 
-_SUMMED = 1 + 2.0**-17  # float64 rounds the sum of up to 2**17 clients
+# Float64 rounds the sum of n clients by up to n**2 * 2**-53 of the bound, with the client and
+# without it. For 2**17 clients, twice the most of fed.clients_per_round, this is 2**-18 together.
+# Dividing by the grid's step rounds again, by less.
+_SUMMED = 1 + 2.0**-17
 
 _TOLERANCE = 1e-3  # of a calibrated noise multiplier; relative below 1
 _MOST_NOISE = 2.0**18  # more does not help: rounding to the noise's own grid grows with it
