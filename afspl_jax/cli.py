@@ -4,9 +4,11 @@ import argparse
 import os
 import shlex
 import sys
+from pathlib import Path
 
 from afspl_jax.errors import UserError
 from afspl_jax.runs.commands import look, operate, run, study, use
+from afspl_jax.storage.disk_errors import full_disk_in_one_line
 from afspl_jax.storage.versions import installed_version
 
 _ABOUT = "Adaptive federated soft prompt learning for vision-language models."
@@ -44,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
   args = parser.parse_args(argv, argparse.Namespace(again=shlex.join(["afspl", *argv])))
   try:
-    return args.run(args)
+    with full_disk_in_one_line(Path()):
+      return args.run(args)
   except UserError as error:
     print(f"afspl {args.command}: {error}", file=sys.stderr)
     return 2

@@ -1,13 +1,15 @@
 """What a user is told when a file cannot be written: the file, the free space, what to do."""
 
+import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from afspl_jax.errors import UserError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no space left, or none for this user
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no space left, or none for this user
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LONGEST = 200  # characters of a reason
 
@@ -30,9 +32,27 @@ def disk_error(file: Path, what: str, error: Exception, *, more: str = "") -> Us
   )
 
 
+@contextlib.contextmanager
+def full_disk_in_one_line(folder: Path) -> Iterator[None]:
+  """Makes a full disk a UserError wherever it is met.
+
+  Args:
+    folder: is named if the system names no file.
+
+  Raises:
+    UserError: the disk is full.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _FULL:
+      raise
+    raise disk_error(Path(error.filename or folder).absolute(), "to it", error) from error
+
+
 def _reason(error: Exception) -> str:
   """The system's words, which TensorStore puts behind many paths; or the first line."""
-  words = (os.strerror(code) for code in (*FULL, *_FORBIDDEN))
+  words = (os.strerror(code) for code in (*_FULL, *_FORBIDDEN))
   said = next((each for each in words if each in str(error)), str(error)) or type(error).__name__
   return said.splitlines()[0][:_LONGEST]
 

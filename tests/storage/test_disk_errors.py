@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from afspl_jax import cli
 from afspl_jax.errors import UserError
-from afspl_jax.runs.commands import run
+from afspl_jax.runs.commands import run, use
 from afspl_jax.storage import disk_errors
 from afspl_jax.storage.disk_errors import disk_error
 
@@ -68,3 +69,20 @@ def test_a_full_disk_wherever_it_is_met_ends_a_command_in_one_line(tmp_path, mon
   assert error.startswith("launch.py: /x/predictions.jsonl: expected to write to it; got: No space")
   assert "bytes free). Free the disk and start the same command again" in error
   assert error.count("\n") == 1
+
+
+def test_so_it_does_for_the_other_commands_and_other_errors_are_not_hidden(monkeypatch, capsys):
+  def failing(error):
+    def fail(args):
+      raise error
+
+    return fail
+
+  monkeypatch.setattr(use, "_score", failing(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))))
+  assert cli.main(["score", "x"]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith(f"afspl score: {Path.cwd()}: expected to write to it; got: Disk quota")
+  assert error.count("\n") == 1
+  monkeypatch.setattr(use, "_score", failing(ConnectionResetError(errno.ECONNRESET, "reset")))
+  with pytest.raises(ConnectionResetError):
+    cli.main(["score", "x"])

@@ -10,7 +10,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afspl_jax.runs.commands.groups import CommandGroup
@@ -46,25 +45,20 @@ def launch(name: str, command: Sequence[str], arguments: Sequence[str]) -> int:
   from afspl_jax.config.files import CONFIGS
   from afspl_jax.config.flags import parse_flags
   from afspl_jax.errors import Stopped, UserError
-  from afspl_jax.storage.disk_errors import FULL, disk_error
+  from afspl_jax.storage.disk_errors import full_disk_in_one_line
 
   again = shlex.join([*command, *arguments])
   signal.signal(signal.SIGTERM, _terminate)
   try:
     launched = parse_flags([name, *arguments], CONFIGS)
-    _launch(launched)
+    with full_disk_in_one_line(launched.workdir):
+      _launch(launched)
   except UserError as error:
     print(f"{name}: {error}", file=sys.stderr)
     return 2
   except Stopped as error:
     print(f"{name}: {error}", file=sys.stderr)
     return 1
-  except OSError as error:
-    if error.errno not in FULL:
-      raise
-    full = Path(error.filename or launched.workdir)
-    print(f"{name}: {disk_error(full, 'to it', error)}", file=sys.stderr)
-    return 2
   except KeyboardInterrupt as error:
     ended = isinstance(error, _Terminated)
     how = "terminated" if ended else "interrupted"
