@@ -23,6 +23,7 @@ from afspl_jax.data.sources import open_source
 from afspl_jax.errors import UserError
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.client.client_store import ClientStore
+from afspl_jax.federation.contracts import Masking
 from afspl_jax.federation.privacy.update_clipping import clipping_of
 from afspl_jax.federation.protocol.disclosure_log import DisclosureLog, LoggedApp
 from afspl_jax.federation.secure.site import masking_of
@@ -171,11 +172,7 @@ def _answer_for_sites(
   """
   validate(config)
   store = ClientStore(folder.path / "clients")
-  identities = {
-    site: site_identity(site, credentials, store.folder_of(site), roster)
-    for site, credentials in sites.items()
-    if config.secure.aggregation
-  }
+  masking, clipping = _masking(config, sites, store, roster), clipping_of(config, store.folder)
   enable_compilation_cache()
   inputs = find_inputs(config, SITE_SPLITS)
   setup = prepare_setup(config, inputs, store, site=only_site)
@@ -187,8 +184,6 @@ def _answer_for_sites(
       f"--site: expected one of {', '.join(known)}, the sites of this experiment's data; got"
       f" {missing[0]!r}. To use your own data, give its folder: --data=FOLDER"
     )
-  clipping = clipping_of(config, folder.path / "clients")
-  masking = masking_of(config, identities.__getitem__)
   app = LoggedApp(
     SiteApp(setup.trainer, setup.shared, setup.terms, clipping, masking),
     DisclosureLog(folder.path, setup.shared, sync=True),
@@ -197,15 +192,29 @@ def _answer_for_sites(
   with ExitStack() as stack:
     nodes = []
     for name, credentials in sites.items():
-      node_folder = folder.path / "supernode" / name
-      node_config = {"partition-id": known.index(name)}
-      node = SuperNode(node_folder, superlink, name, credentials, node_config, notify)
+      place, node_config = folder.path / "supernode" / name, {"partition-id": known.index(name)}
+      node = SuperNode(place, superlink, name, credentials, node_config, notify)
       nodes.append(stack.enter_context(node))
       examples = len(setup.clients["train"][name])
       notify(f"{name}: ready with {examples} examples; its data and local prompt stay here")
     if setup.trainer.private_batches:
       notify(setup.trainer.private_batches.spent_text())
     answer_messages(app, nodes)
+
+
+def _masking(
+  config: Experiment,
+  sites: Mapping[str, Credentials | None],
+  store: ClientStore,
+  roster: Path | None,
+) -> Masking | None:
+  """What hides the sites' updates in their sum, if the config asks for it."""
+  identities = {
+    site: site_identity(site, credentials, store.folder_of(site), roster)
+    for site, credentials in sites.items()
+    if config.secure.aggregation
+  }
+  return masking_of(config, identities.__getitem__)
 
 
 def _local_sites(launch: Launch, notify: Notify) -> run.PlanRunner:

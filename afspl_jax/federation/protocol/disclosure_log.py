@@ -61,7 +61,7 @@ class LoggedApp(ClientApp):
     """The reply, which is in the log.
 
     Raises:
-      UserError: it cannot be logged, and so must not be sent.
+      UserError: it cannot be logged, and so must not be sent; or the app raised it.
     """
     return self._logged(message, context, attempt(self._app, message, context))
 
@@ -69,7 +69,7 @@ class LoggedApp(ClientApp):
     """The replies to messages that ask to train; each is logged before the next one is made.
 
     Raises:
-      UserError: one cannot be logged, and so must not be sent.
+      UserError: one cannot be logged, and so must not be sent; or the app raised it.
     """
     if isinstance(self._app, CohortApp):
       answers = self._app.answer_together(requests)
@@ -80,7 +80,7 @@ class LoggedApp(ClientApp):
 
   def _logged(self, message: Message, context: Context, answer: Message | Exception) -> Message:
     if isinstance(answer, UserError):
-      raise answer  # about this host, for its user: the process is to end
+      raise answer  # about this host, for its user: the process ends
     reply = (
       Message(_error_reply(answer), reply_to=message) if isinstance(answer, Exception) else answer
     )
