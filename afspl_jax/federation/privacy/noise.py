@@ -11,11 +11,13 @@ What the grid costs is in every epsilon (accounting.py):
 - Rounding changes what one client does to a sum of up to `MOST_NUMBERS` numbers by at most a step
   in each, so in the L2 norm by `ROUNDED` of the standard deviation.
 - Let f be the density of the normal distribution with this standard deviation, sigma steps. The
-  probability of y steps is f(y), and that of rounding a normal number to y steps is the integral of
-  f from y - 1/2 to y + 1/2. Their ratio is between exp(-1 / (8 sigma**2)) and
+  probability of y steps is f(y); all f(y) add up to 1 but for 2 exp(-2 pi**2 sigma**2), by
+  Poisson's summation formula. That of rounding a normal number to y steps is the integral of f from
+  y - 1/2 to y + 1/2. The second over the first is between exp(-1 / (8 sigma**2)) and
   exp(y**2 / (8 sigma**4)), because cosh(a) <= exp(a**2 / 2). Up to 40 standard deviations, beyond
-  which exp(-800) of the mass lies, it is within exp(2**-56). So the release is as private as a
-  rounded release with normal noise, but for `UNEVEN` in epsilon.
+  which exp(-800) of the mass lies, its logarithm is within 2**-56. So the release is as private as
+  a rounded release with normal noise, but for `UNEVEN` in epsilon: 2**-56 for each number, with
+  the client and without it. (Sums move by whole steps, as rounding before the noise ensures.)
 """
 
 import math
