@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 
 from afspl_jax.storage.file_format import HEAD, file_format
@@ -13,6 +15,7 @@ FILES = {
   "a pickle": b"\x80\x02}q\0",
   "a GGUF file": b"GGUF\x03\0\0\0",
   "an HDF5 file": b"\x89HDF\r\n\x1a\n",
+  "an AVIF image": b"\0\0\0\x1cftypavif\0\0",
   "a HEIC image": b"\0\0\0\x18ftypheic\0\0",
   "a video": b"\0\0\0\x18ftypisom\0\0",
   "a JSON file": b' {"a": 1}',
@@ -24,6 +27,12 @@ def test_a_format_is_known_by_its_first_bytes(name):
   found = file_format(FILES[name][:HEAD])
   assert found is not None and found.name == name
   assert found.placeholder == (name in ("an HTML page", "a Git LFS pointer"))
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_of_any_protocol_is_known(protocol):
+  found = file_format(pickle.dumps({}, protocol))
+  assert found is not None and found.name == "a pickle"
 
 
 @pytest.mark.parametrize("head", [b"", b"\x89PNG\r\n\x1a\n", b"a text", bytes(512)])
