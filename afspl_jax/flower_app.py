@@ -38,7 +38,7 @@ from afspl_jax.runs.prepare import (
   find_inputs,
   prepare_setup,
 )
-from afspl_jax.runs.validate import validate_networked
+from afspl_jax.runs.validate_networked import validate_networked
 from afspl_jax.storage.run_folder import RunFolder
 
 _LOG = logging.getLogger(__name__)

@@ -1,5 +1,7 @@
 """Every setting of an experiment: one field with its default, meaning, unit and legal values.
 
+Those of the data are in data_settings.py.
+
 An experiment is a file in `configs/` whose `get_config()` returns an `Experiment`.
 """
 
@@ -8,50 +10,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from afspl_jax.config.registry import PARTITIONS, SOURCES, STRATEGIES
+from afspl_jax.config.data_settings import Data
+from afspl_jax.config.registry import STRATEGIES
 from afspl_jax.config.setting import group, setting
-
-
-@dataclass
-class Data:
-  """Where the examples come from and how clients share them."""
-
-  source: str = setting(
-    "shapes", "data set; tfds:NAME is one of tensorflow-datasets", plugins=SOURCES, agreed="split"
-  )
-  dir: str = setting("", "folder of the data set; empty: the default of tensorflow-datasets")
-  fields: str = setting(
-    "", 'columns of a tfds:NAME, as "image=image,captions=caption/text"', agreed="split"
-  )
-  max_bad: int = setting(0, "malformed records to leave out before it is an error", "records", ge=0)
-  partition: str = setting(
-    "natural",
-    "how clients share the examples; manifest:FILE reads a partition.json",
-    plugins=PARTITIONS,
-    agreed="split",
-  )
-  dirichlet_alpha: float = setting(
-    0.5, "dirichlet, quantity: the smaller, the more clients differ", gt=0, agreed="split"
-  )
-  categories: int = setting(
-    2, "pathological: different labels at a client", "labels", ge=1, agreed="split"
-  )
-  capacity_ratio: float = setting(
-    10.0, "capacity: the strongest client's over the weakest's", ge=1, agreed="split"
-  )
-  num_clients: int = setting(10, "clients in the federation", "clients", ge=1, agreed="split")
-  min_examples: int = setting(
-    8, "fewest examples of a client; a client with fewer is an error", "examples", agreed="split"
-  )
-  instruction_length: int = setting(
-    16, "length of the instruction; padded or cut", "tokens", ge=1, agreed="always"
-  )
-  target_length: int = setting(
-    44, "length of the caption or answer; padded or cut", "tokens", ge=1, agreed="always"
-  )
-  caption_instruction: str = setting(
-    "describe the picture .", "instruction for an image without a question", agreed="always"
-  )
 
 
 @dataclass
@@ -208,6 +169,12 @@ class Fed:
     "all", "none: every client trains alone, a baseline", choices=("all", "none"), agreed="always"
   )
   newcomers: int = setting(0, "sites that join no round and are scored at the end", "sites", ge=0)
+  finetune: int = setting(
+    0,
+    "local rounds of every site after the last round, from the global model; 0: none",
+    "rounds",
+    ge=0,
+  )
 
 
 @dataclass

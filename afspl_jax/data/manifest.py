@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from afspl_jax.storage.json_text import parse_json
 FILE = "partition.json"  # in a run's folder
 _KIND = "manifest:"
 
-Clients = dict[str, Int[np.ndarray, " examples"]]  # client's name -> indices of its examples
+Clients = dict[str, Int[np.ndarray, " _"]]  # client's name -> indices of its examples
 Ids = dict[str, dict[str, list[str]]]  # client's name -> split -> ids of its examples
 
 
@@ -40,6 +40,7 @@ def make_manifest(
   seed: int,
   fingerprints: Mapping[str, str],
   capacity: Mapping[str, float],
+  max_examples: int = 0,
 ) -> dict[str, Any]:
   """Makes a manifest: plain values that `write_manifest` writes to a file.
 
@@ -50,6 +51,7 @@ def make_manifest(
     seed: the seed of the partition.
     fingerprints: of the splits' sources.
     capacity: of the clients; empty if the partition has none.
+    max_examples: most examples of train at a client, to which `clients` keep; 0: all.
 
   Raises:
     UserError: two examples of a split have one id.
@@ -73,7 +75,8 @@ def make_manifest(
     "labels": {name: dict(sorted(counts.items())) for name, counts in train.items()},
     "hash": digest(held),
   }
-  return out | ({"capacity": dict(capacity)} if capacity else {})
+  out |= {"capacity": dict(capacity)} if capacity else {}
+  return out | ({"max_examples": max_examples} if max_examples else {})
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> bool:
@@ -129,7 +132,11 @@ def read_manifest(path: Path) -> Ids:
 
 
 def assign_by_manifest(
-  clients: Ids, splits: Mapping[str, Examples], num_clients: int, path: Path
+  clients: Ids,
+  splits: Mapping[str, Examples],
+  num_clients: int,
+  path: Path,
+  may_lack: Collection[str] = (),
 ) -> dict[str, Clients]:
   """Assigns the examples of some splits as a manifest says.
 
@@ -138,6 +145,7 @@ def assign_by_manifest(
     splits: the examples.
     num_clients: the expected number of clients.
     path: the file of the manifest, for messages.
+    may_lack: splits of which some examples may be at no client.
 
   Returns:
     For each split, the clients; all splits have the same ones.
@@ -154,9 +162,12 @@ def assign_by_manifest(
   out: dict[str, Clients] = {}
   for split, examples in splits.items():
     client_of = _clients_by_id(clients, split, examples, where)
-    _check_whole_images(examples, client_of, where)
+    if split not in may_lack:
+      _check_all_assigned(client_of, split, examples, where)
+    examples_here = [(i, one) for i, one in enumerate(examples) if one.id in client_of]
+    _check_whole_images([one for _, one in examples_here], client_of, where)
     rows: dict[str, list[int]] = {name: [] for name in clients}
-    for i, example in enumerate(examples):
+    for i, example in examples_here:
       rows[client_of[example.id]].append(i)
     out[split] = {name: np.array(indices, int) for name, indices in rows.items()}
   return out
@@ -179,12 +190,19 @@ def _clients_by_id(clients: Ids, split: str, examples: Examples, where: str) -> 
           f" have {one!r:.60}. Remove one."
         )
       client_of[one] = name
+  return client_of
+
+
+def _check_all_assigned(
+  client_of: Mapping[str, str], split: str, examples: Examples, where: str
+) -> None:
+  """Checks that every example of a split is at a client."""
   if absent := [example.id for example in examples if example.id not in client_of]:
     raise UserError(
       f"{where}: expected a client for every example of {split}; {len(absent)} have none, the"
-      f" first is {absent[0]!r:.60}. Add them, or use the data it was made from."
+      f" first is {absent[0]!r:.60}. Add them, or use the data it was made from; if it was"
+      " made with data.max_examples, set that too."
     )
-  return client_of
 
 
 def _check_whole_images(examples: Examples, client_of: Mapping[str, str], where: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from afspl_jax.config.experiment import Data
 from afspl_jax.data import manifest, partition_plot, partitions
+from afspl_jax.data.example_cap import capped
 from afspl_jax.data.manifest import Clients
 from afspl_jax.data.partitions import AssignSplit, Examples
 from afspl_jax.errors import UserError
@@ -26,7 +27,7 @@ def partition(splits: Mapping[str, Examples], config: Data, seed: int) -> dict[s
   """Splits the examples of every split by `config.partition`.
 
   A client's part of validation and test is drawn in the same way as its part of train, and may be
-  empty.
+  empty. Of train, a client keeps at most `config.max_examples`.
 
   Args:
     splits: the examples of "train" and of any others.
@@ -40,9 +41,19 @@ def partition(splits: Mapping[str, Examples], config: Data, seed: int) -> dict[s
     UserError: a client would hold fewer than `config.min_examples` examples of train, or the
       examples do not fit the partition.
   """
+  clients = _shared_out(splits, config, seed)
+  return clients | {"train": capped(clients["train"], splits["train"], config, seed)}
+
+
+def _shared_out(splits: Mapping[str, Examples], config: Data, seed: int) -> dict[str, Clients]:
+  """All examples of every split, by client."""
   if path := manifest.manifest_path(config.partition):
     given = manifest.assign_by_manifest(
-      manifest.read_manifest(path), splits, config.num_clients, path
+      manifest.read_manifest(path),
+      splits,
+      config.num_clients,
+      path,
+      may_lack=("train",) if config.max_examples else (),
     )
     _check_floor(given["train"], config)
     return given
@@ -113,7 +124,9 @@ def save_partition(
     The manifest.
   """
   capacity = client_capacities(list(clients["train"]), config, seed)
-  contents = manifest.make_manifest(splits, clients, config.partition, seed, fingerprints, capacity)
+  contents = manifest.make_manifest(
+    splits, clients, config.partition, seed, fingerprints, capacity, config.max_examples
+  )
   if manifest.write_manifest(folder / manifest.FILE, contents) or not (folder / PICTURE).exists():
     partition_plot.plot_partition(contents, folder / PICTURE)
   return contents

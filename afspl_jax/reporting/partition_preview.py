@@ -74,5 +74,6 @@ def _table(described: dict[str, Any]) -> list[str]:
   lines.append(
     f"{len(sizes):,} clients by {described['partition']}; examples of train: {train[0]:,} to"
     f" {train[-1]:,}, median {train[len(train) // 2]:,}"
+    + (f" (data.max_examples={cap})" if (cap := described.get("max_examples")) else "")
   )
   return lines

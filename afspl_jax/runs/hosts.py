@@ -47,7 +47,8 @@ from afspl_jax.runs.prepare import (
   prepare_setup,
 )
 from afspl_jax.runs.site_identity import site_identity
-from afspl_jax.runs.validate import validate, validate_networked
+from afspl_jax.runs.validate import validate
+from afspl_jax.runs.validate_networked import validate_networked
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
 

@@ -16,6 +16,7 @@ from afspl_jax.config.nested_values import digest
 from afspl_jax.data import manifest
 from afspl_jax.data.bad_records import MissingData
 from afspl_jax.data.batches import Split
+from afspl_jax.data.example_cap import capped
 from afspl_jax.data.features import default_cache
 from afspl_jax.data.partition import Clients, check_split_images, partition
 from afspl_jax.data.sources import open_sources
@@ -232,7 +233,9 @@ def _partition(
   config: Experiment, examples: Mapping[str, Sequence[Example]], site: str
 ) -> dict[str, Clients]:
   if site:
-    return {name: {site: np.arange(len(part))} for name, part in examples.items()}
+    held = {name: {site: np.arange(len(part))} for name, part in examples.items()}
+    train = capped(held["train"], examples["train"], config.data, config.seed)
+    return held | {"train": train}
   return partition(examples, config.data, config.seed) if "train" in examples else {}
 
 

@@ -1,6 +1,6 @@
 """Which settings fit together, checked before anything is loaded.
 
-Rules of one setting stand on its field in config/experiment.py; rules of several are listed here.
+Rules of one setting stand on its field in config/; rules of several are listed here.
 """
 
 import operator
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from afspl_jax.config import experiment as settings
 from afspl_jax.config.fields import check_values
 from afspl_jax.config.setting import require
-from afspl_jax.errors import UserError
+from afspl_jax.data.example_cap import check_cap
 from afspl_jax.evaluation.generate import decoding_settings
 from afspl_jax.federation import strategies
 from afspl_jax.federation.client.malicious import num_malicious
@@ -99,6 +99,13 @@ _SELECTION = (
     lambda c: c.fed.strategy == "fedavg",
     "fedavg with fed.share=none, where there is nothing to average",
     when=lambda c: c.fed.share == "none",
+  ),
+  Rule(
+    "fed.finetune",
+    lambda c: c.fed.finetune == 0,
+    "0 with fed.share=none, where every client trains alone, with privacy.example_clip, whose"
+    " budget is of the rounds, and with a strategy that has controls",
+    when=lambda c: c.fed.share == "none" or c.privacy.example_clip > 0 or _has_controls(c),
   ),
   Rule(
     "uplink.select",
@@ -269,6 +276,7 @@ def validate(config: settings.Experiment) -> None:
     UserError: naming the field, what is expected, and the value.
   """
   check_values(config)
+  check_cap(config.data)
   decoding_settings(config.eval)
   clients = budget.num_participants(config)
   groups = {name: getattr(config, name) for name in _Case._fields[3:]}
@@ -278,21 +286,3 @@ def validate(config: settings.Experiment) -> None:
       value = operator.attrgetter(rule.field)(case)
       require(rule.field, value, rule.holds(case), rule.expected.format(c=case))
   terms.sizes_fit(config)
-
-
-def validate_networked(config: settings.Experiment, who: str) -> None:
-  """Rejects what is for studies in one process.
-
-  Args:
-    config: of a federation over a network.
-    who: asks for it: this host's role, or Flower's command.
-
-  Raises:
-    UserError: naming the fields, and what they may be.
-  """
-  fed, attack = config.fed, config.attack
-  if fed.newcomers or fed.share == "none" or attack.kind != "none":
-    raise UserError(
-      f"{who}: expected fed.newcomers=0, fed.share=all and attack.kind=none, since the"
-      f" others are for studies in one process; got {fed.newcomers}, {fed.share} and {attack.kind}"
-    )

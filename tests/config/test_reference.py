@@ -47,6 +47,7 @@ def test_server_and_sites_compare_these_settings():
     "capacity_ratio",
     "num_clients",
     "min_examples",
+    "max_examples",
   )
   assert set(agreed_names("always")) == always
   assert agreed_names("split") == tuple(f"data.{name}" for name in split)

@@ -77,6 +77,20 @@ def test_what_cannot_be_averaged_has_no_method():
     validate(changed(Experiment(), {"fed.share": "none", "fed.strategy": "fedprox"}))
 
 
+@pytest.mark.parametrize(
+  "others",
+  [
+    {"fed.share": "none"},
+    {"fed.strategy": "scaffold", "uplink.select": "dense"},
+    {"privacy.example_clip": 1.0, "optim.balance": 0.0, "optim.contrast": 0.0},
+  ],
+)
+def test_fine_tuning_needs_a_shared_model_and_steps_without_controls_and_budget(others):
+  validate(changed(Experiment(), others))
+  with pytest.raises(UserError, match=r"fed.finetune: expected 0 with .*; got 2"):
+    validate(changed(Experiment(), others | {"fed.finetune": 2}))
+
+
 def test_controls_need_a_dense_uplink():
   with pytest.raises(UserError, match=r"uplink.select: expected dense .*; got 'energy'") as error:
     validate(changed(Experiment(), {"fed.strategy": "scaffold"}))
@@ -106,6 +120,7 @@ def test_a_hostile_site_would_not_bound_what_it_sends():
     {"attack.kind": "scale", "attack.share": 0.2},
     {"fed.newcomers": 1, "fed.clients_per_round": 9},
     {"fed.share": "none"},
+    {"fed.finetune": 1},
   ],
 )
 def test_no_part_of_a_network_takes_part_in_a_study(study, tmp_path):
@@ -114,12 +129,14 @@ def test_no_part_of_a_network_takes_part_in_a_study(study, tmp_path):
   for role in ("server", "local-net", "client"):
     launch = Launch(config, tmp_path / "run", role, "its:1", insecure=True, site="aachen")
     start = hosts.join_federation if role == "client" else hosts.federate
-    with pytest.raises(UserError, match=f"--role={role}: expected fed.newcomers=0, "):
+    with pytest.raises(
+      UserError, match=f"--role={role}: expected fed.newcomers=0, fed.finetune=0, "
+    ):
       start(launch, notify=lambda text: None)
   overrides = " ".join(f"{name}={value}" for name, value in study.items())
   run_config = {"config": "shapes.py", "overrides": overrides, "workdir": str(tmp_path / "run")}
   context = Context(1, 1, node_config={}, state=RecordDict(), run_config=run_config)
-  with pytest.raises(UserError, match=r"flwr run: expected fed.newcomers=0, "):
+  with pytest.raises(UserError, match=r"flwr run: expected fed.newcomers=0, fed.finetune=0, "):
     flower_app.server_app(LocalGrid(flower_app.client_app, 1), context)
   assert not list(tmp_path.iterdir())
 
