@@ -77,10 +77,15 @@ class Evaluator:
         out.append(Prediction(one.id, text, one.references, one.question, fusion, prompts, unknown))
     return out
 
-  def loss(self, params: Params, split: Split, indices: Sequence[int]) -> float:
-    """Mean cross-entropy of each example's first reference, in nats per token."""
+  def loss(
+    self, params: Params, split: Split, indices: Sequence[int], personalised: bool = False
+  ) -> float:
+    """Mean cross-entropy of each example's first reference, in nats per token.
+
+    With `personalised`, the local prompt in `params` is used.
+    """
     total = count = 0.0
-    for _, batch in split.in_order(indices, self._config.batch_size):
+    for _, batch in split.in_order(indices, self._config.batch_size, personalised):
       sums = self._loss(params, self._frozen, batch)
       total, count = total + float(sums.nats), count + float(sums.tokens)
     return total / count

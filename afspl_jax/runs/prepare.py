@@ -1,5 +1,6 @@
 """Loads the models and data of an experiment, and builds its programs, before the first round."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.prompter.local import join_local, split_local
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
+from afspl_jax.runs.trained.finished_run import FINE_TUNED
 from afspl_jax.storage.versions import installed_version
 from afspl_jax.training.initial_prompt import make_initial_prompt
 from afspl_jax.training.mesh import make_mesh, replicate
@@ -62,6 +64,7 @@ class Setup:
   clients: dict[str, Clients]  # rows of each client, by split; {} if no client is here
   strategy: Strategy
   trainer: LocalTrainer | None  # trains the clients that are here
+  tuner: LocalTrainer | None  # trains whole models of theirs, with `fed.finetune` (fine_tuning.py)
   malicious: tuple[str, ...]  # clients that the config's `attack` makes malicious
   evaluator: Evaluator
   single_site: bool  # all data belong to one site
@@ -159,23 +162,26 @@ def prepare_setup(
   strategy = strategies.get_strategy(config.fed.strategy, _taking_part(config))
   untrained = jax.device_get(module_leaves(prompter))
   attackers = _attackers(config, clients)
-  trainer = None
+  trainer = tuner = None
   if clients:
     train = _training_split(config, splits["train"], clients["train"], attackers)
     here = set(SPLITS) <= set(inputs.sources)  # else clients of a round train in several processes
-    trainer = LocalTrainer(
+    make_trainer = functools.partial(
+      LocalTrainer,
       _local_program(captioner, config, strategy, mesh),
       make_initial_prompt(captioner, mesh),
       frozen,
       untrained,
       train,
       clients["train"],
-      config,
-      isinstance(strategy, Controlled),
-      mesh,
-      store,
+      mesh=mesh,
       in_process=here,
     )
+    controlled = isinstance(strategy, Controlled)
+    trainer = make_trainer(config=config, controlled=controlled, store=store)
+    if config.fed.finetune:
+      alone = fields.changed(config, {"fed.share": "none", "prompter.local_drop": 0})
+      tuner = make_trainer(config=alone, controlled=False, store=store.beside(FINE_TUNED))
   shared, local = split_local(untrained, config.fed.share)
   return Setup(
     config=config,
@@ -185,6 +191,7 @@ def prepare_setup(
     clients=clients,
     strategy=strategy,
     trainer=trainer,
+    tuner=tuner,
     malicious=attackers,
     evaluator=Evaluator(captioner, frozen, pair.tokenizer, config.eval, mesh),
     single_site=bool(site),

@@ -20,6 +20,7 @@ from afspl_jax.federation.server.progress import SILENT, Progress
 from afspl_jax.federation.server.rounds import Plan
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.reporting.tensorboard import TensorBoard
+from afspl_jax.runs.fine_tuning import fine_tune
 from afspl_jax.runs.prepare import (
   SPLITS,
   Setup,
@@ -121,6 +122,7 @@ def run_experiment(
     shared = _run_rounds(setup, folder, run_plan, bar)
     if setup.trainer and setup.trainer.private_batches:
       say(setup.trainer.private_batches.spent_text())
+    fine_tune(setup, shared, progress)
     scores = score_finished_run(setup, folder, shared, progress)
     board.update(images)
     return scores

@@ -36,6 +36,10 @@ class ClientStore:
   def __init__(self, folder: Path | str, *, read_only: bool = False):
     self.folder, self._read_only = Path(folder), read_only
 
+  def beside(self, name: str) -> "ClientStore":
+    """The store in the folder of this name next to this one."""
+    return ClientStore(self.folder.with_name(name), read_only=self._read_only)
+
   def save(self, site: str, round: int, state: Params) -> None:
     """Writes a client's state after a round, and deletes states of later rounds.
 
@@ -65,6 +69,11 @@ class ClientStore:
     files = self.folder.glob("*/round_*.safetensors")
     return sorted({unquote(file.parent.name) for file in files})
 
+  def newest(self, site: str) -> int | None:
+    """The newest round of which there is a state of a client."""
+    files = self._rounds(site)
+    return _round(files[-1]) if files else None
+
   def load(self, site: str, before: int, template: Params, *, part: bool = False) -> Params | None:
     """A client's newest state of a round below `before`, or None if it is new.
 
@@ -77,7 +86,7 @@ class ClientStore:
     Raises:
       UserError: the file is damaged or belongs to another model.
     """
-    files = [file for file in self._rounds(site) if int(file.stem.split("_")[1]) < before]
+    files = [file for file in self._rounds(site) if _round(file) < before]
     if not files:
       return None
     expected = _contiguous(template)
@@ -104,6 +113,10 @@ class ClientStore:
 
   def _rounds(self, site: str) -> list[Path]:
     return sorted(self.folder_of(site).glob("round_*.safetensors"))
+
+
+def _round(file: Path) -> int:
+  return int(file.stem.split("_")[1])
 
 
 def _contiguous(state: Params) -> dict[str, Shaped[np.ndarray, "..."]]:

@@ -113,6 +113,14 @@ class LocalTrainer:
     """
     return join_local(shared, self._state(shared, client, round + 1)["own"])
 
+  def newest_round(self, client: int) -> int | None:
+    """The newest round of which there is a state of the client."""
+    return self._store.newest(self._names[client])
+
+  def set_state(self, client: int, round: int, own: Params) -> None:
+    """Sets the local leaves of a client after a round, without a residual."""
+    self._store.save(self._names[client], round, self._template | {"own": own})
+
   def train_cohort(
     self,
     shared: Params,

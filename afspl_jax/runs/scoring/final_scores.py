@@ -13,6 +13,7 @@ from afspl_jax.evaluation.generate import evenly_spread
 from afspl_jax.evaluation.predictions import Prediction, count_unknown_tokens, write_predictions
 from afspl_jax.evaluation.scores import score_predictions
 from afspl_jax.federation.client.local_trainer import LocalTrainer
+from afspl_jax.runs.fine_tuning import personal_params
 from afspl_jax.runs.prepare import Setup
 from afspl_jax.runs.scoring.personalised import personalised_predictions, site_scores
 from afspl_jax.storage.atomic_files import write_text
@@ -98,7 +99,7 @@ class FinalEvaluation:
       views["test_mean_fusion"] = self.mean_fusion
     if self._setup.trainer is None:  # the clients, and their local leaves, are elsewhere
       return views
-    if self._config.prompter.local:
+    if self._config.prompter.local or self._config.fed.finetune:
       views |= personalised
     if self._config.fed.newcomers:
       views["newcomer_global"] = self.newcomer_global
@@ -168,7 +169,7 @@ class FinalEvaluation:
     rows = evenly_spread(len(self._split), self._config.eval.common_examples)
     found = []
     for client in self._participants():
-      params = self._trainer.personal(self._shared, client, self._config.fed.rounds)
+      params = personal_params(self._setup, self._shared, client, self._config.fed.rounds)
       predictions = self._setup.evaluator.predict(params, self._split, rows, personalised=True)
       found.append(score_predictions(predictions))
     return {name: float(np.mean([scores[name] for scores in found])) for name in found[0]}

@@ -10,6 +10,7 @@ from afspl_jax.evaluation.metrics.captions import score_captions
 from afspl_jax.evaluation.metrics.vqa import score_answers
 from afspl_jax.evaluation.predictions import Prediction
 from afspl_jax.evaluation.scores import client_means
+from afspl_jax.runs.fine_tuning import personal_params
 from afspl_jax.runs.prepare import Setup
 from afspl_jax.types import Params
 
@@ -30,13 +31,12 @@ def personalised_predictions(
   Returns:
     The predictions by row; rows of other clients are absent.
   """
-  trainer, names = setup.trainer, sorted(setup.clients["train"])
-  assert trainer is not None, "clients are here"
+  names = sorted(setup.clients["train"])
   by_row: dict[int, Prediction] = {}
   for client in clients:
     held = set(setup.clients[split][client].tolist())
     its_rows = [row for row in rows if row in held]
-    params = trainer.personal(shared, names.index(client), round)
+    params = personal_params(setup, shared, names.index(client), round)
     found = setup.evaluator.predict(params, setup.splits[split], its_rows, personalised=True)
     by_row.update(zip(its_rows, found, strict=True))
   return by_row

@@ -29,6 +29,8 @@ from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.storage.versions import installed_version
 from afspl_jax.types import Params
 
+FINE_TUNED = "finetuned"  # the folder of fine-tuned models, next to that of the clients' states
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -192,6 +194,35 @@ def load_local_leaves(clients: Path, site: str, round: int, template: Params) ->
       " It is on the machine where the site trained: give that run's folder with --own=RUN"
     )
   return state["own"]
+
+
+def load_fine_tuned(run: FinishedRun, site: str, round: int, template: Params) -> Params | None:
+  """Loads all leaves of a site's fine-tuned model (runs/fine_tuning.py).
+
+  Args:
+    run: the run in which the site trained.
+    site: the name of the site.
+    round: only the last round of a run has such models.
+    template: all leaves, or their shapes.
+
+  Returns:
+    The leaves; None without `fed.finetune`, for another round, and for a site that took no part.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  chosen = chosen_number(run.config)
+  store = ClientStore(run.clients, read_only=True).beside(FINE_TUNED)
+  if round != run.config.fed.rounds or store.newest(site) != chosen:
+    return None
+  state = store.load(site, chosen + 1, {"own": zeros_like(template)}, part=True)
+  assert state is not None, "it is the newest"
+  return state["own"]
+
+
+def chosen_number(config: Experiment) -> int:
+  """The round under which a fine-tuned model is kept: above all of its local rounds."""
+  return config.fed.rounds + config.fed.finetune + 1
 
 
 def leaf_shapes(config: Experiment, prompter: Prompter) -> tuple[Params, Params]:

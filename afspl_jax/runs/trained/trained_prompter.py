@@ -10,6 +10,7 @@ from afspl_jax.config.nested_values import differences
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import decoding_settings
 from afspl_jax.evaluation.scores import ANSWERS
+from afspl_jax.models.prompter.local import join_local, split_local
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.runs.frozen import FrozenPair, load_pair
 from afspl_jax.runs.trained.finished_run import (
@@ -18,6 +19,7 @@ from afspl_jax.runs.trained.finished_run import (
   find_backbones,
   find_round,
   leaf_shapes,
+  load_fine_tuned,
   load_local_leaves,
   load_shared_leaves,
   open_run,
@@ -95,7 +97,11 @@ def open_trained_prompter(
     round, shared = load_shared_leaves(run, shapes, round)
     scores, local = _scores(path, round), zeros_like(local_shapes)
   if site_run:
-    local = load_local_leaves(site_run.clients, site, round, local_shapes)
+    whole = load_fine_tuned(site_run, site, round, join_local(shapes, local_shapes))
+    if whole:
+      shared, local = split_local(whole, config.fed.share)
+    else:
+      local = load_local_leaves(site_run.clients, site, round, local_shapes)
   return TrainedPrompter(config, pair, prompter, shared, local, round, site or info.site, scores)
 
 
