@@ -4,7 +4,7 @@ A study is a file in `configs/` whose `get_study()` returns a `Study`; `afspl ab
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from afspl_jax.config.experiment import Experiment, to_dict
@@ -25,10 +25,12 @@ class Study:
   seeds: tuple[int, ...]
   reference: str = "dense FedAvg"  # the variant that bytes are relative to
   full: str = "full AFSPL"  # the variant that scores are compared with, seed by seed
+  alone: str = ""  # the variant without a federation: what others gain over it is shown by size
+  fewer_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of some settings
 
   def __post_init__(self) -> None:
-    for role in ("reference", "full"):
-      if getattr(self, role) not in self.variants:
+    for role in ("reference", "full", "alone"):
+      if getattr(self, role) not in (*self.variants, *([""] if role == "alone" else [])):
         raise UserError(
           f"study: expected {role} to be one of {', '.join(self.variants)};"
           f" got {getattr(self, role)!r}"
@@ -38,6 +40,16 @@ class Study:
         "study: expected at least one setting, and at least one seed, each once; got settings"
         f" {list(self.settings)} and seeds {self.seeds}"
       )
+    for setting, seeds in self.fewer_seeds.items():
+      if setting not in self.settings or not seeds or not set(seeds) <= set(self.seeds):
+        raise UserError(
+          f"study: expected fewer_seeds of settings {list(self.settings)} out of {self.seeds}; got"
+          f" {setting!r} with {seeds}"
+        )
+
+  def seeds_of(self, setting: str) -> tuple[int, ...]:
+    """The seeds of a setting."""
+    return self.fewer_seeds.get(setting, self.seeds)
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,8 @@ def cells(study: Study) -> list[Cell]:
   out = []
   for seed in study.seeds:
     for setting, common in study.settings.items():
+      if seed not in study.seeds_of(setting):
+        continue
       for variant, own in study.variants.items():
         overrides = {**common, **own}
         try:

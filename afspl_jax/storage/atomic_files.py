@@ -44,10 +44,11 @@ def write_text(file: Path, text: str) -> None:
     scratch.write_text(text, encoding="utf-8", newline="")
 
 
-def write_figure(file: Path, figure: "Figure") -> None:
-  """Replaces a file with this figure as PNG."""
+def write_figure(file: Path, figure: "Figure", description: str = "") -> None:
+  """Replaces a file with this figure as PNG, whose alternative text `description` is."""
   with replaced_file(file) as scratch:
-    figure.savefig(scratch, format="png")
+    metadata = {"Description": description} if description else None
+    figure.savefig(scratch, format="png", metadata=metadata)
 
 
 def create_file(file: Path, data: bytes, mode: int) -> None:

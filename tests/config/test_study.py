@@ -7,6 +7,7 @@ from afspl_jax.config.fields import changed
 from afspl_jax.config.files import load_config
 from afspl_jax.config.study import Study, cells
 from afspl_jax.errors import UserError
+from afspl_jax.runs.validate import validate
 
 ROOT = Path(__file__).parents[2]
 DIRICHLET = {"data.partition": "dirichlet", "data.dirichlet_alpha": 0.1}
@@ -40,6 +41,12 @@ def test_a_cell_is_the_base_with_its_overrides_and_seed():
   assert first.config == changed(Experiment(), {"data.partition": "iid", "seed": 3})
   assert second.config.prompter.local is False and first.config.prompter.local is True
   assert third.config.data.dirichlet_alpha == 0.1
+
+
+def test_a_setting_may_have_fewer_seeds():
+  found = cells(study(fewer_seeds={"skewed": (5,)}))
+  assert [c.seed for c in found if c.setting == "iid"] == [3, 3, 5, 5]
+  assert [c.seed for c in found if c.setting == "skewed"] == [5, 5]
 
 
 def test_a_variant_wins_over_its_setting():
@@ -103,6 +110,9 @@ def test_a_wrong_override_is_one_line_that_names_cell_field_and_choices(override
     ({"seeds": ()}, ["at least one seed"]),
     ({"seeds": (1, 1)}, ["each once", "(1, 1)"]),
     ({"settings": {}}, ["at least one setting"]),
+    ({"alone": "none"}, ["expected alone to be one of full AFSPL, dense FedAvg", "'none'"]),
+    ({"fewer_seeds": {"iid": (4,)}}, ["expected fewer_seeds", "(3, 5); got 'iid' with (4,)"]),
+    ({"fewer_seeds": {"other": (3,)}}, ["['iid', 'skewed']", "got 'other' with (3,)"]),
   ],
 )
 def test_a_study_that_cannot_be_tabulated_is_refused(changes, parts):
@@ -111,7 +121,7 @@ def test_a_study_that_cannot_be_tabulated_is_refused(changes, parts):
     assert part in line
 
 
-@pytest.mark.parametrize("name", ["ablation.py", "uplink.py"])
+@pytest.mark.parametrize("name", ["ablation.py", "uplink.py", "site_size.py"])
 def test_every_variant_of_the_shipped_studies_differs_from_every_other(name):
   found = load_config(ROOT / "configs" / name, "get_study", Study)
   everything = [c for c in cells(found) if c.seed == found.seeds[0]]
@@ -126,3 +136,15 @@ def test_what_knows_no_sites_is_run_once_for_all_settings():
   for variant in ("zero-shot", "centralised"):
     runs = {c.run for c in cells(found) if c.variant == variant}
     assert len(runs) == len(found.seeds)
+
+
+def test_the_study_of_sizes_has_enough_seeds_and_only_legal_configs():
+  found = load_config(ROOT / "configs" / "site_size.py", "get_study", Study)
+  assert {(c.setting, c.variant) for c in cells(found)} == {
+    (setting, variant) for setting in found.settings for variant in found.variants
+  }
+  for setting, overrides in found.settings.items():
+    least = 3 if "data.partition" in overrides else 5
+    assert len(found.seeds_of(setting)) >= least
+  for cell in cells(found):
+    validate(cell.config)

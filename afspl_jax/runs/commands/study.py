@@ -18,7 +18,8 @@ def add_commands(parsers: Any) -> CommandGroup:
     "ablate",
     _ablate,
     "run a study of methods, settings and seeds, and tabulate it",
-    "Runs what a study still lacks, then writes table.md, results.json and bytes.png."
+    "Runs what a study still lacks, then writes table.md, results.json and bytes.png,"
+    " and gains.png if the study has a variant in which sites train alone."
     " Exit status: 0 success, 2 a user's mistake, 1 some run failed, 130 interrupted.",
   )
   ablate.add_argument("config", help="a file with get_study(): in configs/, or a path")
@@ -42,6 +43,8 @@ def _ablate(args: argparse.Namespace) -> int:
   from afspl_jax.config.files import find_config, load_config
   from afspl_jax.config.study import Study
   from afspl_jax.runs.study.ablate import run_study
+  from afspl_jax.runs.study.gain_plot import write_gain_plot
+  from afspl_jax.runs.study.gains import PICTURE
   from afspl_jax.runs.study.plots import write_plot
   from afspl_jax.runs.study.results import read_results, write_results
   from afspl_jax.runs.study.tables import write_tables
@@ -62,6 +65,7 @@ def _ablate(args: argparse.Namespace) -> int:
   write_tables(study, results, command, workdir / "table.md")
   write_results(results, workdir / "results.json")
   write_plot(study, results, workdir / "bytes.png")
+  write_gain_plot(study, results, workdir / PICTURE)
   print(f"tables: {workdir / 'table.md'}")
   if interrupted:
     print(f"interrupted: finished rounds are kept. Go on with: {args.again}", file=sys.stderr)

@@ -9,7 +9,8 @@ runs/            a run folder for each distinct config, named by its digest; the
 logs/            the terminal output of each run
 failures.jsonl   a line for each failed attempt: run, cells, reason
 compiled/        JAX's compilation cache
-table.md, results.json, bytes.png    from tables.py, results.py and plots.py
+table.md, results.json               from tables.py and results.py
+bytes.png, gains.png                 from plots.py and gain_plot.py
 ```
 """
 

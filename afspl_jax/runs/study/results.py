@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 from afspl_jax.config.study import Cell, Study, cells
 from afspl_jax.runs.study.columns import Column
 from afspl_jax.storage.atomic_files import write_text
-from afspl_jax.storage.run_lines import METRICS, read_lines
+from afspl_jax.storage.run_lines import CLIENTS, METRICS, read_lines
 
 FINISHED = "finished"  # a marker file in the folder of a run that finished
 RunMetrics = Mapping[str, Mapping[str, Any]]  # a run's last lines of metrics.jsonl, by split
@@ -40,13 +40,16 @@ class CellResult:
   metrics: RunMetrics
   finished: bool
   failure: str = ""  # why the last attempt failed, if it did
+  examples: float | None = None  # training examples of a client, mean over clients
 
   def value(self, column: Column) -> float | None:
     """The run's number in the column's unit; None if it was not measured or not finished."""
     if not self.finished:
       return None
     value = self.metrics.get(column.split, {}).get(column.key)
-    return None if value is None else value * column.scale
+    if value is None:
+      return self.value(column.otherwise) if column.otherwise else None
+    return value * column.scale
 
   def to_json(self) -> dict[str, Any]:
     """All numbers of the cell, as results.json holds them."""
@@ -57,6 +60,7 @@ class CellResult:
       "run": f"runs/{self.cell.run}",
       "finished": self.finished,
       "failure": self.failure,
+      "examples": self.examples,
       "metrics": self.metrics,
     }
 
@@ -77,7 +81,8 @@ def read_results(study: Study, workdir: Path) -> list[CellResult]:
   for cell in cells(study):
     done = is_finished(workdir, cell.run)
     failure = "" if done else failures.get(cell.run, "")
-    out.append(CellResult(cell, _final_metrics(workdir, cell.run), done, failure))
+    folder = workdir / "runs" / cell.run
+    out.append(CellResult(cell, _final_metrics(folder), done, failure, _mean_examples(folder)))
   return out
 
 
@@ -129,7 +134,14 @@ def write_results(results: Sequence[CellResult], file: Path) -> None:
   write_text(file, text + "\n")
 
 
-def _final_metrics(workdir: Path, run: str) -> RunMetrics:
+def _final_metrics(folder: Path) -> RunMetrics:
   """The last line of each split after the last round; {} if there is none yet."""
-  lines = read_lines(workdir / "runs" / run / METRICS)
+  lines = read_lines(folder / METRICS)
   return {line["split"]: line for line in lines if line["split"] not in ("train", "val")}
+
+
+def _mean_examples(folder: Path) -> float | None:
+  """The training examples of a client, mean over those that took part; None if none did."""
+  lines = read_lines(folder / CLIENTS)
+  examples = {line["client"]: line["num_examples"] for line in lines if line["num_examples"]}
+  return fmean(examples.values()) if examples else None

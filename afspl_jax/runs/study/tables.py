@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from afspl_jax.config.study import Study
 from afspl_jax.runs.study.columns import CIDER, MAIN, MEGABYTES, MORE, PERSONALISED, Column
+from afspl_jax.runs.study.gains import gain_tables
 from afspl_jax.runs.study.results import CellResult, Estimate, StudyResults
 from afspl_jax.storage.atomic_files import write_text
 
@@ -58,10 +59,11 @@ def format_tables(study: Study, results: Sequence[CellResult], command: str) -> 
     *(f"- **{column.name}**: {column.meaning}" for table in tables for column in table),
   ]
   for setting in study.settings:
-    number = len(study.seeds)
+    number = len(study.seeds_of(setting))
     text += ["", f"## {setting} ({number} seed{'s' * (number > 1)})"]
     text += _setting_tables(study, setting, [table for table in tables if table], results)
     text += _missing_runs(setting, results)
+  text += gain_tables(study, results)
   if len(study.settings) > 1:
     text += ["", "## All settings together", "", *_all_settings(study, by_cell)]
   return "\n".join(text) + "\n"
@@ -74,7 +76,7 @@ def _setting_tables(
   results: Sequence[CellResult],
 ) -> list[str]:
   """The tables of one setting, with a row for each variant."""
-  number, lines = len(study.seeds), list[str]()
+  number, lines = len(study.seeds_of(setting)), list[str]()
   for table in tables:
     lines += ["", _row(["", *(c.name for c in table)]), _row(["---"] + ["---:"] * len(table))]
     for variant in study.variants:

@@ -1,0 +1,49 @@
+"""What a site gains by joining, by its size: alone, FedAvg, FedAvg and fine-tuning, AFSPL.
+
+`afspl ablate configs/site_size.py --workdir=runs/site_size`
+"""
+
+from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Study
+
+ROUNDS = 12
+CLIENTS = 10
+SEEDS = (0, 1, 2, 3, 4)
+FEWER_SEEDS = (0, 1, 2)
+SKEWED = {"data.partition": "dirichlet", "data.dirichlet_alpha": 0.1}
+DENSE = {"prompter.local": False, "uplink.select": "dense"}
+
+
+def get_config() -> Experiment:
+  return Experiment(
+    data=Data(num_clients=CLIENTS),
+    optim=Optim(local_steps=16),
+    fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS),
+    eval=Eval(every=ROUNDS, val_examples=50, test_examples=500, common_examples=60),
+  )
+
+
+def get_study() -> Study:
+  return Study(
+    base=get_config(),
+    settings={
+      "natural, 32 examples": {"data.max_examples": 32},
+      "natural, 100 examples": {"data.max_examples": 100},
+      "natural, 300 examples": {"data.max_examples": 300},
+      "natural, all examples": {},
+      "Dirichlet 0.1, 32 examples": {**SKEWED, "data.max_examples": 32},
+      "Dirichlet 0.1, all examples": SKEWED,
+    },
+    variants={
+      "alone": {"fed.share": "none", "prompter.local": False},
+      "dense FedAvg": DENSE,
+      "FedAvg, fine-tuned": {**DENSE, "fed.finetune": 4},
+      "AFSPL": {},
+    },
+    seeds=SEEDS,
+    fewer_seeds={
+      "Dirichlet 0.1, 32 examples": FEWER_SEEDS,
+      "Dirichlet 0.1, all examples": FEWER_SEEDS,
+    },
+    full="AFSPL",
+    alone="alone",
+  )
