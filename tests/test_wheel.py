@@ -113,7 +113,7 @@ def test_the_command_alone_prints_grouped_help(installed):
 
 def test_flwr_run_finds_the_configs(installed):
   done = installed.run("python", "-c", FLWR_RUN)
-  assert "flwr run: expected fed.newcomers=0, fed.share=all" in done.stderr
+  assert "flwr run: expected fed.newcomers=0, fed.finetune=0, fed.share=all" in done.stderr
 
 
 @pytest.fixture(scope="module")
