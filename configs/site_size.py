@@ -6,6 +6,7 @@
 from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Study
 
 ROUNDS = 12
+TUNED = 4  # of these, where a method fine-tunes
 CLIENTS = 10
 SEEDS = (0, 1, 2, 3, 4)
 FEWER_SEEDS = (0, 1, 2)
@@ -36,7 +37,8 @@ def get_study() -> Study:
     variants={
       "alone": {"fed.share": "none", "prompter.local": False},
       "dense FedAvg": DENSE,
-      "FedAvg, fine-tuned": {**DENSE, "fed.finetune": 4},
+      # As many local steps as the others.
+      "FedAvg, fine-tuned": {**DENSE, "fed.rounds": ROUNDS - TUNED, "fed.finetune": TUNED},
       "AFSPL": {},
     },
     seeds=SEEDS,

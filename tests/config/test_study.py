@@ -148,3 +148,6 @@ def test_the_study_of_sizes_has_enough_seeds_and_only_legal_configs():
     assert len(found.seeds_of(setting)) >= least
   for cell in cells(found):
     validate(cell.config)
+    assert (
+      cell.config.fed.rounds + cell.config.fed.finetune == found.base.fed.rounds
+    )  # as many steps
