@@ -39,6 +39,16 @@ def test_with_many_clients_the_largest_and_smallest_are_shown(command, capsys):
   assert "... 10 clients between these ..." in out[21]
 
 
+def test_a_cap_is_in_the_table_and_in_the_manifest(command, tmp_path, capsys):
+  assert main([*command, "--config.data.max_examples=3"]) == 0
+  out = capsys.readouterr().out.splitlines()
+  found = json.loads((tmp_path / "new" / "folder" / "partition.json").read_text())
+  assert found["max_examples"] == 3
+  for line, parts in zip(out[1:11], found["clients"].values(), strict=True):
+    assert line.split()[1] == str(len(parts["train"])) == "3"
+  assert out[11].endswith("examples of train: 3 to 3, median 3 (data.max_examples=3)")
+
+
 def test_mistakes_are_one_clear_line_and_status_2(command, tmp_path, capsys):
   run = tmp_path / "run"
   run.mkdir()
@@ -48,6 +58,10 @@ def test_mistakes_are_one_clear_line_and_status_2(command, tmp_path, capsys):
     ([f"--workdir={run}"], "expected a folder that is not a run folder"),
     ([f"--workdir={run / 'config.json' / 'x'}"], "expected a folder that can be written"),
     (["--config.data.alpha=3"], "data.alpha"),
+    (
+      ["--config.data.min_examples=8", "--config.data.max_examples=7"],
+      "data.max_examples: expected 0, or at least data.min_examples, 8; got 7",
+    ),
   ):
     assert main([*command, *flags]) == 2
     out, err = capsys.readouterr()
