@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from afspl_jax.federation.secure.coordinator import Coordinator
 from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.identity import Identity, is_signed
-from afspl_jax.federation.secure.party import Party, Rules
+from afspl_jax.federation.secure.party import Masked, Party, Rules
 from afspl_jax.federation.secure.quantise import Quantiser
 from afspl_jax.federation.secure.roster import Roster
 
@@ -68,28 +68,31 @@ def round_of(clients: int, size: int, lost: int) -> tuple[Clock, int]:
   given = clock.at_server(lambda: server.forward(sealed))
   there = sorted(given)[lost:]
 
-  def mask(name: str) -> np.ndarray:
-    return quantiser.pack(parties[name].mask(quantiser.encode(updates[name], 1), given[name]))
+  def mask(name: str) -> Masked:
+    words, signature = parties[name].mask(quantiser.encode(updates[name], 1), given[name])
+    return Masked(quantiser.pack(words), signature)
 
   masked = clock.at_clients({n: partial(mask, n) for n in there})
-  stayed = clock.at_server(lambda: server.settle(masked))
+  stayed = clock.at_server(lambda: server.settle({n: each.signature for n, each in masked.items()}))
   signed: dict[int, bytes] = {}
   if server.needs_signatures():
-    given_signatures = clock.at_clients({n: partial(parties[n].confirm, stayed) for n in there})
+    given_signatures = clock.at_clients(
+      {n: partial(parties[n].confirm, stayed, server.agreed(n)) for n in there}
+    )
     signed = clock.at_server(lambda: server.confirmed(given_signatures))
   shares = clock.at_clients({n: partial(parties[n].unmask, signed) for n in there})
 
   def sum_up() -> np.ndarray:
     total = np.zeros(quantiser.length, quantiser.word)
-    for packed in masked.values():
-      total += quantiser.unpack(packed)
+    for each in masked.values():
+      total += quantiser.unpack(each.words)
     server.unmask(total, shares)
     return quantiser.decode(total, len(masked)).values
 
   found = clock.at_server(sum_up)
   expected = sum(updates[n] for n in there)
   assert np.abs(found - expected).max() <= len(there) * quantiser.step / 2
-  return clock, len(masked[there[0]])
+  return clock, len(masked[there[0]].words)
 
 
 def main() -> None:

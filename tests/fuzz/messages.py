@@ -261,7 +261,7 @@ TARGETS = {
     lambda answer: messages.read_signature(_said(answer)),
   ),
   "reply_masked": answered(
-    lambda: messages.masked_content(_PACKED, _STRUCTURE),
+    lambda: messages.masked_content(_PACKED, _STRUCTURE, session()[2][1][1]),
     lambda answer: messages.read_masked(_said(answer), 8, _STRUCTURE),
   ),
   "reply_shares": answered(

@@ -11,7 +11,7 @@ from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.coordinator import Introduction
 from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.identity import run_identities
-from afspl_jax.federation.secure.party import Party, Rules
+from afspl_jax.federation.secure.party import Forwarded, Party, Rules
 
 SESSION = Session(b"s" * 16, 3)
 RULES = Rules(0.6)
@@ -29,11 +29,16 @@ def session() -> tuple[dict[str, Party], dict[int, Any], tuple[dict[int, bytes],
   of = {n: party.share(n, members) for n, party in parties.items()}
   sealed = {n: of[n][0] for n in range(1, 4)}
   before["train"] = _copied(parties[0])
+  agreed: dict[int, bytes] = {}
   for n, party in parties.items():
-    party.mask(np.zeros(9, np.uint32), {m: of[m][n] for m in parties if m != n})
+    forwarded = Forwarded(range(4), {m: of[m][n] for m in parties if m != n})
+    agreed[n] = party.mask(np.zeros(9, np.uint32), forwarded).signature
   before["query.secure_confirm"] = _copied(parties[0])
-  signatures = {n: party.confirm([0, 1, 2]) for n, party in parties.items() if n < 3}
-  return before | {"query.secure_unmask": parties[0]}, shown, (sealed, signatures)
+  signatures = {
+    n: parties[n].confirm([0, 1, 2], {m: agreed[m] for m in range(3) if m != n}) for n in range(3)
+  }
+  neighbours = {n: agreed[n] for n in (1, 2)}
+  return before | {"query.secure_unmask": parties[0]}, shown, (sealed, signatures, neighbours)
 
 
 def _copied(party: Party) -> Party:
@@ -56,8 +61,8 @@ def first_record(stage: str) -> RecordDict:
     "shares": lambda: messages.introduction_record(
       SESSION, Introduction(0, list(session()[1].values()))
     ),
-    "train": lambda: messages.forwarded_record(SESSION, session()[2][0]),
-    "confirm": lambda: messages.survivors_record(SESSION, [0, 1, 2]),
+    "train": lambda: messages.forwarded_record(SESSION, Forwarded(range(4), session()[2][0])),
+    "confirm": lambda: messages.survivors_record(SESSION, [0, 1, 2], session()[2][2]),
     "unmask": lambda: messages.signatures_record(SESSION, session()[2][1]),
   }[stage]()
   return RecordDict({messages.SECURE: record})

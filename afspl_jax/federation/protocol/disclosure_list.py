@@ -68,8 +68,8 @@ def _secure(config: Experiment) -> bool:
   return config.secure.aggregation
 
 
-def _hidden(query: str, name: str, content: str, purpose: str) -> AllowedEntry:
-  return AllowedEntry(f"query.{query}", "secure", name, "bytes", content, purpose, _secure, _SECURE)
+def _hidden(message: str, name: str, content: str, purpose: str) -> AllowedEntry:
+  return AllowedEntry(message, "secure", name, "bytes", content, purpose, _secure, _SECURE)
 
 
 def _weight(
@@ -142,31 +142,39 @@ ENTRIES = (
   _metric("prompts_chosen", "prompts chosen from the pool, mean over samples"),
   _metric("nonfinite_steps", "local steps without a finite loss and gradient"),
   _metric("pool_usage_{i}", "share of samples that chose prompt i of the pool"),
-  _hidden("secure_keys", "keys", "public keys, made for the round", "clients agree on masks"),
-  _hidden("secure_keys", "identity", "the site's public identity key", "to check its signatures"),
+  _hidden("query.secure_keys", "keys", "public keys, made for the round", "clients agree on masks"),
   _hidden(
-    "secure_keys",
+    "query.secure_keys", "identity", "the site's public identity key", "to check its signatures"
+  ),
+  _hidden(
+    "query.secure_keys",
     "signature",
     "a signature over the round's keys and the site's name",
     "the server cannot replace the keys",
   ),
   _hidden(
-    "secure_shares",
+    "query.secure_shares",
     "sealed",
     "shares of the round's secrets, each sealed for another client",
     "the masks of clients that drop out can be removed",
   ),
   _hidden(
-    "secure_confirm",
+    "query.secure_confirm",
     "signature",
     "a signature over the set of clients whose update is in the sum, as the server named them",
     "the server cannot name different sets to different clients",
   ),
   _hidden(
-    "secure_unmask",
+    "query.secure_unmask",
     "shares",
     "a share of each client's self mask; for a client that dropped out, of its pairwise masks",
     "the masks are removed from the sum",
+  ),
+  _hidden(
+    TRAIN,
+    "signature",
+    "a signature over the set of clients that shared secrets, as the server named them",
+    "the server cannot name different sets to different clients",
   ),
   AllowedEntry(
     TRAIN,

@@ -8,9 +8,11 @@ and replies:
     keys     each client makes two key pairs and signs their public halves with its identity key
     shares   each client checks all signatures against its roster, computes the graph, and splits
              its mask key and the seed of its self mask among its neighbours
-    train    each client sends its update plus its self mask and one mask with each neighbour
-    confirm  each client signs the set of clients whose update arrived, as it was shown to it (left
-             out if all have arrived and this needs no signatures, graph.is_unanimous)
+    train    each client sends its update plus its self mask and one mask with each neighbour that
+             shared, and signs the set of clients that shared, as it was shown to it
+    confirm  each client checks that its neighbours signed the same set in the last stage, and signs
+             the set of clients whose update arrived (left out if all have arrived and this needs no
+             signatures, graph.is_unanimous)
     unmask   each client checks that enough others signed the same set. For a neighbour whose update
              arrived, it gives a share of the self mask's seed; for one that dropped out, a share of
              its mask key: the remaining masks are subtracted

@@ -8,9 +8,10 @@ import numpy as np
 
 from afspl_jax.federation.secure import crypto, graph
 from afspl_jax.federation.secure.crypto import Session
-from afspl_jax.federation.secure.graph import FEWEST
-from afspl_jax.federation.secure.members import Member, with_view
-from afspl_jax.federation.secure.party import Rules, commitment, holders, pair_mask, self_mask
+from afspl_jax.federation.secure.graph import FEWEST, holders
+from afspl_jax.federation.secure.masks import commitment, pair_mask, self_mask
+from afspl_jax.federation.secure.members import SHARED, SURVIVORS, Member, with_view
+from afspl_jax.federation.secure.party import Forwarded, Rules
 from afspl_jax.storage.client_status import Outcome, Status
 
 
@@ -52,7 +53,7 @@ class Coordinator:
     self._near: dict[int, tuple[int, ...]] = {}
     self._threshold, self._signers, self._unanimous = 0, 0, False
     self._shared: set[int] = set()
-    self._survivors: set[int] = set()
+    self._agreed: dict[int, bytes] = {}  # the survivors' signatures over those that shared
 
   def introduce(self, shown: Mapping[str, Member]) -> dict[str, Introduction]:
     """Numbers the clients and connects them in a graph.
@@ -89,8 +90,12 @@ class Coordinator:
     """The numbers of a client's neighbours."""
     return self._near[self._names.index(name)]
 
-  def forward(self, sealed: Mapping[str, Mapping[int, bytes]]) -> dict[str, dict[int, bytes]]:
-    """Returns for every client what its neighbours sealed for it.
+  @property
+  def _survivors(self) -> set[int]:
+    return set(self._agreed)
+
+  def forward(self, sealed: Mapping[str, Mapping[int, bytes]]) -> dict[str, Forwarded]:
+    """Returns for every client who shared, and what its neighbours sealed for it.
 
     Args:
       sealed: by client that shared, what it sealed for each neighbour, by the neighbour's number.
@@ -106,21 +111,25 @@ class Coordinator:
       self.left_out[self._names[number]] = Status(
         Outcome.DROPPED, f"fewer than {self._threshold} of it and its neighbours shared"
       )
-    self._expect(len(self._shared), self._fewest, "clients that share masks")
+    self._expect(len(self._shared), max(self._signers, self._fewest), "clients that share masks")
+    shared = sorted(self._shared)
     return {
-      self._names[number]: {
-        peer: received[peer][number] for peer in self._near[number] if peer in self._shared
-      }
-      for number in sorted(self._shared)
+      self._names[number]: Forwarded(
+        shared, {peer: received[peer][number] for peer in self._near[number] if peer in shared}
+      )
+      for number in shared
     }
 
-  def settle(self, masked: Collection[str]) -> list[int]:
-    """The numbers of the survivors, once it is known whose masked updates are in the sum.
+  def settle(self, masked: Mapping[str, bytes]) -> list[int]:
+    """The numbers of the survivors: the clients whose masked updates are in the sum.
+
+    Args:
+      masked: by client that sent its masked update, its signature over the clients that shared.
 
     Raises:
       Aborted: too few updates arrived, in total or around one client, to remove the masks.
     """
-    self._survivors = {self._names.index(name) for name in masked}
+    self._agreed = self._signed(masked, SHARED, self._shared, "clients that shared")
     self._expect(len(self._survivors), max(self._signers, self._fewest), "masked updates")
     for number in sorted(self._shared):
       around = self._around(number, self._survivors)
@@ -133,19 +142,17 @@ class Coordinator:
     """Whether the clients must sign the survivors before they give shares."""
     return not (self._unanimous and len(self._survivors) == len(self._names))
 
+  def agreed(self, name: str) -> dict[int, bytes]:
+    """The signatures of a client's neighbours among the survivors over the clients that shared."""
+    return {n: self._agreed[n] for n in self.peers_of(name) if n in self._agreed}
+
   def confirmed(self, signatures: Mapping[str, bytes]) -> dict[int, bytes]:
     """The valid signatures over the survivors, by number of their signer.
 
     Raises:
       Aborted: too few clients signed.
     """
-    found: dict[int, bytes] = {}
-    for name, signature in sorted(signatures.items()):
-      number = self._names.index(name)
-      if self._members[number].has_signed(self._joint, self._survivors, signature):
-        found[number] = signature
-      else:
-        self._reject(name, "expected its signature over the survivors; got another")
+    found = self._signed(signatures, SURVIVORS, self._survivors, "survivors")
     self._expect(len(found), self._signers, "signatures over the survivors")
     return found
 
@@ -216,6 +223,19 @@ class Coordinator:
         liars |= set() if wrong is None else {wrong}
         return seed
     raise Aborted(f"{what} do not fit together: false ones were sent")
+
+  def _signed(
+    self, signatures: Mapping[str, bytes], what: str, clients: Collection[int], text: str
+  ) -> dict[int, bytes]:
+    """The valid signatures over a set of clients, by number; rejects the senders of others."""
+    found: dict[int, bytes] = {}
+    for name, signature in sorted(signatures.items()):
+      number = self._names.index(name)
+      if self._members[number].has_signed(self._joint, what, clients, signature):
+        found[number] = signature
+      else:
+        self._reject(name, f"expected its signature over the {text}; got another")
+    return found
 
   def _commitment(self, seed: bytes) -> bytes:
     return commitment(seed, self.session)

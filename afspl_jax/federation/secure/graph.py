@@ -11,6 +11,7 @@ accomplices until it likes the order; the bounds allow for GRAPHS attempts.
 
 import hashlib
 import math
+from collections.abc import Collection
 from fractions import Fraction
 from functools import cache, lru_cache
 
@@ -50,6 +51,11 @@ def degree(clients: int, threshold: float, neighbours: int = 0) -> int:
 def needed(neighbours: int, threshold: float) -> int:
   """How many of a client and its neighbours must stay: this many shares give a secret."""
   return math.ceil(Fraction(str(threshold)) * (neighbours + 1))
+
+
+def holders(client: int, neighbours: Collection[int]) -> list[int]:
+  """The clients that hold the shares of a client's secrets, by place."""
+  return sorted({client, *neighbours})
 
 
 def signers(clients: int, threshold: float) -> int:

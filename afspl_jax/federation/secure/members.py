@@ -11,6 +11,8 @@ from afspl_jax.federation.contracts import PartyError, is_site_name
 from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.identity import Identity, is_signed
 
+SHARED, SURVIVORS = "signed sharers", "signed survivors"  # which set a signature is over
+
 _MOST = 1 << 14  # clients that a client accepts; to compute their degree takes a second
 
 
@@ -34,9 +36,11 @@ class Member(NamedTuple):
     """Whether the identity signed these keys for this session."""
     return is_signed(self.identity, self.signature, _keys_text(session, self.site, self.keys))
 
-  def has_signed(self, session: Session, survivors: Collection[int], signature: bytes) -> bool:
-    """Whether a signature is this member's, over a set of survivors."""
-    return is_signed(self.identity, signature, _survivors_text(session, survivors))
+  def has_signed(
+    self, session: Session, what: str, clients: Collection[int], signature: bytes
+  ) -> bool:
+    """Whether a signature is this member's, over a set of clients (SHARED or SURVIVORS)."""
+    return is_signed(self.identity, signature, _set_text(session, what, clients))
 
 
 def member_of(identity: Identity, session: Session, keys: Keys) -> Member:
@@ -45,9 +49,9 @@ def member_of(identity: Identity, session: Session, keys: Keys) -> Member:
   return Member(identity.site, identity.public, keys, signature)
 
 
-def sign_survivors(identity: Identity, session: Session, survivors: Collection[int]) -> bytes:
-  """A site's signature over the set of clients whose update is in the sum."""
-  return identity.sign(_survivors_text(session, survivors))
+def sign_set(identity: Identity, session: Session, what: str, clients: Collection[int]) -> bytes:
+  """A site's signature over the set of clients that shared, or whose update is in the sum."""
+  return identity.sign(_set_text(session, what, clients))
 
 
 def with_view(session: Session, members: Sequence[Member]) -> Session:
@@ -106,5 +110,5 @@ def _keys_text(session: Session, site: str, keys: Keys) -> bytes:
   return session.info("signed keys") + name + b"".join(keys)
 
 
-def _survivors_text(session: Session, survivors: Collection[int]) -> bytes:
-  return session.info("signed survivors", *sorted(survivors))
+def _set_text(session: Session, what: str, clients: Collection[int]) -> bytes:
+  return session.info(what, *sorted(clients))

@@ -17,12 +17,13 @@ from afspl_jax.federation.protocol.wire import WireError
 from afspl_jax.federation.secure.coordinator import Introduction
 from afspl_jax.federation.secure.crypto import KEY, SEED, SESSION, Session
 from afspl_jax.federation.secure.members import Keys, Member
-from afspl_jax.federation.secure.party import SEALED
+from afspl_jax.federation.secure.party import SEALED, Forwarded, Masked
 
 SECURE = "secure"  # name of the record
 KEYS, SHARES, CONFIRM, UNMASK = "secure_keys", "secure_shares", "secure_confirm", "secure_unmask"
 MASKED = "masked"  # array of the ArrayRecord: the masked integers
 _SESSION, _PEERS = "session", "peers"
+_SIGNED = {"signers": bytes, "signatures": list}
 _NUMBER = np.dtype("<u4")  # a client's number as it travels
 
 
@@ -118,36 +119,52 @@ def read_sealed(content: RecordDict, peers: Collection[int]) -> dict[int, bytes]
   return dict(zip(sorted(peers), _cut(record, "sealed", SEALED, len(peers)), strict=True))
 
 
-def forwarded_record(session: Session, sealed: Mapping[int, bytes]) -> ConfigRecord:
-  """The sealed shares of a client's neighbours for it."""
-  texts = b"".join(sealed[peer] for peer in sorted(sealed))
-  return ConfigRecord({_SESSION: session.name, _PEERS: _numbers(sealed), "sealed": texts})
+def forwarded_record(session: Session, forwarded: Forwarded) -> ConfigRecord:
+  """Who shared, and the sealed shares of a client's neighbours for it."""
+  sealed = forwarded.sealed
+  return ConfigRecord(
+    {
+      _SESSION: session.name,
+      "shared": _numbers(forwarded.shared),
+      _PEERS: _numbers(sealed),
+      "sealed": b"".join(sealed[peer] for peer in sorted(sealed)),
+    }
+  )
 
 
-def read_forwarded(content: RecordDict) -> dict[int, bytes]:
-  """Parses the sealed shares of a client's neighbours for it.
+def read_forwarded(content: RecordDict) -> Forwarded:
+  """Parses who shared, and the sealed shares of a client's neighbours for it.
 
   Raises:
     WireError: the record is malformed.
   """
-  record = _record(content, {_SESSION: bytes, _PEERS: bytes, "sealed": bytes})
+  expected = {_SESSION: bytes, "shared": bytes, _PEERS: bytes, "sealed": bytes}
+  record = _record(content, expected)
   peers = _read_numbers(record, _PEERS)
-  return dict(zip(peers, _cut(record, "sealed", SEALED, len(peers)), strict=True))
+  sealed = dict(zip(peers, _cut(record, "sealed", SEALED, len(peers)), strict=True))
+  return Forwarded(_read_numbers(record, "shared"), sealed)
 
 
-def masked_content(packed: UInt8[np.ndarray, " bytes"], structure: str) -> RecordDict:
+def masked_content(
+  packed: UInt8[np.ndarray, " bytes"], structure: str, signature: bytes
+) -> RecordDict:
   """A client's reply with its masked update."""
-  arrays = ArrayRecord({MASKED: Array(packed)})
-  return RecordDict({wire.ARRAYS: arrays, wire.CONFIG: ConfigRecord({wire.STRUCTURE: structure})})
+  return RecordDict(
+    {
+      wire.ARRAYS: ArrayRecord({MASKED: Array(packed)}),
+      wire.CONFIG: ConfigRecord({wire.STRUCTURE: structure}),
+      SECURE: signature_record(signature),
+    }
+  )
 
 
-def read_masked(content: RecordDict, size: int, structure: str) -> UInt8[np.ndarray, " bytes"]:
-  """Parses a client's masked update of `size` bytes.
+def read_masked(content: RecordDict, size: int, structure: str) -> Masked:
+  """Parses a client's masked update of `size` bytes; the words are still packed.
 
   Raises:
     WireError: the message is malformed.
   """
-  expected = {wire.ARRAYS: "ArrayRecord", wire.CONFIG: "ConfigRecord"}
+  expected = {wire.ARRAYS: "ArrayRecord", wire.CONFIG: "ConfigRecord", SECURE: "ConfigRecord"}
   found = {name: type(record).__name__ for name, record in content.items()}
   if found != expected:
     raise WireError(f"expected the records {expected}; got {found}")
@@ -156,21 +173,26 @@ def read_masked(content: RecordDict, size: int, structure: str) -> UInt8[np.ndar
     raise WireError(f"expected params of structure {structure}; got {theirs}")
   if set(content[wire.ARRAYS]) != {MASKED}:
     raise WireError(f"expected the one array {MASKED!r}; got {sorted(content[wire.ARRAYS])}")
-  return wire.decode_array(MASKED, content[wire.ARRAYS][MASKED], np.dtype(np.uint8), size)
+  packed = wire.decode_array(MASKED, content[wire.ARRAYS][MASKED], np.dtype(np.uint8), size)
+  return Masked(packed, read_signature(content))
 
 
-def survivors_record(session: Session, survivors: Collection[int]) -> ConfigRecord:
-  """The record that asks to confirm whose updates are in the sum."""
-  return ConfigRecord({_SESSION: session.name, "survivors": _numbers(survivors)})
+def survivors_record(
+  session: Session, survivors: Collection[int], signatures: Mapping[int, bytes]
+) -> ConfigRecord:
+  """The record that asks to confirm whose updates are in the sum (Party.confirm)."""
+  signed = _signed_by(signatures)
+  return ConfigRecord({_SESSION: session.name, "survivors": _numbers(survivors), **signed})
 
 
-def read_survivors(content: RecordDict) -> list[int]:
-  """Parses the survivors.
+def read_survivors(content: RecordDict) -> tuple[list[int], dict[int, bytes]]:
+  """Parses the survivors, and the signatures of the client's neighbours among them.
 
   Raises:
     WireError: the record is malformed.
   """
-  return _read_numbers(_record(content, {_SESSION: bytes, "survivors": bytes}), "survivors")
+  record = _record(content, {_SESSION: bytes, "survivors": bytes, **_SIGNED})
+  return _read_numbers(record, "survivors"), _read_signed(record)
 
 
 def signature_record(signature: bytes) -> ConfigRecord:
@@ -189,13 +211,7 @@ def read_signature(content: RecordDict) -> bytes:
 
 def signatures_record(session: Session, signatures: Mapping[int, bytes]) -> ConfigRecord:
   """The record that asks for shares, with the signatures over the survivors."""
-  return ConfigRecord(
-    {
-      _SESSION: session.name,
-      "signers": _numbers(signatures),
-      "signatures": [signatures[number] for number in sorted(signatures)],
-    }
-  )
+  return ConfigRecord({_SESSION: session.name, **_signed_by(signatures)})
 
 
 def read_signatures(content: RecordDict) -> dict[int, bytes]:
@@ -204,9 +220,7 @@ def read_signatures(content: RecordDict) -> dict[int, bytes]:
   Raises:
     WireError: the record is malformed.
   """
-  record = _record(content, {_SESSION: bytes, "signers": bytes, "signatures": list})
-  signers = _read_numbers(record, "signers")
-  return dict(zip(signers, _items(record, "signatures", bytes, len(signers)), strict=True))
+  return _read_signed(_record(content, {_SESSION: bytes, **_SIGNED}))
 
 
 def shares_record(shares: Mapping[int, bytes]) -> ConfigRecord:
@@ -251,6 +265,17 @@ def _items(record: ConfigRecord, name: str, kind: type, count: int | None = None
       f"{SECURE}: {name}: expected a list of {wanted.strip()}; got {len(value)} items"
     )
   return value
+
+
+def _signed_by(signatures: Mapping[int, bytes]) -> dict[str, Any]:
+  """Signatures by number of their signer, as fields of a record (_SIGNED)."""
+  ordered = [signatures[number] for number in sorted(signatures)]
+  return {"signers": _numbers(signatures), "signatures": ordered}
+
+
+def _read_signed(record: ConfigRecord) -> dict[int, bytes]:
+  signers = _read_numbers(record, "signers")
+  return dict(zip(signers, _items(record, "signatures", bytes, len(signers)), strict=True))
 
 
 def _numbers(clients: Collection[int]) -> bytes:

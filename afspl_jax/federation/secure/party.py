@@ -11,15 +11,18 @@ from jaxtyping import UInt
 from afspl_jax.federation.contracts import PartyError
 from afspl_jax.federation.secure import crypto, graph
 from afspl_jax.federation.secure.crypto import SEED, Session
-from afspl_jax.federation.secure.graph import FEWEST
+from afspl_jax.federation.secure.graph import FEWEST, holders
 from afspl_jax.federation.secure.identity import Identity
+from afspl_jax.federation.secure.masks import commitment, pair_mask, self_mask
 from afspl_jax.federation.secure.members import (
+  SHARED,
+  SURVIVORS,
   Keys,
   Member,
   expect_members,
   member_of,
   names_digest,
-  sign_survivors,
+  sign_set,
   with_view,
 )
 
@@ -34,6 +37,20 @@ class Rules(NamedTuple):
   fewest: int = (
     FEWEST  # clients in a round and in a sum; config's `fed.min_replies` if it is larger
   )
+
+
+class Forwarded(NamedTuple):
+  """What the server sends to a client when all have shared their secrets."""
+
+  shared: Collection[int]  # numbers of all clients that shared
+  sealed: Mapping[int, bytes]  # what the neighbours among them sealed for the client
+
+
+class Masked(NamedTuple):
+  """A client's masked integers, and its signature over the clients that it knows to have shared."""
+
+  words: UInt[np.ndarray, " m"]
+  signature: bytes
 
 
 class _Stage(IntEnum):
@@ -59,6 +76,7 @@ class Party:
     self._members: Sequence[Member] = ()  # by number
     self._number, self._threshold, self._signers, self._unanimous = -1, 0, 0, False
     self._peers: dict[int, Keys] = {}
+    self._shared: frozenset[int] = frozenset()  # all clients that shared
     self._held: dict[int, tuple[bytes, bytes]] = {}  # neighbours' shares: of mask key, of seed
     self._survivors: frozenset[int] = frozenset()
 
@@ -120,21 +138,24 @@ class Party:
     self._stage = _Stage.SHARED
     return out
 
-  def mask(
-    self, words: UInt[np.ndarray, " m"], sealed: Mapping[int, bytes]
-  ) -> UInt[np.ndarray, " m"]:
+  def mask(self, words: UInt[np.ndarray, " m"], forwarded: Forwarded) -> Masked:
     """The client's integers plus its self mask and one mask with each neighbour that shared.
 
     Args:
       words: modulo 2**32 or 2**64.
-      sealed: what neighbours sealed for this client.
+      forwarded: who shared, and what neighbours sealed for this client.
 
     Raises:
-      PartyError: too few or unknown neighbours, or shares that their sender did not seal.
+      PartyError: too few or unknown clients, other neighbours than those that shared, or shares
+        that their sender did not seal.
     """
     self._begin(_Stage.MASKED)
-    if not sealed.keys() <= self._peers.keys():
-      raise PartyError(f"expected shares of neighbours; got {sorted(sealed)}")
+    self._shared, sealed = frozenset(forwarded.shared), forwarded.sealed
+    if not self._number in self._shared <= set(range(self.clients)):
+      raise PartyError(f"expected this client among those that shared; got {sorted(self._shared)}")
+    if sealed.keys() != self._peers.keys() & self._shared:
+      raise PartyError(f"expected shares of the neighbours that shared; got {sorted(sealed)}")
+    self._expect_most(len(self._shared), "that share masks")
     self._expect_enough(len(sealed))
     for peer, text in sealed.items():
       try:
@@ -150,21 +171,31 @@ class Party:
       other = self._peers[peer].mask
       key, sign = pair_mask(self._mask_key, other, self._joint, self._number, peer)
       crypto.add_mask(total, key, sign)
+    signature = sign_set(self._identity, self._joint, SHARED, self._shared)
     self._stage = _Stage.MASKED
-    return total
+    return Masked(total, signature)
 
-  def confirm(self, survivors: Collection[int]) -> bytes:
+  def confirm(self, survivors: Collection[int], signatures: Mapping[int, bytes]) -> bytes:
     """Signs the set of clients whose update is in the sum: the only one in this session.
 
     Args:
       survivors: their numbers.
+      signatures: of this client's neighbours among them, over the clients that shared. A client
+        that was shown fewer has fewer masks on its update, and is not revealed.
 
     Raises:
-      PartyError: there are too few, unknown ones or not this client among them; or a sum of this
-        round over another set was revealed before.
+      PartyError: there are too few, unknown ones or not this client among them; a neighbour was
+        shown other clients that shared; or a sum of this round over another set was revealed
+        before.
     """
     self._settle(frozenset(survivors))
-    return sign_survivors(self._identity, self._joint, self._survivors)
+    if signatures.keys() != self._survivors & self._peers.keys():
+      raise PartyError(
+        f"expected signatures of all neighbours in the sum; got those of {sorted(signatures)}"
+      )
+    self._expect_signed(SHARED, self._shared, signatures)
+    self._stage = _Stage.CONFIRMED
+    return sign_set(self._identity, self._joint, SURVIVORS, self._survivors)
 
   def unmask(self, signatures: Mapping[int, bytes]) -> dict[int, bytes]:
     """The shares with which the server removes the masks; all secrets are deleted.
@@ -183,6 +214,7 @@ class Party:
     everyone = not signatures and self._unanimous
     if everyone:
       self._settle(frozenset(range(self.clients)))
+      self._stage = _Stage.CONFIRMED
     self._begin(_Stage.DONE)
     held, self._held = self._held, {}
     del self._mask_seed, self._self_seed, self._mask_key, self._seal_key
@@ -193,17 +225,11 @@ class Party:
   def _settle(self, stayed: frozenset[int]) -> None:
     """Accepts a set of survivors, for the rest of the session."""
     self._begin(_Stage.CONFIRMED)
-    shared = stayed - self._peers.keys() | self._held.keys() & stayed
-    if not stayed <= set(range(self.clients)) or self._number not in stayed or shared != stayed:
+    if not self._number in stayed <= self._shared:
       raise PartyError(
         f"expected survivors among those that shared, this client one of them; got {sorted(stayed)}"
       )
-    least = max(self._signers, self._rules.fewest)
-    if len(stayed) < least:
-      raise PartyError(
-        f"expected at least {least} of {self.clients} clients in the sum (secure.threshold,"
-        f" fed.min_replies); got {len(stayed)}"
-      )
+    self._expect_most(len(stayed), "in the sum")
     self._expect_enough(len(stayed & self._peers.keys()))
     names = names_digest([self._members[number].site for number in stayed])
     if self.summed not in (None, names):
@@ -213,19 +239,23 @@ class Party:
         " or restart all sites to accept this"
       )
     self._survivors, self.summed = stayed, names
-    self._stage = _Stage.CONFIRMED
 
   def _expect_signatures(self, signatures: Mapping[int, bytes]) -> None:
     if not signatures.keys() <= self._survivors or len(signatures) < self._signers:
       raise PartyError(
         f"expected signatures of at least {self._signers} survivors; got {len(signatures)}"
       )
+    self._expect_signed(SURVIVORS, self._survivors, signatures)
+
+  def _expect_signed(
+    self, what: str, clients: Collection[int], signatures: Mapping[int, bytes]
+  ) -> None:
     for number, signature in signatures.items():
       member = self._members[number]
-      if not member.has_signed(self._joint, self._survivors, signature):
+      if not member.has_signed(self._joint, what, clients, signature):
         raise PartyError(
-          f"{member.site}: expected its signature over the survivors that this site was shown; got"
-          " another: the server may have shown others"
+          f"{member.site}: expected its signature over the {what.removeprefix('signed ')} that this"
+          " site was shown; got another: the server may have shown others"
         )
 
   def _begin(self, stage: _Stage) -> None:
@@ -235,6 +265,14 @@ class Party:
       raise PartyError(
         f"{stage.name.lower()}: expected each stage of a session once and in order; got it after"
         f" {before.name.lower()}"
+      )
+
+  def _expect_most(self, clients: int, where: str) -> None:
+    least = max(self._signers, self._rules.fewest)
+    if clients < least:
+      raise PartyError(
+        f"expected at least {least} of {self.clients} clients {where} (secure.threshold,"
+        f" fed.min_replies); got {clients}"
       )
 
   def _expect_enough(self, others: int) -> None:
@@ -253,35 +291,3 @@ class Party:
       return crypto.agree(self._seal_key, other, info)
     except crypto.CryptoError as error:
       raise PartyError(str(error)) from error
-
-
-def holders(client: int, neighbours: Collection[int]) -> list[int]:
-  """The clients that hold the shares of a client's secrets, by place."""
-  return sorted({client, *neighbours})
-
-
-def commitment(self_seed: bytes, session: Session) -> bytes:
-  """A commitment to the seed of a client's self mask, which does not reveal the seed."""
-  return crypto.derive(self_seed, session.info("commitment"))
-
-
-def self_mask(self_seed: bytes, session: Session) -> bytes:
-  """The key of a client's self mask."""
-  return crypto.derive(self_seed, session.info("own mask"))
-
-
-def pair_mask(
-  key: crypto.X25519PrivateKey, peer_key: bytes, session: Session, client: int, peer: int
-) -> tuple[bytes, int]:
-  """The key of the mask of two clients, and its sign at `client`; `peer` has the opposite sign.
-
-  Raises:
-    PartyError: the peer's key is invalid.
-  """
-  try:
-    agreed = crypto.agree(
-      key, peer_key, session.info("pair mask", min(client, peer), max(client, peer))
-    )
-  except crypto.CryptoError as error:
-    raise PartyError(f"client {peer}: {error}") from error
-  return agreed, 1 if client < peer else -1

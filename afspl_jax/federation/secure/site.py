@@ -65,7 +65,7 @@ class SecureSite:
     @app.query(messages.CONFIRM)
     def confirm(message: Message, context: Context) -> Message:
       party = self._party(client_of(context), message.content)
-      signature = party.confirm(messages.read_survivors(message.content))
+      signature = party.confirm(*messages.read_survivors(message.content))
       return answer(message, messages.signature_record(signature))
 
     @app.query(messages.UNMASK)
@@ -115,7 +115,8 @@ class SecureSite:
     weight = update.num_examples if self._terms.weighted else 1
     words = quantiser.encode(values, weight, counts)
     masked = party.mask(words, messages.read_forwarded(content))
-    return messages.masked_content(quantiser.pack(masked), wire.structure_digest(start))
+    packed = quantiser.pack(masked.words)
+    return messages.masked_content(packed, wire.structure_digest(start), masked.signature)
 
   def _party(self, client: int, content: RecordDict) -> Party:
     party = self._parties.get(client)

@@ -210,10 +210,11 @@ def _session(
     training,
     lambda site, reply: messages.read_masked(reply, size, structure),
   )
-  survivors, signatures = server.settle(masked), dict[int, bytes]()
+  survivors = server.settle({site: each.signature for site, each in masked.items()})
+  stayed = [server.name(number) for number in survivors]
+  signatures: dict[int, bytes] = {}
   if server.needs_signatures():
-    record = messages.survivors_record(session, survivors)
-    asked = dict.fromkeys(masked, record)
+    asked = {s: messages.survivors_record(session, survivors, server.agreed(s)) for s in stayed}
     signatures = server.confirmed(
       ask("confirm", asked, lambda site, reply: messages.read_signature(reply))
     )
@@ -224,12 +225,12 @@ def _session(
     lambda site, reply: messages.read_shares(reply, server.shares_of(site)),
   )
   total = np.zeros(quantiser.length, quantiser.word)
-  for packed in masked.values():
-    total += quantiser.unpack(packed)
+  for site in stayed:
+    total += quantiser.unpack(masked[site].words)
   server.unmask(total, shares)
   try:
-    found = quantiser.decode(total, len(masked))
+    found = quantiser.decode(total, len(stayed))
   except ValueError as error:
     raise Aborted(str(error)) from error
   update = wire.values_as_tree(found.values, params, rows)
-  return SecureSum(update, found.weight, found.counts, len(masked))
+  return SecureSum(update, found.weight, found.counts, len(stayed))

@@ -48,6 +48,7 @@ SECURE = {
   "query.secure_confirm secure signature",
   "query.secure_shares secure sealed",
   "query.secure_unmask secure shares",
+  "train secure signature",
   "train arrays masked",
   "train config structure",
 }

@@ -52,15 +52,20 @@ class SecureRound:
       for n in self.forwarded
       if n not in lost
     }
-    self.masked = {n: self.parties[n].mask(w, self.forwarded[n]) for n, w in self.words.items()}
-    self.survivors = self.server.settle(self.masked)
+    masked = {n: self.parties[n].mask(w, self.forwarded[n]) for n, w in self.words.items()}
+    self.masked = {n: each.words for n, each in masked.items()}
+    self.survivors = self.server.settle({n: each.signature for n, each in masked.items()})
 
   def confirm(self, lost=()):
     self.signatures = {}
     if not self.server.needs_signatures() and not lost:
       return
     self.signatures = self.server.confirmed(
-      {n: self.parties[n].confirm(self.survivors) for n in self.masked if n not in lost}
+      {
+        n: self.parties[n].confirm(self.survivors, self.server.agreed(n))
+        for n in self.masked
+        if n not in lost
+      }
     )
 
   def unmask(self, lost=()):

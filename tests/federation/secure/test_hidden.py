@@ -8,7 +8,8 @@ from scipy.stats import chi2_contingency, chisquare
 
 from afspl_jax.federation.contracts import PartyError
 from afspl_jax.federation.secure import crypto
-from afspl_jax.federation.secure.party import Party, commitment, pair_mask, self_mask
+from afspl_jax.federation.secure.masks import commitment, pair_mask, self_mask
+from afspl_jax.federation.secure.party import Forwarded, Party
 from tests.federation.secure.secure_round_in_memory import (
   IDENTITY,
   RULES,
@@ -81,8 +82,10 @@ def test_a_server_with_colluding_clients_has_too_few_shares_of_one_secret():
 def test_an_update_that_comes_too_late_stays_under_its_own_mask():
   """Its neighbours have given the key of all masks that it shared with them."""
   secure = SecureRound([np.zeros(2000)] * 5).go("shares")
-  late = secure.parties["site_03"].mask(
-    secure.quantiser.encode(np.zeros(2000), 1), secure.forwarded["site_03"]
+  late = (
+    secure.parties["site_03"]
+    .mask(secure.quantiser.encode(np.zeros(2000), 1), secure.forwarded["site_03"])
+    .words
   )
   secure.train(lost=["site_03"])
   secure.confirm()
@@ -118,7 +121,7 @@ def a_party(stage="keys", clients=4):
 def test_every_stage_is_done_once_and_in_order():
   secure, party = a_party("keys")
   with pytest.raises(PartyError, match=r"masked: expected each stage .* after advertised"):
-    party.mask(np.zeros(10, np.uint32), {})
+    party.mask(np.zeros(10, np.uint32), Forwarded([], {}))
   with pytest.raises(PartyError, match="after done"):  # and what was out of order ends the session
     party.share(*secure.introductions["site_01"])
   secure, party = a_party("unmask")
@@ -132,18 +135,19 @@ def test_every_stage_is_done_once_and_in_order():
 @pytest.mark.parametrize("spoil", ["flipped", "reflected", "of another", "of another session"])
 def test_shares_that_a_neighbour_did_not_seal_for_this_client_are_rejected(spoil):
   secure, party = a_party("shares")
-  sealed = dict(secure.forwarded["site_01"])
+  shared, sealed = secure.forwarded["site_01"]
+  sealed = dict(sealed)
   other = sorted(sealed)[0]
   sealed[other] = {
     "flipped": bytes([sealed[other][0] ^ 1]) + sealed[other][1:],
     "reflected": secure.sealed["site_01"][other],
     "of another": sealed[sorted(sealed)[1]],
-    "of another session": a_party("shares")[0].forwarded["site_01"][other],
+    "of another session": a_party("shares")[0].forwarded["site_01"].sealed[other],
   }[spoil]
   with pytest.raises(
     PartyError, match=f"shares of client {other}: expected the text that its sender"
   ):
-    party.mask(np.zeros(10, np.uint32), sealed)
+    party.mask(np.zeros(10, np.uint32), Forwarded(shared, sealed))
 
 
 def test_a_mask_is_taken_off_by_its_own_key_alone():

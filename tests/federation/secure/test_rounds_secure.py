@@ -108,7 +108,7 @@ def test_what_leaves_is_a_allow_list_of_records(plan):
     "query.hello": {"config": {"site", "num-examples"}},
     "query.secure_keys": {"secure": {"identity", "keys", "signature"}},
     "query.secure_shares": {"secure": {"sealed"}},
-    "train": {"arrays": {"masked"}, "config": {"structure"}},
+    "train": {"arrays": {"masked"}, "config": {"structure"}, "secure": {"signature"}},
     "query.secure_unmask": {"secure": {"shares"}},
   }
 

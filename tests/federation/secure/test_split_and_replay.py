@@ -11,13 +11,13 @@ from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.coordinator import Introduction
 from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.identity import run_identities
-from afspl_jax.federation.secure.members import sign_survivors
+from afspl_jax.federation.secure.members import SURVIVORS, sign_set
 from afspl_jax.federation.secure.party import Rules
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.server.round_request import RoundFailed
 from afspl_jax.federation.server.rounds import run_rounds
 from tests.federation.least_squares import CLIENTS, LeastSquares
-from tests.federation.secure.lying_server import Lying, replaced, sent
+from tests.federation.secure.lying_server import VICTIM, Lying, replaced, sent
 from tests.federation.secure.secure_round_in_memory import SecureRound, some_updates
 from tests.federation.secure.secure_runs import KINDS, SIGNED, TERMS, Recording, secured
 
@@ -42,10 +42,15 @@ def test_no_split_of_the_survivors_gives_both_secrets_of_a_site(clients, rules):
     ]
     given = {share for number in colluding for share in held[number]}
     for survivors, to, sign in shown:
-      signatures = {number: parties[number].confirm(survivors) for number in to if sign}
+      agreed = {number: secure.server._agreed[number] for number in survivors}
+      signatures = {
+        n: parties[n].confirm(survivors, {of: agreed[of] for of in survivors if of != n})
+        for n in to
+        if sign
+      }
       for number in colluding if sign else ():
         party = parties[number]
-        signatures[number] = sign_survivors(party._identity, party._joint, survivors)
+        signatures[number] = sign_set(party._identity, party._joint, SURVIVORS, survivors)
       for number in to:
         try:
           given.add(parties[number].unmask(signatures)[victim])
@@ -61,7 +66,9 @@ def test_signatures_over_two_sets_are_not_mixed(plan):
   def shown_without_victim(site, content):
     if site in (0, 1):
       session = Session(content["secure"]["session"], 1)
-      content["secure"] = messages.survivors_record(session, [0, 1, 3])
+      _, agreed = messages.read_survivors(content)
+      fewer = {number: agreed[number] for number in agreed if number != VICTIM}
+      content["secure"] = messages.survivors_record(session, [0, 1, 3], fewer)
 
   class Forwarding(Lying):
     """Forwards all signatures, also those that do not fit."""
@@ -90,7 +97,7 @@ def test_signatures_over_two_sets_are_not_mixed(plan):
     "expected its signature over the survivors that this site was shown; got another" in said[3]
   )
   # Nor does a second request for the other set, or for the shares, get an answer.
-  again = sent(grid, "confirm", [(4, messages.survivors_record(session, [0, 1, 3]))])
+  again = sent(grid, "confirm", [(4, messages.survivors_record(session, [0, 1, 3], {}))])
   again += sent(grid, "unmask", ask)
   assert all("after done" in reply.error.reason for reply in again)
 
@@ -138,9 +145,12 @@ def test_a_replayed_session_gets_nothing_from_sites_that_remember_or_have_restar
 def test_signatures_of_one_session_do_not_serve_in_the_next(plan):
   """The set is the same, and so are the sites; only the session is another."""
   secure = SecureRound(some_updates(4)).go("train")
-  signatures = {n: party.confirm(range(4)) for n, party in enumerate(secure.parties.values())}
+  signatures = {
+    n: party.confirm(range(4), secure.server.agreed(name))
+    for n, (name, party) in enumerate(secure.parties.items())
+  }
   following = SecureRound(some_updates(4)).go("train")
-  for party in following.parties.values():
-    party.confirm(following.survivors)
+  for name, party in following.parties.items():
+    party.confirm(following.survivors, following.server.agreed(name))
   with pytest.raises(PartyError, match="site_00: expected its signature over the survivors"):
     following.parties["site_03"].unmask(signatures)
