@@ -81,7 +81,7 @@ class Coordinator:
     neighbours = graph.degree(count, self._rules.threshold, self._rules.neighbours)
     self._threshold = graph.needed(neighbours, self._rules.threshold)
     self._signers = graph.signers(count, self._rules.threshold)
-    self._unanimous = graph.is_unanimous(count, neighbours, self._rules.threshold)
+    self._unanimous = graph.is_unanimous(count, neighbours)
     self._joint = with_view(self.session, self._members)
     self._near = graph.connect(count, neighbours, self._joint.view)
     return {name: Introduction(number, self._members) for number, name in enumerate(self._names)}

@@ -63,20 +63,20 @@ def signers(clients: int, threshold: float) -> int:
 
   A client signs once in a session. Two sets with so many signatures have an honest signer in common
   if up to COLLUDING of the clients, rounded down, sign both: Bonawitz et al. 2017, section 6.2.
+  And in a complete graph, the clients that did not sign a set, with those that collude, have too
+  few shares for a secret.
   """
-  colluding = math.floor(Fraction(str(COLLUDING)) * clients)
-  return max(needed(clients - 1, threshold), (clients + colluding) // 2 + 1)
+  colluding, shares = math.floor(Fraction(str(COLLUDING)) * clients), needed(clients - 1, threshold)
+  return max(shares, (clients + colluding) // 2 + 1, clients + colluding - shares + 1)
 
 
-def is_unanimous(clients: int, neighbours: int, threshold: float) -> bool:
+def is_unanimous(clients: int, neighbours: int) -> bool:
   """Whether the set of all clients needs no signatures, because any other set needs them.
 
-  A client that gives shares for all clients as survivors never signs another set. Where another set
-  is signed by enough, the clients that did not sign it and those that collude have too few shares
-  for a secret. That is so in a complete graph, for a threshold of 0.6 and more.
+  A client that gives shares for all clients as survivors never signs another set. In a complete
+  graph, those that did not sign another set have too few shares (`signers`).
   """
-  others = clients - signers(clients, threshold) + math.floor(Fraction(str(COLLUDING)) * clients)
-  return neighbours >= clients - 1 and others < needed(neighbours, threshold)
+  return neighbours >= clients - 1
 
 
 @lru_cache(2)  # all clients of a process have the same graph

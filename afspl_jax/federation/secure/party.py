@@ -126,7 +126,7 @@ class Party:
     self._peers = {peer: members[peer].keys for peer in near}
     self._threshold = graph.needed(neighbours, self._rules.threshold)
     self._signers = graph.signers(clients, self._rules.threshold)
-    self._unanimous = graph.is_unanimous(clients, neighbours, self._rules.threshold)
+    self._unanimous = graph.is_unanimous(clients, neighbours)
     seeds = self._mask_seed, self._self_seed
     split = [crypto.split_seed(seed, self._threshold, neighbours + 1) for seed in seeds]
     shares = dict(zip(holders(number, near), zip(*split, strict=True), strict=True))
