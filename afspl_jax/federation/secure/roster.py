@@ -48,11 +48,13 @@ class Roster:
     """Compares the keys that sites show with the roster; pins those of new sites.
 
     Raises:
-      PartyError: a site has another key than in the roster, or is not in a given one.
+      PartyError: a site has another key than in the roster, or that of another site, or is not in
+        a given one.
       UserError: the file cannot be written.
     """
+    owners = {key: site for site, key in self._keys.items()}
     for site, key in keys.items():
-      known = self._keys.get(site)
+      known, owner = self._keys.get(site), owners.get(key, site)
       if known is None and self._given:
         raise PartyError(
           f"{site}: expected a site of this site's roster; got one that is not in it"
@@ -64,6 +66,11 @@ class Roster:
         raise PartyError(
           f"{site}: expected the identity key of this site's roster; got another. If {site} has a"
           " new key, delete its line there and start this site again"
+        )
+      if owner != site:
+        raise PartyError(
+          f"{site}: expected a key of its own; got that of {owner} in this site's roster. If"
+          f" {owner} is now {site}, change the name there and start this site again"
         )
     if new := sorted(keys.keys() - self._keys.keys()):
       self._keys |= {site: keys[site] for site in new}

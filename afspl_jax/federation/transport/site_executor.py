@@ -31,7 +31,7 @@ from afspl_jax.federation.transport.supernode import SuperNode
 from afspl_jax.federation.transport.tasks import acquire_task, send_heartbeats
 
 _CLIENT_TASK = "flwr-clientapp"
-_PAUSE = 0.2  # seconds after a request for a message that was not held back by the SuperNode
+_PAUSE = 0.2  # seconds after a failure, or a request that the SuperNode did not hold back
 
 _LOG = logging.getLogger(__name__)
 
@@ -142,6 +142,7 @@ class _Courier:
       except Exception as error:  # noqa: BLE001 - a dead SuperNode, or a malformed message
         reason = f"{type(error).__name__}: {error}"
         _LOG.warning("%s: could not answer a message: %s", self._node.site, reason)
+        self._closed.wait(_PAUSE)
 
   def _carry(self, service: FlowerService, token: str) -> None:
     """Carries one message to the app and its reply back."""

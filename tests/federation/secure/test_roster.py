@@ -39,6 +39,9 @@ def test_keys_are_pinned_at_first_use_and_kept_for_the_next_start(tmp_path, capl
   found = fingerprint(KEYS["aachen"]), fingerprint(KEYS["bonn"])
   assert "expected the identity key {}; got {}".format(*found) in caplog.text
   assert read_roster(file) == KEYS and str(file) in caplog.text
+  with pytest.raises(PartyError, match="trier: expected a key of its own; got that of bonn in"):
+    again.expect({"trier": KEYS["bonn"]})
+  assert read_roster(file) == KEYS  # which would else not be a roster any more
 
 
 def test_nobody_is_added_to_a_given_roster(tmp_path):
