@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -85,6 +85,13 @@ class _Stages:
       except Rejected as error:
         line.status = error.status
     return out
+
+  def ask_records(
+    self, stage: str, records: Mapping[str, ConfigRecord], read: Callable[[str, RecordDict], T]
+  ) -> dict[str, T]:
+    """As `ask`, for a stage that does not train."""
+    contents = {site: RecordDict({messages.SECURE: record}) for site, record in records.items()}
+    return self.ask(stage, f"query.secure_{stage}", contents, read)
 
   def leave_out(self, statuses: Mapping[str, Status]) -> None:
     """Says why sites are left out whose answers did not fit those of others."""
@@ -172,15 +179,7 @@ def _session(
   stages: _Stages, server: Coordinator, request: TrainRequest, terms: Terms, rows: Params
 ) -> SecureSum:
   """The stages (secure/__init__.py)."""
-  params = request.params
-  session = server.session
-
-  def ask(
-    stage: str, records: Mapping[str, ConfigRecord], read: Callable[[str, RecordDict], T]
-  ) -> dict[str, T]:
-    contents = {site: RecordDict({messages.SECURE: record}) for site, record in records.items()}
-    return stages.ask(stage, f"query.secure_{stage}", contents, read)
-
+  params, session, ask = request.params, server.session, stages.ask_records
   opening = dict.fromkeys(request.chosen.nodes, messages.session_record(session))
   keys = ask("keys", opening, lambda site, reply: messages.read_keys(reply, site))
   introductions = server.introduce(keys)
@@ -212,18 +211,7 @@ def _session(
   )
   survivors = server.settle({site: each.signature for site, each in masked.items()})
   stayed = [server.name(number) for number in survivors]
-  signatures: dict[int, bytes] = {}
-  if server.needs_signatures():
-    asked = {s: messages.survivors_record(session, survivors, server.agreed(s)) for s in stayed}
-    signatures = server.confirmed(
-      ask("confirm", asked, lambda site, reply: messages.read_signature(reply))
-    )
-  question = messages.signatures_record(session, signatures)
-  shares = ask(
-    "unmask",
-    {server.name(number): question for number in signatures or survivors},
-    lambda site, reply: messages.read_shares(reply, server.shares_of(site)),
-  )
+  shares = _shares(stages, server, survivors)
   total = np.zeros(quantiser.length, quantiser.word)
   for site in stayed:
     total += quantiser.unpack(masked[site].words)
@@ -234,3 +222,26 @@ def _session(
     raise Aborted(str(error)) from error
   update = wire.values_as_tree(found.values, params, rows)
   return SecureSum(update, found.weight, found.counts, len(stayed))
+
+
+def _shares(
+  stages: _Stages, server: Coordinator, survivors: Sequence[int]
+) -> dict[str, dict[int, bytes]]:
+  """The shares that remove the masks, by site; the sites first sign the survivors if they must."""
+  session, signatures = server.session, dict[int, bytes]()
+  if server.needs_signatures():
+    asked = {
+      (site := server.name(number)): messages.survivors_record(
+        session, survivors, server.agreed(site)
+      )
+      for number in survivors
+    }
+    signatures = server.confirmed(
+      stages.ask_records("confirm", asked, lambda site, reply: messages.read_signature(reply))
+    )
+  question = messages.signatures_record(session, signatures)
+  return stages.ask_records(
+    "unmask",
+    {server.name(number): question for number in signatures or survivors},
+    lambda site, reply: messages.read_shares(reply, server.shares_of(site)),
+  )
