@@ -161,7 +161,7 @@ class Coordinator:
     return self._names[number]
 
   def shares_of(self, name: str) -> list[int]:
-    """The numbers of the clients of whom a client has a share."""
+    """The numbers of the clients whose shares a client has."""
     number = self._names.index(name)
     return holders(number, [peer for peer in self._near[number] if peer in self._shared])
 

@@ -134,9 +134,10 @@ class _Courier:
   def _run(self) -> None:
     while not self._closed.is_set():
       try:
-        token = self._acquire()
+        service = self._node.service  # a restart changes it
+        token = self._acquire(service)
         if token:
-          self._carry(self._node.service, token)
+          self._carry(service, token)
         else:
           self._closed.wait(_PAUSE)
       except Exception as error:  # noqa: BLE001 - a dead SuperNode, or a malformed message
@@ -152,7 +153,8 @@ class _Courier:
       except Exception:
         # Flower would never answer a message that no executor could fetch. A new SuperNode gets it
         # again, or lets the server know that it is lost.
-        self._node.child.stop()
+        if service == self._node.service:  # else there is a new one already
+          self._node.child.stop()
         raise
       self._questions.put(Question(message, context, self._answer))
       answer = self._answer.get()
@@ -160,16 +162,15 @@ class _Courier:
         push_message(client, answer.reply, context)
         push_task_output(client, context, answer.status, answer.reason)
 
-  def _acquire(self) -> str:
+  def _acquire(self, service: FlowerService) -> str:
     """Returns the token of the oldest task; "" if there is none, or the SuperNode is not up.
 
     The SuperNode holds the request back for a while if there is none (task_gate.py).
     """
-    if self._client is None or self._service != self._node.service:
+    if self._client is None or self._service != service:
       if self._client is not None:
         self._client.close()
-      self._service = self._node.service
-      self._client = self._service.runtime_client(retry_seconds=0.0)
+      self._service, self._client = service, service.runtime_client(retry_seconds=0.0)
     try:
       return acquire_task(self._client, _CLIENT_TASK)[1]
     except httpx.HTTPError as error:

@@ -31,8 +31,8 @@ class Connection(closing):
 class Service(FlowerService):
   """The address of a SuperNode without a process."""
 
-  def __init__(self, node):
-    super().__init__("nowhere", "secret", None)
+  def __init__(self, node, address="nowhere"):
+    super().__init__(address, "secret", None)
     object.__setattr__(self, "node", node)
 
   def runtime_client(self, *_, **__):
@@ -129,3 +129,12 @@ def test_a_supernode_that_does_not_respond_delays_no_other_one(answer):
 def test_a_supernode_whose_message_cannot_be_fetched_is_replaced(answer):
   node = Node("site_0", [RuntimeError("no arrays"), "message"], answer.stopped)
   assert answer(Echo(), [node], lambda: node.replies) == ["site_0"]
+
+
+def test_a_supernode_that_was_replaced_meanwhile_is_not_stopped(answer):
+  def die():
+    node.service = Service(node, "elsewhere")
+    raise RuntimeError("connection refused")
+
+  node = Node("site_0", [die, "message"], answer.stopped)
+  assert answer(Echo(), [node], lambda: node.replies) == []
