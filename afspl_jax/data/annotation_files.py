@@ -53,14 +53,15 @@ def files_by_split(
 
 
 def _split_in(name: str) -> str:
-  """The split of the first word in a file's name that begins as one; "" if none does."""
-  found = (
+  """The split of the first word in a file's name that is one, or else begins as one; or ""."""
+  words = _WORD.findall(name)
+  begun = (
     named_split(beginning)
-    for word in _WORD.findall(name)
+    for word in words
     for beginning in _BEGINNINGS
     if word.casefold().startswith(beginning)
   )
-  return next(found, "")
+  return next(filter(None, map(named_split, words)), "") or next(begun, "")
 
 
 def find_single_file(base: Path, patterns: Sequence[str], how: str) -> Path:

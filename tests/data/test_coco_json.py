@@ -87,6 +87,8 @@ def test_ids_are_one_with_and_without_padding_and_point(tmp_path):
     ("validation_set", "validation"),
     ("testset", "test"),
     ("re-evaluation", "train"),
+    ("device_test", "test"),
+    ("trainees_val", "validation"),
   ],
 )
 def test_the_split_of_a_file_is_a_word_of_its_name(tmp_path, tag, split):
