@@ -3,15 +3,18 @@
 import pytest
 
 from afspl_jax.federation.client.client_app import SiteApp
+from afspl_jax.federation.contracts import PartyError
 from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.coordinator import Introduction
 from afspl_jax.federation.secure.crypto import Session
 from afspl_jax.federation.secure.identity import run_identities
+from afspl_jax.federation.secure.party import Forwarded
 from afspl_jax.federation.secure.roster import Roster
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.server.rounds import run_rounds
 from tests.federation.least_squares import CLIENTS, LeastSquares
 from tests.federation.secure.lying_server import introduced_as, lied_to, replaced, servers_own
+from tests.federation.secure.secure_round_in_memory import SecureRound, some_updates
 from tests.federation.secure.secure_runs import TERMS, Recording, secured
 
 
@@ -91,8 +94,22 @@ def test_an_invented_site_is_not_in_a_given_roster(plan, tmp_path):
   assert not grid.replies_to("train")
 
 
-def test_sites_that_see_other_members_cannot_open_each_others_shares(plan):
-  """At first use the server's keys pass, but what a site seals is for one view of the round."""
+def test_what_a_site_seals_for_one_list_of_members_cannot_be_opened_with_another():
+  """At first use the server's keys pass; the numbers and keys of both sites are the same."""
+  secure = SecureRound(some_updates(4)).go("keys")
+  members = secure.introductions["site_00"].members
+  more = [*members, servers_own(secure.session, "zzz")]
+  sealed = {
+    number: secure.parties[name].share(number, more if number == 1 else members)
+    for number, name in enumerate(secure.names)
+  }
+  words = secure.quantiser.encode(secure.updates["site_00"], 1)
+  forwarded = Forwarded(range(4), {number: sealed[number][0] for number in (1, 2, 3)})
+  with pytest.raises(PartyError, match="shares of client 1: expected the text that its sender sea"):
+    secure.parties["site_00"].mask(words, forwarded)
+
+
+def test_a_round_whose_sites_see_other_members_ends_before_it_is_unmasked(plan):
   run = plan("views", rounds=1, retries=0)
 
   def half(site, content):
