@@ -96,6 +96,14 @@ def test_fields_map_roles_to_features(folder):
       assert source.load_image(key).getpixel((0, 0)) == (int(example.id) % 256,) * 3
 
 
+def test_two_splits_that_mean_one_are_rejected(folder, tmp_path):
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  (info,) = tmp_path.rglob("dataset_info.json")
+  info.write_text(info.read_text().replace('"name": "test"', '"name": "Training"'))
+  with pytest.raises(UserError, match=r"at most once, .*; got (train, Training|Training, train)\."):
+    opened(tmp_path, "image=scan,captions=said/text")
+
+
 def test_an_image_may_have_one_or_several_questions(folder):
   several = examples({"test": opened(folder, "image=scan,question=asked,answers=answered")["test"]})
   assert [(e.id, e.question, e.references) for e in several[:2]] == [

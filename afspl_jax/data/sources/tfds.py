@@ -48,11 +48,12 @@ def open_splits(
   builder = open_prepared(name, data.dir, _HOW.format(name, tfds_folder(data.dir)))
   features = {role: _feature(builder, role, path) for role, path in roles.items()}
   image = features.pop("image").path[0]
-  own = {named_split(split): split for split in reversed(builder.info.splits) if named_split(split)}
-  if not own:
+  known = [split for split in builder.info.splits if named_split(split)]
+  own = {named_split(split): split for split in known}
+  if not 0 < len(own) == len(known):
     raise SettingError(
-      f"data.source={data.source}: expected one of the splits {', '.join(SPLITS)}; got"
-      f" {', '.join(builder.info.splits)}. Use another data set."
+      f"data.source={data.source}: expected each of the splits {', '.join(SPLITS)} at most once,"
+      f" and at least one of them; got {', '.join(builder.info.splits)}. Use another data set."
     )
   out = {}
   for part, among in splits_served(own).items():
