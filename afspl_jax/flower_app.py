@@ -83,7 +83,8 @@ class _Site(ClientApp):
       opened.require_same(setup.facts)
       assert setup.trainer is not None, "there is data to train on"
       clipping = clipping_of(config, opened.path / "clients")
-      app = SiteApp(setup.trainer, setup.shared, setup.terms, clipping)
+      statistics = setup.statistics
+      app = SiteApp(setup.trainer, setup.shared, setup.terms, clipping, statistics=statistics)
       record = DisclosureLog(opened.path, setup.shared, sync=True)
       return LoggedApp(app, record, setup.trainer.site)(message, context)
 

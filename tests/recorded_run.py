@@ -113,6 +113,12 @@ def rich_run(base: Path, checkpoints, shapes_dir: Path) -> Recorded:
   return recorded_run(base / "rich", checkpoints, shapes_dir, **fields)
 
 
+def routed_run(base: Path, checkpoints, shapes_dir: Path) -> Recorded:
+  """A federation whose keys come from the sites' images, with fewer prompts than sites."""
+  fields = {"prompter.routing": "sites", "uplink.select": "dense", "optim.weight_decay": 0.1}
+  return recorded_run(base / "routed", checkpoints, shapes_dir, **fields)
+
+
 def scaffold_run(base: Path, checkpoints, shapes_dir: Path) -> Recorded:
   """A federation with control variates, in which sites take part more than once."""
   fields = {

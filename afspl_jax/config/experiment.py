@@ -44,6 +44,7 @@ class Prompter:
   pool_mass: float = setting(0.98, "adaptive: probability that the chosen prompts reach", gt=0)
   k_min: int = setting(1, "adaptive: fewest prompts for a sample", "prompts", ge=1)
   k_max: int = setting(4, "adaptive: most prompts for a sample; fixed: all", "prompts", ge=1)
+  routing: str = setting("trained", "what sets the pool's keys", choices=("trained", "sites"))
   key_dim: int = setting(64, "width of keys and query (h)", "features", ge=1)
   temperature: float = setting(0.1, "temperature of the softmax over query-key similarities", gt=0)
   fusion: str = setting(

@@ -44,12 +44,14 @@ class Captioner:
   Attributes:
     pad_id: the language model's padding token, which also starts a text.
     eos_id: the token that ends a text.
+    fixed_leaves: names of the prompter's leaves that local training leaves as they are.
   """
 
   def __init__(self, prompter: Prompter, language_model: LanguageModel):
     # Structure only: a caller may donate the leaves, so nothing here may hold them.
     self._prompter, self._language_model = nnx.graphdef(prompter), nnx.graphdef(language_model)
     self.pad_id, self.eos_id = language_model.sizes.pad_id, language_model.sizes.eos_id
+    self.fixed_leaves = prompter.pool.fixed_leaves
 
   def _model(self, frozen: Params) -> LanguageModel:
     return nnx.merge(self._language_model, frozen)

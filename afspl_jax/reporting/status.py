@@ -11,7 +11,7 @@ from afspl_jax.evaluation.scores import ANSWERS
 from afspl_jax.reporting.text_table import align_columns
 from afspl_jax.storage.client_status import Outcome, parse_status
 from afspl_jax.storage.json_text import parse_json
-from afspl_jax.storage.run_lines import read_clients, read_metrics
+from afspl_jax.storage.run_lines import read_clients, read_metrics, training_bytes
 
 JsonLine = Mapping[str, Any]  # a line of a JSON-lines file of a run
 
@@ -48,7 +48,7 @@ def describe_run(run: Path) -> str:
   out = [f"{run_state(run, metrics)}: round {done} of {rounds}"]
   if trained:
     seconds = fmean(line["seconds"] for line in trained[1:] or trained)
-    up, down = (sum(line[key] for line in trained) for key in ("bytes_up", "bytes_down"))
+    up, down = training_bytes(metrics)
     out[0] += f", {seconds:.1f} s per round after the first"
     out[0] += f", {up / 1e6:.2f} MB up and {down / 1e6:.2f} MB down in total"
   for split in ("train", "val", "test"):

@@ -186,7 +186,7 @@ def _answer_for_sites(
       f" {missing[0]!r}. To use your own data, give its folder: --data=FOLDER"
     )
   app = LoggedApp(
-    SiteApp(setup.trainer, setup.shared, setup.terms, clipping, masking),
+    SiteApp(setup.trainer, setup.shared, setup.terms, clipping, masking, setup.statistics),
     DisclosureLog(folder.path, setup.shared, sync=True),
     setup.trainer.site,
   )

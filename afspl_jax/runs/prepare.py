@@ -29,10 +29,12 @@ from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.client.local_trainer import LocalTrainer
 from afspl_jax.federation.privacy.dp_sgd_step import make_private_training
+from afspl_jax.federation.protocol.image_statistics import ImageStatistics, image_statistics
 from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.prompter.local import join_local, split_local
+from afspl_jax.models.prompter.pool import fixed_leaves
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
 from afspl_jax.runs.trained.finished_run import FINE_TUNED
 from afspl_jax.storage.versions import installed_version
@@ -74,6 +76,15 @@ class Setup:
   def global_params(self, shared: Params) -> Params:
     """All leaves of the global model, which does not use its (untrained) local leaves."""
     return join_local(shared, self.local)
+
+  @property
+  def statistics(self) -> Callable[[int], ImageStatistics] | None:
+    """Statistics of the images of a client that is here, where `prompter.routing` asks for them."""
+    return self._image_statistics if fixed_leaves(self.config.prompter.routing) else None
+
+  def _image_statistics(self, client: int) -> ImageStatistics:
+    train = self.clients["train"]
+    return image_statistics(self.splits["train"].joint(train[sorted(train)[client]].tolist()))
 
   @property
   def terms(self) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def plan_of(
     weighing=config.uplink.weighing,
     ema=config.eval.ema,
     aggregation=aggregation_of(config, folder.path),
+    routing=config.prompter.routing,
   )
 
 
@@ -81,7 +82,8 @@ def in_process(setup: Setup, plan: Plan, progress: Progress = SILENT) -> Params:
   taking_part = len(setup.clients["train"]) - setup.config.fed.newcomers
   trainer = malicious.with_attack(setup.trainer, setup.malicious, setup.config.attack)
   clipping = clipping_of(setup.config, plan.folder.path / "clients")
-  return run_local(plan, trainer, taking_part, clipping, masking_of(setup.config), progress)
+  masking, statistics = masking_of(setup.config), setup.statistics
+  return run_local(plan, trainer, taking_part, clipping, masking, progress, statistics)
 
 
 def run_experiment(

@@ -4,8 +4,6 @@ Rules of one setting stand on its field in config/; rules of several are listed 
 """
 
 import operator
-from collections.abc import Callable
-from typing import NamedTuple
 
 from afspl_jax.config import experiment as settings
 from afspl_jax.config.fields import check_values
@@ -19,69 +17,38 @@ from afspl_jax.federation.privacy import budget
 from afspl_jax.federation.protocol.uplink import SAME_ROWS
 from afspl_jax.federation.secure import terms
 from afspl_jax.federation.secure.graph import FEWEST
+from afspl_jax.runs.rule import Case, Rule, where
 
 
-class _Case(NamedTuple):
-  """An experiment, with what its rules ask about."""
-
-  experiment: settings.Experiment
-  clients: int  # that train: all but the newcomers
-  strategy: strategies.Strategy
-  data: settings.Data
-  optim: settings.Optim
-  fed: settings.Fed
-  uplink: settings.Uplink
-  privacy: settings.Privacy
-  secure: settings.Secure
-  attack: settings.Attack
-
-
-_Condition = Callable[[_Case], bool]
-
-
-class Rule(NamedTuple):
-  """A rule of several settings."""
-
-  field: str  # that an error names, with its value
-  holds: _Condition
-  expected: str  # what an error says; `{c.clients}` and so on are filled in
-  when: _Condition = lambda c: True  # the rule applies
-
-
-def _where(when: _Condition, *rules: Rule) -> tuple[Rule, ...]:
-  """Rules that apply under one condition."""
-  return tuple(rule._replace(when=when) for rule in rules)
-
-
-def _poisson(c: _Case) -> bool:
+def _poisson(c: Case) -> bool:
   return c.fed.selection == POISSON
 
 
-def _private(c: _Case) -> bool:
+def _private(c: Case) -> bool:
   return c.privacy.dp != "none"
 
 
-def _secure(c: _Case) -> bool:
+def _secure(c: Case) -> bool:
   return c.secure.aggregation
 
 
-def _attacked(c: _Case) -> bool:
+def _attacked(c: Case) -> bool:
   return c.attack.kind != "none"
 
 
-def _same_rows(c: _Case) -> bool:
+def _same_rows(c: Case) -> bool:
   return c.uplink.select in SAME_ROWS
 
 
-def _has_controls(c: _Case) -> bool:
+def _has_controls(c: Case) -> bool:
   return isinstance(c.strategy, strategies.Controlled)
 
 
-def _mean_suffices(c: _Case) -> bool:
+def _mean_suffices(c: Case) -> bool:
   return strategies.of_mean(c.strategy)
 
 
-def _countable_selection(c: _Case) -> bool:
+def _countable_selection(c: Case) -> bool:
   everyone = c.fed.selection == "uniform" and c.fed.clients_per_round == c.clients
   return everyone or c.fed.selection in (POISSON, "round_robin")
 
@@ -159,7 +126,7 @@ _PRIVACY = (
     "another selection with privacy.dp=none: the secret draws of poisson cannot be repeated",
     when=lambda c: not _private(c),
   ),
-  *_where(
+  *where(
     _private,
     Rule(
       "privacy.noise",
@@ -189,7 +156,7 @@ _PRIVACY = (
       "1 with fed.selection=poisson: otherwise small rounds fail, and this reveals who took part",
     ),
   ),
-  *_where(
+  *where(
     lambda c: c.privacy.dp == "local",
     Rule(
       "privacy.clipping", lambda c: c.privacy.clipping == "fixed", "fixed with privacy.dp=local"
@@ -202,7 +169,7 @@ _PRIVACY = (
   ),
 )
 
-_EXAMPLE_PRIVACY = _where(
+_EXAMPLE_PRIVACY = where(
   lambda c: c.privacy.example_clip > 0,
   Rule(
     "privacy.example_noise", lambda c: c.privacy.example_noise > 0, "a number above 0 with DP-SGD"
@@ -225,7 +192,7 @@ _EXAMPLE_PRIVACY = _where(
   ),
 )
 
-_SECURE = _where(
+_SECURE = where(
   _secure,
   Rule(
     "fed.clients_per_round",
@@ -266,7 +233,32 @@ _SECURE = _where(
   ),
 )
 
-RULES = (*_SELECTION, *_ATTACK, *_PRIVACY, *_EXAMPLE_PRIVACY, *_SECURE)
+_ROUTING = where(
+  lambda c: c.prompter.routing == "sites",
+  Rule(
+    "privacy.dp",
+    lambda c: not _private(c),
+    "none with prompter.routing=sites, since the image statistics of sites have no noise",
+  ),
+  Rule(
+    "privacy.example_clip",
+    lambda c: c.privacy.example_clip == 0,
+    "0 with prompter.routing=sites, since the image statistics of sites have no noise",
+  ),
+  Rule(
+    "secure.aggregation",
+    lambda c: not _secure(c),
+    "False with prompter.routing=sites, where the server sees the image statistics of each site",
+  ),
+  Rule("fed.share", lambda c: c.fed.share == "all", "all with prompter.routing=sites"),
+  Rule(
+    "prompter.see_image",
+    lambda c: c.prompter.see_image,
+    "True with prompter.routing=sites, which goes by the image alone",
+  ),
+)
+
+RULES = (*_SELECTION, *_ATTACK, *_PRIVACY, *_EXAMPLE_PRIVACY, *_SECURE, *_ROUTING)
 
 
 def validate(config: settings.Experiment) -> None:
@@ -279,8 +271,8 @@ def validate(config: settings.Experiment) -> None:
   check_cap(config.data)
   decoding_settings(config.eval)
   clients = budget.num_participants(config)
-  groups = {name: getattr(config, name) for name in _Case._fields[3:]}
-  case = _Case(config, clients, strategies.get_strategy(config.fed.strategy, clients), **groups)
+  groups = {name: getattr(config, name) for name in Case._fields[3:]}
+  case = Case(config, clients, strategies.get_strategy(config.fed.strategy, clients), **groups)
   for rule in RULES:
     if rule.when(case):
       value = operator.attrgetter(rule.field)(case)

@@ -6,7 +6,7 @@ Readers ignore such a line.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from afspl_jax.storage.json_text import parse_json
 METRICS = "metrics.jsonl"  # a line per evaluation
 CLIENTS = "clients.jsonl"  # a line per client and round
 WIRE = "wire.jsonl"  # the disclosure log (federation/protocol/disclosure_log.py); never shortened
+
+_START = "val", 0  # split and round of the line before the first round
 
 _EVALUATION: JsonShape = {"round": int, "split": str, "*": (float, None)}
 _TRAINING: JsonShape = _EVALUATION | {"seconds": float, "bytes_up": float, "bytes_down": float}
@@ -71,6 +73,13 @@ def read_clients(folder: Path) -> list[RunLine]:
     UserError: a line is not one that a run writes.
   """
   return _read_checked(folder / CLIENTS, lambda line: _CLIENT)
+
+
+def training_bytes(metrics: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+  """The bytes that clients sent and received in training, and to prepare it in round 0."""
+  places = ((line["split"], line["round"], line) for line in metrics)
+  counted = [line for split, round, line in places if split == "train" or (split, round) == _START]
+  return sum(x.get("bytes_up", 0) for x in counted), sum(x.get("bytes_down", 0) for x in counted)
 
 
 def to_text(line: RunLine) -> str:

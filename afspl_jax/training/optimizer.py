@@ -1,5 +1,6 @@
 """The optimizer of local training: Adam, a learning rate for each group of leaves, a schedule."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -16,10 +17,16 @@ GROUPS = {
   "fusion": ("fusion/", "local/contrast"),
   "mapper": ("mapper/",),
 }
+_FIXED = "fixed"
 
 
-def make_optimizer(config: Optim) -> optax.GradientTransformation:
-  """Makes Adam with gradient clipping and a learning rate for each of GROUPS."""
+def make_optimizer(config: Optim, fixed: Collection[str] = ()) -> optax.GradientTransformation:
+  """Makes Adam with gradient clipping and a learning rate for each of GROUPS.
+
+  Args:
+    config: of the optimisation.
+    fixed: names of leaves that do not move, and have no state.
+  """
   learning_rates = {
     "local": config.local_lr,
     "prompts": config.prompt_lr,
@@ -30,12 +37,14 @@ def make_optimizer(config: Optim) -> optax.GradientTransformation:
 
   def label(path: tuple[Any, ...], _: Any) -> str:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if name in fixed:
+      return _FIXED
     return next(group for group, prefixes in GROUPS.items() if name.startswith(prefixes))
 
   groups = {
     name: optax.adamw(learning_rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
     for name, learning_rate in learning_rates.items()
-  }
+  } | {_FIXED: optax.set_to_zero()}
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
     optax.partition(groups, lambda params: jax.tree_util.tree_map_with_path(label, params)),

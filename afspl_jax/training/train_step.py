@@ -76,7 +76,8 @@ class TrainStep:
     self, captioner: Captioner, config: Optim, rounds: int, penalty: Penalty, mesh: Mesh
   ):
     self._captioner, self._config, self._penalty = captioner, config, penalty
-    self._optimizer, self._schedule = make_optimizer(config), make_schedule(config, rounds)
+    self._optimizer = make_optimizer(config, captioner.fixed_leaves)
+    self._schedule = make_schedule(config, rounds)
     self._chunked_loss = ChunkedLoss(captioner, config.label_smoothing, mesh, config.target_cuts)
 
   def __call__(
@@ -202,7 +203,8 @@ def make_local_training(
   """
   check_divides(config.batch_size, mesh, "optim.batch_size")
   train_step = TrainStep(captioner, config, rounds, penalty, mesh)
-  local_training = functools.partial(_local_training, train_step, make_optimizer(config))
+  optimizer = make_optimizer(config, captioner.fixed_leaves)
+  local_training = functools.partial(_local_training, train_step, optimizer)
   everywhere, rows = replicated(mesh), row_sharded(mesh, axis=2)
   return jax.jit(
     local_training,

@@ -24,11 +24,18 @@ from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import PartyError, Rejected, SiteError, Update
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.federation.protocol.disclosure_log import DisclosureLog
+from afspl_jax.federation.protocol.image_statistics import (
+  ImageStatistics,
+  image_statistics,
+  statistics_content,
+)
 from afspl_jax.federation.secure import messages
 from afspl_jax.federation.secure.coordinator import Aborted, Coordinator
 from afspl_jax.federation.secure.site import SecureSite
 from afspl_jax.federation.secure.terms import Terms
+from afspl_jax.federation.server.routing import site_routing
 from afspl_jax.federation.server.screening import screen
+from afspl_jax.federation.server.site_statistics import screen_statistics
 from afspl_jax.federation.server.sites import Sites
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.storage.client_status import one_line
@@ -136,7 +143,8 @@ def asked(kind: str, content: Callable[[], RecordDict], secure: bool = False) ->
     masks = SecureSite(_TERMS) if secure else None
     if masks and (kind == "train" or kind.endswith(("shares", "confirm", "unmask"))):
       masks._parties[0] = party_before(kind)
-    app = SiteApp(_Trainer(), _PARAMS, {"lr": 1, "deep": {"a": [1, 2]}}, masking=masks)
+    terms = {"lr": 1, "deep": {"a": [1, 2]}}
+    app = SiteApp(_Trainer(), _PARAMS, terms, masking=masks, statistics=_statistics)
     context = Context(1, 2, {"partition-id": 0}, RecordDict(), {})
     group = str(found[1].get("group")).encode(errors="replace").decode()
     message = _message(found[0], kind, group)
@@ -147,6 +155,10 @@ def asked(kind: str, content: Callable[[], RecordDict], secure: bool = False) ->
     record.add(message, reply, "elm")
 
   return Target(make, "message", read, (wire.WireError, PartyError, SiteError), cost=0.003)
+
+
+def _statistics(client: int) -> ImageStatistics:
+  return image_statistics(np.random.default_rng(client).normal(size=(9, 3)))
 
 
 def _train(control: bool = False) -> RecordDict:
@@ -221,6 +233,12 @@ def _greet(answer: Message) -> None:
   assert 0 < len(name) <= 80 and name.isprintable() and 0 < number <= 100
 
 
+def _route(answer: Message) -> None:
+  found = screen_statistics(answer, 3, 100)
+  routing = site_routing({"elm": found, "oak": _statistics(1)}, 2, 2, 0)
+  assert all(np.isfinite(leaf).all() for leaf in routing)
+
+
 def _under(make: Callable[[], Any]) -> Callable[[], RecordDict]:
   return lambda: RecordDict({messages.SECURE: make()})
 
@@ -242,6 +260,7 @@ TARGETS = {
   "ask_train": asked("train", _train),
   "ask_controlled": asked("train", lambda: _train(control=True)),
   "ask_hello": asked("query.hello", _hello),
+  "ask_statistics": asked("query.statistics", lambda: RecordDict()),
   "ask_keys": asked("query.secure_keys", lambda: first_record("keys"), secure=True),
   "ask_shares": asked("query.secure_shares", lambda: first_record("shares"), secure=True),
   "ask_secure_train": asked("train", _secure_train, secure=True),
@@ -251,6 +270,7 @@ TARGETS = {
   "reply_sparse": answered(lambda: _reply(sparse=True), _screen(False)),
   "reply_controlled": answered(lambda: _reply(control=True), _screen(True)),
   "reply_hello": answered(_site, _greet),
+  "reply_statistics": answered(lambda: statistics_content(_statistics(0)), _route),
   "reply_keys": answered(_under(lambda: messages.keys_record(session()[1][0])), _introduce),
   "reply_sealed": answered(
     _under(lambda: messages.sealed_record(dict.fromkeys((1, 2, 3), b"x" * 48))),

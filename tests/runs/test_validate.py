@@ -60,6 +60,7 @@ REJECTED = [
   ("optim.schedule", "linear", "one of constant, cosine"),
   ("prompter.mapper", "pooled", "one of linear, mlp, pooled:N"),
   ("prompter.pool_mode", "sparse", "one of adaptive, fixed, dense"),
+  ("prompter.routing", "site", "one of trained, sites"),
   ("prompter.fusion", "mean", "one of static, learned, dynamic"),
   ("prompter.init", "zeros", "one of random, vocabulary, text"),
   ("prompter.fusion_weights", (0.5, -1.0), "finite numbers, at least 0"),
@@ -146,6 +147,23 @@ def test_newcomers_do_not_count_among_those_who_are_selected():
   with pytest.raises(UserError, match=r"fed.clients_per_round: .*, 8; got 9"):
     validate(changed(Experiment(), many))
   validate(changed(Experiment(), many | {"fed.clients_per_round": 8}))
+
+
+@pytest.mark.parametrize(
+  "field, other",
+  [
+    ("privacy.dp", {"privacy.dp": "central", "privacy.noise": 1.0, "uplink.select": "dense"}),
+    ("privacy.example_clip", {"privacy.example_clip": 0.5, "optim.balance": 0.0}),
+    ("secure.aggregation", {"secure.aggregation": True, "uplink.select": "dense"}),
+    ("fed.share", {"fed.share": "none"}),
+    ("prompter.see_image", {"prompter.see_image": False}),
+  ],
+)
+def test_where_sites_send_statistics_of_images_nothing_hides_them(field, other):
+  validate(changed(Experiment(), other))
+  with pytest.raises(UserError, match=f"{field}: expected .* with prompter.routing=sites.*; got "):
+    validate(changed(Experiment(), other | {"prompter.routing": "sites"}))
+  validate(changed(Experiment(), {"prompter.routing": "sites"}))
 
 
 def inside(name: str) -> list:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from afspl_jax.config.nested_values import differences
 from afspl_jax.errors import UserError
 from afspl_jax.federation.contracts import Clipping, Masking, SiteError, Trainer, Update, attempt
 from afspl_jax.federation.protocol import wire
+from afspl_jax.federation.protocol.image_statistics import ImageStatistics, statistics_content
 from afspl_jax.storage.json_text import parse_json
 from afspl_jax.types import Params
 
@@ -45,8 +46,8 @@ class _Request(NamedTuple):
 class SiteApp(ClientApp):
   """The ClientApp of every site; the same for local and networked runs.
 
-  It answers `train` and `query.hello`. The client index is the node's `partition-id`. An error that
-  a client raises becomes an error reply.
+  It answers `train` and `query.hello`, and `query.statistics` if it is given them. The client index
+  is the node's `partition-id`. An error that a client raises becomes an error reply.
 
   Args:
     trainer: does the work.
@@ -55,6 +56,7 @@ class SiteApp(ClientApp):
       server has are not compared.
     clipping: bounds updates; by default they are sent as the trainer made them.
     masking: hides updates in their sum, so that the server sees none of them.
+    statistics: of a client's images; by default none are sent, whatever the server asks.
   """
 
   def __init__(
@@ -64,6 +66,7 @@ class SiteApp(ClientApp):
     terms: dict[str, Any] | None = None,
     clipping: Clipping | None = None,
     masking: Masking | None = None,
+    statistics: Callable[[int], ImageStatistics] | None = None,
   ):
     super().__init__()
     self._trainer, self._template = trainer, template
@@ -71,6 +74,12 @@ class SiteApp(ClientApp):
     self._terms = wire.terms(template, terms or {})
     self.train()(self._train_one)
     self.query("hello")(self._hello)
+    if statistics:
+
+      @self.query("statistics")
+      def answer(message: Message, context: Context) -> Message:
+        return Message(statistics_content(statistics(_client(context))), reply_to=message)
+
     if masking:
       masking.register(self, _client, trainer.site)
 

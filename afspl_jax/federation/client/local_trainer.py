@@ -16,6 +16,7 @@ from afspl_jax.federation.contracts import POISSON, Update, attempt
 from afspl_jax.federation.privacy.dp_sgd_batches import PoissonBatches, stacked
 from afspl_jax.federation.protocol import uplink
 from afspl_jax.models.prompter.local import LOCAL, join_local, split_local
+from afspl_jax.models.prompter.pool import fixed_leaves
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.training.mesh import replicate
 from afspl_jax.training.train_step import StepMetrics
@@ -237,7 +238,8 @@ class LocalTrainer:
     shared, local = split_local(trained.params, self._config.fed.share)
     residual = before.get("residual", self._zeros)
     draw_key = self._config.seed, task.round
-    sent = uplink.compress(shared, task.shared, residual, self._config.uplink, draw_key)
+    fixed, rule = fixed_leaves(self._config.prompter.routing), self._config.uplink
+    sent = uplink.compress(shared, task.shared, residual, rule, draw_key, fixed)
     keep = {"own": local, "residual": sent.residual, "control": gradient}
     if self.private_batches:
       self.private_batches.charge(site)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.federation.protocol.logged_values import FORMS, LogLine, describe_value
 
-HELLO, TRAIN = "query.hello", "train"
+HELLO, STATISTICS, TRAIN = "query.hello", "query.statistics", "train"
 FLAT = "flat"  # the array of a record in which leaves are packed
 
 # Types of errors whose text may be sent: it has only what the server sent, agreed settings, and our
@@ -60,6 +60,11 @@ def _reported(config: Experiment) -> bool:
   return _open(config) and not config.privacy.example_clip
 
 
+def _routed(config: Experiment) -> bool:
+  """Whether the pool's keys come from statistics of the clients' images."""
+  return config.prompter.routing == "sites"
+
+
 def _private(config: Experiment) -> bool:
   return not _open(config)
 
@@ -70,6 +75,11 @@ def _secure(config: Experiment) -> bool:
 
 def _hidden(message: str, name: str, content: str, purpose: str) -> AllowedEntry:
   return AllowedEntry(message, "secure", name, "bytes", content, purpose, _secure, _SECURE)
+
+
+def _statistic(record: str, name: str, form: str, content: str) -> AllowedEntry:
+  purpose, only = "keys that find the site's images", "prompter.routing=sites"
+  return AllowedEntry(STATISTICS, record, name, form, content, purpose, _routed, only)
 
 
 def _weight(
@@ -89,6 +99,11 @@ def _metric(name: str, content: str, purpose: str = "a curve of the run") -> All
 ENTRIES = (
   AllowedEntry(HELLO, "config", "site", "site", "the site's name", "names it in rounds and files"),
   *_weight(HELLO, "config", "fed.selection=size", _private, _PRIVATE),
+  _statistic("config", "num-examples", "count", "the number of its training examples"),
+  _statistic("statistics", "mean", "mean", "the mean joint feature of its training images"),
+  _statistic(
+    "statistics", "covariance", "covariance", "the covariance of the joint features of these images"
+  ),
   AllowedEntry(
     TRAIN,
     "arrays",
@@ -106,8 +121,10 @@ ENTRIES = (
     "rows",
     "for each row, whether it was sent",
     "a sparse uplink",
-    lambda config: not config.secure.aggregation and config.uplink.select != "dense",
-    "no secure.aggregation; not uplink.select=dense",
+    lambda config: (
+      not config.secure.aggregation and (config.uplink.select != "dense" or _routed(config))
+    ),
+    "no secure.aggregation; not uplink.select=dense, unless prompter.routing=sites",
   ),
   AllowedEntry(
     TRAIN,

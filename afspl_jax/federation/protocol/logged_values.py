@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 LogLine = Mapping[str, Any]  # of wire.jsonl
 
+_QUERY = "pool/query/kernel"  # the leaf that reads an image's and an instruction's feature
 _NPY = 128  # bytes of the header before an array's numbers
 
 
@@ -58,6 +59,20 @@ def _masked(value: Any, line: LogLine, record: str) -> bool:
   return 0 < size <= 8 * words and _is_flat(value, "uint8", 1, size)
 
 
+def _mean(value: Any, line: LogLine, record: str) -> bool:
+  return is_array(value) and _is_flat(value, "float32", 4, _feature_width(line))
+
+
+def _covariance(value: Any, line: LogLine, record: str) -> bool:
+  width = _feature_width(line)
+  return is_array(value) and _is_flat(value, "float32", 4, width * (width + 1) // 2)
+
+
+def _feature_width(line: LogLine) -> int:
+  """The width of the joint features: the pool's query reads two of them."""
+  return sum(leaf["rows"] for leaf in line.get("leaves", ()) if leaf["name"] == _QUERY) // 2
+
+
 def _is_flat(value: Mapping[str, Any], dtype: str, width: int, size: int) -> bool:
   """Whether an array has this dtype and exactly `size` numbers of `width` bytes."""
   found = value["dtype"], value["shape"], value["bytes"]
@@ -82,6 +97,8 @@ FORMS = {
   "masked": ValueForm(
     "masked numbers: at most one for each number of the shared leaves and two more", _masked
   ),
+  "mean": ValueForm("float32 numbers: one for each joint feature", _mean),
+  "covariance": ValueForm("float32 numbers: one for each pair of joint features", _covariance),
   "bytes": ValueForm(
     "bytes of keys, shares or a signature",
     lambda value, line, record: isinstance(value, dict) and set(value) == {"bytes"},

@@ -18,6 +18,7 @@ others.
 """
 
 import math
+from collections.abc import Collection
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -51,6 +52,16 @@ def mask_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def everywhere(params: Params) -> Params:
   """The masks of all rows."""
   return jax.tree.map(lambda leaf: np.ones(mask_shape(leaf.shape), np.bool_), params)
+
+
+def without(masks: Params, fixed: Collection[str]) -> Params:
+  """The masks, but of no row of the leaves with these names."""
+
+  def of_leaf(path, mask):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return np.zeros_like(mask) if name in fixed else mask
+
+  return jax.tree_util.tree_map_with_path(of_leaf, masks)
 
 
 def added(new: Params, old: Params) -> Params:
@@ -137,6 +148,7 @@ def compress(
   residual: Params,
   config: settings.Uplink,
   draw_key: DrawKey = (0, 0),
+  fixed: Collection[str] = (),
 ) -> Sent:
   """What a client sends after local training, and what it keeps.
 
@@ -146,6 +158,7 @@ def compress(
     residual: what earlier rounds did not send; zeros at first.
     config: the rule.
     draw_key: for "shared".
+    fixed: names of leaves that local training left as they are, and of which no row is sent.
 
   Returns:
     What is sent of `params`, or with "add" of `params + residual`. With "dense" and no residual it
@@ -157,7 +170,7 @@ def compress(
   params, global_params, residual = jax.device_get((params, global_params, residual))
   offered = _plus(params, residual) if config.error_feedback == "add" else params
   update = jax.tree.map(np.subtract, offered, global_params)
-  masks = choose(update, config, draw_key)
+  masks = without(choose(update, config, draw_key), fixed)
   sent = jax.tree.map(np.where, masks, offered, global_params)
   kept = zeros_like(params)
   if config.error_feedback != "none":

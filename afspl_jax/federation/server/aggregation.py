@@ -198,7 +198,7 @@ def _screener(request: TrainRequest, fed: Fed):
   controlled = wire.CONTROL in request.content
 
   def screened(site: str, answer: Message) -> Update:
-    return screen(site, answer, request.params, structure, fed, controlled)
+    return screen(site, answer, request.params, structure, fed, controlled, request.fixed)
 
   return screened
 

@@ -85,6 +85,14 @@ class RollCall:
         absent[name] = Status(Outcome.TIMEOUT, reason)
     return Chosen({name: free[name].node for name in picked}, absent, late)
 
+  def present(self) -> dict[str, ConnectedSite]:
+    """Waits as `choose` does, and returns all connected sites by name.
+
+    Raises:
+      TooFewSites: fewer than are expected after `wait` seconds.
+    """
+    return self._gather([])
+
   def learn(self, lines: Iterable[ClientLine]) -> None:
     """Remembers what sites reported, for later selections."""
     for line in lines:

@@ -77,6 +77,7 @@ class TrainRequest(NamedTuple):
   chosen: Chosen
   content: RecordDict  # of the messages
   bound: float | None  # on an update's norm, if the round has one
+  fixed: tuple[str, ...] = ()  # names of leaves that nobody trains
 
 
 class RoundFailed(Stopped):

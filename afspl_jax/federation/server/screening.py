@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 from flwr.app import Message
@@ -11,6 +12,7 @@ from afspl_jax.federation.contracts import Rejected, SiteSpent, Update
 from afspl_jax.federation.privacy.clipping import norm
 from afspl_jax.federation.protocol import uplink, wire
 from afspl_jax.storage.client_status import Outcome, one_line
+from afspl_jax.storage.pytrees import named_leaves
 from afspl_jax.types import Params
 
 _MOST_METRICS = 1 << 17  # one for every prompt of the largest pool
@@ -20,7 +22,13 @@ _RECORDS = {wire.ARRAYS: "ArrayRecord", wire.METRICS: "MetricRecord", wire.CONFI
 
 
 def screen(
-  site: str, answer: Message, params: Params, structure: str, fed: Fed, controlled: bool
+  site: str,
+  answer: Message,
+  params: Params,
+  structure: str,
+  fed: Fed,
+  controlled: bool,
+  fixed: Collection[str] = (),
 ) -> Update:
   """The update of a site's reply, if the reply follows the protocol.
 
@@ -31,6 +39,7 @@ def screen(
     structure: their digest.
     fed: sets the largest number of examples and the largest norm of an update.
     controlled: whether sites got a control, and reply with the change of theirs.
+    fixed: names of leaves that nobody trains.
 
   Raises:
     Rejected: it does not; with the reason.
@@ -59,6 +68,9 @@ def screen(
     sent, masks = wire.unpack_update(answer.content[wire.ARRAYS], params)
   except wire.WireError as error:
     raise Rejected(f"{error}") from error
+  for name, mask in named_leaves(masks).items():
+    if name in fixed and mask.any():
+      raise Rejected(f"{name}: expected no rows, since nobody trains it; got {mask.sum()}")
   most = fed.max_update_norm
   if most and (size := norm(uplink.added(sent, params))) > most:
     raise Rejected(

@@ -149,4 +149,5 @@ def _make_pool(
     k_max=config.k_max,
     temperature=config.temperature,
     rngs=rngs,
+    routing=config.routing,
   )

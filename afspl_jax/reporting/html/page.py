@@ -19,6 +19,7 @@ from afspl_jax.reporting.html.gallery import Gallery, make_gallery
 from afspl_jax.reporting.html.tables import Table, format_duration, format_number
 from afspl_jax.reporting.text_table import format_bytes
 from afspl_jax.storage.atomic_files import write_text
+from afspl_jax.storage.run_lines import training_bytes
 
 MOST_RUNS = 8  # the number of distinct colours
 TEMPLATES = Path(__file__).parent / "templates"
@@ -180,7 +181,7 @@ def _figures(run: RunFiles) -> list[HeadlineFigure]:
         note = f"{note}; personalised {personalised[name]:.3f}".removeprefix("; ")
       out.append(HeadlineFigure(TITLES[name], format_number(line.get(name)), note))
   trained = run.of("train")
-  up, down = (sum(line[key] for line in trained) for key in ("bytes_up", "bytes_down"))
+  up, down = training_bytes(run.metrics)
   total = sum(line.get("seconds", 0) for line in run.metrics)
   training = sum(line["seconds"] for line in trained)
   outcomes = [clients.update_outcome(line) for line in run.clients]

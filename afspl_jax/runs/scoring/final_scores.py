@@ -18,6 +18,7 @@ from afspl_jax.runs.prepare import Setup
 from afspl_jax.runs.scoring.personalised import personalised_predictions, site_scores
 from afspl_jax.storage.atomic_files import write_text
 from afspl_jax.storage.run_folder import RunFolder
+from afspl_jax.storage.run_lines import training_bytes
 from afspl_jax.training.optimizer import warmup_steps
 from afspl_jax.types import Params
 
@@ -61,8 +62,7 @@ def score_finished_run(
       begin = time.perf_counter()
       line = {"round": last["round"], "split": name, **scores()}
       if name == next(iter(views)):
-        line["bytes_up"] = sum(line["bytes_up"] for line in trained)
-        line["bytes_down"] = sum(line["bytes_down"] for line in trained)
+        line["bytes_up"], line["bytes_down"] = training_bytes(folder.metrics())
         line["clients"] = last["clients"]
         line |= {"epsilon": last["epsilon"]} if "epsilon" in last else {}
       folder.append_metrics(line | {"seconds": round(time.perf_counter() - begin, 3)})

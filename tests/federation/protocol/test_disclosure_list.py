@@ -8,6 +8,7 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.config.fields import changed
 from afspl_jax.federation.contracts import WITHIN, PartyError, SiteError, SiteSpent
 from afspl_jax.federation.protocol import disclosure_list, logged_values, wire
+from afspl_jax.federation.protocol.image_statistics import STATISTICS
 
 DOCS = Path(__file__).parents[3] / "docs" / "audit.md"
 
@@ -33,6 +34,7 @@ def test_names_are_those_of_the_code():
     wire.TRAIN,
     wire.FLAT,
   )
+  assert disclosure_list.STATISTICS == STATISTICS
   assert any(entry.name == WITHIN for entry in disclosure_list.ENTRIES)
   kinds = (wire.WireError, SiteError, SiteSpent, PartyError, FloatingPointError)
   assert set(disclosure_list.ERROR_TYPES) == {kind.__name__ for kind in kinds}
@@ -71,6 +73,28 @@ SECURE = {
 def test_with_privacy_or_secure_aggregation_less_leaves(fields, expected):
   assert names(**fields) == expected
   assert len(expected) < len(names())
+
+
+def test_statistics_of_images_leave_only_where_keys_come_from_them():
+  more = names(prompter__routing="sites") - names()
+  assert more == {
+    "query.statistics config num-examples",
+    "query.statistics statistics mean",
+    "query.statistics statistics covariance",
+  }
+  dense = names(prompter__routing="sites", uplink__select="dense")
+  assert dense - names(uplink__select="dense") == more | {"train arrays rows"}
+
+
+@pytest.mark.parametrize("form, size", [("mean", 6), ("covariance", 21)])
+def test_statistics_have_the_size_of_the_joint_features(form, size):
+  line = {"leaves": [{"name": "pool/query/kernel", "rows": 12, "width": 4}]}
+  fits = logged_values.FORMS[form].fits
+  for number in (size - 1, size, size + 1):
+    value = {"dtype": "float32", "shape": [number], "bytes": 128 + 4 * number}
+    assert fits(value, line, "statistics") == (number == size)
+  value = {"dtype": "float64", "shape": [size], "bytes": 128 + 8 * size}
+  assert not fits(value, line, "statistics") and not fits(0.5, line, "statistics")
 
 
 def test_a_control_leaves_with_scaffold_alone_and_as_many_usages_as_there_are_prompts():

@@ -249,3 +249,13 @@ def test_a_setting_out_of_range_is_rejected_by_name(fields, why):
   check_values(Uplink(energy=1.0, ratio=1.0), "uplink")
   with pytest.raises(UserError, match=why):
     check_values(Uplink(**fields), "uplink")
+
+
+@pytest.mark.parametrize("select", ["energy", "ratio", "shared", "dense"])
+def test_of_leaves_that_nobody_trains_no_row_is_sent(select):
+  start = {"fixed": np.ones((4, 2), np.float32), "free": np.ones((4, 2), np.float32)}
+  params = start | {"free": np.arange(8, dtype=np.float32).reshape(4, 2)}
+  sent = uplink.compress(params, start, zeros_like(params), Uplink(select), fixed=["fixed"])
+  assert not sent.masks["fixed"].any() and sent.masks["free"].any()
+  assert sent.params["fixed"].tobytes() == start["fixed"].tobytes()
+  assert not sent.residual["fixed"].any()

@@ -10,6 +10,7 @@ from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.transport.site_executor import answer_messages
 from afspl_jax.federation.transport.supernode import Credentials, SuperNode
 from tests.federation.least_squares import LeastSquares, init_params
+from tests.federation.routed_sites import statistics
 
 
 def notify(text):
@@ -39,5 +40,5 @@ def host(app, superlink, base, sites):
 
 
 if __name__ == "__main__":
-  honest = SiteApp(LeastSquares(), init_params())
+  honest = SiteApp(LeastSquares(), init_params(), statistics=statistics)
   host(honest, sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -14,11 +14,13 @@ from flwr.serverapp import Grid
 
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.protocol import wire
+from afspl_jax.federation.protocol.image_statistics import STATISTICS
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from afspl_jax.federation.transport.server_executor import RunLost, open_grid
 from afspl_jax.federation.transport.site_keys import make_site_key
 from afspl_jax.federation.transport.superlink import SuperLink
 from tests.federation.least_squares import LeastSquares, init_params
+from tests.federation.routed_sites import statistics
 from tests.federation.transport.faulty_superlink import DIE_FILE, HELD_FILE, HOLD_FILE
 from tests.federation.transport.hosts import TIMEOUT, exists, pids, start, wait_for
 
@@ -39,6 +41,10 @@ def train_messages(nodes, structure=None, group="1"):
   config = ConfigRecord({wire.STRUCTURE: structure, wire.ROUND: 1})
   content = RecordDict({wire.ARRAYS: wire.pack(params), wire.CONFIG: config})
   return [Message(content, node, wire.TRAIN, group_id=group) for node in nodes]
+
+
+def statistics_messages(nodes):
+  return [Message(RecordDict(), node, STATISTICS, group_id="0") for node in nodes]
 
 
 def collect(grid, message_ids):
@@ -62,10 +68,12 @@ def by_site(replies):
 
 @pytest.fixture(scope="module")
 def deployment(base, superlink):
-  local = LocalGrid(SiteApp(LeastSquares(), init_params()), len(SITES))
+  app = SiteApp(LeastSquares(), init_params(), statistics=statistics)
+  local = LocalGrid(app, len(SITES))
   nodes = local.get_node_ids()
   in_process = {
     "train": local.send_and_receive(train_messages(nodes)),
+    "statistics": local.send_and_receive(statistics_messages(nodes)),
     "fault": local.send_and_receive(train_messages(nodes, "another model")),
   }
   for site in SITES:
@@ -95,6 +103,15 @@ def test_replies_are_those_of_one_process(deployment):
   in_process = deployment.in_process["train"]
   for ours, theirs in zip(by_site(replies), by_site(in_process), strict=True):
     assert wire.serialized(ours.content) == wire.serialized(theirs.content)
+
+
+def test_statistics_of_images_are_those_of_one_process(deployment):
+  replies = deployment.grid.send_and_receive(statistics_messages(deployment.nodes), timeout=TIMEOUT)
+  contents = [
+    sorted((wire.serialized(reply.content) for reply in found), key=list)
+    for found in (replies, deployment.in_process["statistics"])
+  ]
+  assert contents[0] == contents[1] and len(contents[0]) == len(SITES)
 
 
 def test_an_exception_becomes_the_same_error_reply_as_in_one_process(deployment):
