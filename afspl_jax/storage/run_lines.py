@@ -75,11 +75,12 @@ def read_clients(folder: Path) -> list[RunLine]:
   return _read_checked(folder / CLIENTS, lambda line: _CLIENT)
 
 
-def training_bytes(metrics: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
-  """The bytes that clients sent and received in training, and to prepare it in round 0."""
+def training_bytes(metrics: Iterable[Mapping[str, Any]]) -> tuple[int | float, int | float]:
+  """The bytes that clients sent and received in training, and before the first round."""
   places = ((line["split"], line["round"], line) for line in metrics)
   counted = [line for split, round, line in places if split == "train" or (split, round) == _START]
-  return sum(x.get("bytes_up", 0) for x in counted), sum(x.get("bytes_down", 0) for x in counted)
+  up, down = ([line.get(key) or 0 for line in counted] for key in ("bytes_up", "bytes_down"))
+  return sum(up), sum(down)
 
 
 def to_text(line: RunLine) -> str:
