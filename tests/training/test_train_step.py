@@ -11,8 +11,6 @@ import torch
 from jax.extend.core import jaxprs_in_params
 
 from afspl_jax.config.experiment import Optim
-from afspl_jax.models.prompter.pool import ROUTING_LEAVES, balance_loss
-from afspl_jax.storage.pytrees import named_leaves
 from afspl_jax.training.eval_step import make_eval_step
 from afspl_jax.training.initial_prompt import make_initial_prompt
 from afspl_jax.training.losses import contrastive, token_cross_entropy
@@ -240,29 +238,6 @@ def test_the_weight_of_the_contrastive_loss_grows_over_its_warmup(one_device):
     ]
     share.append(norms[0] - norms[1])
   assert share[0] < share[1] < share[2] == share[3]  # 2 rounds of 3 steps: full from step 5 on
-
-
-def test_leaves_that_are_fixed_have_neither_gradient_nor_state_nor_step():
-  model = make_model(routing="sites")
-  assert model.captioner.fixed_leaves == ROUTING_LEAVES
-  batch = make_batch(0, 8)
-
-  def loss(params):
-    prompted = model.captioner.prompt(params, batch)
-    return jnp.square(prompted.prompt).sum() + balance_loss(prompted.pool, jnp.ones(8))
-
-  grads = named_leaves(jax.grad(loss)(model.params))
-  assert {name for name in grads if name.startswith("pool/") and not grads[name].any()} == {
-    *ROUTING_LEAVES
-  }
-  optimizer = make_optimizer(Optim(weight_decay=0.1), ROUTING_LEAVES)
-  ones = jax.tree.map(jnp.ones_like, model.params)
-  state = optimizer.init(model.params)
-  updates = named_leaves(jax.jit(optimizer.update)(ones, state, model.params)[0])
-  assert {name for name, leaf in updates.items() if not leaf.any()} == {*ROUTING_LEAVES}
-  leaves = named_leaves(model.params)
-  moved = sum(leaf.size for name, leaf in leaves.items() if name not in ROUTING_LEAVES)
-  assert sum(x.size for x in jax.tree.leaves(state) if x.ndim) == 2 * moved
 
 
 def test_every_leaf_has_a_learning_rate_of_its_group():
