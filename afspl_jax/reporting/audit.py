@@ -88,6 +88,7 @@ def audit_run(run: Path, client: str = "") -> JsonObject:
     "files": [str(file) for file in files],
     "settings": {  # that the allow-list depends on
       "fed.strategy": config.fed.strategy,
+      "prompter.routing": config.prompter.routing,
       "uplink.select": config.uplink.select,
       "privacy.dp": config.privacy.dp,
       "privacy.clipping": config.privacy.clipping,
