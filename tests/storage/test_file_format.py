@@ -1,5 +1,3 @@
-import pickle
-
 import pytest
 
 from afspl_jax.storage.file_format import HEAD, file_format
@@ -29,9 +27,10 @@ def test_a_format_is_known_by_its_first_bytes(name):
   assert found.placeholder == (name in ("an HTML page", "a Git LFS pointer"))
 
 
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_of_any_protocol_is_known(protocol):
-  found = file_format(pickle.dumps({}, protocol))
+# How a pickled dictionary begins in protocols 2 to 5.
+@pytest.mark.parametrize("start", [b"\x80\x02}", b"\x80\x03}", b"\x80\x04}", b"\x80\x05}"])
+def test_a_pickle_of_any_protocol_is_known(start):
+  found = file_format(start + b"q\0.")
   assert found is not None and found.name == "a pickle"
 
 
