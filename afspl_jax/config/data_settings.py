@@ -39,7 +39,7 @@ class Data:
   )
   max_examples: int = setting(
     0,
-    "most training examples of a client; a smaller draw is a part of a larger one; 0: all",
+    "most training examples of a client; a lower cap keeps a part of them; 0: all",
     "examples",
     ge=0,
     agreed="split",

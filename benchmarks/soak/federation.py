@@ -27,7 +27,7 @@ class Federation:
     rounds: to train.
     sites: names of all sites.
     bandwidth: bytes per second and site, in each direction; 0: unlimited.
-    forwarders: whether the lines accept connections while the server is away (SlowLine).
+    forwarders: while the server is away, lines accept connections and close them (SlowLine).
     mark: in the environment of every process.
   """
 

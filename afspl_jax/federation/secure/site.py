@@ -128,6 +128,6 @@ class SecureSite:
 def masking_of(
   config: Experiment, identity_of: Callable[[str], Identity] | None = None
 ) -> SecureSite | None:
-  """A site's half, if the experiment has secure aggregation; arguments as of SecureSite."""
+  """The site's part in secure aggregation, or None without it; the arguments are SecureSite's."""
   terms = terms_of(config)
   return None if terms is None else SecureSite(terms, identity_of)

@@ -1,4 +1,6 @@
-"""The program of a SuperNode: Flower's own, with a gate for tasks and a patient connection.
+"""The program of a SuperNode: Flower's own, with two changes.
+
+It hands out only whole messages (task_gate.py), and its connection keeps trying.
 
 Flower's connection gives up for good at the first failure whose text has "ssl", "tls" or
 "certificate" in it: also if a TLS handshake takes too long because the SuperLink stands still, or

@@ -1,4 +1,4 @@
-"""A server that deviates from the protocol, and real sites behind real messages.
+"""A server that deviates from the protocol. The sites and the messages are real.
 
 The server holds all messages, and may change, keep or repeat any of them. What it cannot do is sign
 for a site.
@@ -23,7 +23,7 @@ VICTIM = 2  # the site whose update the server is after
 
 
 class Lying(Recording):
-  """Changes messages on their way to the sites; `changes` has, by stage, what with."""
+  """Changes messages on their way to the sites; `changes` are pairs of stage and function."""
 
   changes = ()
 
