@@ -64,8 +64,8 @@ class Prompter:
   init_text: str = setting("", "words for init=text: names of classes, or an instruction")
   mapper: str = setting(
     "linear",
-    "from CLIP's patches to T5; pooled:N makes N tokens of the joint feature",
-    choices=("linear", "mlp", "pooled:N"),
+    "from CLIP's patches to T5; adapter:N: linear and a bottleneck; pooled:N: of the joint feature",
+    choices=("linear", "mlp", "adapter:N", "pooled:N"),
   )
   mapper_hidden: int = setting(256, "mlp: width of the mapper's hidden layer", "units", ge=1)
   patch_pool: int = setting(
@@ -80,6 +80,12 @@ class Optim:
 
   batch_size: int = setting(16, "examples in a local step", "examples", ge=1)
   local_steps: int = setting(16, "steps of a client in each round", "steps", ge=1)
+  local_only: int = setting(
+    0,
+    "first steps of a round, for local leaves alone; the others train the shared alone; 0: no such",
+    "steps",
+    ge=0,
+  )
   prompt_lr: float = setting(3e-1, "learning rate of prompts and of place embeddings", gt=0)
   local_lr: float = setting(3e-1, "learning rate of the local prompt", gt=0)
   key_lr: float = setting(1e-2, "learning rate of the pool's keys and query", gt=0)
@@ -168,6 +174,11 @@ class Fed:
   )
   share: str = setting(
     "all", "none: every client trains alone, a baseline", choices=("all", "none"), agreed="always"
+  )
+  local_leaves: str = setting(
+    "",
+    "leaves that stay at each site, as the local prompt does: patterns, such as mapper/*,fusion/*",
+    agreed="always",
   )
   newcomers: int = setting(0, "sites that join no round and are scored at the end", "sites", ge=0)
   finetune: int = setting(

@@ -233,7 +233,7 @@ def _outside(lines: Sequence[LogLine], config: Experiment) -> list[JsonObject]:
   allowed = disclosure_list.allow_list(config)
   place = re.compile(rf"{_ABSOLUTE}|(?<!\w){re.escape(socket.gethostname())}(?!\w)")
   for line in lines:
-    found = list(disclosure_list.not_allowed(line, allowed))
+    found = list(disclosure_list.not_allowed(line, allowed, config.fed))
     if "error" in line and place.search(line["error"]["reason"]):
       found.append((f"{line['type']}  error", f"a path or host: {line['error']['reason']}"))
     for what, why in found:

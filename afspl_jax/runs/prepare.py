@@ -33,7 +33,12 @@ from afspl_jax.federation.protocol.image_statistics import ImageStatistics, imag
 from afspl_jax.federation.strategies import Controlled, Strategy
 from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
-from afspl_jax.models.prompter.local import join_local, split_local
+from afspl_jax.models.prompter.local import (
+  check_patterns,
+  join_local,
+  local_patterns,
+  split_local,
+)
 from afspl_jax.models.prompter.pool import fixed_leaves
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
 from afspl_jax.runs.trained.finished_run import FINE_TUNED
@@ -42,6 +47,9 @@ from afspl_jax.training.initial_prompt import make_initial_prompt
 from afspl_jax.training.mesh import make_mesh, replicate
 from afspl_jax.training.train_step import make_local_training
 from afspl_jax.types import Example, Params, Source
+
+# Changes of the settings for local training of whole models.
+_ALONE = {"fed.share": "none", "fed.local_leaves": "", "prompter.local_drop": 0}
 
 SERVER_SPLITS = ("validation", "test")  # read by a server whose clients are on other hosts
 SITE_SPLITS = ("train",)  # read by a site of a networked federation
@@ -172,6 +180,7 @@ def prepare_setup(
   frozen = replicate(module_leaves(pair.language_model), mesh)
   strategy = strategies.get_strategy(config.fed.strategy, _taking_part(config))
   untrained = jax.device_get(module_leaves(prompter))
+  check_patterns(untrained, config.fed)
   attackers = _attackers(config, clients)
   trainer = tuner = None
   if clients:
@@ -191,9 +200,9 @@ def prepare_setup(
     controlled = isinstance(strategy, Controlled)
     trainer = make_trainer(config=config, controlled=controlled, store=store)
     if config.fed.finetune:
-      alone = fields.changed(config, {"fed.share": "none", "prompter.local_drop": 0})
+      alone = fields.changed(config, _ALONE)
       tuner = make_trainer(config=alone, controlled=False, store=store.beside(FINE_TUNED))
-  shared, local = split_local(untrained, config.fed.share)
+  shared, local = split_local(untrained, local_patterns(config.fed))
   return Setup(
     config=config,
     shared=shared,
@@ -283,8 +292,9 @@ def _local_program(
   captioner: Captioner, config: Experiment, strategy: Strategy, mesh: Mesh
 ) -> Callable[..., tuple[Any, ...]]:
   """The compiled local training of a cohort."""
-  rounds, penalty = config.fed.rounds, strategy.client_penalty
+  rounds, local = config.fed.rounds, local_patterns(config.fed)
+  penalty = strategies.shared_penalty(strategy, local)
   if config.privacy.example_clip:
     return make_private_training(captioner, config.optim, config.privacy, rounds, penalty, mesh)
   controlled = isinstance(strategy, Controlled)
-  return make_local_training(captioner, config.optim, rounds, penalty, mesh, controlled)
+  return make_local_training(captioner, config.optim, rounds, penalty, mesh, controlled, local)

@@ -17,6 +17,8 @@ from afspl_jax.federation.privacy import budget
 from afspl_jax.federation.protocol.uplink import SAME_ROWS
 from afspl_jax.federation.secure import terms
 from afspl_jax.federation.secure.graph import FEWEST
+from afspl_jax.models.prompter.local import is_local, local_patterns
+from afspl_jax.models.prompter.pool import ROUTING_LEAVES
 from afspl_jax.runs.rule import Case, Rule, where
 
 
@@ -258,7 +260,41 @@ _ROUTING = where(
   ),
 )
 
-RULES = (*_SELECTION, *_ATTACK, *_PRIVACY, *_EXAMPLE_PRIVACY, *_SECURE, *_ROUTING)
+_LOCAL = (
+  Rule(
+    "fed.local_leaves",
+    lambda c: not c.fed.local_leaves,
+    "none with fed.share=none, where all leaves are local",
+    when=lambda c: c.fed.share == "none",
+  ),
+  Rule(
+    "fed.local_leaves",
+    lambda c: not any(is_local(leaf, local_patterns(c.fed)) for leaf in ROUTING_LEAVES),
+    "patterns without keys and query of the pool with prompter.routing=sites, which sets them",
+    when=lambda c: c.prompter.routing == "sites" and c.fed.share == "all",
+  ),
+  *where(
+    lambda c: c.optim.local_only > 0,
+    Rule(
+      "optim.local_only",
+      lambda c: c.optim.local_only < c.optim.local_steps,
+      "less than optim.local_steps, {c.optim.local_steps}",
+    ),
+    Rule(
+      "optim.local_only",
+      lambda c: c.fed.share == "all" and (c.prompter.local or bool(c.fed.local_leaves)),
+      "0 unless some leaves are local and some shared",
+    ),
+    Rule(
+      "optim.local_only",
+      lambda c: not _has_controls(c) and c.privacy.example_clip == 0,
+      "0 with a strategy that has controls, and with privacy.example_clip: they are of steps that"
+      " train all leaves",
+    ),
+  ),
+)
+
+RULES = (*_SELECTION, *_LOCAL, *_ATTACK, *_PRIVACY, *_EXAMPLE_PRIVACY, *_SECURE, *_ROUTING)
 
 
 def validate(config: settings.Experiment) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from afspl_jax.models.prompter.local import join_local, split_local
+from afspl_jax.models.prompter.local import join_local, split_like
 from afspl_jax.types import Params
 
 
@@ -39,7 +39,7 @@ def correct_gradients(grads: Params, control: Control | None) -> tuple[Params, C
   """
   if control is None:
     return grads, None
-  shared, local = split_local(grads)
+  shared, local = split_like(grads, control.correction)
   corrected = jax.tree.map(jnp.add, shared, control.correction)
   total = jax.tree.map(jnp.add, control.total, shared)
   return join_local(corrected, local), Control(control.correction, total, control.steps + 1)

@@ -5,7 +5,7 @@ batch are global, so the numbers do not depend on the number of devices.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -70,13 +70,20 @@ class TrainStep:
     rounds: rounds of the run, for the schedule.
     penalty: the strategy's addition to the loss.
     mesh: devices that share the rows.
+    local: patterns of the local leaves, for `optim.local_only`.
   """
 
   def __init__(
-    self, captioner: Captioner, config: Optim, rounds: int, penalty: Penalty, mesh: Mesh
+    self,
+    captioner: Captioner,
+    config: Optim,
+    rounds: int,
+    penalty: Penalty,
+    mesh: Mesh,
+    local: Sequence[str] = (),
   ):
     self._captioner, self._config, self._penalty = captioner, config, penalty
-    self._optimizer = make_optimizer(config, captioner.fixed_leaves)
+    self._optimizer = make_optimizer(config, captioner.fixed_leaves, local)
     self._schedule = make_schedule(config, rounds)
     self._chunked_loss = ChunkedLoss(captioner, config.label_smoothing, mesh, config.target_cuts)
 
@@ -178,6 +185,7 @@ def make_local_training(
   penalty: Penalty,
   mesh: Mesh,
   controls: bool = False,
+  local: Sequence[str] = (),
 ) -> Callable[..., tuple[Any, ...]]:
   """Compiles a cohort's local training in one round.
 
@@ -197,13 +205,14 @@ def make_local_training(
     penalty: the strategy's addition to the loss.
     mesh: devices that share the rows.
     controls: whether gradients are corrected by control variates.
+    local: patterns of the local leaves, for `optim.local_only`.
 
   Raises:
     UserError: batches that cannot be split evenly over the devices.
   """
   check_divides(config.batch_size, mesh, "optim.batch_size")
-  train_step = TrainStep(captioner, config, rounds, penalty, mesh)
-  optimizer = make_optimizer(config, captioner.fixed_leaves)
+  train_step = TrainStep(captioner, config, rounds, penalty, mesh, local)
+  optimizer = make_optimizer(config, captioner.fixed_leaves, local)
   local_training = functools.partial(_local_training, train_step, optimizer)
   everywhere, rows = replicated(mesh), row_sharded(mesh, axis=2)
   return jax.jit(

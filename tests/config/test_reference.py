@@ -36,6 +36,7 @@ def test_server_and_sites_compare_these_settings():
     "fed.rounds",
     "fed.strategy",
     "fed.share",
+    "fed.local_leaves",
     *(name for name in SETTINGS if name.split(".")[0] in whole),
   }
   split = (

@@ -174,9 +174,11 @@ def test_mapper_averages_neighbouring_patches():
   assert np.abs(np.asarray(mapper(tokens, image) - mapper(moved, image))).max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["pooled:0", "pooled", "cubic", "linear:3"])
+@pytest.mark.parametrize(
+  "kind", ["pooled:0", "pooled", "cubic", "linear:3", "adapter", "adapter:0"]
+)
 def test_unknown_mappers_are_rejected(kind):
-  with pytest.raises(ValueError, match="linear, mlp or pooled:N"):
+  with pytest.raises(ValueError, match="linear, mlp, adapter:N or pooled:N"):
     make_mapper(kind)
 
 
@@ -256,7 +258,7 @@ def test_local_leaves_are_one_branch_and_join_inverts_split():
   assert set(own) == {LOCAL} and LOCAL not in shared
   assert set(own[LOCAL]) == {"prompt", "contrast"}
   assert jax.tree.structure(join_local(shared, own)) == jax.tree.structure(model.params)
-  assert split_local(model.params, "none") == ({}, model.params)
+  assert split_local(model.params, ("*",)) == ({}, model.params)
 
 
 def test_without_local_prompts_all_leaves_are_shared_and_sources_are_three():

@@ -58,7 +58,7 @@ REJECTED = [
   ("uplink.weighing", "mean", "one of coverage, cohort"),
   ("fed.selection", "dice", "one of uniform, size, round_robin, power_of_choice, poisson"),
   ("optim.schedule", "linear", "one of constant, cosine"),
-  ("prompter.mapper", "pooled", "one of linear, mlp, pooled:N"),
+  ("prompter.mapper", "pooled", "one of linear, mlp, adapter:N, pooled:N"),
   ("prompter.pool_mode", "sparse", "one of adaptive, fixed, dense"),
   ("prompter.routing", "site", "one of trained, sites"),
   ("prompter.fusion", "mean", "one of static, learned, dynamic"),

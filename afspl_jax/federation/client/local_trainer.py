@@ -15,7 +15,13 @@ from afspl_jax.federation.client.client_store import ClientStore
 from afspl_jax.federation.contracts import POISSON, Update, attempt
 from afspl_jax.federation.privacy.dp_sgd_batches import PoissonBatches, stacked
 from afspl_jax.federation.protocol import uplink
-from afspl_jax.models.prompter.local import LOCAL, join_local, split_local
+from afspl_jax.models.prompter.local import (
+  LOCAL,
+  join_local,
+  local_patterns,
+  split_like,
+  split_local,
+)
 from afspl_jax.models.prompter.pool import fixed_leaves
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.training.mesh import replicate
@@ -86,7 +92,7 @@ class LocalTrainer:
     self._frozen, self._data, self._mesh, self._store = frozen, data, mesh, store
     self._names = sorted(clients)
     self._clients, self._config = clients, config
-    shared, self._local = split_local(untrained, config.fed.share)
+    shared, self._local = split_local(untrained, local_patterns(config.fed))
     self._zeros = zeros_like(shared)
     self._feedback = config.uplink.select != "dense" and config.uplink.error_feedback != "none"
     self._template = {"own": self._local}
@@ -235,7 +241,7 @@ class LocalTrainer:
         f"none of {len(metrics.finite)} local steps had a finite loss and gradient; lower"
         " optim.prompt_lr and optim.mapper_lr, or look for bad examples"
       )
-    shared, local = split_local(trained.params, self._config.fed.share)
+    shared, local = split_like(trained.params, task.shared)
     residual = before.get("residual", self._zeros)
     draw_key = self._config.seed, task.round
     fixed, rule = fixed_leaves(self._config.prompter.routing), self._config.uplink

@@ -8,8 +8,9 @@ sent. `afspl audit` compares a run's disclosure log (disclosure_log.py) with the
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from afspl_jax.config.experiment import Experiment
+from afspl_jax.config.experiment import Experiment, Fed
 from afspl_jax.federation.protocol.logged_values import FORMS, LogLine, describe_value
+from afspl_jax.models.prompter.local import is_local, local_patterns
 
 HELLO, STATISTICS, TRAIN = "query.hello", "query.statistics", "train"
 FLAT = "flat"  # the array of a record in which leaves are packed
@@ -229,18 +230,21 @@ def allow_list(config: Experiment) -> dict[tuple[str, str, str], AllowedEntry]:
 
 
 def not_allowed(
-  line: LogLine, entries: Mapping[tuple[str, str, str], AllowedEntry]
+  line: LogLine,
+  entries: Mapping[tuple[str, str, str], AllowedEntry],
+  fed: Fed,
 ) -> Iterator[tuple[str, str]]:
   """What a message has that is not on the list.
 
   Args:
     line: of wire.jsonl, with `leaves`, the leaves of its "structure".
     entries: the list, from `allow_list`.
+    fed: the run's settings, which say what leaves stay at each client.
 
   Yields:
     The place in the message, and what is wrong there.
   """
-  kind = line["type"]
+  kind, local = line["type"], local_patterns(fed)
   if kind not in {message for message, *_ in entries}:
     yield kind, "a message type that is not on the list"
   if error := line.get("error"):
@@ -256,7 +260,8 @@ def not_allowed(
       elif not (form := FORMS[entry.form]).fits(value, line, record):
         yield place, f"expected {form.description}; got {describe_value(value)}"
     for leaf, sent in zip(line.get("leaves", ()), held.get("rows") or (), strict=False):
-      if sent and leaf["name"].split("/")[0] not in LEAVES:
+      stays = is_local(leaf["name"], local) or leaf["name"].split("/")[0] not in LEAVES
+      if sent and stays:
         yield f"{kind}  {record}  {leaf['name']}", "a leaf that is not on the list"
 
 

@@ -9,7 +9,7 @@ entry point (config/registry.py).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from jaxtyping import Array, Float
@@ -20,6 +20,7 @@ from afspl_jax.federation.contracts import Update
 from afspl_jax.federation.protocol.uplink import where_sent
 from afspl_jax.federation.strategies._base import ServerSide
 from afspl_jax.federation.strategies._mean import in_order, weighted_mean
+from afspl_jax.models.prompter.local import split_local
 from afspl_jax.types import Params
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
   "known_strategies",
   "of_losses",
   "of_mean",
+  "shared_penalty",
   "weighted_mean",
   "where_sent",
 ]
@@ -44,7 +46,10 @@ class Strategy(Protocol):
   """The two halves of a federated method."""
 
   def client_penalty(self, params: Params, global_params: Params) -> Float[Array, ""]:
-    """Client half, pure and traced: added to the local loss in every step."""
+    """Client half, pure and traced: added to the local loss in every step.
+
+    Both trees are of the shared leaves: the local ones have no global value to be near.
+    """
     ...
 
   def init(self, params: Params) -> Any:
@@ -78,6 +83,21 @@ class Controlled(Strategy, Protocol):
   def control(self, params: Params, state: Any) -> Params:
     """The server's control, sent with the params: NumPy leaves of the same shapes and dtypes."""
     ...
+
+
+def shared_penalty(strategy: Strategy, local: Sequence[str]) -> Callable[..., Float[Array, ""]]:
+  """The strategy's addition to the local loss, as a function of all leaves and those it began from.
+
+  Args:
+    strategy: gives the addition.
+    local: patterns of the local leaves, which it does not see.
+  """
+
+  def penalty(params: Params, global_params: Params) -> Float[Array, ""]:
+    shared, start = (split_local(each, local)[0] for each in (params, global_params))
+    return strategy.client_penalty(shared, start)
+
+  return penalty
 
 
 def of_mean(strategy: Strategy) -> bool:

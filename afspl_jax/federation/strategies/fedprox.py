@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 
 from afspl_jax.federation.strategies._base import require_option
 from afspl_jax.federation.strategies.fedavg import FedAvg
-from afspl_jax.models.prompter.local import split_local
 from afspl_jax.types import Params
 
 
@@ -28,10 +27,9 @@ class FedProx(FedAvg):
     require_option(self, "mu", 0 <= self.mu < math.inf, "a finite number from 0 on")
 
   def client_penalty(self, params: Params, global_params: Params) -> Float[Array, ""]:
-    """The proximal term over the shared leaves; a client's own have no global value to be near."""
-    (shared, _), (start, _) = split_local(params), split_local(global_params)
+    """The proximal term."""
     square = lambda a, b: jnp.sum(jnp.square(jnp.float32(a) - jnp.float32(b)))  # noqa: E731
-    squares = jax.tree.leaves(jax.tree.map(square, shared, start))
+    squares = jax.tree.leaves(jax.tree.map(square, params, global_params))
     return self.mu / 2 * sum(squares, start=jnp.zeros(()))
 
 

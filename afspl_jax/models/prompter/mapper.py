@@ -11,12 +11,35 @@ from afspl_jax.errors import UserError
 from afspl_jax.models.contracts import VisionSizes
 
 
+class Adapter(nnx.Module):
+  """A bottleneck beside the linear map, whose ends may stay at a site while its middle travels.
+
+  Ghiasvand et al. 2025, "pFedMMA: Personalized Federated Fine-Tuning with Multi-Modal Adapter for
+  Vision-Language Models": every client keeps the projections down and up, and the server averages
+  the projection between them; here with `fed.local_leaves` "mapper/adapter/[du]*". There the
+  adapter is beside frozen layers of CLIP; here beside a linear map that is trained, too.
+
+  The projection up begins with zeros: where a site's ends are not known, as in the global model and
+  at a newcomer, the mapper is its linear part.
+  """
+
+  def __init__(self, width_in: int, width: int, width_out: int, *, rngs: nnx.Rngs):
+    self.down = nnx.Linear(width_in, width, rngs=rngs)
+    self.middle = nnx.Linear(width, width, rngs=rngs)
+    self.up = nnx.Linear(width, width_out, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "*b w"]) -> Float[Array, "*b d"]:
+    """Returns what is added to the linear map's result."""
+    return self.up(jax.nn.gelu(self.middle(jax.nn.gelu(self.down(x)))))
+
+
 class VisualMapper(nnx.Module):
   """Maps the patches of an image, or its joint feature, to `num_tokens` vectors of width d.
 
   Args:
-    kind: "linear" or "mlp" over patch tokens, or "pooled:N", the joint feature to N tokens.
-    vision: sizes of the vision encoder; "linear" and "mlp" need a square number of patches.
+    kind: "linear" or "mlp" over patch tokens, "adapter:N", which is linear with an `Adapter` of
+      width N, or "pooled:N", the joint feature to N tokens.
+    vision: sizes of the vision encoder; all but "pooled" need a square number of patches.
     patch_pool: side of the squares of neighbouring patches that are averaged first.
     width: d, of the language model.
     hidden: width of the mlp's hidden layer.
@@ -43,8 +66,9 @@ class VisualMapper(nnx.Module):
       self.num_tokens = int(count)
       self.project = nnx.Linear(vision.feature_width, self.num_tokens * width, rngs=rngs)
       return
-    if kind not in ("linear", "mlp"):
-      raise UserError(f"prompter.mapper: expected linear, mlp or pooled:N; got {kind!r}")
+    width_is_given = self.kind == "adapter" and count.isdigit() and int(count) > 0
+    if kind not in ("linear", "mlp") and not width_is_given:
+      raise UserError(f"prompter.mapper: expected linear, mlp, adapter:N or pooled:N; got {kind!r}")
     if self.side**2 != vision.patches or self.side % patch_pool:
       raise UserError(
         f"prompter.patch_pool: expected a divisor of the patch grid's side; got {patch_pool} for"
@@ -56,6 +80,8 @@ class VisualMapper(nnx.Module):
       self.hidden = nnx.Linear(token_width, hidden, rngs=rngs)
       token_width = hidden
     self.project = nnx.Linear(token_width, width, rngs=rngs)
+    if self.kind == "adapter":
+      self.adapter = Adapter(token_width, int(count), width, rngs=rngs)
     # CLIP's last layer loses the position of a patch (a probe finds it for 35 % of patches).
     self.place = nnx.Param(jnp.zeros((self.num_tokens, width)))
 
@@ -71,7 +97,8 @@ class VisualMapper(nnx.Module):
     x = _normalise(grid.mean(axis=(2, 4)).reshape(patches.shape[0], side * side, -1))
     if self.kind == "mlp":
       x = jax.nn.gelu(self.hidden(x))
-    return self.project(x) + self.place[...]
+    mapped = self.project(x) + self.place[...]
+    return mapped + self.adapter(x) if self.kind == "adapter" else mapped
 
 
 def _normalise(x: Float[Array, "*b w"]) -> Float[Array, "*b w"]:

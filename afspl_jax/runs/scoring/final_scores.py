@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from afspl_jax.config.experiment import Experiment
 from afspl_jax.evaluation.generate import evenly_spread
 from afspl_jax.evaluation.predictions import Prediction, count_unknown_tokens, write_predictions
 from afspl_jax.evaluation.scores import score_predictions
@@ -69,6 +70,11 @@ def score_finished_run(
   return {line["split"]: line for line in folder.metrics() if line["split"] in views}
 
 
+def personalises(config: Experiment) -> bool:
+  """Whether the model that a site uses is another than the global one."""
+  return config.prompter.local or bool(config.fed.local_leaves or config.fed.finetune)
+
+
 class FinalEvaluation:
   """The views of a finished run, each a function that returns scores.
 
@@ -99,7 +105,7 @@ class FinalEvaluation:
       views["test_mean_fusion"] = self.mean_fusion
     if self._setup.trainer is None:  # the clients, and their local leaves, are elsewhere
       return views
-    if self._config.prompter.local or self._config.fed.finetune:
+    if personalises(self._config):
       views |= personalised
     if self._config.fed.newcomers:
       views["newcomer_global"] = self.newcomer_global

@@ -19,7 +19,7 @@ from afspl_jax.federation.server.rounds import first_state, scored_params
 from afspl_jax.models.captioner import module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.huggingface.weights import earlier_fingerprint, fingerprint
-from afspl_jax.models.prompter.local import split_local
+from afspl_jax.models.prompter.local import local_patterns, split_local
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.runs.frozen import FrozenPair, make_prompter
 from afspl_jax.runs.validate import validate
@@ -227,7 +227,7 @@ def chosen_number(config: Experiment) -> int:
 
 def leaf_shapes(config: Experiment, prompter: Prompter) -> tuple[Params, Params]:
   """Shapes of a prompter's leaves as (shared, local)."""
-  return split_local(module_leaves(prompter), config.fed.share)
+  return split_local(module_leaves(prompter), local_patterns(config.fed))
 
 
 def require_same_data(run: Path, trained_on: Mapping[str, str], found: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.config.fields import changed, from_dict, known_fields
 from afspl_jax.errors import UserError
-from afspl_jax.models.prompter.local import join_local
+from afspl_jax.models.prompter.local import join_local, split_like
 from afspl_jax.runs.validate import validate
 from afspl_jax.storage.atomic_files import replaced_file
 from afspl_jax.storage.json_text import parse_json
@@ -163,8 +163,8 @@ def read_prompter_leaves(
       f"{file}: expected the {len(form)} leaves of its settings; got: {error}"
     ) from error
   tree = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-  rest = zeros_like(local)
-  return {name: tree[name] for name in shared}, {name: tree.get(name, rest[name]) for name in local}
+  found_shared, found_local = split_like(tree, shared)
+  return found_shared, found_local or zeros_like(local)
 
 
 def _without_paths(config: Experiment) -> Experiment:

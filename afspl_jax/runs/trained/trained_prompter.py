@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.config.fields import changed
 from afspl_jax.config.nested_values import differences
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import decoding_settings
 from afspl_jax.evaluation.scores import ANSWERS
-from afspl_jax.models.prompter.local import join_local, split_local
+from afspl_jax.models.captioner import module_leaves
+from afspl_jax.models.prompter.local import join_local, split_like
 from afspl_jax.models.prompter.prompter import Prompter
-from afspl_jax.runs.frozen import FrozenPair, load_pair
+from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
 from afspl_jax.runs.trained.finished_run import (
   FinishedRun,
   abstract_prompter,
@@ -44,7 +47,7 @@ class TrainedPrompter(NamedTuple):
   pair: FrozenPair
   prompter: Prompter  # only its structure
   shared: Params  # the shared leaves (NumPy)
-  local: Params  # the local leaves of `site`; zeros, which are not used, without a site
+  local: Params  # the local leaves of `site`; without a site the untrained ones
   round: int  # the round after which the leaves were saved
   site: str  # the site whose local prompt is used; "": none
   scores: dict[str, dict[str, float]]  # of the global model after this round, by split
@@ -96,10 +99,13 @@ def open_trained_prompter(
   else:
     round, shared = load_shared_leaves(run, shapes, round)
     scores, local = _scores(path, round), zeros_like(local_shapes)
+  if config.fed.local_leaves and not (site or info.site):  # the global model uses them
+    untrained = jax.device_get(module_leaves(make_prompter(config, pair, contrast=False)))
+    local = split_like(untrained, shapes)[1]
   if site_run:
     whole = load_fine_tuned(site_run, site, round, join_local(shapes, local_shapes))
     if whole:
-      shared, local = split_local(whole, config.fed.share)
+      shared, local = split_like(whole, shapes)
     else:
       local = load_local_leaves(site_run.clients, site, round, local_shapes)
   return TrainedPrompter(config, pair, prompter, shared, local, round, site or info.site, scores)
@@ -136,7 +142,8 @@ def _require_same_federation(path: Path, info: PrompterInfo, site_run: FinishedR
 
   def terms(config: Experiment, hashes: Mapping[str, Any]) -> dict[str, Any]:
     found = {"prompter": to_dict(config)["prompter"], "seed": config.seed}
-    return found | {"fed.share": config.fed.share, "backbones": dict(hashes)}
+    shares = {"fed.share": config.fed.share, "fed.local_leaves": config.fed.local_leaves}
+    return found | shares | {"backbones": dict(hashes)}
 
   expected = terms(info.config, info.backbones)
   if differ := differences(expected, terms(site_run.config, site_run.facts["backbones"])):

@@ -179,7 +179,7 @@ def test_the_proximal_term_is_that_of_the_shared_leaves():
   rng = np.random.default_rng(0)
   start = draw(rng, half=False) | {LOCAL: {"prompt": np.ones((2, 3), np.float32)}}
   params = draw(rng, half=False) | {LOCAL: {"prompt": np.full((2, 3), 5, np.float32)}}
-  penalty = strategies.get_strategy("fedprox:mu=0.25").client_penalty
+  penalty = strategies.shared_penalty(strategies.get_strategy("fedprox:mu=0.25"), (f"{LOCAL}/*",))
   value, grads = jax.jit(jax.value_and_grad(penalty))(params, start)
   shared = lambda tree: {k: v for k, v in tree.items() if k != LOCAL}  # noqa: E731
   away = vector(shared(params)) - vector(shared(start))
