@@ -3,23 +3,21 @@
 `afspl ablate configs/site_size.py --workdir=runs/site_size`
 """
 
-from afspl_jax.config import Data, Eval, Experiment, Fed, Optim, Study
+from afspl_jax.config import Data, Eval, Experiment, Fed, Study
 
-ROUNDS = 12
-TUNED = 4  # of these, where a method fine-tunes
 CLIENTS = 10
+TUNED = 12  # of all rounds, where a method fine-tunes
 SEEDS = (0, 1, 2, 3, 4)
 FEWER_SEEDS = (0, 1, 2)
 SKEWED = {"data.partition": "dirichlet", "data.dirichlet_alpha": 0.1}
-DENSE = {"prompter.local": False, "uplink.select": "dense"}
+DENSE = {"prompter.local": False, "prompter.routing": "none", "uplink.select": "dense"}
 
 
 def get_config() -> Experiment:
   return Experiment(
     data=Data(num_clients=CLIENTS),
-    optim=Optim(local_steps=16),
-    fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS),
-    eval=Eval(every=ROUNDS, val_examples=50, test_examples=500, common_examples=60),
+    fed=Fed(clients_per_round=CLIENTS),
+    eval=Eval(every=Fed.rounds, val_examples=50, test_examples=500, common_examples=60),
   )
 
 
@@ -38,7 +36,7 @@ def get_study() -> Study:
       "alone": {"fed.share": "none", "prompter.local": False},
       "dense FedAvg": DENSE,
       # As many local steps as the others.
-      "FedAvg, fine-tuned": {**DENSE, "fed.rounds": ROUNDS - TUNED, "fed.finetune": TUNED},
+      "FedAvg, fine-tuned": {**DENSE, "fed.rounds": Fed.rounds - TUNED, "fed.finetune": TUNED},
       "AFSPL": {},
     },
     seeds=SEEDS,

@@ -5,24 +5,21 @@
 
 from typing import Any
 
-from afspl_jax.config import Data, Eval, Experiment, Fed, Prompter, Study, Uplink
+from afspl_jax.config import Data, Eval, Experiment, Fed, Study, Uplink
 
-ROUNDS = 12
 SEEDS = (0, 1, 2)
 
 
 def get_config() -> Experiment:
   return Experiment(
     data=Data(partition="dirichlet", dirichlet_alpha=0.1),
-    prompter=Prompter(pool_mass=0.9),  # the default when this was measured
-    fed=Fed(rounds=ROUNDS),
-    eval=Eval(every=ROUNDS, val_examples=50, test_examples=500, common_examples=60),
+    eval=Eval(every=Fed.rounds, val_examples=50, test_examples=500, common_examples=60),
   )
 
 
 def get_study() -> Study:
   variants: dict[str, dict[str, Any]] = {"dense": {"uplink.select": "dense"}}
-  for select, shares in {"energy": (0.3, 0.5, 0.6, 0.8), "ratio": (0.2, 0.35, 0.5)}.items():
+  for select, shares in {"energy": (0.2, 0.4, 0.6, 0.8), "ratio": (0.2, 0.35, 0.5)}.items():
     for share in shares:
       variants[f"{select} {share}"] = {"uplink.select": select, f"uplink.{select}": share}
   usual = {"uplink.select": "energy", "uplink.energy": Uplink.energy}

@@ -26,7 +26,8 @@ class Study:
   reference: str = "dense FedAvg"  # the variant that bytes are relative to
   full: str = "full AFSPL"  # the variant that scores are compared with, seed by seed
   alone: str = ""  # the variant without a federation: what others gain over it is shown by size
-  fewer_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of some settings
+  # Of settings and of variants.
+  fewer_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
   def __post_init__(self) -> None:
     for role in ("reference", "full", "alone"):
@@ -41,15 +42,17 @@ class Study:
         f" {list(self.settings)} and seeds {self.seeds}"
       )
     for setting, seeds in self.fewer_seeds.items():
-      if setting not in self.settings or not seeds or not set(seeds) <= set(self.seeds):
+      known = [*self.settings, *self.variants]
+      if setting not in known or not seeds or not set(seeds) <= set(self.seeds):
         raise UserError(
-          f"study: expected fewer_seeds of settings {list(self.settings)} out of {self.seeds}; got"
-          f" {setting!r} with {seeds}"
+          f"study: expected fewer_seeds of {known} out of {self.seeds}; got {setting!r} with"
+          f" {seeds}"
         )
 
-  def seeds_of(self, setting: str) -> tuple[int, ...]:
-    """The seeds of a setting."""
-    return self.fewer_seeds.get(setting, self.seeds)
+  def seeds_of(self, setting: str, variant: str = "") -> tuple[int, ...]:
+    """The seeds of a variant in a setting; by default of a variant that has all."""
+    few = [self.fewer_seeds.get(name, self.seeds) for name in (setting, variant)]
+    return tuple(seed for seed in self.seeds if all(seed in seeds for seeds in few))
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,9 @@ def cells(study: Study) -> list[Cell]:
   out = []
   for seed in study.seeds:
     for setting, common in study.settings.items():
-      if seed not in study.seeds_of(setting):
-        continue
       for variant, own in study.variants.items():
+        if seed not in study.seeds_of(setting, variant):
+          continue
         overrides = {**common, **own}
         try:
           if "seed" in overrides:

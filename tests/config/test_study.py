@@ -112,7 +112,7 @@ def test_a_wrong_override_is_one_line_that_names_cell_field_and_choices(override
     ({"settings": {}}, ["at least one setting"]),
     ({"alone": "none"}, ["expected alone to be one of full AFSPL, dense FedAvg", "'none'"]),
     ({"fewer_seeds": {"iid": (4,)}}, ["expected fewer_seeds", "(3, 5); got 'iid' with (4,)"]),
-    ({"fewer_seeds": {"other": (3,)}}, ["['iid', 'skewed']", "got 'other' with (3,)"]),
+    ({"fewer_seeds": {"other": (3,)}}, ["['iid', 'skewed', ", "got 'other' with (3,)"]),
   ],
 )
 def test_a_study_that_cannot_be_tabulated_is_refused(changes, parts):
@@ -135,7 +135,7 @@ def test_what_knows_no_sites_is_run_once_for_all_settings():
   found = load_config(ROOT / "configs" / "ablation.py", "get_study", Study)
   for variant in ("zero-shot", "centralised"):
     runs = {c.run for c in cells(found) if c.variant == variant}
-    assert len(runs) == len(found.seeds)
+    assert len(runs) == len(found.seeds_of("natural", variant))
 
 
 def test_the_study_of_sizes_has_enough_seeds_and_only_legal_configs():
@@ -145,7 +145,7 @@ def test_the_study_of_sizes_has_enough_seeds_and_only_legal_configs():
   }
   for setting, overrides in found.settings.items():
     least = 3 if "data.partition" in overrides else 5
-    assert len(found.seeds_of(setting)) >= least
+    assert all(len(found.seeds_of(setting, variant)) >= least for variant in found.variants)
   for cell in cells(found):
     validate(cell.config)
     assert (

@@ -76,13 +76,16 @@ def _setting_tables(
   results: Sequence[CellResult],
 ) -> list[str]:
   """The tables of one setting, with a row for each variant."""
-  number, lines = len(study.seeds_of(setting)), list[str]()
+  most, lines = len(study.seeds_of(setting)), list[str]()
   for table in tables:
     lines += ["", _row(["", *(c.name for c in table)]), _row(["---"] + ["---:"] * len(table))]
     for variant in study.variants:
       runs = (one for one in results if (one.cell.setting, one.cell.variant) == (setting, variant))
       finished = sum(one.finished for one in runs)
-      name = variant + (f" ({finished} of {number} seeds)" if 0 < finished < number else "")
+      number = len(study.seeds_of(setting, variant))
+      some = f"{finished} of {number} seeds" if 0 < finished < number else ""
+      fewer = f"{number} seeds" if number < most else ""
+      name = variant + (f" ({some or fewer})" if some or fewer else "")
       lines.append(_row([name, *(column.text(setting, variant) for column in table)]))
   return lines
 
