@@ -60,7 +60,7 @@ REJECTED = [
   ("optim.schedule", "linear", "one of constant, cosine"),
   ("prompter.mapper", "pooled", "one of linear, mlp, adapter:N, pooled:N"),
   ("prompter.pool_mode", "sparse", "one of adaptive, fixed, dense"),
-  ("prompter.routing", "site", "one of trained, sites"),
+  ("prompter.routing", "site", "one of auto, none, sites"),
   ("prompter.fusion", "mean", "one of static, learned, dynamic"),
   ("prompter.init", "zeros", "one of random, vocabulary, text"),
   ("prompter.fusion_weights", (0.5, -1.0), "finite numbers, at least 0"),
