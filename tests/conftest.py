@@ -121,13 +121,19 @@ class Model:
 
 
 @functools.cache
-def make_model(contrast: bool = False, **prompter) -> Model:
+def make_model(contrast: bool = False, sites: int = 0, **prompter) -> Model:
   t5 = T5(T5_CONFIG, rngs=nnx.Rngs(1))
   defaults = dict(tokens=4, pool=6, pool_mass=0.9, k_max=3, key_dim=5, fusion_hidden=7)
   config = settings.Prompter(**(defaults | prompter))
   no_words = jnp.zeros(0, jnp.int32)
   prompter_ = Prompter(
-    config, CLIP.sizes, t5.embedding[...], no_words, contrast=contrast, rngs=nnx.Rngs(2)
+    config,
+    CLIP.sizes,
+    t5.embedding[...],
+    no_words,
+    contrast=contrast,
+    sites=sites,
+    rngs=nnx.Rngs(2),
   )
   return Model(Captioner(prompter_, t5), module_leaves(prompter_), module_leaves(t5))
 

@@ -27,6 +27,9 @@ FIELDS = {
   "optim.local_steps": 2,
   "fed.rounds": 3,
   "eval.every": 3,
+  "optim.warmup_rounds": 1.0,
+  "optim.weight_decay": 0.0,
+  "prompter.routing": "none",
   "eval.val_examples": 8,
   "eval.batch_size": 16,
   "eval.max_tokens": 6,
@@ -114,8 +117,13 @@ def rich_run(base: Path, checkpoints, shapes_dir: Path) -> Recorded:
 
 
 def routed_run(base: Path, checkpoints, shapes_dir: Path) -> Recorded:
-  """A federation whose keys come from the sites' images, with fewer prompts than sites."""
-  fields = {"prompter.routing": "sites", "uplink.select": "dense", "optim.weight_decay": 0.1}
+  """A federation that routes images to sites, with fewer prompts of sites than sites."""
+  fields = {
+    "prompter.routing": "auto",
+    "prompter.site_prompts": 6,
+    "uplink.select": "dense",
+    "optim.weight_decay": 0.1,
+  }
   return recorded_run(base / "routed", checkpoints, shapes_dir, **fields)
 
 

@@ -44,7 +44,14 @@ class Prompter:
   pool_mass: float = setting(0.98, "adaptive: probability that the chosen prompts reach", gt=0)
   k_min: int = setting(1, "adaptive: fewest prompts for a sample", "prompts", ge=1)
   k_max: int = setting(4, "adaptive: most prompts for a sample; fixed: all", "prompts", ge=1)
-  routing: str = setting("trained", "what sets the pool's keys", choices=("trained", "sites"))
+  routing: str = setting(
+    "auto",
+    "sites: the image finds a prompt where the local one is not used; auto: if privacy allows",
+    choices=("auto", "none", "sites"),
+  )
+  site_prompts: int = setting(
+    64, "most prompts of sites; more sites share them by similarity", "prompts", ge=1
+  )
   key_dim: int = setting(64, "width of keys and query (h)", "features", ge=1)
   temperature: float = setting(0.1, "temperature of the softmax over query-key similarities", gt=0)
   fusion: str = setting(
@@ -79,7 +86,7 @@ class Optim:
   """Local training at a client, by Adam."""
 
   batch_size: int = setting(16, "examples in a local step", "examples", ge=1)
-  local_steps: int = setting(16, "steps of a client in each round", "steps", ge=1)
+  local_steps: int = setting(4, "steps of a client in each round", "steps", ge=1)
   local_only: int = setting(
     0,
     "first steps of a round, for local leaves alone; the others train the shared alone; 0: no such",
@@ -95,10 +102,10 @@ class Optim:
     "cosine", "learning rates over all steps of all rounds", choices=("constant", "cosine")
   )
   final_lr: float = setting(0.1, "cosine: last learning rate over the peak", ge=0)
-  warmup_rounds: float = setting(1.0, "linear warm-up of the learning rates", "rounds", ge=0)
+  warmup_rounds: float = setting(4.0, "linear warm-up of the learning rates", "rounds", ge=0)
   b1: float = setting(0.9, "decay of the first moment", ge=0, lt=1)
   b2: float = setting(0.99, "decay of the second moment", ge=0, lt=1)
-  weight_decay: float = setting(0.0, "decoupled weight decay, times the learning rate", ge=0)
+  weight_decay: float = setting(0.03, "decoupled weight decay, times the learning rate", ge=0)
   clip_norm: float = setting(1.0, "largest norm of a gradient", gt=0)
   label_smoothing: float = setting(0.0, "epsilon of the cross-entropy", ge=0, le=1)
   target_cuts: tuple[float, ...] = setting(
@@ -119,7 +126,7 @@ class Uplink:
     "rows to send: most energy up to a share, most energy, random but the same of all, or all",
     choices=("energy", "ratio", "shared", "dense"),
   )
-  energy: float = setting(0.6, "energy: share of a leaf's energy to reach", gt=0, le=1)
+  energy: float = setting(0.4, "energy: share of a leaf's energy to reach", gt=0, le=1)
   ratio: float = setting(0.35, "ratio, shared: share of a leaf's rows", gt=0, le=1)
   error_feedback: str = setting(
     "resume",
@@ -138,7 +145,7 @@ class Fed:
   """Rounds, and the clients in them."""
 
   rounds: int = setting(
-    30, "training rounds; 0 scores the untrained prompter", "rounds", ge=0, agreed="always"
+    48, "training rounds; 0 scores the untrained prompter", "rounds", ge=0, agreed="always"
   )
   clients_per_round: int = setting(
     10, "clients selected in each round; poisson: their mean number", "clients", ge=1, le=2**16
@@ -181,6 +188,8 @@ class Fed:
     agreed="always",
   )
   newcomers: int = setting(0, "sites that join no round and are scored at the end", "sites", ge=0)
+  newcomer_examples: int = setting(0, "most examples of a newcomer; 0: all", "examples", ge=0)
+  newcomer_steps: int = setting(16, "local steps of a newcomer before it is scored", "steps", ge=1)
   finetune: int = setting(
     0,
     "local rounds of every site after the last round, from the global model; 0: none",
@@ -243,7 +252,7 @@ class Attack:
 class Eval:
   """How the global and the personalised models are scored."""
 
-  every: int = setting(10, "rounds between validations; the last round has one too", "rounds", ge=1)
+  every: int = setting(12, "rounds between validations; the last round has one too", "rounds", ge=1)
   val_examples: int = setting(200, "size of a validation; 0 or less: all", "examples")
   test_examples: int = setting(0, "size of the test at the end; 0 or less: all", "examples")
   batch_size: int = setting(96, "examples decoded at a time", "examples", ge=1)

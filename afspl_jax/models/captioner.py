@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from afspl_jax.models.contracts import DecodeCache, LanguageModel, States
 from afspl_jax.models.prompter.prompter import Prompted, Prompter
+from afspl_jax.models.prompter.site_prompts import ROUTING_LEAVES
 from afspl_jax.types import Batch, Params
 
 
@@ -51,7 +52,7 @@ class Captioner:
     # Structure only: a caller may donate the leaves, so nothing here may hold them.
     self._prompter, self._language_model = nnx.graphdef(prompter), nnx.graphdef(language_model)
     self.pad_id, self.eos_id = language_model.sizes.pad_id, language_model.sizes.eos_id
-    self.fixed_leaves = prompter.pool.fixed_leaves
+    self.fixed_leaves = ROUTING_LEAVES if prompter.has_sites else ()
 
   def _model(self, frozen: Params) -> LanguageModel:
     return nnx.merge(self._language_model, frozen)

@@ -11,6 +11,7 @@ from flax import nnx
 from PIL import Image
 
 from afspl_jax.config.experiment import Experiment
+from afspl_jax.config.routing import site_prompts
 from afspl_jax.data.features import FeatureEncoder, default_cache
 from afspl_jax.models.contracts import LanguageModel
 from afspl_jax.models.huggingface.preprocessing import Tokenizer
@@ -114,5 +115,6 @@ def make_prompter(config: Experiment, pair: FrozenPair, *, contrast: bool) -> Pr
     pair.language_model.embedding_matrix(),
     jnp.asarray(words),
     contrast=contrast,
+    sites=site_prompts(config),
     rngs=nnx.Rngs(config.seed),
   )

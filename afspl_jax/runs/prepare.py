@@ -39,8 +39,9 @@ from afspl_jax.models.prompter.local import (
   local_patterns,
   split_local,
 )
-from afspl_jax.models.prompter.pool import fixed_leaves
+from afspl_jax.models.prompter.site_prompts import fixed_leaves
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
+from afspl_jax.runs.newcomers import JOINED, joining, with_few_examples
 from afspl_jax.runs.trained.finished_run import FINE_TUNED
 from afspl_jax.storage.versions import installed_version
 from afspl_jax.training.initial_prompt import make_initial_prompt
@@ -75,6 +76,7 @@ class Setup:
   strategy: Strategy
   trainer: LocalTrainer | None  # trains the clients that are here
   tuner: LocalTrainer | None  # trains whole models of theirs, with `fed.finetune` (fine_tuning.py)
+  joiner: LocalTrainer | None  # trains whole models of newcomers (newcomers.py)
   malicious: tuple[str, ...]  # clients that the config's `attack` makes malicious
   evaluator: Evaluator
   single_site: bool  # all data belong to one site
@@ -87,8 +89,8 @@ class Setup:
 
   @property
   def statistics(self) -> Callable[[int], ImageStatistics] | None:
-    """Statistics of the images of a client that is here, where `prompter.routing` asks for them."""
-    return self._image_statistics if fixed_leaves(self.config.prompter.routing) else None
+    """Statistics of the images of a client that is here, if images are routed to sites."""
+    return self._image_statistics if fixed_leaves(self.shared) else None
 
   def _image_statistics(self, client: int) -> ImageStatistics:
     train = self.clients["train"]
@@ -182,26 +184,30 @@ def prepare_setup(
   untrained = jax.device_get(module_leaves(prompter))
   check_patterns(untrained, config.fed)
   attackers = _attackers(config, clients)
-  trainer = tuner = None
+  trainer = tuner = joiner = None
   if clients:
     train = _training_split(config, splits["train"], clients["train"], attackers)
     here = set(SPLITS) <= set(inputs.sources)  # else clients of a round train in several processes
+    program = _local_program(captioner, config, strategy, mesh)
     make_trainer = functools.partial(
       LocalTrainer,
-      _local_program(captioner, config, strategy, mesh),
-      make_initial_prompt(captioner, mesh),
-      frozen,
-      untrained,
-      train,
-      clients["train"],
+      initial_prompt=make_initial_prompt(captioner, mesh),
+      frozen=frozen,
+      untrained=untrained,
+      data=train,
+      clients=clients["train"],
       mesh=mesh,
       in_process=here,
     )
     controlled = isinstance(strategy, Controlled)
-    trainer = make_trainer(config=config, controlled=controlled, store=store)
+    trainer = make_trainer(program, config=config, controlled=controlled, store=store)
     if config.fed.finetune:
       alone = fields.changed(config, _ALONE)
-      tuner = make_trainer(config=alone, controlled=False, store=store.beside(FINE_TUNED))
+      tuner = make_trainer(program, config=alone, controlled=False, store=store.beside(FINE_TUNED))
+    if config.fed.newcomers:
+      joined = joining(config)
+      program = _local_program(captioner, joined, strategies.get_strategy("fedavg", 1), mesh)
+      joiner = make_trainer(program, config=joined, controlled=False, store=store.beside(JOINED))
   shared, local = split_local(untrained, local_patterns(config.fed))
   return Setup(
     config=config,
@@ -212,6 +218,7 @@ def prepare_setup(
     strategy=strategy,
     trainer=trainer,
     tuner=tuner,
+    joiner=joiner,
     malicious=attackers,
     evaluator=Evaluator(captioner, frozen, pair.tokenizer, config.eval, mesh),
     single_site=bool(site),
@@ -263,7 +270,10 @@ def _partition(
     held = {name: {site: np.arange(len(part))} for name, part in examples.items()}
     train = capped(held["train"], examples["train"], config.data, config.seed)
     return held | {"train": train}
-  return partition(examples, config.data, config.seed) if "train" in examples else {}
+  if "train" not in examples:
+    return {}
+  clients = partition(examples, config.data, config.seed)
+  return clients | {"train": with_few_examples(clients["train"], examples["train"], config)}
 
 
 def _splits(

@@ -72,7 +72,6 @@ def plan_of(
     weighing=config.uplink.weighing,
     ema=config.eval.ema,
     aggregation=aggregation_of(config, folder.path),
-    routing=config.prompter.routing,
   )
 
 

@@ -15,7 +15,7 @@ from afspl_jax.models.prompter.local import is_local
 # language model's embedding space and move far, so they have learning rates of their own.
 GROUPS = {
   "local": ("local/prompt",),
-  "prompts": ("pool/prompts", "visual_prompt", "textual_prompt", "mapper/place"),
+  "prompts": ("pool/prompts", "sites/prompts", "visual_prompt", "textual_prompt", "mapper/place"),
   "keys": ("pool/",),
   "fusion": ("fusion/", "local/contrast"),
   "mapper": ("mapper/",),

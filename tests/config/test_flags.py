@@ -95,7 +95,7 @@ def test_one_parse_leaves_nothing_behind_for_the_next(configs):
       ["nope.rounds", "attack, backbone, data, eval, fed, optim, privacy, prompter"],
     ),
     (["--config.nope=1"], ["--config.nope:", "no such field", "seed"]),
-    (["--config.fed.rounds=ten"], ["fed.rounds", "expected int, such as 30", "'ten'"]),
+    (["--config.fed.rounds=ten"], ["fed.rounds", "expected int, such as 48", "'ten'"]),
     (["--config.fed.rounds=2.5"], ["fed.rounds", "expected int", "'2.5'"]),
     (["--config.seed=True"], ["seed", "expected int", "'True'"]),
     (["--config.optim.prompt_lr=fast"], ["optim.prompt_lr", "expected float", "'fast'"]),
@@ -131,7 +131,7 @@ def test_a_mistyped_flag_is_one_clear_line(configs, args, parts):
     ("def get_config(): return {'seed': 1}", ["to return an Experiment", "dict"]),
     (
       f"{FINE}def get_config():\n  e = Experiment()\n  e.fed.rounds = 'ten'\n  return e",
-      ["fed.rounds", "expected int, such as 30", "'ten'"],
+      ["fed.rounds", "expected int, such as 48", "'ten'"],
     ),
     (
       f"{FINE}def get_config():\n  e = Experiment()\n  e.seed = 1.5\n  return e",

@@ -1,13 +1,13 @@
-"""Sites whose images differ, and a trainer of them that leaves the pool's keys and query alone."""
+"""Sites whose images differ, and a trainer of them that leaves keys and query alone."""
 
 import numpy as np
 
 from afspl_jax.federation.protocol.image_statistics import image_statistics
 from afspl_jax.federation.protocol.uplink import everywhere, without
-from afspl_jax.models.prompter.pool import ROUTING_LEAVES
+from afspl_jax.models.prompter.site_prompts import ROUTING_LEAVES
 from tests.federation.least_squares import LeastSquares, init_params
 
-WIDTH, KEY_WIDTH = 6, 4  # of joint features, and of keys
+WIDTH = 6  # of joint features
 
 
 def images(client, number=40):
@@ -22,18 +22,14 @@ def statistics(client):
   return image_statistics(images(client, 40 + client))
 
 
-def routed_params(pool=5):
-  rng = np.random.default_rng(0)
-  query = {
-    "kernel": rng.normal(size=(2 * WIDTH, KEY_WIDTH)).astype(np.float32),
-    "bias": np.zeros(KEY_WIDTH, np.float32),
-  }
-  keys = rng.normal(size=(pool, KEY_WIDTH)).astype(np.float32)
-  return init_params() | {"pool": {"keys": keys, "query": query}}
+def routed_params(sites=5):
+  """Leaves with prompts of so many sites, before their keys are set."""
+  query = {"kernel": np.zeros((WIDTH, sites), np.float32), "bias": np.zeros(sites, np.float32)}
+  return init_params() | {"sites": {"keys": np.zeros((sites, sites), np.float32), "query": query}}
 
 
 class RoutedSites(LeastSquares):
-  """Sends no row of the pool's keys and query."""
+  """Sends no row of keys and query."""
 
   def train(self, params, client, round):
     result = super().train(params, client, round)

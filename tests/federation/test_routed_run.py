@@ -7,7 +7,7 @@ from afspl_jax import cli
 from afspl_jax.federation.protocol import disclosure_list
 from afspl_jax.federation.server.routing import site_routing, with_routing
 from afspl_jax.federation.server.site_statistics import screen_statistics
-from afspl_jax.models.prompter.pool import ROUTING_LEAVES
+from afspl_jax.models.prompter.site_prompts import ROUTING_LEAVES
 from afspl_jax.storage.run_lines import WIRE
 from tests.federation.test_privacy import REPLIES, names
 from tests.recorded_run import routed_run
@@ -68,11 +68,12 @@ def test_nobody_trains_what_the_server_set_from_the_statistics(routed):
   screened = [screen_statistics(answer, width, 10**6) for answer in answers]
   sites = dict(zip(sorted(routed.setup.clients["train"]), screened, strict=True))
   untrained = routed.setup.shared
-  pool, config = untrained["pool"], routed.config
-  expected = with_routing(untrained, site_routing(sites, *pool["keys"].shape, config.seed))["pool"]
-  trained = routed.checkpoint(3)["params"]["pool"]
+  before, config = untrained["sites"], routed.config
+  routing = site_routing(sites, len(before["keys"]), config.seed)
+  expected = with_routing(untrained, routing)["sites"]
+  trained = routed.checkpoint(3)["params"]["sites"]
   assert trained["keys"].tobytes() == expected["keys"].tobytes()
   for name in ("kernel", "bias"):
     assert trained["query"][name].tobytes() == expected["query"][name].tobytes()
-    assert not np.array_equal(trained["query"][name], pool["query"][name])
-  assert not np.array_equal(trained["prompts"], pool["prompts"])
+    assert not np.array_equal(trained["query"][name], before["query"][name])
+  assert not np.array_equal(trained["prompts"], before["prompts"])

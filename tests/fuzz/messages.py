@@ -235,7 +235,7 @@ def _greet(answer: Message) -> None:
 
 def _route(answer: Message) -> None:
   found = screen_statistics(answer, 3, 100)
-  routing = site_routing({"elm": found, "oak": _statistics(1)}, 2, 2, 0)
+  routing = site_routing({"elm": found, "oak": _statistics(1)}, 2, 0)
   assert all(np.isfinite(leaf).all() for leaf in routing)
 
 

@@ -1,17 +1,20 @@
-"""Leaves that nobody trains: keys and query of a pool that the server set from sites' images."""
+"""Leaves that nobody trains: keys and query that the server set from sites' images."""
 
 import jax
 import jax.numpy as jnp
 
 from afspl_jax.config.experiment import Optim
-from afspl_jax.models.prompter.pool import ROUTING_LEAVES, balance_loss
+from afspl_jax.models.prompter.pool import balance_loss
+from afspl_jax.models.prompter.site_prompts import ROUTING_LEAVES
 from afspl_jax.storage.pytrees import named_leaves
 from afspl_jax.training.optimizer import make_optimizer
 from tests.conftest import make_batch, make_model
 
 
 def test_leaves_that_are_fixed_have_neither_gradient_nor_state_nor_step():
-  model = make_model(routing="sites")
+  model = make_model(sites=3)
+  sites = model.params["sites"]
+  sites["keys"], sites["query"]["bias"] = jnp.eye(3), jnp.ones(3)
   assert model.captioner.fixed_leaves == ROUTING_LEAVES
   batch = make_batch(0, 8)
 
@@ -20,7 +23,7 @@ def test_leaves_that_are_fixed_have_neither_gradient_nor_state_nor_step():
     return jnp.square(prompted.prompt).sum() + balance_loss(prompted.pool, jnp.ones(8))
 
   grads = named_leaves(jax.grad(loss)(model.params))
-  assert {name for name in grads if name.startswith("pool/") and not grads[name].any()} == {
+  assert {name for name in grads if name.startswith("sites/") and not grads[name].any()} == {
     *ROUTING_LEAVES
   }
   optimizer = make_optimizer(Optim(weight_decay=0.1), ROUTING_LEAVES)

@@ -22,7 +22,7 @@ from afspl_jax.models.prompter.local import (
   split_like,
   split_local,
 )
-from afspl_jax.models.prompter.pool import fixed_leaves
+from afspl_jax.models.prompter.site_prompts import fixed_leaves
 from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.training.mesh import replicate
 from afspl_jax.training.train_step import StepMetrics
@@ -244,7 +244,7 @@ class LocalTrainer:
     shared, local = split_like(trained.params, task.shared)
     residual = before.get("residual", self._zeros)
     draw_key = self._config.seed, task.round
-    fixed, rule = fixed_leaves(self._config.prompter.routing), self._config.uplink
+    fixed, rule = fixed_leaves(shared), self._config.uplink
     sent = uplink.compress(shared, task.shared, residual, rule, draw_key, fixed)
     keep = {"own": local, "residual": sent.residual, "control": gradient}
     if self.private_batches:

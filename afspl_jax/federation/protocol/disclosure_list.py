@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from afspl_jax.config.experiment import Experiment, Fed
+from afspl_jax.config.routing import site_prompts
 from afspl_jax.federation.protocol.logged_values import FORMS, LogLine, describe_value
 from afspl_jax.models.prompter.local import is_local, local_patterns
 
@@ -25,6 +26,7 @@ LEAVES = {
   "pool": "candidate prompts, their keys, and the query network",
   "visual_prompt": "the shared prompt for images",
   "textual_prompt": "the shared prompt for instructions",
+  "sites": "the prompts of sites",
   "fusion": "the network that weights the prompts",
   "mapper": "the network that maps CLIP's vision tokens into T5's space",
 }
@@ -62,8 +64,8 @@ def _reported(config: Experiment) -> bool:
 
 
 def _routed(config: Experiment) -> bool:
-  """Whether the pool's keys come from statistics of the clients' images."""
-  return config.prompter.routing == "sites"
+  """Whether the keys of sites come from statistics of the clients' images."""
+  return site_prompts(config) > 0
 
 
 def _private(config: Experiment) -> bool:
@@ -79,7 +81,7 @@ def _hidden(message: str, name: str, content: str, purpose: str) -> AllowedEntry
 
 
 def _statistic(record: str, name: str, form: str, content: str) -> AllowedEntry:
-  purpose, only = "keys that find the site's images", "prompter.routing=sites"
+  purpose, only = "keys that find the site's images", "routing by site"
   return AllowedEntry(STATISTICS, record, name, form, content, purpose, _routed, only)
 
 
@@ -125,7 +127,7 @@ ENTRIES = (
     lambda config: (
       not config.secure.aggregation and (config.uplink.select != "dense" or _routed(config))
     ),
-    "no secure.aggregation; not uplink.select=dense, unless prompter.routing=sites",
+    "no secure.aggregation; not uplink.select=dense, unless routing by site",
   ),
   AllowedEntry(
     TRAIN,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 LogLine = Mapping[str, Any]  # of wire.jsonl
 
-_QUERY = "pool/query/kernel"  # the leaf that reads an image's and an instruction's feature
+_QUERY = "sites/query/kernel"  # the leaf that reads an image's feature
 _NPY = 128  # bytes of the header before an array's numbers
 
 
@@ -69,8 +69,8 @@ def _covariance(value: Any, line: LogLine, record: str) -> bool:
 
 
 def _feature_width(line: LogLine) -> int:
-  """The width of the joint features: the pool's query reads two of them."""
-  return sum(leaf["rows"] for leaf in line.get("leaves", ()) if leaf["name"] == _QUERY) // 2
+  """The width of the joint features, as the query of the sites' prompts reads them."""
+  return sum(leaf["rows"] for leaf in line.get("leaves", ()) if leaf["name"] == _QUERY)
 
 
 def _is_flat(value: Mapping[str, Any], dtype: str, width: int, size: int) -> bool:

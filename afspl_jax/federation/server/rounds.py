@@ -33,7 +33,7 @@ from afspl_jax.federation.server.routing import site_routing, with_routing
 from afspl_jax.federation.server.site_statistics import gather_statistics
 from afspl_jax.federation.server.sites import Sites
 from afspl_jax.federation.strategies import Controlled, Strategy
-from afspl_jax.models.prompter.pool import fixed_leaves
+from afspl_jax.models.prompter.site_prompts import SITES, fixed_leaves
 from afspl_jax.storage.checkpoints import Checkpoints
 from afspl_jax.storage.client_status import Outcome, Status
 from afspl_jax.storage.run_folder import RunFolder
@@ -55,13 +55,12 @@ class Plan:
   weighing: str = "coverage"  # config's `uplink.weighing`
   ema: float = 0.0  # config's `eval.ema`
   aggregation: Aggregation = PlainAggregation()  # noqa: RUF009 - it has no state
-  routing: str = "trained"  # config's `prompter.routing`
 
 
 def run_rounds(grid: Grid, plan: Plan, num_sites: int, progress: Progress = SILENT) -> Params:
   """Runs the rounds that are still to do, from the newest checkpoint on.
 
-  Round 0 only evaluates; with `routing="sites"` it first sets the pool's keys and query. Every
+  Round 0 only evaluates; if images are routed to sites, it first sets their keys. Every
   later round adds a line with split "train" to metrics.jsonl, and one with split "val" if it is
   scored. `bytes_up` and `bytes_down` are those since the previous line of the same split, `seconds`
   is the time of what the line reports, `clients` the number of sites in the round's average.
@@ -87,7 +86,7 @@ def run_rounds(grid: Grid, plan: Plan, num_sites: int, progress: Progress = SILE
   call = RollCall(grid, sites, plan.fed, plan.seed, num_sites, reported, progress.waiting)
   for round in range(done + 1, plan.fed.rounds + 1):
     trained = None
-    if round == 0 and fixed_leaves(plan.routing):
+    if round == 0 and fixed_leaves(plan.params):
       state, traffic = _route(call, plan, progress)
       unscored.append(traffic)
     if round > 0:
@@ -139,10 +138,10 @@ def _untrained(plan: Plan, params: Params) -> dict[str, Any]:
 def _route(call: RollCall, plan: Plan, progress: Progress) -> tuple[dict[str, Any], MetricsLine]:
   """The state before round 1, with keys and query from the sites' images; and the bytes of that."""
   params = jax.device_get(plan.params)
-  keys, kernel = params["pool"]["keys"], params["pool"]["query"]["kernel"]
-  sites, width = call.present(), len(kernel) // 2
+  keys, kernel = params[SITES]["keys"], params[SITES]["query"]["kernel"]
+  sites, width = call.present(), len(kernel)
   found = gather_statistics(call.exchange, sites, plan.fed, width, progress.site_changed)
-  routing = site_routing(found.statistics, len(keys), keys.shape[1], plan.seed)
+  routing = site_routing(found.statistics, len(keys), plan.seed)
   return _untrained(plan, with_routing(params, routing)), found.traffic
 
 
@@ -217,7 +216,7 @@ def _request(plan: Plan, round: int, state: dict[str, Any], chosen: Chosen) -> T
   content = RecordDict({wire.ARRAYS: wire.pack(params), wire.CONFIG: config})
   if isinstance(plan.strategy, Controlled):
     content[wire.CONTROL] = wire.pack(plan.strategy.control(params, state["strategy_state"]))
-  return TrainRequest(round, params, chosen, content, bound, fixed_leaves(plan.routing))
+  return TrainRequest(round, params, chosen, content, bound, fixed_leaves(params))
 
 
 def _aggregate(
@@ -230,7 +229,7 @@ def _aggregate(
   """
   params, updates = state["params"], collected.updates
   if plan.weighing == "cohort":  # what a site did not send counts as unchanged
-    masks = uplink.without(uplink.everywhere(params), fixed_leaves(plan.routing))
+    masks = uplink.without(uplink.everywhere(params), fixed_leaves(params))
     updates = [update._replace(masks=masks) for update in updates]
   try:
     new_params, new = plan.strategy.aggregate(params, state["strategy_state"], updates)

@@ -9,13 +9,6 @@ from jaxtyping import Array, Float
 
 from afspl_jax.errors import UserError
 
-ROUTING_LEAVES = ("pool/keys", "pool/query/bias", "pool/query/kernel")
-
-
-def fixed_leaves(routing: str) -> tuple[str, ...]:
-  """Names of the leaves that nobody trains: with "sites" the server sets them once."""
-  return ROUTING_LEAVES if routing == "sites" else ()
-
 
 class PoolChoice(NamedTuple):
   """The pool's output for each sample."""
@@ -40,7 +33,6 @@ class PromptPool(nnx.Module):
     k_min: fewest selected prompts.
     k_max: most selected prompts.
     temperature: of the softmax over cosine similarities.
-    routing: "trained", or "sites": keys and query have no gradient.
   """
 
   def __init__(
@@ -55,7 +47,6 @@ class PromptPool(nnx.Module):
     k_max: int,
     temperature: float,
     rngs: nnx.Rngs,
-    routing: str = "trained",
   ):
     number = prompts.shape[0]
     if not 1 <= k_min <= k_max <= number:
@@ -67,13 +58,10 @@ class PromptPool(nnx.Module):
     self.query = nnx.Linear(2 * feature_width, key_width, rngs=rngs)
     self.mode, self.mass, self.temperature = mode, mass, temperature
     self.k_min, self.k_max = k_min, k_max
-    self.fixed_leaves = fixed_leaves(routing)
 
   def __call__(self, features: Float[Array, "b two_f"]) -> PoolChoice:
     """Selects and mixes prompts; `features` are image and instruction, each of unit length."""
     similarity = unit_vectors(self.query(features)) @ unit_vectors(self.keys[...]).T
-    if self.fixed_leaves:
-      similarity = jax.lax.stop_gradient(similarity)
     probabilities = jax.nn.softmax(similarity / self.temperature, axis=-1)
     weights = self._weights(probabilities)
     prompt = jnp.einsum("bm,mpd->bpd", weights, self.prompts[...])

@@ -16,8 +16,10 @@ from afspl_jax.models.prompter.fusion import Fusion
 from afspl_jax.models.prompter.local import Local
 from afspl_jax.models.prompter.mapper import VisualMapper
 from afspl_jax.models.prompter.pool import PoolChoice, PromptPool, unit_vectors
+from afspl_jax.models.prompter.site_prompts import SitePrompts
 
-SOURCES = ("global", "visual", "textual", "local")  # the last only with `prompter.local`
+# The last is the local prompt, or without one the prompt of the site that the image is from.
+SOURCES = ("global", "visual", "textual", "local")
 
 
 class Prompted(NamedTuple):
@@ -42,6 +44,7 @@ class Prompter(nnx.Module):
     init_ids: ids of the words that `init = "text"` starts from: names of classes, or words of an
       instruction (Lester et al. 2021, sec. 2.2, compares random, vocabulary and class labels).
     contrast: whether the local leaves have the projection of a contrastive loss.
+    sites: prompts of sites, which an image finds (k); 0 for none.
     rngs: stream `params`.
 
   Raises:
@@ -56,6 +59,7 @@ class Prompter(nnx.Module):
     init_ids: Int[Array, " words"],
     *,
     contrast: bool = False,
+    sites: int = 0,
     rngs: nnx.Rngs,
   ):
     check_values(config, "prompter")
@@ -63,7 +67,7 @@ class Prompter(nnx.Module):
       raise UserError(
         "prompter.init_text: expected words to start from; got none that the tokenizer knows"
       )
-    self.see_image, self.has_local = config.see_image, config.local
+    self.see_image, self.has_local, self.has_sites = config.see_image, config.local, sites > 0
     with jax.ensure_compile_time_eval():  # also if only shapes are computed
       self.embedding_scale = float(jnp.sqrt(jnp.mean(jnp.square(embedding.astype(jnp.float32)))))
     words = embedding.astype(jnp.float32) / self.embedding_scale
@@ -78,7 +82,7 @@ class Prompter(nnx.Module):
     self.textual_prompt = nnx.Param(prompts(1)[0])
     self.fusion = Fusion(
       config.fusion,
-      len(SOURCES) - (not config.local),
+      len(SOURCES) - (not config.local and not sites),
       weights=config.fusion_weights,
       feature_width=vision.feature_width,
       hidden=config.fusion_hidden,
@@ -100,6 +104,8 @@ class Prompter(nnx.Module):
       contrast=contrast,
       rngs=rngs,
     )
+    if sites:
+      self.sites = SitePrompts(prompts(sites), feature_width=vision.feature_width, rngs=rngs)
 
   def __call__(
     self,
@@ -111,20 +117,33 @@ class Prompter(nnx.Module):
     """Makes the prompts of a batch; arguments as in `types.Batch`."""
     if not self.see_image:
       tokens, image = jnp.zeros_like(tokens), jnp.zeros_like(image)
-    features = jnp.concatenate([unit_vectors(image), unit_vectors(text)], axis=-1)
+    unit_image = unit_vectors(image)
+    features = jnp.concatenate([unit_image, unit_vectors(text)], axis=-1)
     chosen = self.pool(features)
-    shape = chosen.prompt.shape
-    same_for_all = [self.visual_prompt[...], self.textual_prompt[...]]
+    sources = [chosen.prompt, self.visual_prompt[...], self.textual_prompt[...]]
     available = [jnp.ones_like(personal)] * 3
-    if self.has_local:
-      same_for_all.append(self.local.prompt[...])
-      available.append(personal)
+    if self.has_local or self.has_sites:
+      of_site, known = self._of_site(unit_image, personal)
+      sources.append(of_site)
+      available.append(known)
     fusion = self.fusion(features, jnp.stack(available, axis=1))
-    sources = [chosen.prompt, *(jnp.broadcast_to(prompt, shape) for prompt in same_for_all)]
+    sources = [jnp.broadcast_to(prompt, chosen.prompt.shape) for prompt in sources]
     prompt = jnp.einsum("bs,bspd->bpd", fusion, jnp.stack(sources, axis=1))
     visual = self.mapper(tokens, image)
     scale = self.embedding_scale
     return Prompted(scale * prompt, scale * visual, fusion, chosen)
+
+  def _of_site(
+    self, image: Float[Array, "b f"], personal: Bool[Array, " b"]
+  ) -> tuple[Float[Array, "*b p d"], Bool[Array, " b"]]:
+    """The local prompt; where it is not used, the prompt of the site that the image is from."""
+    if not self.has_sites:
+      return self.local.prompt[...], personal
+    found = self.sites(image)
+    if not self.has_local:
+      return found.prompt, found.known
+    prompt = jnp.where(personal[:, None, None], self.local.prompt[...], found.prompt)
+    return prompt, personal | found.known
 
 
 def _initial_prompts(
@@ -149,5 +168,4 @@ def _make_pool(
     k_max=config.k_max,
     temperature=config.temperature,
     rngs=rngs,
-    routing=config.routing,
   )

@@ -34,7 +34,7 @@ _VIEWS = {
   "test_personal": "test split, each client's personalised model on its examples",
   "newcomer_global": "newcomers' examples, global model",
   "newcomer_before": "newcomers' examples, local prompt matched in the pool",
-  "newcomer_after": "newcomers' examples, after one round of local training",
+  "newcomer_after": "newcomers' examples, each by the copy of the global model that it trained",
 }
 
 

@@ -15,12 +15,12 @@ from afspl_jax.evaluation.predictions import Prediction, count_unknown_tokens, w
 from afspl_jax.evaluation.scores import score_predictions
 from afspl_jax.federation.client.local_trainer import LocalTrainer
 from afspl_jax.runs.fine_tuning import personal_params
+from afspl_jax.runs.newcomers import train_newcomers
 from afspl_jax.runs.prepare import Setup
 from afspl_jax.runs.scoring.personalised import personalised_predictions, site_scores
 from afspl_jax.storage.atomic_files import write_text
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.storage.run_lines import training_bytes
-from afspl_jax.training.optimizer import warmup_steps
 from afspl_jax.types import Params
 
 Scores = dict[str, Any]
@@ -45,7 +45,7 @@ def score_finished_run(
     clients.
   - `newcomer_global`, `newcomer_before`, `newcomer_after`: examples of clients that took no part,
     by the global model, by a personalised model whose local prompt is matched in the pool, and
-    after one round of local training, which the server's leaves do not include.
+    by the copy of the global model that a newcomer trained (newcomers.py).
 
   Args:
     setup: the setup of the run.
@@ -194,17 +194,12 @@ class FinalEvaluation:
     )
 
   def newcomer_after(self) -> Scores:
-    """Newcomers' examples after one round of local training at the full learning rates."""
-    trainer, optim = self._trainer, self._config.optim
-    after = self._config.fed.rounds + 1
-    warm = warmup_steps(optim, self._config.fed.rounds)
-    for result in trainer.train_cohort(self._shared, self._newcomers(), after, warm).values():
-      if isinstance(result, Exception):
-        raise result
-    params = trainer.personal
-    return self._score_newcomers(
-      lambda client: params(self._shared, client, after), personalised=True
-    )
+    """Newcomers' examples by copies of the global model that they trained."""
+    joiner, rounds = self._setup.joiner, self._config.fed.rounds
+    assert joiner is not None, "the config has newcomers"
+    start = {c: self._trainer.personal(self._shared, c, rounds) for c in self._newcomers()}
+    joined = train_newcomers(joiner, start)
+    return self._score_newcomers(joined.__getitem__, personalised=True)
 
   def _score_newcomers(self, params: Callable[[int], Params], personalised: bool) -> Scores:
     client_of, predictions = self._client_of(), []

@@ -76,19 +76,21 @@ def test_with_privacy_or_secure_aggregation_less_leaves(fields, expected):
 
 
 def test_statistics_of_images_leave_only_where_keys_come_from_them():
-  more = names(prompter__routing="sites") - names()
+  open_, closed = {"prompter__routing": "sites"}, {"prompter__routing": "none"}
+  assert names(**open_) == names()
+  more = names(**open_) - names(**closed)
   assert more == {
     "query.statistics config num-examples",
     "query.statistics statistics mean",
     "query.statistics statistics covariance",
   }
-  dense = names(prompter__routing="sites", uplink__select="dense")
-  assert dense - names(uplink__select="dense") == more | {"train arrays rows"}
+  dense = {"uplink__select": "dense"}
+  assert names(**open_, **dense) - names(**closed, **dense) == more | {"train arrays rows"}
 
 
 @pytest.mark.parametrize("form, size", [("mean", 6), ("covariance", 21)])
 def test_statistics_have_the_size_of_the_joint_features(form, size):
-  line = {"leaves": [{"name": "pool/query/kernel", "rows": 12, "width": 4}]}
+  line = {"leaves": [{"name": "sites/query/kernel", "rows": 6, "width": 4}]}
   fits = logged_values.FORMS[form].fits
   for number in (size - 1, size, size + 1):
     value = {"dtype": "float32", "shape": [number], "bytes": 128 + 4 * number}

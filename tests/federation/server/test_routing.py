@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
 
 from afspl_jax.federation.client.client_app import SiteApp
 from afspl_jax.federation.contracts import SiteError
@@ -16,40 +17,41 @@ from afspl_jax.federation.server.routing import site_routing, with_routing
 from afspl_jax.federation.server.server_app import run_local
 from afspl_jax.federation.transport.local_grid import LocalGrid
 from tests.federation.least_squares import CLIENTS, LeastSquares, assert_same_bits
-from tests.federation.routed_sites import (
-  KEY_WIDTH,
-  WIDTH,
-  RoutedSites,
-  images,
-  routed_params,
-  statistics,
-)
+from tests.federation.routed_sites import WIDTH, RoutedSites, images, routed_params, statistics
 from tests.federation.watching import Watching
 
 SITES = {f"site_{client:02d}": statistics(client) for client in range(CLIENTS)}
+MANY = 10**8  # images, so that nothing is due to chance
+SURE = {name: site._replace(num_examples=MANY) for name, site in SITES.items()}
 
 
 def units(x):
   return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def moments(clients=range(CLIENTS), sizes=lambda client: 40 + client):
-  """From the images themselves: shares, means, pooled covariance within and between sites."""
-  per_site = [units(images(client, sizes(client)).astype(np.float64)) for client in clients]
-  share = np.array([len(x) for x in per_site]) / sum(map(len, per_site))
-  means = np.array([x.mean(axis=0) for x in per_site])
-  within = sum(w * np.cov(x.T, bias=True) for w, x in zip(share, per_site, strict=True))
-  away = means - share @ means
-  return share, means, within + 1e-5 * np.eye(WIDTH), (share[:, None] * away).T @ away
+def symmetric(triangle):
+  full = np.zeros((WIDTH, WIDTH))
+  full[np.triu_indices(WIDTH)] = triangle
+  return full + np.triu(full, 1).T
 
 
-def cosines(params, features):
-  """The pool's similarities; half of its input is the instruction."""
-  pool = params["pool"]
-  both = np.concatenate([units(features), np.ones_like(features)], axis=1)
-  query = both @ pool["query"]["kernel"] + pool["query"]["bias"]
-  size = np.linalg.norm(query, axis=1)[:, None] * np.linalg.norm(pool["keys"], axis=1)
-  return query @ pool["keys"].T / np.maximum(size, 1e-12)
+def log_probabilities(params, features):
+  """Of each site, as the prompter computes them from what is in the leaves; up to a constant."""
+  sites = params["sites"]
+  query = units(features) @ sites["query"]["kernel"] + sites["query"]["bias"]
+  return -np.square(query[:, None] - sites["keys"]).sum(axis=-1) / 2
+
+
+def probabilities(params, features):
+  return scipy.special.softmax(log_probabilities(params, features), axis=1)
+
+
+def population(clients, number, seed=0):
+  """Sites that draw their images from one population."""
+  rng = np.random.default_rng(seed)
+  spread = np.linspace(0.02, 0.3, WIDTH)
+  draw = lambda: (1 + spread * rng.normal(size=(number, WIDTH))).astype(np.float32)  # noqa: E731
+  return {f"site_{k:02d}": image_statistics(draw()) for k in range(clients)}
 
 
 def test_statistics_are_mean_and_covariance_of_unit_vectors():
@@ -65,77 +67,86 @@ def test_of_too_few_images_nothing_is_sent():
     image_statistics(images(0, 7))
 
 
-def test_query_and_keys_have_the_products_of_the_closed_form():
-  found = site_routing(SITES, 5, KEY_WIDTH, seed=0)
-  share, means, within, _ = moments()
-  x = units(images(9).astype(np.float64))
-  expected = (x - share @ means) @ np.linalg.inv(within) @ (means - share @ means).T
-  products = (x @ found.kernel + found.bias) @ found.keys.T
-  np.testing.assert_allclose(products, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+def test_distances_are_the_linear_discriminants():
+  """log p(site) = x' S^-1 m - m' S^-1 m / 2, up to a constant of the image."""
+  params = with_routing(routed_params(), site_routing(SURE, 5, seed=0))
+  within = np.mean([symmetric(site.covariance) for site in SURE.values()], axis=0)
+  means = np.array([site.mean for site in SURE.values()], np.float64)
+  x = units(images(2).astype(np.float64))
+  towards = np.linalg.solve(within, means.T)
+  expected = x @ towards - np.einsum("kf,fk->k", means, towards) / 2
+  found = log_probabilities(params, x)[:, :CLIENTS]
+  centred = [each - each.mean(axis=1, keepdims=True) for each in (found, expected)]
+  np.testing.assert_allclose(*centred, rtol=1e-3, atol=1e-3 * np.abs(centred[1]).max())
 
 
-def test_with_narrow_keys_the_directions_are_fishers():
-  found = site_routing(SITES, 5, 2, seed=0)
-  _, _, within, between = moments()
-  _, vectors = scipy.linalg.eigh(between, within)
-  ours, _ = np.linalg.qr(found.kernel)
-  theirs, _ = np.linalg.qr(vectors[:, -2:])
-  assert np.linalg.svd(ours.T @ theirs)[1].min() > 1 - 1e-4
+@pytest.mark.parametrize("number", [8, 40, 1000])
+def test_a_covariance_of_few_images_is_shrunk_as_chen_et_al_say(number):
+  """Two sites: their keys lie 2 sqrt(d) / 2 apart, where d is the distance after whitening."""
+  sites = {name: SITES[name]._replace(num_examples=number) for name in ("site_00", "site_01")}
+  n = 2 * number - 2
+  within = sum(symmetric(site.covariance) for site in sites.values()) * number / n
+  squares, square = np.trace(within @ within), np.trace(within) ** 2
+  rho = ((1 - 2 / WIDTH) * squares + square) / ((n + 1 - 2 / WIDTH) * (squares - square / WIDTH))
+  rho = min(1, rho)
+  shrunk = (1 - rho) * within + rho * np.trace(within) / WIDTH * np.eye(WIDTH)
+  away = np.subtract(*(site.mean.astype(np.float64) for site in sites.values()))
+  y = np.sqrt(away @ np.linalg.solve(shrunk, away)) / 2 * np.sqrt(2 * number / WIDTH)
+  beta = 2 / WIDTH
+  signal = np.sqrt((y**2 - beta - 1) ** 2 - 4 * beta) / y  # Gavish and Donoho 2017, eq. 7
+  found = site_routing(sites, 5, seed=0)
+  assert found.keys.shape == (2, 1)
+  apart = abs(np.subtract(*found.keys[:, 0]))
+  assert apart == pytest.approx(2 * signal / np.sqrt(2 * number / WIDTH), rel=1e-4)
 
 
-def test_images_find_the_key_of_their_site_whatever_is_asked():
-  params = with_routing(routed_params(), site_routing(SITES, 5, KEY_WIDTH, seed=0))
+def test_images_find_the_prompt_of_their_site():
+  params = with_routing(routed_params(), site_routing(SITES, 5, seed=0))
   for client in range(CLIENTS):
-    found = cosines(params, images(client, 300)[200:])  # not among those that were counted
-    assert (found.argmax(axis=1) == client).all() and found[:, client].min() > 0.8
-    np.testing.assert_allclose(found[:, CLIENTS], 0, atol=1e-6)  # the key of no site
+    found = probabilities(params, images(client, 300)[200:])  # not among those that were counted
+    assert (found.argmax(axis=1) == client).all() and found[:, client].mean() > 0.99
+    assert not found[:, CLIENTS:].any()  # prompts of no site
   for leaf in jax.tree.leaves(params):
     assert leaf.dtype == np.float32 and not np.signbit(leaf[leaf == 0]).any()
+
+
+@pytest.mark.parametrize("number", [8, 40, 400])
+def test_sites_that_differ_by_chance_alone_have_no_keys(number):
+  params = routed_params(10)
+  for seed in range(5):
+    found = with_routing(params, site_routing(population(10, number, seed), 10, seed=0))
+    assert_same_bits(found, params)
 
 
 def test_turned_features_are_routed_alike():
   turn = scipy.linalg.qr(np.random.default_rng(1).normal(size=(WIDTH, WIDTH)))[0]
   turned = {name: image_statistics(images(k, 40 + k) @ turn) for k, name in enumerate(SITES)}
-  one, other = (site_routing(sites, 5, KEY_WIDTH, seed=0) for sites in (SITES, turned))
   x = units(images(2).astype(np.float64))
-  products = [
-    (y @ each.kernel + each.bias) @ each.keys.T for each, y in ((one, x), (other, x @ turn))
-  ]
-  np.testing.assert_allclose(*products, rtol=1e-3, atol=1e-3 * np.abs(products[0]).max())
+  one, other = (
+    log_probabilities(with_routing(routed_params(), site_routing(sites, 5, seed=0)), y)
+    for sites, y in ((SITES, x), (turned, x @ turn))
+  )
+  np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(one[:, :CLIENTS]).max())
 
 
 def test_the_order_in_which_sites_answer_does_not_matter():
   backwards = dict(reversed(SITES.items()))
-  assert_same_bits(site_routing(SITES, 3, 4, seed=0), site_routing(backwards, 3, 4, seed=0))
+  assert_same_bits(site_routing(SITES, 3, seed=0), site_routing(backwards, 3, seed=0))
 
 
-def test_sites_beyond_the_pool_share_the_keys_of_clusters():
+def test_sites_beyond_the_prompts_share_the_keys_of_clusters():
   near = lambda client: (images(client % 3, 30) + 0.01 * client).astype(np.float32)  # noqa: E731
   many = {f"site_{k:02d}": image_statistics(near(k)) for k in range(9)}
-  params = with_routing(routed_params(3), site_routing(many, 3, KEY_WIDTH, seed=0))
-  chosen = [set(cosines(params, near(k)).argmax(axis=1).tolist()) for k in range(9)]
+  params = with_routing(routed_params(3), site_routing(many, 3, seed=0))
+  chosen = [set(probabilities(params, near(k)).argmax(axis=1).tolist()) for k in range(9)]
   assert all(len(keys) == 1 for keys in chosen)
   assert chosen[:3] == chosen[3:6] == chosen[6:] and set.union(*chosen[:3]) == {0, 1, 2}
 
 
-def test_a_cluster_is_where_its_images_are():
-  """Two sites with one mean are one site with both of their images."""
-  twice = SITES | {"site_04": SITES["site_00"]}
-  merged = SITES | {"site_00": SITES["site_00"]._replace(num_examples=80)}
-  x = units(images(2).astype(np.float64))
-  one, other = (
-    (x @ each.kernel + each.bias) @ each.keys.T
-    for each in (site_routing(sites, 4, KEY_WIDTH, seed=0) for sites in (twice, merged))
-  )
-  np.testing.assert_allclose(np.sort(one), np.sort(other), rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("number", [1, 3, 7])
-def test_sites_that_do_not_differ_give_every_prompt_the_same(number):
-  alike = {f"site_{k}": SITES["site_00"] for k in range(number)}
-  params = with_routing(routed_params(), site_routing(alike, 5, KEY_WIDTH, seed=0))
-  np.testing.assert_array_equal(cosines(params, images(0)), 0)
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+def test_sites_that_do_not_differ_have_no_keys(number):
+  alike = {f"site_{k}": SURE["site_00"] for k in range(number)}
+  assert site_routing(alike, 5, seed=0).keys.shape == (number if number <= 5 else 5, 0)
 
 
 def test_images_that_do_not_differ_are_routed_too():
@@ -143,15 +154,14 @@ def test_images_that_do_not_differ_are_routed_too():
   flat = np.zeros(WIDTH * (WIDTH + 1) // 2, np.float32)
   means = np.eye(WIDTH, dtype=np.float32)[:2]
   sites = {f"site_{k}": ImageStatistics(9, mean, flat) for k, mean in enumerate(means)}
-  params = with_routing(routed_params(), site_routing(sites, 5, KEY_WIDTH, seed=0))
-  found = cosines(params, np.eye(WIDTH)[:2])[:, :2]
-  np.testing.assert_allclose(found, [[1, -1], [-1, 1]], atol=1e-5)
+  params = with_routing(routed_params(), site_routing(sites, 5, seed=0))
+  np.testing.assert_array_equal(probabilities(params, np.eye(WIDTH)[:2])[:, :2], np.eye(2))
 
 
 @pytest.fixture
 def routed(plan):
   def make(name="run", **fed):
-    return dataclasses.replace(plan(name, **fed), params=routed_params(), routing="sites")
+    return dataclasses.replace(plan(name, **fed), params=routed_params())
 
   return make
 
@@ -164,8 +174,8 @@ def with_sites(run, progress=None, statistics=statistics):
 def test_a_run_sets_keys_and_query_once_and_trains_the_rest(routed):
   run = routed()
   trained = with_sites(run)
-  expected = with_routing(run.params, site_routing(SITES, 5, KEY_WIDTH, run.seed))
-  assert_same_bits(trained["pool"], expected["pool"])
+  expected = with_routing(run.params, site_routing(SITES, 5, run.seed))
+  assert_same_bits(trained["sites"], expected["sites"])
   assert not np.array_equal(trained["prompt"]["global"], run.params["prompt"]["global"])
   first, *_ = run.folder.metrics()
   assert first["round"] == 0 and first["clients"] == CLIENTS
@@ -204,8 +214,8 @@ def test_a_site_that_fails_is_left_out_and_takes_part_in_rounds(routed):
   run, watching = routed(), Watching()
   trained = with_sites(run, watching, failing)
   others = {name: each for name, each in SITES.items() if name != "site_02"}
-  expected = with_routing(run.params, site_routing(others, 5, KEY_WIDTH, run.seed))
-  assert_same_bits(trained["pool"], expected["pool"])
+  expected = with_routing(run.params, site_routing(others, 5, run.seed))
+  assert_same_bits(trained["sites"], expected["sites"])
   said = [text for text in watching.sites if "routing" in text]
   assert said == ["site_02: left out of the routing: failed: SiteError: too few"]
   assert {line["status"] for line in run.folder.clients()} == {"ok"}
@@ -221,11 +231,11 @@ def test_without_any_statistics_there_is_no_run(routed):
 def test_a_row_of_keys_or_query_is_rejected(routed):
   run = routed(retries=0)
   app = SiteApp(LeastSquares(), run.params, statistics=statistics)
-  with pytest.raises(RoundFailed, match=r"pool/keys: expected no rows, .* got 5"):
+  with pytest.raises(RoundFailed, match=r"sites/keys: expected no rows, .* got 5"):
     run_rounds(LocalGrid(app, CLIENTS), run, CLIENTS)
 
 
 def test_rows_that_nobody_trains_are_not_averaged_over_the_cohort(routed):
   run = dataclasses.replace(routed(), weighing="cohort")
-  expected = with_routing(run.params, site_routing(SITES, 5, KEY_WIDTH, run.seed))
-  assert_same_bits(with_sites(run)["pool"], expected["pool"])
+  expected = with_routing(run.params, site_routing(SITES, 5, run.seed))
+  assert_same_bits(with_sites(run)["sites"], expected["sites"])

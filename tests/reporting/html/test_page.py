@@ -218,7 +218,7 @@ def test_several_runs_beside_each_other(tmp_path):
   tree = parsed(html)
   assert texts(tree, "h1") == ["a/run, b/run"]
   rows = {cells[0]: cells[1:] for cells in rows_of(tree, "Settings that are not the default")}
-  assert rows["seed"] == ["0", "1", "2", "yes"] and rows["fed.rounds"] == ["30", "4", "6", "yes"]
+  assert rows["seed"] == ["0", "1", "2", "yes"] and rows["fed.rounds"] == ["48", "4", "6", "yes"]
   assert "The runs have different lengths: 4 to 6 rounds." in html
   scores = rows_of(tree, "Last scores")
   assert [row[1] for row in scores if row[0] == "test split, global model"] == ["a/run", "b/run"]
