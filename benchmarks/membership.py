@@ -47,6 +47,9 @@ BASE: dict[str, Any] = {
   "optim.batch_size": 8,
   "optim.local_steps": 16,
   "optim.balance": 0.0,
+  "optim.warmup_rounds": 1.0,
+  "optim.weight_decay": 0.0,
+  "prompter.routing": "none",
   "uplink.select": "dense",
   "privacy.delta": 1e-3,
 }

@@ -27,6 +27,7 @@ def get_config() -> Experiment:
     optim=Optim(
       batch_size=64,
       local_steps=50,
+      warmup_rounds=1.0,
       prompt_lr=1e-2,
       local_lr=1e-2,
       key_lr=1e-3,

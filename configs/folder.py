@@ -7,7 +7,7 @@ drawn shapes, so this shows that a run works. For captions of use, give CLIP and
 configs/coco.py does.
 """
 
-from afspl_jax.config import Data, Eval, Experiment, Fed
+from afspl_jax.config import Data, Eval, Experiment, Fed, Optim
 
 
 def get_config() -> Experiment:
@@ -23,6 +23,7 @@ def get_config() -> Experiment:
       target_length=96,
       caption_instruction="describe the picture .",
     ),
+    optim=Optim(local_steps=16, warmup_rounds=1.0),
     fed=Fed(rounds=10, clients_per_round=5, cohort=5),
     eval=Eval(every=5, val_examples=0, max_tokens=96),
   )

@@ -16,8 +16,17 @@ CLIENTS, ROUNDS = 100, 10
 def get_config() -> Experiment:
   return Experiment(
     data=Data(partition="iid", num_clients=CLIENTS),
-    prompter=Prompter(local=False, pool=1, k_max=1, tokens=4, key_dim=4, fusion_hidden=4),
-    optim=Optim(local_steps=4, prompt_lr=0.03, balance=0.0, schedule="constant"),
+    prompter=Prompter(
+      local=False, routing="none", pool=1, k_max=1, tokens=4, key_dim=4, fusion_hidden=4
+    ),
+    optim=Optim(
+      local_steps=4,
+      prompt_lr=0.03,
+      balance=0.0,
+      schedule="constant",
+      warmup_rounds=1.0,
+      weight_decay=0.0,
+    ),
     fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS, cohort=25),
     uplink=Uplink(select="dense"),
     privacy=Privacy(delta=1e-3),

@@ -19,8 +19,8 @@ SEEDS = (0, 1, 2)
 def get_config() -> Experiment:
   return Experiment(
     data=Data(num_clients=CLIENTS),
-    prompter=Prompter(local=False),  # the attack is on the global model
-    optim=Optim(local_steps=8),
+    prompter=Prompter(local=False, routing="none"),  # the attack is on the global model
+    optim=Optim(local_steps=8, warmup_rounds=1.0, weight_decay=0.0),
     fed=Fed(rounds=ROUNDS, clients_per_round=CLIENTS),
     uplink=Uplink(select="dense"),
     eval=Eval(every=ROUNDS, val_examples=50, test_examples=500, common_examples=60),

@@ -4,7 +4,7 @@ The tiny pair has seen neither radiology nor these words, so this shows that a r
 answers of use, set data.dir and give CLIP and Flan-T5 as configs/coco.py does.
 """
 
-from afspl_jax.config import Data, Eval, Experiment, Fed
+from afspl_jax.config import Data, Eval, Experiment, Fed, Optim
 
 
 def get_config() -> Experiment:
@@ -19,6 +19,7 @@ def get_config() -> Experiment:
       instruction_length=64,
       target_length=48,
     ),
+    optim=Optim(local_steps=16, warmup_rounds=1.0),
     fed=Fed(rounds=10, clients_per_round=3),
     eval=Eval(every=5, val_examples=0, max_tokens=48),
   )

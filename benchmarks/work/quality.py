@@ -34,8 +34,10 @@ _ROUNDS = 20
 
 # The same method as P1: dense averaging, no local prompts, a constant learning rate.
 _CONFIG = Experiment(
-  prompter=Prompter(local=False),
-  optim=Optim(schedule="constant", warmup_rounds=0.0, prompt_lr=1e-1),
+  prompter=Prompter(local=False, routing="none"),
+  optim=Optim(
+    local_steps=16, schedule="constant", warmup_rounds=0.0, prompt_lr=1e-1, weight_decay=0.0
+  ),
   uplink=Uplink(select="dense"),
   fed=Fed(rounds=_ROUNDS),
   eval=Eval(every=_EVERY, val_examples=100, test_examples=8),
@@ -105,7 +107,7 @@ class ShapesCase(Case):
   @property
   def config(self) -> Experiment:
     """The config, with local prompts that no row may use."""
-    return dataclasses.replace(_CONFIG, prompter=Prompter())
+    return dataclasses.replace(_CONFIG, prompter=Prompter(routing="none"))
 
   def pixels(self) -> Float[np.ndarray, "images h x 3"]:
     """Returns the images of all splits, one split after the other."""
