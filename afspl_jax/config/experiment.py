@@ -196,6 +196,11 @@ class Fed:
     "rounds",
     ge=0,
   )
+  compare: str = setting(
+    "none",
+    "baselines that are trained beside: every site alone, one model of all sites' data, or both",
+    choices=("none", "alone", "pooled", "both"),
+  )
 
 
 @dataclass

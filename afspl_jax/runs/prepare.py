@@ -40,6 +40,7 @@ from afspl_jax.models.prompter.local import (
   split_local,
 )
 from afspl_jax.models.prompter.site_prompts import fixed_leaves
+from afspl_jax.runs.baselines import Baselines, make_baselines
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
 from afspl_jax.runs.newcomers import JOINED, joining, with_few_examples
 from afspl_jax.runs.trained.finished_run import FINE_TUNED
@@ -77,6 +78,7 @@ class Setup:
   trainer: LocalTrainer | None  # trains the clients that are here
   tuner: LocalTrainer | None  # trains whole models of theirs, with `fed.finetune` (fine_tuning.py)
   joiner: LocalTrainer | None  # trains whole models of newcomers (newcomers.py)
+  baselines: Baselines | None  # with `fed.compare`
   malicious: tuple[str, ...]  # clients that the config's `attack` makes malicious
   evaluator: Evaluator
   single_site: bool  # all data belong to one site
@@ -184,7 +186,7 @@ def prepare_setup(
   untrained = jax.device_get(module_leaves(prompter))
   check_patterns(untrained, config.fed)
   attackers = _attackers(config, clients)
-  trainer = tuner = joiner = None
+  trainer = tuner = joiner = baselines = None
   if clients:
     train = _training_split(config, splits["train"], clients["train"], attackers)
     here = set(SPLITS) <= set(inputs.sources)  # else clients of a round train in several processes
@@ -208,6 +210,10 @@ def prepare_setup(
       joined = joining(config)
       program = _local_program(captioner, joined, strategies.get_strategy("fedavg", 1), mesh)
       joiner = make_trainer(program, config=joined, controlled=False, store=store.beside(JOINED))
+    taking_part = sorted(clients["train"])[: _taking_part(config)]
+    honest = [name for name in taking_part if name not in attackers]
+    parts = train, clients["train"], honest
+    baselines = make_baselines(config, pair, frozen, *parts, mesh, store)
   shared, local = split_local(untrained, local_patterns(config.fed))
   return Setup(
     config=config,
@@ -219,6 +225,7 @@ def prepare_setup(
     trainer=trainer,
     tuner=tuner,
     joiner=joiner,
+    baselines=baselines,
     malicious=attackers,
     evaluator=Evaluator(captioner, frozen, pair.tokenizer, config.eval, mesh),
     single_site=bool(site),

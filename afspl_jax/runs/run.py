@@ -124,6 +124,8 @@ def run_experiment(
     if setup.trainer and setup.trainer.private_batches:
       say(setup.trainer.private_batches.spent_text())
     fine_tune(setup, shared, progress)
+    if setup.baselines:
+      setup.baselines.train(folder.clients(), progress)
     scores = score_finished_run(setup, folder, shared, progress)
     board.update(images)
     return scores

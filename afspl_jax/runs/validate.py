@@ -39,6 +39,13 @@ _SELECTION = (
     when=lambda c: c.fed.share == "none" or c.privacy.example_clip > 0 or has_controls(c),
   ),
   Rule(
+    "fed.compare",
+    lambda c: c.fed.compare == "none",
+    "none with fed.share=none, where every client trains alone, and with privacy.example_clip,"
+    " whose noise and batches the baselines would not have",
+    when=lambda c: c.fed.share == "none" or c.privacy.example_clip > 0,
+  ),
+  Rule(
     "uplink.select",
     lambda c: c.uplink.select == "dense",
     "dense with fed.strategy={c.fed.strategy}, whose controls count every gradient: a row that is"

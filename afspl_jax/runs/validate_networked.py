@@ -14,10 +14,17 @@ def validate_networked(config: Experiment, who: str) -> None:
   Raises:
     UserError: naming the fields, and what they may be.
   """
-  fed, attack = config.fed, config.attack
-  if fed.newcomers or fed.finetune or fed.share == "none" or attack.kind != "none":
+  fed = config.fed
+  allowed = {
+    "fed.newcomers": (fed.newcomers, 0),
+    "fed.finetune": (fed.finetune, 0),
+    "fed.share": (fed.share, "all"),
+    "fed.compare": (fed.compare, "none"),
+    "attack.kind": (config.attack.kind, "none"),
+  }
+  if any(value != wanted for value, wanted in allowed.values()):
+    expected = ", ".join(f"{name}={wanted}" for name, (_, wanted) in allowed.items())
+    got = ", ".join(str(value) for value, _ in allowed.values())
     raise UserError(
-      f"{who}: expected fed.newcomers=0, fed.finetune=0, fed.share=all and attack.kind=none, since"
-      f" the others are for studies in one process; got {fed.newcomers}, {fed.finetune},"
-      f" {fed.share} and {attack.kind}"
+      f"{who}: expected {expected}, since the others are for studies in one process; got {got}"
     )

@@ -115,6 +115,7 @@ def ranked_spec(
   rows: ChartRows, axes: AxisTitles, names: Sequence[str], series: Sequence[str]
 ) -> Spec:
   """A ring for each name and series, in the order of `names`: `name`, `x` and `series`."""
+  sizes = [20 + 70 * i for i in reversed(range(max(2, len(series))))]
   encoding = {
     "y": _name("name", names, axes.y),
     "x": _number("x", axes.x),
@@ -123,7 +124,7 @@ def ranked_spec(
     "size": {
       "field": "series",
       "type": "nominal",
-      "scale": {"domain": list(series), "range": [90, 20][: len(series)]},
+      "scale": {"domain": list(series), "range": sizes[: len(series)]},
     },
   }
   mark = {"type": "point", "strokeWidth": 2, "opacity": 1, "aria": False}

@@ -243,10 +243,16 @@ def clients_table(run: RunFiles) -> Table:
 _COLUMNS = {
   "global_cider": "CIDEr, global model",
   "personal_cider": "CIDEr, personalised",
+  "alone_cider": "CIDEr, trained alone",
+  "pooled_cider": "CIDEr, all data in one place",
   "global_exact_match": "Exact match, global model",
   "personal_exact_match": "Exact match, personalised",
+  "alone_exact_match": "Exact match, trained alone",
+  "pooled_exact_match": "Exact match, all data in one place",
   "global_vqa_accuracy": "VQA accuracy, global model",
   "personal_vqa_accuracy": "VQA accuracy, personalised",
+  "alone_vqa_accuracy": "VQA accuracy, trained alone",
+  "pooled_vqa_accuracy": "VQA accuracy, all data in one place",
 }
 
 

@@ -10,12 +10,14 @@ from afspl_jax.config.experiment import Experiment, to_dict
 from afspl_jax.config.fields import leaves
 from afspl_jax.errors import UserError
 from afspl_jax.evaluation.scores import ANSWERS
+from afspl_jax.reporting.gains import describe_gains, find_gains
 from afspl_jax.reporting.html import clients, curves, prompts
 from afspl_jax.reporting.html.caveats import comparison_caveats, run_caveats
 from afspl_jax.reporting.html.charts import Chart
 from afspl_jax.reporting.html.curves import TITLES
 from afspl_jax.reporting.html.files import RunFiles, read_runs
 from afspl_jax.reporting.html.gallery import Gallery, make_gallery
+from afspl_jax.reporting.html.joining import joining_charts
 from afspl_jax.reporting.html.tables import Table, format_duration, format_number
 from afspl_jax.reporting.text_table import format_bytes
 from afspl_jax.storage.atomic_files import write_text
@@ -32,6 +34,8 @@ _VIEWS = {
   "test_common": "common sample, global model",
   "test_personal_common": "common sample, personalised models (mean over clients)",
   "test_personal": "test split, each client's personalised model on its examples",
+  "test_alone": "test split, each client's examples by the model that it trained alone",
+  "test_pooled": "test split, one model trained on all clients' data",
   "newcomer_global": "newcomers' examples, global model",
   "newcomer_before": "newcomers' examples, local prompt matched in the pool",
   "newcomer_after": "newcomers' examples, each by the copy of the global model that it trained",
@@ -132,7 +136,7 @@ def _section(run: RunFiles, images: bool) -> RunSection:
     run=run,
     summary=_summary(run),
     figures=_figures(run),
-    clients=clients.client_charts(run),
+    clients=[*joining_charts(run), *clients.client_charts(run)],
     client_table=clients.clients_table(run),
     failures=clients.failures_table(run),
     partition=clients.partition_chart(run),
@@ -157,13 +161,15 @@ def _caveats(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
 
 
 def _summary(run: RunFiles) -> str:
-  """A run in one sentence."""
+  """A run in one sentence, and what its sites gain in another."""
   config = run.config
   data, fed, backbone = config["data"], config["fed"], config["backbone"]
+  views = {line["split"]: line for line in run.metrics}
+  gains = describe_gains(find_gains(views, run.sites))
   return (
     f"{fed['rounds']} rounds of {fed['strategy']} over {data['num_clients']} clients"
     f" ({data['partition']} partition of {data['source']}), CLIP {backbone['clip']} and T5"
-    f" {backbone['t5']} frozen, seed {config['seed']}."
+    f" {backbone['t5']} frozen, seed {config['seed']}." + (f" {gains}." if gains else "")
   )
 
 

@@ -70,7 +70,9 @@ def launch(name: str, command: Sequence[str], arguments: Sequence[str]) -> int:
 def _launch(launch: "Launch") -> None:
   """Does what the command line asks for."""
   # These imports take seconds: not before the flags are known to be right.
+  from afspl_jax.reporting.gains import describe_gains, find_gains
   from afspl_jax.runs import run
+  from afspl_jax.storage.run_lines import read_lines
 
   if launch.role == "local":
     scores = run.run_experiment(launch.config, launch.workdir)
@@ -88,6 +90,9 @@ def _launch(launch: "Launch") -> None:
       named = [f"{name} {line[name]:.3f}" for name in run.HEADLINE if name in line]
       print(f"{title}, round {line['round']}: {', '.join(named)}")
   print(f"run folder: {launch.workdir}")
+  gains = find_gains(scores, read_lines(launch.workdir / "sites.jsonl"))
+  if gains:
+    print(describe_gains(gains))
 
 
 class _Terminated(KeyboardInterrupt):

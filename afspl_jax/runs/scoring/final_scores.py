@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from afspl_jax.federation.client.local_trainer import LocalTrainer
 from afspl_jax.runs.fine_tuning import personal_params
 from afspl_jax.runs.newcomers import train_newcomers
 from afspl_jax.runs.prepare import Setup
-from afspl_jax.runs.scoring.personalised import personalised_predictions, site_scores
-from afspl_jax.storage.atomic_files import write_text
+from afspl_jax.runs.scoring.personalised import personalised_predictions, predictions_of_sites
+from afspl_jax.runs.scoring.site_table import FILE as SITE_TABLE
+from afspl_jax.runs.scoring.site_table import write_site_table
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.storage.run_lines import training_bytes
 from afspl_jax.types import Params
@@ -33,6 +35,7 @@ def score_finished_run(
 
   If clients share nothing, there is no global model: only `test_personal` and
   `test_personal_common` are scored. If clients are on other hosts, only the first four are.
+  Otherwise sites.jsonl has the scores of each client.
 
   - `test`: the global model.
   - `test_common`: the global model on the examples of `test_personal_common`.
@@ -43,6 +46,8 @@ def score_finished_run(
     took part.
   - `test_personal_common`: the mean over the same clients, each on the same examples of all
     clients.
+  - `test_alone`, `test_pooled`: the examples of `test_personal` by the baselines of `fed.compare`,
+    the model that the example's client trained alone, and the one of all clients' data.
   - `newcomer_global`, `newcomer_before`, `newcomer_after`: examples of clients that took no part,
     by the global model, by a personalised model whose local prompt is matched in the pool, and
     by the copy of the global model that a newcomer trained (newcomers.py).
@@ -58,6 +63,8 @@ def score_finished_run(
   done = {line["split"] for line in folder.metrics()}
   trained = [line for line in folder.metrics() if line["split"] == "train"]
   last = trained[-1] if trained else {"round": 0, "clients": 0}  # a budget may end a run early
+  if views.keys() - done:  # before the first of them: a run that is killed writes it again
+    (folder.path / SITE_TABLE).unlink(missing_ok=True)
   for name, scores in progress(views.items(), desc="test", unit="view"):
     if name not in done:
       begin = time.perf_counter()
@@ -67,6 +74,8 @@ def score_finished_run(
         line["clients"] = last["clients"]
         line |= {"epsilon": last["epsilon"]} if "epsilon" in last else {}
       folder.append_metrics(line | {"seconds": round(time.perf_counter() - begin, 3)})
+  if "test_personal" in views and not (folder.path / SITE_TABLE).exists():
+    write_site_table(folder.path, views.keys(), evaluation.client_of_id())
   return {line["split"]: line for line in folder.metrics() if line["split"] in views}
 
 
@@ -105,7 +114,10 @@ class FinalEvaluation:
       views["test_mean_fusion"] = self.mean_fusion
     if self._setup.trainer is None:  # the clients, and their local leaves, are elsewhere
       return views
-    if personalises(self._config):
+    if baselines := self._setup.baselines:
+      compared = {f"test_{name}": partial(self.baseline, name) for name in baselines.trainers}
+      views |= personalised | compared
+    elif personalises(self._config):
       views |= personalised
     if self._config.fed.newcomers:
       views["newcomer_global"] = self.newcomer_global
@@ -153,22 +165,20 @@ class FinalEvaluation:
     return {**score_predictions(predictions), "changed": float(np.mean(changed))}
 
   def personal(self) -> Scores:
-    """Each example by the personalised model of its client; writes sites.jsonl."""
-    client_of = self._client_of()
+    """Each example by the personalised model of its client."""
     names = [self._names[client] for client in self._participants()]
     rounds = self._config.fed.rounds
     by_row = personalised_predictions(self._setup, self._shared, rounds, "test", self._rows, names)
-    rows = sorted(by_row)
-    predictions = [by_row[row] for row in rows]
-    write_predictions(predictions, self._files / "test_personal.jsonl")
-    texts = {"personal": [p.prediction for p in predictions]}
-    if self._config.fed.share != "none":
-      by_global = dict(zip(self._rows, self._test_lines(), strict=True))
-      texts["global"] = [by_global[row]["prediction"] for row in rows]
-    sites = site_scores([client_of[row] for row in rows], predictions, texts)
-    lines = "".join(json.dumps(line) + "\n" for line in sites)
-    write_text(self._files.parent / "sites.jsonl", lines)
-    return score_predictions(predictions)
+    return self._keep(by_row, "test_personal")
+
+  def baseline(self, name: str) -> Scores:
+    """Each example by the model of a baseline that its client would use."""
+    baselines = self._setup.baselines
+    assert baselines is not None, "no other run has this view"
+    params, sites = partial(baselines.params, name), baselines.sites
+    where = self._setup, baselines.evaluator
+    by_row = predictions_of_sites(*where, params, "test", self._rows, sites)
+    return self._keep(by_row, f"test_{name}")
 
   def personal_common(self) -> Scores:
     """The mean over clients, each scored on the same examples of all clients."""
@@ -200,6 +210,16 @@ class FinalEvaluation:
     start = {c: self._trainer.personal(self._shared, c, rounds) for c in self._newcomers()}
     joined = train_newcomers(joiner, start)
     return self._score_newcomers(joined.__getitem__, personalised=True)
+
+  def client_of_id(self) -> dict[str, str]:
+    """The client of each test example, by the example's id."""
+    return {self._split.examples[row].id: name for row, name in self._client_of().items()}
+
+  def _keep(self, by_row: Mapping[int, Prediction], view: str) -> Scores:
+    """Writes the predictions of a view in the order of their rows, and scores them."""
+    predictions = [by_row[row] for row in sorted(by_row)]
+    write_predictions(predictions, self._files / f"{view}.jsonl")
+    return score_predictions(predictions)
 
   def _score_newcomers(self, params: Callable[[int], Params], personalised: bool) -> Scores:
     client_of, predictions = self._client_of(), []

@@ -175,6 +175,7 @@ def _prepare_again(
   folders = find_backbones(config, run.facts["backbones"], request.folders)
   changes = {f"eval.{name}": value for name, value in request.changes.items()}
   changes |= {f"backbone.{kind}": name for kind, name in request.folders.items() if name}
+  changes["fed.compare"] = "none"  # only the federation's models are scored again
   config = changed(config, changes)
   decoding_settings(config.eval)
   sources = find_inputs(config, SPLITS if trained_here else (request.split,)).sources
