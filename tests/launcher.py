@@ -58,6 +58,7 @@ class Launcher:
       "uplink.ratio": 0.5,
       "fed.rounds": ROUNDS,
       "fed.clients_per_round": 3,
+      "fed.compare": "none",
       "eval.every": 2,
       "eval.val_examples": 8,
       "eval.test_examples": 8,

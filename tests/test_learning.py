@@ -13,6 +13,8 @@ FIELDS = {
   "fed.clients_per_round": 2,
   "fed.cohort": 2,
   "fed.rounds": 10,
+  "fed.compare": "none",
+  "data.max_examples": 0,
   "optim.local_steps": 16,
   "optim.warmup_rounds": 1.0,
   "optim.target_cuts": "()",  # one program to compile

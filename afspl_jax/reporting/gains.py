@@ -7,7 +7,7 @@ from afspl_jax.evaluation.scores import ANSWERS
 
 JOINED, ALONE, POOLED = "test_personal", "test_alone", "test_pooled"  # views in metrics.jsonl
 _DECIMALS = 2
-_NAMES = {"cider": "CIDEr"} | {name: name.replace("_", " ") for name in ANSWERS}
+_NAMES = dict(zip(("cider", *ANSWERS), ("CIDEr", "exact match", "VQA accuracy"), strict=True))
 
 
 class Gain(NamedTuple):

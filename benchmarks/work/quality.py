@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from afspl_jax.config.experiment import Eval, Experiment, Fed, Optim, Prompter, Uplink
+from afspl_jax.config.files import CONFIGS, load_config
 from afspl_jax.data.batches import Split
 from afspl_jax.evaluation.generate import evenly_spread
 from afspl_jax.evaluation.scores import TextWithReferences, score_predictions
@@ -86,10 +87,11 @@ def _our_curve(rounds: int) -> list[tuple[float, float]]:
 
 
 def _flags(rounds: int) -> dict[str, Any]:
-  """Returns the settings of `_CONFIG` that differ from the defaults."""
+  """Returns the settings of `_CONFIG` that differ from those of launch.py without flags."""
+  launched_config = load_config(CONFIGS / "shapes.py", "get_config", Experiment)
   flags: dict[str, Any] = {}
   for group in dataclasses.fields(Experiment):
-    value, usual = getattr(_CONFIG, group.name), getattr(Experiment(), group.name)
+    value, usual = getattr(_CONFIG, group.name), getattr(launched_config, group.name)
     if dataclasses.is_dataclass(value):
       for field in dataclasses.fields(value):
         if getattr(value, field.name) != getattr(usual, field.name):

@@ -53,6 +53,7 @@ REJECTED = [
   ("uplink.energy", 1.1, "a finite number, above 0 and at most 1"),
   ("backbone.dtype", "float16", "one of float32, bfloat16"),
   ("fed.share", "some", "one of all, none"),
+  ("fed.compare", "all", "one of none, alone, pooled, both"),
   ("uplink.select", "all", "one of energy, ratio, shared, dense"),
   ("attack.kind", "lie", "one of none, sign_flip, scale, label_flip"),
   ("uplink.weighing", "mean", "one of coverage, cohort"),
@@ -92,6 +93,15 @@ def test_fine_tuning_needs_a_shared_model_and_steps_without_controls_and_budget(
     validate(changed(Experiment(), others | {"fed.finetune": 2}))
 
 
+@pytest.mark.parametrize(
+  "others", [{"fed.share": "none"}, {"privacy.example_clip": 1.0, "optim.balance": 0.0}]
+)
+def test_baselines_need_a_federation_without_the_noise_of_examples(others):
+  validate(changed(Experiment(), others))
+  with pytest.raises(UserError, match=r"fed.compare: expected none with .*; got 'both'"):
+    validate(changed(Experiment(), others | {"fed.compare": "both"}))
+
+
 def test_controls_need_a_dense_uplink():
   with pytest.raises(UserError, match=r"uplink.select: expected dense .*; got 'energy'") as error:
     validate(changed(Experiment(), {"fed.strategy": "scaffold"}))
@@ -122,6 +132,7 @@ def test_a_hostile_site_would_not_bound_what_it_sends():
     {"fed.newcomers": 1, "fed.clients_per_round": 9},
     {"fed.share": "none"},
     {"fed.finetune": 1},
+    {"fed.compare": "alone"},
   ],
 )
 def test_no_part_of_a_network_takes_part_in_a_study(study, tmp_path):

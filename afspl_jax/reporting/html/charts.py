@@ -115,7 +115,8 @@ def ranked_spec(
   rows: ChartRows, axes: AxisTitles, names: Sequence[str], series: Sequence[str]
 ) -> Spec:
   """A ring for each name and series, in the order of `names`: `name`, `x` and `series`."""
-  sizes = [20 + 70 * i for i in reversed(range(max(2, len(series))))]
+  steps = max(1, len(series) - 1)
+  sizes = [90 - 70 * i / steps for i in range(len(series))]
   encoding = {
     "y": _name("name", names, axes.y),
     "x": _number("x", axes.x),
@@ -124,11 +125,11 @@ def ranked_spec(
     "size": {
       "field": "series",
       "type": "nominal",
-      "scale": {"domain": list(series), "range": sizes[: len(series)]},
+      "scale": {"domain": list(series), "range": sizes},
     },
   }
   mark = {"type": "point", "strokeWidth": 2, "opacity": 1, "aria": False}
-  return _spec(rows, mark, encoding, height=_tall(names))
+  return _spec(rows, mark, encoding, height=_tall(names) + _legend(series))
 
 
 def length_spec(rows: ChartRows, axes: AxisTitles, names: Sequence[str]) -> Spec:

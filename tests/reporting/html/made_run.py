@@ -11,7 +11,9 @@ MALICIOUS = '<script>window.malicious = 1</script><img src=x onerror="window.mal
 SOURCES = ("global", "visual", "textual", "local")
 
 
-def made_run(path: Path, clients=10, rounds=4, name="site", finished=True, **fields) -> Path:
+def made_run(
+  path: Path, clients=10, rounds=4, name="site", finished=True, compared=False, **fields
+) -> Path:
   """Writes config, metrics, clients, sites, partition and predictions.
 
   Args:
@@ -20,6 +22,7 @@ def made_run(path: Path, clients=10, rounds=4, name="site", finished=True, **fie
     rounds: trained and, every second one, scored.
     name: starts every client's, and is in every text.
     finished: whether the test split was scored.
+    compared: whether sites were scored with the baselines of `fed.compare`, too.
     **fields: of the config, by dotted name.
   """
   rng = random.Random(0)
@@ -54,6 +57,10 @@ def made_run(path: Path, clients=10, rounds=4, name="site", finished=True, **fie
       {"client": client, "examples": 4, "global_cider": rng.random(), "personal_cider": 1.0 + i / 9}
       for i, client in enumerate(names)
     ]
+    if compared:
+      metrics += [scores("test_alone", rounds, 2.0), scores("test_pooled", rounds, 3.0)]
+      for i, site in enumerate(sites):  # all gain but the first and the second
+        site |= {"alone_cider": 1.125, "pooled_cider": 2.0 + i / 99}
     put(path / "sites.jsonl", sites)
   put(path / "metrics.jsonl", metrics)
   put(path / "clients.jsonl", lines)

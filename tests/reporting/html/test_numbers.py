@@ -2,7 +2,7 @@
 
 import pytest
 
-from afspl_jax.reporting.html import charts, clients, curves, prompts
+from afspl_jax.reporting.html import charts, clients, curves, joining, prompts
 from afspl_jax.reporting.html.caveats import run_caveats
 from afspl_jax.reporting.html.files import read_run, read_runs
 from afspl_jax.reporting.html.tables import format_duration
@@ -82,6 +82,31 @@ def test_the_last_bar_is_the_mean_of_its_rounds(tmp_path, monkeypatch):
     whole[row["x"], row["x2"]] = whole.get((row["x"], row["x2"]), 0) + row["y"]
   assert set(whole.values()) == {3}
   assert list(whole)[-2:] == [(48.5, 50.5), (50.5, 51.5)]
+
+
+@pytest.mark.parametrize("number", [10, 40])
+def test_what_sites_gain_is_shown_from_the_most_to_the_least(tmp_path, monkeypatch, number):
+  drawn, ranked = [], charts.ranked_spec
+  monkeypatch.setattr(charts, "ranked_spec", lambda *a: drawn.append(a) or ranked(*a))
+  run = read_run(made_run(tmp_path / "run", clients=number, rounds=1, compared=True))
+  (chart,) = joining.joining_charts(run)
+  ((rows, _, names, series),) = drawn
+  assert series == ["trained alone", "personalised model", "all data in one place"]
+  assert names[0] == f"site {number - 1:04d}" and names[-1] == "site 0000"
+  assert len(names) == min(number, 30) and len(rows) == 3 * len(names)
+  last = [(row["x"], row["series"]) for row in rows if row["name"] == "site 0000"]
+  assert last == list(zip((1.125, 1.0, 2.0), series, strict=True))
+  most = 1.0 + (number - 1) / 9 - 1.125
+  alt = (
+    f"{number - 2} of {number} sites gain; from {most:+.3g} at {names[0]} to -0.125 at site 0000"
+  )
+  assert f'aria-label="CIDEr: alone and joined. {alt}"' in chart.svg
+  assert ("Shows 30 of 40 sites." in chart.caption) == (number == 40)
+
+
+def test_runs_without_baselines_have_no_chart_and_no_column_of_them(run):
+  assert joining.joining_charts(run) == []
+  assert not [name for name in clients.clients_table(run).head if "alone" in name]
 
 
 def test_the_partition_shows_labels_and_all_others(run):

@@ -133,6 +133,16 @@ def test_scores_of_earlier_versions_are_shown_by_the_names_that_they_have(tmp_pa
   assert "VQA accuracy, personalised" in head and "Exact match, personalised" not in head
 
 
+def test_a_run_with_baselines_says_what_sites_gain(tmp_path):
+  html = render_page([read_run(made_run(tmp_path / "run", compared=True))], images=False)
+  tree = parsed(html)
+  gain = "By joining, sites gain 0.50 CIDEr on average (alone 2.00, personalised 2.50;"
+  (said,) = [text for text in texts(tree, "p") if gain in text]
+  assert "8 of 10 sites gain; all data in one place 3.00) and neither gain nor lose exact" in said
+  assert {"CIDEr, trained alone", "CIDEr, all data in one place"} <= set(texts(tree, "th"))
+  assert "test split, one model trained on all clients' data" in texts(tree, "td")
+
+
 def test_clients_that_trained_alone_have_no_global_score(tmp_path):
   fields = {"fed.share": "none", "eval.test_examples": 100, "eval.val_examples": 7}
   path = made_run(tmp_path / "run", **fields)
