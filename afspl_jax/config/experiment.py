@@ -187,6 +187,9 @@ class Fed:
     "leaves that stay at each site, as the local prompt does: patterns, such as mapper/*,fusion/*",
     agreed="always",
   )
+  ditto: float = setting(
+    0.0, "how strongly each site's personal copy is held near the global model; 0: no copies", ge=0
+  )
   newcomers: int = setting(0, "sites that join no round and are scored at the end", "sites", ge=0)
   newcomer_examples: int = setting(0, "most examples of a newcomer; 0: all", "examples", ge=0)
   newcomer_steps: int = setting(16, "local steps of a newcomer before it is scored", "steps", ge=1)

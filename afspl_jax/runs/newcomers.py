@@ -25,6 +25,7 @@ def joining(config: Experiment) -> Experiment:
   alone = {
     "fed.share": "none",
     "fed.local_leaves": "",
+    "fed.ditto": 0.0,
     "fed.strategy": "fedavg",
     "prompter.local_drop": 0.0,
     "optim.local_only": 0,

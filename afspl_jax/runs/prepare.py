@@ -1,6 +1,5 @@
 """Loads the models and data of an experiment, and builds its programs, before the first round."""
 
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +26,10 @@ from afspl_jax.evaluation.generate import Evaluator
 from afspl_jax.federation import strategies
 from afspl_jax.federation.client import malicious
 from afspl_jax.federation.client.client_store import ClientStore
+from afspl_jax.federation.client.ditto import DittoTrainer
 from afspl_jax.federation.client.local_trainer import LocalTrainer
-from afspl_jax.federation.privacy.dp_sgd_step import make_private_training
 from afspl_jax.federation.protocol.image_statistics import ImageStatistics, image_statistics
-from afspl_jax.federation.strategies import Controlled, Strategy
+from afspl_jax.federation.strategies import Strategy
 from afspl_jax.models.captioner import Captioner, module_leaves
 from afspl_jax.models.huggingface.locate import MissingBackbone, locate
 from afspl_jax.models.prompter.local import (
@@ -42,16 +41,11 @@ from afspl_jax.models.prompter.local import (
 from afspl_jax.models.prompter.site_prompts import fixed_leaves
 from afspl_jax.runs.baselines import Baselines, make_baselines
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
-from afspl_jax.runs.newcomers import JOINED, joining, with_few_examples
-from afspl_jax.runs.trained.finished_run import FINE_TUNED
+from afspl_jax.runs.newcomers import with_few_examples
+from afspl_jax.runs.trainers import make_trainers
 from afspl_jax.storage.versions import installed_version
-from afspl_jax.training.initial_prompt import make_initial_prompt
 from afspl_jax.training.mesh import make_mesh, replicate
-from afspl_jax.training.train_step import make_local_training
 from afspl_jax.types import Example, Params, Source
-
-# Changes of the settings for local training of whole models.
-_ALONE = {"fed.share": "none", "fed.local_leaves": "", "prompter.local_drop": 0}
 
 SERVER_SPLITS = ("validation", "test")  # read by a server whose clients are on other hosts
 SITE_SPLITS = ("train",)  # read by a site of a networked federation
@@ -75,7 +69,7 @@ class Setup:
   splits: dict[str, Split]
   clients: dict[str, Clients]  # rows of each client, by split; {} if no client is here
   strategy: Strategy
-  trainer: LocalTrainer | None  # trains the clients that are here
+  trainer: LocalTrainer | DittoTrainer | None  # trains the clients that are here
   tuner: LocalTrainer | None  # trains whole models of theirs, with `fed.finetune` (fine_tuning.py)
   joiner: LocalTrainer | None  # trains whole models of newcomers (newcomers.py)
   baselines: Baselines | None  # with `fed.compare`
@@ -190,26 +184,18 @@ def prepare_setup(
   if clients:
     train = _training_split(config, splits["train"], clients["train"], attackers)
     here = set(SPLITS) <= set(inputs.sources)  # else clients of a round train in several processes
-    program = _local_program(captioner, config, strategy, mesh)
-    make_trainer = functools.partial(
-      LocalTrainer,
-      initial_prompt=make_initial_prompt(captioner, mesh),
-      frozen=frozen,
-      untrained=untrained,
-      data=train,
-      clients=clients["train"],
-      mesh=mesh,
-      in_process=here,
+    trainer, tuner, joiner = make_trainers(
+      config,
+      captioner,
+      strategy,
+      frozen,
+      untrained,
+      train,
+      clients["train"],
+      mesh,
+      store,
+      here,
     )
-    controlled = isinstance(strategy, Controlled)
-    trainer = make_trainer(program, config=config, controlled=controlled, store=store)
-    if config.fed.finetune:
-      alone = fields.changed(config, _ALONE)
-      tuner = make_trainer(program, config=alone, controlled=False, store=store.beside(FINE_TUNED))
-    if config.fed.newcomers:
-      joined = joining(config)
-      program = _local_program(captioner, joined, strategies.get_strategy("fedavg", 1), mesh)
-      joiner = make_trainer(program, config=joined, controlled=False, store=store.beside(JOINED))
     taking_part = sorted(clients["train"])[: _taking_part(config)]
     honest = [name for name in taking_part if name not in attackers]
     parts = train, clients["train"], honest
@@ -303,15 +289,3 @@ def _training_split(
     return train
   rows = [clients[name] for name in attackers]
   return train.with_targets_of(malicious.wrong_targets(train.examples, rows))
-
-
-def _local_program(
-  captioner: Captioner, config: Experiment, strategy: Strategy, mesh: Mesh
-) -> Callable[..., tuple[Any, ...]]:
-  """The compiled local training of a cohort."""
-  rounds, local = config.fed.rounds, local_patterns(config.fed)
-  penalty = strategies.shared_penalty(strategy, local)
-  if config.privacy.example_clip:
-    return make_private_training(captioner, config.optim, config.privacy, rounds, penalty, mesh)
-  controlled = isinstance(strategy, Controlled)
-  return make_local_training(captioner, config.optim, rounds, penalty, mesh, controlled, local)

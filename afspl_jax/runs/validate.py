@@ -14,8 +14,7 @@ from afspl_jax.federation import strategies
 from afspl_jax.federation.client.malicious import num_malicious
 from afspl_jax.federation.privacy import budget
 from afspl_jax.federation.secure import terms
-from afspl_jax.models.prompter.local import is_local, local_patterns
-from afspl_jax.models.prompter.site_prompts import ROUTING_LEAVES
+from afspl_jax.runs.personal_rules import PERSONAL
 from afspl_jax.runs.privacy_rules import EXAMPLE_PRIVACY, PRIVACY, SECURE
 from afspl_jax.runs.rule import Case, Rule, attacked, has_controls, private, secure, where
 
@@ -105,41 +104,7 @@ _ROUTING = where(
   ),
 )
 
-_LOCAL = (
-  Rule(
-    "fed.local_leaves",
-    lambda c: not c.fed.local_leaves,
-    "none with fed.share=none, where all leaves are local",
-    when=lambda c: c.fed.share == "none",
-  ),
-  Rule(
-    "fed.local_leaves",
-    lambda c: not any(is_local(leaf, local_patterns(c.fed)) for leaf in ROUTING_LEAVES),
-    "patterns without keys and query of sites with prompter.routing=sites, which sets them",
-    when=lambda c: c.prompter.routing == "sites" and c.fed.share == "all",
-  ),
-  *where(
-    lambda c: c.optim.local_only > 0,
-    Rule(
-      "optim.local_only",
-      lambda c: c.optim.local_only < c.optim.local_steps,
-      "less than optim.local_steps, {c.optim.local_steps}",
-    ),
-    Rule(
-      "optim.local_only",
-      lambda c: c.fed.share == "all" and (c.prompter.local or bool(c.fed.local_leaves)),
-      "0 unless some leaves are local and some shared",
-    ),
-    Rule(
-      "optim.local_only",
-      lambda c: not has_controls(c) and c.privacy.example_clip == 0,
-      "0 with a strategy that has controls, and with privacy.example_clip: they are of steps that"
-      " train all leaves",
-    ),
-  ),
-)
-
-RULES = (*_SELECTION, *_LOCAL, *_ATTACK, *PRIVACY, *EXAMPLE_PRIVACY, *SECURE, *_ROUTING)
+RULES = (*_SELECTION, *PERSONAL, *_ATTACK, *PRIVACY, *EXAMPLE_PRIVACY, *SECURE, *_ROUTING)
 
 
 def validate(config: settings.Experiment) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int
 from afspl_jax.config.experiment import Experiment
 from afspl_jax.data.batches import Split
 from afspl_jax.federation.client.client_store import ClientStore
+from afspl_jax.federation.client.round_metrics import round_metrics
 from afspl_jax.federation.contracts import POISSON, Update, attempt
 from afspl_jax.federation.privacy.dp_sgd_batches import PoissonBatches, stacked
 from afspl_jax.federation.protocol import uplink
@@ -36,6 +37,9 @@ class _Task(NamedTuple):
   round: int
   first_step: int  # where the schedule stands
   control: Params  # the server's; zeros without controls
+  near: (
+    Params  # shared leaves that the penalty is for, if they are not those that training begins from
+  )
 
 
 class _Start(NamedTuple):
@@ -124,6 +128,11 @@ class LocalTrainer:
     """The newest round of which there is a state of the client."""
     return self._store.newest(self._names[client])
 
+  def saved(self, client: int, round: int) -> Params | None:
+    """The local leaves of a client after a round, if it has trained or got any by then."""
+    state = self._store.load(self._names[client], round + 1, self._template)
+    return None if state is None else state["own"]
+
   def set_state(self, client: int, round: int, own: Params) -> None:
     """Sets the local leaves of a client after a round, without a residual."""
     self._store.save(self._names[client], round, self._template | {"own": own})
@@ -136,6 +145,7 @@ class LocalTrainer:
     first_step: int | None = None,
     *,
     control: Params | None = None,
+    near: Params | None = None,
   ) -> dict[int, Update | Exception]:
     """Runs the local steps of one round of some clients, in cohorts of up to `fed.cohort`.
 
@@ -147,6 +157,7 @@ class LocalTrainer:
       round: from 1.
       first_step: where the schedule stands; by default where the round does.
       control: the server's, if the strategy has controls; by default zeros.
+      near: what the penalty holds params near to; by default that from which training begins.
 
     Returns:
       Each client's result, or its error: FloatingPointError if no step had a finite loss and
@@ -154,7 +165,7 @@ class LocalTrainer:
     """
     steps = self._config.optim.local_steps
     first_step = (round - 1) * steps if first_step is None else first_step
-    task = _Task(shared, round, first_step, self._zeros if control is None else control)
+    task = _Task(shared, round, first_step, self._zeros if control is None else control, near or {})
     cohorts, size = self._cut(clients)
     results: dict[int, Update | Exception] = {}
     for cohort in cohorts:
@@ -214,7 +225,7 @@ class LocalTrainer:
         stacked([join_local(*each) for each in zip(begun, local, strict=True)]), self._mesh
       ),
       self._frozen,
-      stacked([join_local(shared, each) for each in local]),
+      stacked([join_local(join_local(shared, each), task.near) for each in local]),
       batches,
       jnp.asarray(task.first_step, jnp.int32),
       *more,
@@ -255,7 +266,7 @@ class LocalTrainer:
       sent.params,
       sent.masks,
       self.num_examples(client),
-      {} if self.private_batches else _means(metrics),  # metrics have no noise
+      {} if self.private_batches else round_metrics(metrics),  # metrics have no noise
       jax.tree.map(np.subtract, gradient, before["control"]) if self._controlled else None,
     )
 
@@ -279,23 +290,3 @@ class LocalTrainer:
     prompt = np.asarray(self._initial_prompt(join_local(shared, self._local), batch))
     local = self._local | {LOCAL: self._local[LOCAL] | {"prompt": prompt}}
     return self._template | {"own": local}
-
-
-def _means(metrics: StepMetrics) -> dict[str, float]:
-  """A client's metrics: means over its finite local steps."""
-  finite = np.asarray(metrics.finite)
-  usage = np.mean(metrics.usage[finite], axis=0)
-  # The loss before any step, estimated on one batch: q-FedAvg weights a site by it.
-  first_loss = {"first_loss": float(metrics.loss[0])} if finite[0] else {}
-  return (
-    {
-      "loss": float(np.mean(metrics.loss[finite])),
-      "balance": float(np.mean(metrics.balance[finite])),
-      "contrast": float(np.mean(metrics.contrast[finite])),
-      "grad_norm": float(np.mean(metrics.grad_norm[finite])),
-      "prompts_chosen": float(usage.sum()),
-      "nonfinite_steps": float(len(finite) - finite.sum()),
-    }
-    | first_loss
-    | {f"pool_usage_{i}": float(share) for i, share in enumerate(usage)}
-  )

@@ -14,6 +14,7 @@ from afspl_jax.config.experiment import Experiment
 from afspl_jax.evaluation.generate import evenly_spread
 from afspl_jax.evaluation.predictions import Prediction, count_unknown_tokens, write_predictions
 from afspl_jax.evaluation.scores import score_predictions
+from afspl_jax.federation.client.ditto import DittoTrainer
 from afspl_jax.federation.client.local_trainer import LocalTrainer
 from afspl_jax.runs.fine_tuning import personal_params
 from afspl_jax.runs.newcomers import train_newcomers
@@ -81,7 +82,9 @@ def score_finished_run(
 
 def personalises(config: Experiment) -> bool:
   """Whether the model that a site uses is another than the global one."""
-  return config.prompter.local or bool(config.fed.local_leaves or config.fed.finetune)
+  return config.prompter.local or bool(
+    config.fed.local_leaves or config.fed.finetune or config.fed.ditto
+  )
 
 
 class FinalEvaluation:
@@ -229,7 +232,7 @@ class FinalEvaluation:
     return score_predictions(predictions)
 
   @property
-  def _trainer(self) -> LocalTrainer:
+  def _trainer(self) -> LocalTrainer | DittoTrainer:
     trainer = self._setup.trainer
     assert trainer is not None, "no view needs clients that are elsewhere"
     return trainer

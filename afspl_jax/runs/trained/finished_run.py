@@ -29,7 +29,8 @@ from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.storage.versions import installed_version
 from afspl_jax.types import Params
 
-FINE_TUNED = "finetuned"  # the folder of fine-tuned models, next to that of the clients' states
+# Folders of whole models, next to that of the clients' states.
+FINE_TUNED, COPIES = "finetuned", "ditto"
 
 
 @dataclass(frozen=True)
@@ -196,28 +197,34 @@ def load_local_leaves(clients: Path, site: str, round: int, template: Params) ->
   return state["own"]
 
 
-def load_fine_tuned(run: FinishedRun, site: str, round: int, template: Params) -> Params | None:
-  """Loads all leaves of a site's fine-tuned model (runs/fine_tuning.py).
+def load_whole_model(run: FinishedRun, site: str, round: int, template: Params) -> Params | None:
+  """Loads all leaves of a site's model, where it has one of its own.
+
+  With `fed.ditto` that is its copy (federation/client/ditto.py); with `fed.finetune` its fine-tuned
+  one, after the last round (runs/fine_tuning.py).
 
   Args:
     run: the run in which the site trained.
     site: the name of the site.
-    round: only the last round of a run has such models.
+    round: the newest model up to this round is loaded.
     template: all leaves, or their shapes.
 
   Returns:
-    The leaves; None without `fed.finetune`, for another round, and for a site that took no part.
+    The leaves; None where the site's model is the shared leaves with its local ones.
 
   Raises:
     UserError: the file is damaged.
   """
-  chosen = chosen_number(run.config)
-  store = ClientStore(run.clients, read_only=True).beside(FINE_TUNED)
-  if round != run.config.fed.rounds or store.newest(site) != chosen:
-    return None
-  state = store.load(site, chosen + 1, {"own": zeros_like(template)}, part=True)
-  assert state is not None, "it is the newest"
-  return state["own"]
+  fed, store = run.config.fed, ClientStore(run.clients, read_only=True)
+  newest = round
+  if fed.ditto:
+    store = store.beside(COPIES)
+  else:
+    store, newest = store.beside(FINE_TUNED), chosen_number(run.config)
+    if round != fed.rounds or store.newest(site) != newest:
+      return None
+  state = store.load(site, newest + 1, {"own": zeros_like(template)}, part=True)
+  return None if state is None else state["own"]
 
 
 def chosen_number(config: Experiment) -> int:

@@ -22,9 +22,9 @@ from afspl_jax.runs.trained.finished_run import (
   find_backbones,
   find_round,
   leaf_shapes,
-  load_fine_tuned,
   load_local_leaves,
   load_shared_leaves,
+  load_whole_model,
   open_run,
 )
 from afspl_jax.runs.trained.prompter_file import (
@@ -103,7 +103,7 @@ def open_trained_prompter(
     untrained = jax.device_get(module_leaves(make_prompter(config, pair, contrast=False)))
     local = split_like(untrained, shapes)[1]
   if site_run:
-    whole = load_fine_tuned(site_run, site, round, join_local(shapes, local_shapes))
+    whole = load_whole_model(site_run, site, round, join_local(shapes, local_shapes))
     if whole:
       shared, local = split_like(whole, shapes)
     else:
