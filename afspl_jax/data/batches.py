@@ -14,7 +14,7 @@ from afspl_jax.data.features import FeatureEncoder
 from afspl_jax.models.huggingface.preprocessing import Tokenizer
 from afspl_jax.types import Batch, Example, Source
 
-_PAD_TO = 8  # texts are padded to a multiple of this, so that splits tend to share a program
+_PAD_TO = 2  # texts are padded to a multiple of this, so that splits tend to share a program
 
 
 class Split:
@@ -121,6 +121,22 @@ class Split:
       "caption": caption,
     }
     return Batch(**arrays)
+
+  def inputs(self, indices: Sequence[int], see_image: bool = True) -> Int[np.ndarray, " rows"]:
+    """A number for what a model reads of each example; equal ones have equal inputs.
+
+    Args:
+      indices: of the examples.
+      see_image: False counts only the instruction.
+    """
+    rows = np.asarray(indices, int)
+    image = self._image_row[rows] if see_image else 0
+    return image * len(self._text) + self._asked[rows]
+
+  def target_lengths(self, indices: Sequence[int]) -> Int[np.ndarray, " rows"]:
+    """Tokens of each example's first reference."""
+    first = self._target_row[self._first_reference[np.asarray(indices, int)]]
+    return self._targets[1][first].sum(axis=1)
 
   def joint(self, indices: Sequence[int]) -> Float[np.ndarray, "rows f"]:
     """The joint feature of each example's image."""

@@ -59,6 +59,9 @@ class Evaluator:
   ) -> list[Prediction]:
     """Generates a text for each example.
 
+    Examples with equal inputs are decoded once, and those with references of similar length
+    together: a batch is decoded until its longest text ends.
+
     Args:
       params: all leaves of a prompter.
       split: the split that contains the examples.
@@ -66,15 +69,22 @@ class Evaluator:
       personalised: whether the local prompt in `params` is used.
       see_image: False sets the image features to zero, to measure what the text alone gives.
     """
-    out = []
-    for rows, batch in split.in_order(indices, self._config.batch_size, personalised):
+    inputs = split.inputs(indices, see_image)
+    _, first, kind = np.unique(inputs, return_index=True, return_inverse=True)
+    distinct = [indices[i] for i in first]
+    order = np.argsort(split.target_lengths(distinct), kind="stable")
+    by_length = [distinct[i] for i in order]
+    texts: list[GeneratedText] = []
+    for rows, batch in split.in_order(by_length, self._config.batch_size, personalised):
       if not see_image:
         batch = batch._replace(tokens=0 * batch.tokens, image=0 * batch.image)
       decoded = self._decode(params, self._frozen, batch)
-      texts = generated_texts(decoded, len(rows), self._tokenizer)
-      for row, (text, fusion, prompts, unknown) in zip(rows, texts, strict=True):
-        one = split.examples[row]
-        out.append(Prediction(one.id, text, one.references, one.question, fusion, prompts, unknown))
+      texts += generated_texts(decoded, len(rows), self._tokenizer)
+    place = np.argsort(order)[kind]
+    out = []
+    for row, at in zip(indices, place, strict=True):
+      one, (text, *prompts) = split.examples[row], texts[at]
+      out.append(Prediction(one.id, text, one.references, one.question, *prompts))
     return out
 
   def loss(

@@ -38,7 +38,7 @@ def test_a_batch_has_the_texts_of_its_examples(split, tiny_checkpoints):
     min(20, len(split.examples[row].references[0].split()) + 1) for row in rows
   ]
   assert batch.tokens.shape == (4, 17, 16) and batch.image.shape == batch.text.shape == (4, 16)
-  assert batch.instruction.shape == (4, 12) and batch.targets.shape == (4, 20)
+  assert batch.instruction.shape == (4, 10) and batch.targets.shape == (4, 20)
 
 
 def directions(tiny_checkpoints, texts):
@@ -90,6 +90,21 @@ def test_rows_that_fill_up_a_batch_are_masked(split):
   for ours, expected in zip(padded, full, strict=True):
     assert ours.shape[0] == 5
     np.testing.assert_array_equal(ours[:2], expected)
+
+
+def test_inputs_are_equal_where_image_and_instruction_are(split):
+  rows, examples = list(range(len(split))), split.examples
+  inputs, asked = split.inputs(rows), split.inputs(rows, see_image=False)
+  same_image = np.array([[a.image == b.image for a in examples] for b in examples])
+  same_question = np.array([[a.question == b.question for a in examples] for b in examples])
+  np.testing.assert_array_equal(inputs[:, None] == inputs, same_image & same_question)
+  np.testing.assert_array_equal(asked[:, None] == asked, same_question)
+
+
+def test_target_lengths_are_those_of_the_first_references(split):
+  rows = [7, 0, 12]
+  expected = split.batch(np.array(rows), 3).targets_mask.sum(axis=1)
+  np.testing.assert_array_equal(split.target_lengths(rows), expected)
 
 
 def test_in_order_gives_every_example_once(split):

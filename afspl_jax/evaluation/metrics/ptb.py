@@ -7,6 +7,7 @@ final initial ("12th Ave S.") loses its period when the *next* caption happens t
 "The". Here the tokens of a caption depend only on that caption, as if an empty line followed it.
 """
 
+import functools
 import re
 
 from afspl_jax.evaluation.metrics.ptb_rules import PLAIN_WORD, RULES
@@ -15,6 +16,10 @@ from afspl_jax.evaluation.metrics.ptb_rules import PLAIN_WORD, RULES
 # every position of it ("~.~.~." might still become a domain name). With a bound, the time is
 # proportional to the length of the text; tokens differ only where one is longer.
 _REACH = 500
+
+# Letters of a text whose tokens are kept for the next call. The views of a run are scored against
+# the same references: together with ngrams.py, scoring 697 captions takes 0.17 instead of 0.47 s.
+_KEPT = 400
 
 # The evaluator's list also has -LRB-, -RRB-, -LCB- and -RCB-, but it compares after lower-casing,
 # so brackets stay in its captions as "-lrb-". For equal scores they stay here too.
@@ -109,7 +114,14 @@ def tokenize(text: str) -> list[str]:
   Returns:
     The tokens, in order: "it's" gives "it" and "'s", "(" gives "-lrb-", "half." gives "half".
   """
+  return list(_kept_tokens(text) if len(text) <= _KEPT else _tokens(text))
+
+
+def _tokens(text: str) -> tuple[str, ...]:
   line = _OUTSIDE_BMP.sub(" ", text.translate(_LOOK_ALIKES))
   tokens = [_spell(token.lower()) for token in _scan(line)]
   # A fraction such as "23 3/4" is one Treebank token but, for the metrics, two words.
-  return " ".join(token for token in tokens if token not in _REMOVED).split()
+  return tuple(" ".join(token for token in tokens if token not in _REMOVED).split())
+
+
+_kept_tokens = functools.lru_cache(maxsize=2**14)(_tokens)

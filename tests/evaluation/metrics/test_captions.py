@@ -28,6 +28,14 @@ def test_text_scores_equal_pycocoevalcap_on_the_golden_captions(golden_scores):
   np.testing.assert_allclose(scores.cider_items, expected, atol=1e-6, rtol=0)
 
 
+def test_scores_do_not_depend_on_what_was_scored_before():
+  before = score_captions(PREDICTIONS, REFERENCES)
+  score_captions(PREDICTIONS[::-1], [["two cats", *REFERENCES[0]], REFERENCES[0]])
+  after = score_captions(PREDICTIONS, REFERENCES)
+  assert after.corpus() == before.corpus() and after.cider > 0
+  np.testing.assert_array_equal(after.bleu_counts, before.bleu_counts)
+
+
 def test_every_score_comes_from_its_metric_on_the_tokens():
   scores = score_captions(PREDICTIONS, REFERENCES)
   tokens = [tokenize(text) for text in PREDICTIONS]
