@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.serialization
 import jax
 import numpy as np
 from flax import nnx
@@ -19,12 +20,9 @@ from afspl_jax.federation.secure.roster import read_roster
 from afspl_jax.federation.transport import certificates, site_keys
 from afspl_jax.models.clip.clip import Clip
 from afspl_jax.models.huggingface import weights
-from afspl_jax.models.huggingface.checkpoint_files import (
-  BackboneError,
-  fingerprint,
-  open_tensors,
-  weight_files,
-)
+from afspl_jax.models.huggingface.checkpoint_files import open_tensors, weight_files
+from afspl_jax.models.huggingface.checkpoint_problems import BackboneError
+from afspl_jax.models.huggingface.fingerprint import fingerprint
 from afspl_jax.models.huggingface.locate import TINY
 from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
 from afspl_jax.models.t5.t5 import T5
@@ -56,6 +54,24 @@ def _sharded(folder: Path) -> None:
   save_file(tensors, folder.parent / f"{folder.name}-outside.safetensors")
   places = {"a": "shard-0.safetensors", "b": "shard-1.safetensors"}
   (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+  (folder / "config.json").write_text("{}")
+
+
+def _flax(folder: Path) -> None:
+  kernel, scale = np.ones((2, 3), np.float32), np.float16(2)
+  data = flax.serialization.to_bytes({"a": {"kernel": kernel}, "b": {"scale": scale}})
+  (folder / "flax_model.msgpack").write_bytes(data)
+  (folder / "config.json").write_text("{}")
+
+
+def _flax_parts(folder: Path) -> None:
+  part = np.ones(3, np.float32)
+  whole = {"__msgpack_chunked_array__": True, "shape": {"0": 2, "1": 3}}
+  tree = {"a": {"kernel": whole | {"chunks": {"0": part, "1": part}}}}
+  data = flax.serialization.msgpack_serialize(tree)
+  (folder / "flax_model-1.msgpack").write_bytes(data)
+  index = {"weight_map": {"a/kernel": "flax_model-1.msgpack"}}
+  (folder / "flax_model.msgpack.index.json").write_text(json.dumps(index))
   (folder / "config.json").write_text("{}")
 
 
@@ -200,6 +216,9 @@ TARGETS = {
   "clip_weights": Target(_backbone("clip"), "model.safetensors", weights.load_backbone, cost=0.3),
   "safetensors": Target(_backbone("t5"), "model.safetensors", _tensors),
   "shards": Target(_sharded, "model.safetensors.index.json", _tensors),
+  "flax_msgpack": Target(_flax, "flax_model.msgpack", _tensors),
+  "flax_parts": Target(_flax_parts, "flax_model-1.msgpack", _tensors),
+  "flax_shards": Target(_flax_parts, "flax_model.msgpack.index.json", _tensors),
   "preprocessor": Target(_processor, "preprocessor_config.json", _process),
   "tokenizer": Target(_tokenizer("t5"), "tokenizer.json", _tokenize, cost=0.1),
   "tokenizer_config": Target(_tokenizer("clip"), "tokenizer_config.json", _tokenize, cost=0.1),

@@ -40,10 +40,13 @@ def _header(header: bytes) -> bytes:
 
 
 _TERABYTES = b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+_HUGE = b"\xff\xff\xff\xf0\x01\x93\x92\xce\xff\xff\xff\xff\xcd\x10\0\xa7float32\xc6\xff\xff\xff\xf0"
 _NPY = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }".ljust(117) + b"\n"
 HOSTILE = {
   "a tensor of terabytes": ("safetensors", lambda data: _header(_TERABYTES)),
   "a header of exabytes": ("safetensors", lambda data: (2**62).to_bytes(8, "little") + data[8:]),
+  "a msgpack array of terabytes": ("flax_msgpack", lambda data: b"\x81\xa1a\xc9" + _HUGE),
+  "a msgpack map of 2**32 names": ("flax_msgpack", lambda data: b"\xdf\xff\xff\xff\xff" + data),
   "a prompter of terabytes": ("prompter", lambda data: _header(_TERABYTES)),
   "a state of terabytes": ("client_state", lambda data: _header(_TERABYTES)),
   "features of terabytes": ("features", lambda data: b"\x93NUMPY\x01\x00\x76\x00" + _NPY),

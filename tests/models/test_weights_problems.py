@@ -44,9 +44,10 @@ def test_other_model_type_is_named(folder):
 
 def test_missing_weights_are_named(folder):
   (folder / "model.safetensors").unlink()
-  assert "expected model.safetensors or model.safetensors.index.json; got neither" in problems(
-    folder
-  )
+  assert (
+    "expected one of model.safetensors, model.safetensors.index.json, flax_model.msgpack,"
+    " flax_model.msgpack.index.json; got none"
+  ) in problems(folder)
 
 
 def test_pickle_is_never_opened(folder):
@@ -57,9 +58,15 @@ def test_pickle_is_never_opened(folder):
   assert "Convert it to safetensors" in message
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "flax_model.msgpack"])
 def test_a_file_of_another_format_is_named(folder, name):
-  wanted = {"config.json": "JSON", "model.safetensors": "a safetensors file"}[name]
+  wanted = {
+    "config.json": "JSON",
+    "model.safetensors": "a safetensors file",
+    "flax_model.msgpack": "a Flax msgpack file",
+  }[name]
+  if name == "flax_model.msgpack":
+    (folder / "model.safetensors").unlink()
   for content, end in (
     (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer. Download the complete"),
     (b"<!doctype html><title>Sign in", "an HTML page. Download the complete"),

@@ -16,15 +16,14 @@ from afspl_jax.models.architectures import Architecture, architectures
 from afspl_jax.models.contracts import ImagePreprocessor, LanguageModel, VisionEncoder
 from afspl_jax.models.huggingface.checkpoint_files import (
   CONFIG,
-  WEIGHTS,
-  BackboneError,
   Tensors,
-  earlier_fingerprint,
-  fingerprint,
   open_tensors,
   read_config_file,
 )
+from afspl_jax.models.huggingface.checkpoint_problems import BackboneError
+from afspl_jax.models.huggingface.fingerprint import earlier_fingerprint, fingerprint
 from afspl_jax.models.huggingface.key_table import KeyTable
+from afspl_jax.models.huggingface.weight_forms import SAFETENSORS
 from afspl_jax.storage.atomic_files import replaced_file
 
 __all__ = [
@@ -53,7 +52,7 @@ def load_backbone(
   """Loads the model of a checkpoint folder by the `model_type` of its config.json.
 
   Args:
-    folder: holds config.json and model.safetensors, or shards and their index.
+    folder: holds config.json and weights in one of `weight_forms.FORMS`, or shards and an index.
     dtype: of the computation.
     param_dtype: in which parameters are kept; independent of the type in the file.
     contract: `VisionEncoder` or `LanguageModel`, if the model must be one.
@@ -183,7 +182,7 @@ def save_backbone(model: nnx.Module, folder: str | Path) -> None:
   }
   dtype = next(iter(tensors.values())).dtype.name
   folder.mkdir(parents=True, exist_ok=True)
-  with replaced_file(folder / WEIGHTS) as scratch:
+  with replaced_file(folder / SAFETENSORS.single) as scratch:
     save_file(tensors, scratch, metadata={"format": "pt"})
     scratch.chmod(0o644)  # safetensors makes it readable by its owner alone
   config = json.dumps(model.config.to_hf() | {"dtype": dtype}, indent=2, sort_keys=True)
