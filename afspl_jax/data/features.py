@@ -8,7 +8,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from afspl_jax.data.read_ahead import map_ahead
 from afspl_jax.errors import UserError
 from afspl_jax.models.contracts import ImagePreprocessor, VisionEncoder
 from afspl_jax.models.huggingface.preprocessing import Tokenizer
+from afspl_jax.storage.user_cache import user_cache
 from afspl_jax.types import Source
 
 _WORDS = 1000  # evenly spaced words of the vocabulary, for its centre
@@ -217,7 +217,7 @@ def _unit_rows(x: np.ndarray) -> Float[np.ndarray, "*rows f"]:
 
 def default_cache() -> Path:
   """The default folder of the feature cache."""
-  return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "afspl_jax" / "features"
+  return user_cache() / "features"
 
 
 def _padded(rows: np.ndarray, size: int = _BATCH) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.serialization
+import gguf
 import jax
 import numpy as np
 from flax import nnx
@@ -23,6 +24,7 @@ from afspl_jax.models.huggingface import weights
 from afspl_jax.models.huggingface.checkpoint_files import open_tensors, weight_files
 from afspl_jax.models.huggingface.checkpoint_problems import BackboneError
 from afspl_jax.models.huggingface.fingerprint import fingerprint
+from afspl_jax.models.huggingface.gguf_folder import gguf_folder
 from afspl_jax.models.huggingface.locate import TINY
 from afspl_jax.models.huggingface.preprocessing import ImageProcessor, Tokenizer
 from afspl_jax.models.t5.t5 import T5
@@ -30,6 +32,7 @@ from afspl_jax.runs.trained import prompter_file
 from afspl_jax.storage.checkpoints import Checkpoints
 from tests.conftest import CLIP, T5_CONFIG
 from tests.fuzz.target import Target
+from tests.models import gguf_llama
 
 _LEAVES = {
   "own": {"prompt": np.ones((2, 3), np.float32), "scale": np.array(2, np.float32)},
@@ -73,6 +76,31 @@ def _flax_parts(folder: Path) -> None:
   index = {"weight_map": {"a/kernel": "flax_model-1.msgpack"}}
   (folder / "flax_model.msgpack.index.json").write_text(json.dumps(index))
   (folder / "config.json").write_text("{}")
+
+
+def _gguf(folder: Path) -> None:
+  writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
+  writer.add_uint32("llama.attention.head_count", 2)
+  writer.add_array("tokenizer.ggml.tokens", ["a", "b c"])
+  writer.add_array("tokenizer.ggml.token_type", [1, 3])
+  for name, kind in {"blk.0.attn_q.weight": "Q8_0", "output.weight": "Q4_1", "x": "F16"}.items():
+    raw_dtype = gguf.GGMLQuantizationType[kind]
+    data = gguf.quants.quantize(np.ones((4, 32), np.float32), raw_dtype)
+    writer.add_tensor(name, data, raw_dtype=raw_dtype)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  (folder / "config.json").write_text("{}")
+
+
+def _whole_gguf(folder: Path) -> None:
+  gguf_llama.write(folder / "whole.gguf", gguf_llama.weights(), "Q8_0")
+
+
+def _read_gguf(folder: Path) -> None:
+  made = gguf_folder(folder / "whole.gguf", folder / "made")
+  _tensors(made)
 
 
 def _tensors(folder: Path) -> None:
@@ -219,6 +247,8 @@ TARGETS = {
   "flax_msgpack": Target(_flax, "flax_model.msgpack", _tensors),
   "flax_parts": Target(_flax_parts, "flax_model-1.msgpack", _tensors),
   "flax_shards": Target(_flax_parts, "flax_model.msgpack.index.json", _tensors),
+  "gguf": Target(_gguf, "model.gguf", _tensors),
+  "gguf_whole": Target(_whole_gguf, "whole.gguf", _read_gguf, cost=0.1),
   "preprocessor": Target(_processor, "preprocessor_config.json", _process),
   "tokenizer": Target(_tokenizer("t5"), "tokenizer.json", _tokenize, cost=0.1),
   "tokenizer_config": Target(_tokenizer("clip"), "tokenizer_config.json", _tokenize, cost=0.1),

@@ -1,5 +1,6 @@
 """What a few bytes claim does not become memory."""
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,6 @@ for what, (name, make) in HOSTILE.items():
 
 def _png(data: bytes) -> bytes:
   """60000 by 60000 pixels, by its header, whose check is right."""
-  import struct
   import zlib
 
   header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + data[24:29]
@@ -41,12 +41,16 @@ def _header(header: bytes) -> bytes:
 
 _TERABYTES = b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
 _HUGE = b"\xff\xff\xff\xf0\x01\x93\x92\xce\xff\xff\xff\xff\xcd\x10\0\xa7float32\xc6\xff\xff\xff\xf0"
+_LIST = struct.pack("<QQ1sIIQ", 1, 1, b"a", 9, 0, 2**60)
+_TENSOR = struct.pack("<QQQ1sIQQIQ", 1, 0, 1, b"a", 2, 2**30, 2**30, 0, 0)
 _NPY = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }".ljust(117) + b"\n"
 HOSTILE = {
   "a tensor of terabytes": ("safetensors", lambda data: _header(_TERABYTES)),
   "a header of exabytes": ("safetensors", lambda data: (2**62).to_bytes(8, "little") + data[8:]),
   "a msgpack array of terabytes": ("flax_msgpack", lambda data: b"\x81\xa1a\xc9" + _HUGE),
   "a msgpack map of 2**32 names": ("flax_msgpack", lambda data: b"\xdf\xff\xff\xff\xff" + data),
+  "a GGUF list of 2**60 values": ("gguf", lambda data: data[:16] + _LIST),
+  "a GGUF tensor of exabytes": ("gguf", lambda data: data[:8] + _TENSOR),
   "a prompter of terabytes": ("prompter", lambda data: _header(_TERABYTES)),
   "a state of terabytes": ("client_state", lambda data: _header(_TERABYTES)),
   "features of terabytes": ("features", lambda data: b"\x93NUMPY\x01\x00\x76\x00" + _NPY),

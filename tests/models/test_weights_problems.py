@@ -46,7 +46,7 @@ def test_missing_weights_are_named(folder):
   (folder / "model.safetensors").unlink()
   assert (
     "expected one of model.safetensors, model.safetensors.index.json, flax_model.msgpack,"
-    " flax_model.msgpack.index.json; got none"
+    " flax_model.msgpack.index.json, model.gguf; got none"
   ) in problems(folder)
 
 

@@ -143,7 +143,7 @@ def _is_file(path: Path) -> bool:
 def _no_weights(folder: Path) -> str:
   if not folder.is_dir():
     return "expected a folder here; got none. Correct the path, or download the checkpoint."
-  wanted = ", ".join(name for form in FORMS for name in (form.single, form.index_file))
+  wanted = ", ".join(name for form in FORMS for name in (form.single, form.index_file) if name)
   pickles = [name for name in PICKLES if (folder / name).is_file()]
   if pickles:
     return (

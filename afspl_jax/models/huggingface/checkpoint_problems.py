@@ -50,7 +50,8 @@ def other_format(file: Path, wanted: str) -> str:
   """The problem of a file that has another format than its name says; "" if this is not known."""
   with file.open("rb") as opened:
     known = file_format(opened.read(HEAD))
-  if known is None or known.name == "a JSON file":  # damaged, or a header of safetensors
+  # Damaged, or a header of safetensors.
+  if known is None or known.name in ("a JSON file", wanted):
     return ""
   do = FETCH if known.placeholder else "Take the file of the checkpoint, or convert it."
   return f"{file.name}: expected {wanted}; got {known.name}. {do}"

@@ -4,6 +4,8 @@ import shlex
 from pathlib import Path
 
 from afspl_jax.errors import UserError
+from afspl_jax.models.huggingface.gguf_folder import gguf_folder
+from afspl_jax.storage.user_cache import user_cache
 
 TINY = Path(__file__).parents[1] / "tiny"
 
@@ -16,8 +18,8 @@ def locate(name: str, field: str) -> Path:
   """Finds the folder of a checkpoint.
 
   Args:
-    name: "tiny", a folder, or a Hugging Face repository such as "google/flan-t5-base" that has
-      been downloaded into Hugging Face's cache.
+    name: "tiny", a folder, a GGUF file, or a Hugging Face repository such as
+      "google/flan-t5-base" that has been downloaded into Hugging Face's cache.
     field: the field of `backbone` that has the name, "clip" or "t5".
 
   Raises:
@@ -26,6 +28,8 @@ def locate(name: str, field: str) -> Path:
   if name == "tiny":
     return TINY / field
   folder = Path(name).expanduser()
+  if folder.suffix == ".gguf" and folder.is_file():
+    return gguf_folder(folder, user_cache() / "gguf")
   if folder.is_dir():
     return folder
   from huggingface_hub import constants, try_to_load_from_cache

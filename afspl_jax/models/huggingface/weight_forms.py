@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from afspl_jax.models.huggingface import flax_msgpack, safetensors_file
+from afspl_jax.models.huggingface import flax_msgpack, gguf_file, safetensors_file
 
 
 @runtime_checkable
@@ -36,7 +36,7 @@ class WeightForm(NamedTuple):
   Attributes:
     name: of such a file, for messages.
     single: the name of the only file of a checkpoint.
-    index_file: the name of the file that says which shard holds which tensor.
+    index_file: the name of the file that says which shard holds which tensor; "": never in shards.
     open: opens a file; raises ValueError or OSError if it is damaged.
     torch_key: from a key in the index to that of PyTorch.
   """
@@ -63,6 +63,7 @@ FORMS = (
     flax_msgpack.FlaxFile,
     flax_msgpack.torch_key,
   ),
+  WeightForm("GGUF file", "model.gguf", "", gguf_file.GgufFile),  # in a folder of gguf_folder.py
 )
 SAFETENSORS = FORMS[0]
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
