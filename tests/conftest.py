@@ -8,6 +8,9 @@ import tempfile
 
 from tests.quick_compile import QUICK_COMPILE
 
+# No test asks the hub; those of fetching start a server of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 # Before JAX is imported. The tests of data parallelism need several devices, and the numbers of all
 # others must not depend on how many there are.
 os.environ["XLA_FLAGS"] = " ".join(

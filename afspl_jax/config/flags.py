@@ -17,7 +17,7 @@ ROLES = ("local", "server", "client", "local-net")
 
 _USAGE = """usage: {program} [--config=NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
        [--role=local|server|client|local-net] [--superlink=HOST:PORT] [--keys=FOLDER]
-       [--site=NAME] [--data=FOLDER] [--roster=FILE] [--insecure]
+       [--site=NAME] [--data=FOLDER] [--roster=FILE] [--insecure] [--offline]
 
 Runs an experiment. The same command again continues after the last finished round.
 
@@ -38,6 +38,7 @@ Runs an experiment. The same command again continues after the last finished rou
                secure.aggregation; without it, a site's key is pinned when it is first seen
   --insecure   no TLS and no keys: anyone who reaches the port can read and take part. For
                experiments only
+  --offline    fetch nothing from the Hugging Face hub, as with HF_HUB_OFFLINE=1
   --help       this text; `--help GROUP` lists the fields of one group
 
 Fields, set by --config.FIELD=VALUE [legal values; unit]:
@@ -57,6 +58,7 @@ class Launch(NamedTuple):
   own_data: bool = False  # all of a client's data is its own
   roster: Path | None = None  # of the sites' public keys, if one is given
   insecure: bool = False
+  offline: bool = False  # nothing is fetched from the hub
 
 
 def parse_flags(argv: list[str], configs: Path) -> Launch:
@@ -87,7 +89,8 @@ def parse_flags(argv: list[str], configs: Path) -> Launch:
   argv = [argv[0], *given]
   for name, default in {"role": "local", **_OF_ROLES, "workdir": ""}.items():
     flags.DEFINE_string(name, default, "see _USAGE", flag_values=values)
-  flags.DEFINE_boolean("insecure", False, "see _USAGE", flag_values=values)
+  for name in ("insecure", "offline"):
+    flags.DEFINE_boolean(name, False, "see _USAGE", flag_values=values)
   try:
     flag = config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=argv)
     rest = values(argv)
@@ -113,6 +116,7 @@ def parse_flags(argv: list[str], configs: Path) -> Launch:
     own_data=bool(values.data),
     roster=Path(values.roster) if values.roster else None,
     insecure=values.insecure,
+    offline=values.offline,
   )
 
 

@@ -123,7 +123,9 @@ def enable_compilation_cache() -> None:
 
 
 def find_inputs(config: Experiment, splits: Sequence[str] = SPLITS) -> Inputs:
-  """Finds the checkpoints and data of a run; fast, unless a data set must first be generated.
+  """Finds the checkpoints and data of a run.
+
+  Fast, unless a data set must first be generated, or a checkpoint fetched from the hub.
 
   Args:
     config: the experiment.
@@ -132,17 +134,18 @@ def find_inputs(config: Experiment, splits: Sequence[str] = SPLITS) -> Inputs:
   Raises:
     UserError: something is missing; the message names all of it.
   """
-  missing, folders = [], {}
+  missing: list[str] = []
+  folders: dict[str, Path] = {}
   sources: dict[str, Source] = {}
-  for kind in ("clip", "t5"):
-    try:
-      folders[kind] = locate(getattr(config.backbone, kind), kind)
-    except MissingBackbone as error:
-      missing.append(str(error))
   try:
     sources = open_sources(config.data, splits)
   except MissingData as error:
     missing.append(str(error))
+  for kind in ("clip", "t5"):
+    try:  # nothing is fetched for a run that cannot start
+      folders[kind] = locate(getattr(config.backbone, kind), kind, fetch=not missing)
+    except MissingBackbone as error:
+      missing.append(str(error))
   if missing:
     raise UserError("this experiment needs files that are missing\n" + "\n".join(missing))
   return Inputs(folders, sources)

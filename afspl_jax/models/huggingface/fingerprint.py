@@ -8,7 +8,7 @@ from afspl_jax.models.huggingface.checkpoint_problems import BackboneError, no_f
 
 # A prompter that was trained with other tokens or pixels does not fit, so the files that define
 # these count too: all that transformers' tokenizers and our image processor read.
-_PROCESSING = (
+PROCESSING = (
   "preprocessor_config.json",
   "tokenizer*.json",  # tokenizer_config.json may name tokenizer.4.0.0.json and the like
   "special_tokens_map.json",
@@ -34,7 +34,7 @@ def fingerprint(folder: str | Path) -> str:
     BackboneError: one of the files is missing.
   """
   folder = Path(folder)
-  named = (folder.glob(pattern) for pattern in _PROCESSING)
+  named = (folder.glob(pattern) for pattern in PROCESSING)
   return _hash(folder, sorted({path for found in named for path in found if path.is_file()}))
 
 

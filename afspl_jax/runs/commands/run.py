@@ -51,6 +51,8 @@ def launch(name: str, command: Sequence[str], arguments: Sequence[str]) -> int:
   signal.signal(signal.SIGTERM, _terminate)
   try:
     launched = parse_flags([name, *arguments], CONFIGS)
+    if launched.offline:  # also of the processes that this one starts
+      os.environ["HF_HUB_OFFLINE"] = "1"
     with full_disk_in_one_line(launched.workdir):
       _launch(launched)
   except UserError as error:
