@@ -13,7 +13,7 @@ def load(run: Any, **options: Any) -> "Model":
   """Opens the model in a run folder or an exported file; see `afspl_jax.runs.trained.model.load`.
 
   Args:
-    run: the run folder, or a file of `afspl export`.
+    run: the run folder, a file or folder of `afspl export`, or the name of its repository.
     **options: the keyword arguments of `afspl_jax.runs.trained.model.load`.
   """
   from afspl_jax.runs.trained import model  # not above: it takes seconds to import

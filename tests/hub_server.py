@@ -69,6 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._missing("RepoNotFound", 401, body)
       data = json.dumps(self.hub.info(name)).encode()
       return self._send(200, data, {"Content-Type": "application/json"}, body)
+    if "/resolve/" not in path:  # huggingface_hub also looks for lists of other programs
+      return self._missing("EntryNotFound", 404, body)
     owner, name, _, revision, *rest = path.strip("/").split("/")
     file = self.hub.folder / owner / name / "/".join(rest)
     self.hub.asked.append((self.command, file.name, self.headers.get("Range", "")))

@@ -104,7 +104,11 @@ def fetch_checkpoint(name: str) -> Path:
 
 
 def fetch_file(name: str, file: str) -> Path:
-  """Fetches one file of a repository, as `fetch_checkpoint` does."""
+  """Fetches one file of a repository, as `fetch_checkpoint` does, unless the cache has it."""
+  from huggingface_hub import try_to_load_from_cache
+
+  if isinstance(cached := try_to_load_from_cache(name, file, cache()), str):
+    return Path(cached)
 
   def choose(files: Sequence[HubFile]) -> list[HubFile]:
     found = [one for one in files if one.name == file]

@@ -41,7 +41,9 @@ def add_commands(parsers: Any) -> CommandGroup:
     f" image.{_WORLD}",
   )
   for parser in (caption, answer):
-    parser.add_argument("folder", metavar="RUN", help="a run's folder, or a file of `afspl export`")
+    parser.add_argument(
+      "folder", metavar="RUN", help="a run's folder, an export, or its name on the hub"
+    )
     parser.add_argument(
       "images", nargs="+", metavar="IMAGE", help="files, folders, or patterns such as 'scans/*.png'"
     )
@@ -62,7 +64,12 @@ def add_commands(parsers: Any) -> CommandGroup:
     " otherwise never leaves the site.",
   )
   export.add_argument("folder", metavar="RUN", help="a run's folder")
-  export.add_argument("file", type=Path, metavar="FILE.safetensors")
+  export.add_argument("file", type=Path, metavar="FILE.safetensors", help="with --hub: a folder")
+  export.add_argument(
+    "--hub",
+    action="store_true",
+    help="write a folder for `hf upload`: the file, the settings, and a model card",
+  )
   _add_prompter(export)
 
   score = group.add(
@@ -202,17 +209,21 @@ def _files(given: Sequence[str]) -> list[Path]:
 
 
 def _export(args: argparse.Namespace) -> int:
+  from afspl_jax.runs.trained.hub_folder import write_hub_folder
   from afspl_jax.runs.trained.trained_prompter import export_prompter, open_trained_prompter
 
   given = {"clip": args.clip, "t5": args.t5}
   trained = open_trained_prompter(Path(args.folder), args.round, args.site, args.own, given)
-  described = export_prompter(trained, args.file)
+  write = write_hub_folder if args.hub else export_prompter
+  described = write(trained, args.file)
   for kind, identity in described.backbones.items():
     name = getattr(described.config.backbone, kind)
     print(f"needs the {kind} {name!r} with hash {identity}")
   if described.site:
     print(f"contains the local prompt of {described.site}: do not publish this file")
   print(f"written: {args.file}, the prompter after round {described.round}")
+  if args.hub:
+    print(f"look at {args.file / 'README.md'}, then: hf upload OWNER/NAME {args.file}")
   return 0
 
 

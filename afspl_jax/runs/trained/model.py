@@ -142,7 +142,8 @@ def load(
   """Opens a trained prompter.
 
   Args:
-    run: the folder of a finished or running run, or a file of `afspl export`.
+    run: the folder of a finished or running run, a file or folder of `afspl export`, or the name
+      of such a folder's repository on the Hugging Face hub.
     round: a round with a checkpoint; by default the newest.
     site: the site whose local prompt is used; by default none: the global model.
     own: the run folder at that site, if it is not `run`.

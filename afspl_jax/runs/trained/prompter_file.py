@@ -172,7 +172,7 @@ def _without_paths(config: Experiment) -> Experiment:
   changes = {"data.dir": ""}
   for kind in ("clip", "t5"):
     folder = Path(getattr(config.backbone, kind)).expanduser()
-    if folder.is_absolute() or folder.is_dir():
+    if folder.is_absolute() or folder.exists():
       changes[f"backbone.{kind}"] = folder.resolve().name
   return changed(config, changes)
 

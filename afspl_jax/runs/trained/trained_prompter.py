@@ -1,5 +1,6 @@
 """Opens a trained prompter with its frozen models, from a run folder or an exported file."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from afspl_jax.errors import UserError
 from afspl_jax.evaluation.generate import decoding_settings
 from afspl_jax.evaluation.scores import ANSWERS
 from afspl_jax.models.captioner import module_leaves
+from afspl_jax.models.huggingface import hub
+from afspl_jax.models.huggingface.weight_forms import SAFETENSORS
 from afspl_jax.models.prompter.local import join_local, split_like
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.runs.frozen import FrozenPair, load_pair, make_prompter
@@ -37,6 +40,7 @@ from afspl_jax.storage.pytrees import zeros_like
 from afspl_jax.storage.run_lines import METRICS, read_lines
 from afspl_jax.types import Params
 
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SCORES = ("loss", "cider", "bleu4", "rouge_l", *ANSWERS)
 
 
@@ -64,7 +68,8 @@ def open_trained_prompter(
   """Opens a trained prompter.
 
   Args:
-    path: the folder of a finished or running run, or a file of `afspl export`.
+    path: the folder of a finished or running run, a file or folder of `afspl export`, or the name
+      of such a folder's repository on the Hugging Face hub.
     round: a round with a checkpoint; by default the newest.
     site: the site whose local prompt is used; by default the one in the file, if any.
     own: the run folder at that site, if it is not `path`.
@@ -74,6 +79,7 @@ def open_trained_prompter(
   Raises:
     UserError: something is missing or damaged, or the parts do not belong together.
   """
+  path = _found(path)
   if path.is_file():
     info = read_prompter_info(path)
     _require_in_file(path, info, round, site, own)
@@ -121,6 +127,22 @@ def export_prompter(trained: TrainedPrompter, file: Path) -> PrompterInfo:
     trained.config, trained.pair.fingerprints, trained.round, trained.site, trained.scores
   )
   return write_prompter(file, info, trained.shared, trained.local if trained.site else {})
+
+
+def _found(path: Path) -> Path:
+  """The run's folder, or the prompter's file, that a path or the name of a repository means."""
+  if (path / SAFETENSORS.single).is_file():
+    return path / SAFETENSORS.single
+  # Not a run that is misspelt: a name is asked for only where its first part is no folder here.
+  if not path.exists() and _REPOSITORY.fullmatch(str(path)) and not path.parent.exists():
+    try:
+      return hub.fetch_file(str(path), SAFETENSORS.single)
+    except hub.Unreachable as error:
+      raise UserError(
+        f"{path}: expected the folder of a run that started, a file of `afspl export`, or a"
+        f" repository of the hub; got no such folder or file, and {error}"
+      ) from error
+  return path
 
 
 def _require_in_file(
