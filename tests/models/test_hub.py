@@ -172,3 +172,14 @@ def test_the_server_states_what_the_hub_states(hub):
   )
   weights = Path(hub.folder / NAME / "flax_model.msgpack").read_bytes()
   assert files["flax_model.msgpack"]["lfs"]["sha256"] == hashlib.sha256(weights).hexdigest()
+
+
+def test_no_other_module_fetches_anything():
+  package = Path(hub_module.__file__).parents[2]
+  names = ("hf_hub_download", "snapshot_download", "HfApi", "HfFileSystem")
+  fetch = {
+    str(file.relative_to(package))
+    for file in package.rglob("*.py")
+    if any(name in file.read_text(encoding="utf-8") for name in names)
+  }
+  assert fetch == {"models/huggingface/hub.py"}

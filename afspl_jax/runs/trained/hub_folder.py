@@ -21,7 +21,8 @@ _CARD = """---
 # A prompter for {backbones}
 
 This is the trained part of a vision-language model: soft prompts, their fusion, and a visual
-mapper. The two networks that it connects stay as they were published, and are not in this repository.
+mapper. The two networks that it connects stay as they were published, and are not in this
+repository.
 
 ```python
 import afspl_jax
