@@ -27,10 +27,18 @@ class Beams(NamedTuple):
   done: Bool[Array, " b"]
 
 
-def start(rows: int, beams: int, max_tokens: int, pad: int) -> Beams:
-  """One text without tokens for each row; if all places had one, texts would occur repeatedly."""
+def start(rows: int, beams: int, max_tokens: int, pad: int, before: int) -> Beams:
+  """One text without tokens for each row; if all places had one, texts would occur repeatedly.
+
+  Args:
+    rows: b.
+    beams: places of a row.
+    max_tokens: of the longest text.
+    pad: fills texts up.
+    before: comes before each text.
+  """
   return Beams(
-    ids=jnp.full((rows, beams, 1 + max_tokens), pad, jnp.int32),
+    ids=jnp.full((rows, beams, 1 + max_tokens), pad, jnp.int32).at[..., 0].set(before),
     scores=jnp.full((rows, beams), NONE).at[:, 0].set(0.0),
     ended=jnp.full((rows, beams), NONE),
     best=jnp.full((rows, 1 + max_tokens), pad, jnp.int32),

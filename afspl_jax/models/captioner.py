@@ -43,15 +43,17 @@ class Captioner:
     language_model: only its structure is kept; its leaves come as `frozen`.
 
   Attributes:
-    pad_id: the language model's padding token, which also starts a text.
+    pad_id: the language model's padding token.
     eos_id: the token that ends a text.
+    start_id: the token before every text, if the language model has one.
     fixed_leaves: names of the prompter's leaves that local training leaves as they are.
   """
 
   def __init__(self, prompter: Prompter, language_model: LanguageModel):
     # Structure only: a caller may donate the leaves, so nothing here may hold them.
     self._prompter, self._language_model = nnx.graphdef(prompter), nnx.graphdef(language_model)
-    self.pad_id, self.eos_id = language_model.sizes.pad_id, language_model.sizes.eos_id
+    sizes = language_model.sizes
+    self.pad_id, self.eos_id, self.start_id = sizes.pad_id, sizes.eos_id, sizes.start_id
     self.fixed_leaves = ROUTING_LEAVES if prompter.has_sites else ()
 
   def _model(self, frozen: Params) -> LanguageModel:
@@ -108,9 +110,11 @@ class Captioner:
     """The same from what `encode_prefix` returns."""
     return self._model(frozen).target_logits(states, mask, targets)
 
-  def start_cache(self, frozen: Params, encoded: Encoded, length: int) -> DecodeCache:
-    """Prepares decoding of up to `length` tokens."""
-    return self._model(frozen).start_cache(encoded.states, encoded.mask, length)
+  def start(
+    self, frozen: Params, encoded: Encoded, length: int
+  ) -> tuple[Float[Array, "b n"], DecodeCache]:
+    """Logits of the first token, and the cache for texts of up to `length` tokens."""
+    return self._model(frozen).start(encoded.states, encoded.mask, length)
 
   def decode_step(
     self, frozen: Params, ids: Int[Array, " r"], cache: DecodeCache

@@ -1,9 +1,9 @@
 """Contracts of the two frozen networks: what the rest of the package asks of them.
 
 An implementation is an `nnx.Module` in a folder of its own, whose parameters are all `nnx.Param`.
-`models/backbones.py` finds it by the `model_type` of a checkpoint. Its methods are pure functions
-of its parameters, for callers split the module, keep its structure and merge it inside a jitted
-program.
+`models/architectures.py` finds it by the `model_type` of a checkpoint. Its methods are pure
+functions of its parameters, for callers split the module, keep its structure and merge it inside a
+jitted program.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -100,8 +100,9 @@ class LanguageSizes(NamedTuple):
 
   width: int  # d, of an embedding
   vocabulary: int  # n
-  pad_id: int  # fills texts up; also the first input of `LanguageModel.decode_step`
+  pad_id: int  # fills texts up after their end
   eos_id: int  # ends texts
+  start_id: int | None = None  # an encoder-decoder's input before a text; None: it has none
 
 
 @runtime_checkable
@@ -110,11 +111,6 @@ class DecodeCache(Protocol):
 
   Each row starts with one text. Beam search forks it into several, and lets them follow each other.
   """
-
-  @property
-  def step(self) -> Int[Array, ""]:
-    """Number of tokens so far, without the start token."""
-    ...
 
   def fork(self, beams: int) -> "DecodeCache":
     """Gives each row `beams` texts that continue its only text."""
@@ -133,7 +129,9 @@ States = Any
 class LanguageModel(Protocol):
   """A frozen model that reads a soft prefix and writes a text.
 
-  An encoder-decoder encodes the prefix; its states are the encoder's output.
+  An encoder-decoder encodes the prefix: its states are the encoder's output, and a start token
+  comes before the text. In a decoder-only model the text continues the prefix: the states are the
+  prefix's keys and values, and its last position gives the first token.
   """
 
   @property
@@ -180,13 +178,18 @@ class LanguageModel(Protocol):
     """
     ...
 
-  def start_cache(self, states: States, mask: Bool[Array, "b l"], length: int) -> DecodeCache:
-    """Prepares decoding of up to `length` tokens after the prefix.
+  def start(
+    self, states: States, mask: Bool[Array, "b l"], length: int
+  ) -> tuple[Float[Array, "b n"], DecodeCache]:
+    """Begins a text after each prefix.
 
     Args:
       states: from `encode`.
       mask: the mask that `encode` was given.
-      length: the most steps that will be taken.
+      length: the longest text, in tokens; at most `length - 1` steps follow.
+
+    Returns:
+      float32 logits of the first token, and the cache of a text without tokens.
     """
     ...
 
@@ -196,9 +199,8 @@ class LanguageModel(Protocol):
     """Takes one decoding step.
 
     Args:
-      ids: the newest token of each text, the texts of a row next to each other; `sizes.pad_id` in
-        the first step.
-      cache: from `start_cache` or the previous step.
+      ids: the newest token of each text, the texts of a row next to each other.
+      cache: from `start` or the previous step.
 
     Returns:
       float32 logits of the next token, and the cache with this token in it.

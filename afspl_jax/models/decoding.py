@@ -1,7 +1,7 @@
 """Generation, greedy or by beam search, in one jitted loop with a cache.
 
-For T5 the tokens equal those of transformers' `generate` (`do_sample=False`,
-`early_stopping=False`), except that its beam search pads texts with end tokens.
+The tokens equal those of transformers' `generate` (`do_sample=False`, `early_stopping=False`),
+except that its beam search pads texts with end tokens.
 """
 
 from collections.abc import Callable
@@ -70,16 +70,16 @@ def make_decoder(
     UserError: at the first batch, if the vocabulary is too small for the number of beams.
   """
   generate = _greedy if config.beams == 1 else _beam_search
+  before = _NOTHING if captioner.start_id is None else captioner.start_id
 
   def decode(params: Params, frozen: Params, batch: Batch) -> Decoded:
     encoded = captioner.encode(params, frozen, batch)
-    cache = captioner.start_cache(frozen, encoded, config.max_tokens)
+    first = captioner.start(frozen, encoded, config.max_tokens)
 
     def step(ids: Int[Array, " r"], cache: DecodeCache) -> tuple[Float[Array, "r n"], DecodeCache]:
       return captioner.decode_step(frozen, ids, cache)
 
-    rows = encoded.mask.shape[0]
-    ids, scores = generate(step, cache, rows, config, captioner.pad_id, captioner.eos_id)
+    ids, scores = generate(step, *first, config, captioner.pad_id, captioner.eos_id, before)
     return Decoded(ids[:, 1:], scores, encoded.prompted.fusion, encoded.prompted.pool.weights)
 
   specs = (PartitionSpec(), PartitionSpec(), PartitionSpec("data"))
@@ -89,75 +89,106 @@ def make_decoder(
 
 
 _BLOCK = 128  # tokens of a block of the vocabulary, for `top`
+_NOTHING = 2**31 - 1  # in place of a start token: beyond every vocabulary
 
 
 class _Greedy(NamedTuple):
   ids: Int[Array, "b t"]  # start token first
   scores: Float[Array, " b"]
   done: Bool[Array, " b"]
+  step: Int[Array, ""]  # number of tokens so far, without the start token
   cache: DecodeCache
 
 
 def _greedy(
-  step: Step, cache: DecodeCache, rows: int, config: Decoding, pad: int, end: int
+  step: Step,
+  logits: Float[Array, "b n"],
+  cache: DecodeCache,
+  config: Decoding,
+  pad: int,
+  end: int,
+  before: int,
 ) -> tuple[Int[Array, "b t"], Float[Array, " b"]]:
   """The most likely token at each step (transformers `_sample`)."""
 
-  def body(loop: _Greedy) -> _Greedy:
-    at = loop.cache.step
-    last = jax.lax.dynamic_index_in_dim(loop.ids, at, axis=1, keepdims=False)
-    logits, cache = step(last, loop.cache)
-    token = top(permitted(logits, loop.ids, at, config, end), 1)[1][:, 0]
+  def extend(loop: _Greedy, logits: Float[Array, "b n"]) -> _Greedy:
+    token = top(permitted(logits, loop.ids, loop.step, config, end), 1)[1][:, 0]
     gain = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, -1)
     token = jnp.where(loop.done, pad, token)
-    ids = jax.lax.dynamic_update_index_in_dim(loop.ids, token, at + 1, axis=1)
+    ids = jax.lax.dynamic_update_index_in_dim(loop.ids, token, loop.step + 1, axis=1)
     scores = loop.scores + jnp.where(loop.done, 0.0, gain)
-    return _Greedy(ids, scores, loop.done | (token == end), cache)
+    return _Greedy(ids, scores, loop.done | (token == end), loop.step + 1, loop.cache)
+
+  def body(loop: _Greedy) -> _Greedy:
+    logits, cache = step(_newest(loop.ids, loop.step), loop.cache)
+    return extend(loop._replace(cache=cache), logits)
 
   def unfinished(loop: _Greedy) -> Bool[Array, ""]:
-    return (loop.cache.step < config.max_tokens) & ~loop.done.all()
+    return (loop.step < config.max_tokens) & ~loop.done.all()
 
-  ids = jnp.full((rows, 1 + config.max_tokens), pad, jnp.int32)
-  first = _Greedy(ids, jnp.zeros((rows,)), jnp.zeros((rows,), bool), cache)
-  loop = jax.lax.while_loop(unfinished, body, first)
+  rows = len(logits)
+  ids = jnp.full((rows, 1 + config.max_tokens), pad, jnp.int32).at[:, 0].set(before)
+  none = _Greedy(ids, jnp.zeros(rows), jnp.zeros(rows, bool), jnp.zeros((), jnp.int32), cache)
+  loop = jax.lax.while_loop(unfinished, body, extend(none, logits))
   return loop.ids, loop.scores
 
 
+class _Beams(NamedTuple):
+  texts: beam_search.Beams
+  step: Int[Array, ""]
+  cache: DecodeCache
+
+
 def _beam_search(
-  step: Step, cache: DecodeCache, rows: int, config: Decoding, pad: int, end: int
+  step: Step,
+  logits: Float[Array, "b n"],
+  cache: DecodeCache,
+  config: Decoding,
+  pad: int,
+  end: int,
+  before: int,
 ) -> tuple[Int[Array, "b t"], Float[Array, " b"]]:
   """The best text of each row that beam search finds."""
-  beams = config.beams
+  (rows, vocabulary), beams = logits.shape, config.beams
+  if 2 * beams > vocabulary:
+    raise UserError(
+      f"eval.beams: expected at most {vocabulary // 2}, half of the vocabulary; got {beams}."
+      " Lower it."
+    )
 
-  def body(loop: tuple[beam_search.Beams, DecodeCache]) -> tuple[beam_search.Beams, DecodeCache]:
-    texts, cache = loop
-    at, ids = cache.step, texts.ids.reshape(rows * beams, -1)
-    last = jax.lax.dynamic_index_in_dim(ids, at, axis=1, keepdims=False)
-    logits, cache = step(last, cache)
-    if 2 * beams > logits.shape[1]:
-      raise UserError(
-        f"eval.beams: expected at most {logits.shape[1] // 2}, half of the vocabulary; got"
-        f" {beams}. Lower it."
-      )
-    values, tokens = top(permitted(logits, ids, at, config, end), 2 * beams)
+  def extend(loop: _Beams, logits: Float[Array, "r n"]) -> _Beams:
+    ids = loop.texts.ids.reshape(rows * beams, -1)
+    values, tokens = top(permitted(logits, ids, loop.step, config, end), 2 * beams)
     gains = values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     shape = (rows, beams, 2 * beams)
     texts, parents = beam_search.advance(
-      texts,
+      loop.texts,
       gains.reshape(shape),
       tokens.reshape(shape),
-      at,
+      loop.step,
       end=end,
       length_penalty=config.length_penalty,
     )
-    return texts, cache.follow(parents)
+    return _Beams(texts, loop.step + 1, loop.cache.follow(parents))
 
-  def unfinished(loop: tuple[beam_search.Beams, DecodeCache]) -> Bool[Array, ""]:
-    return (loop[1].step < config.max_tokens) & ~loop[0].done.all()
+  def body(loop: _Beams) -> _Beams:
+    newest = _newest(loop.texts.ids.reshape(rows * beams, -1), loop.step)
+    logits, cache = step(newest, loop.cache)
+    return extend(loop._replace(cache=cache), logits)
 
-  first = beam_search.start(rows, beams, config.max_tokens, pad), cache.fork(beams)
-  texts, _ = jax.lax.while_loop(unfinished, body, first)
+  def unfinished(loop: _Beams) -> Bool[Array, ""]:
+    return (loop.step < config.max_tokens) & ~loop.texts.done.all()
+
+  texts = beam_search.start(rows, beams, config.max_tokens, pad, before)
+  none = _Beams(texts, jnp.zeros((), jnp.int32), cache.fork(beams))
+  texts = jax.lax.while_loop(
+    unfinished, body, extend(none, jnp.repeat(logits, beams, axis=0))
+  ).texts
   return texts.best, texts.ended[:, 0]
+
+
+def _newest(ids: Int[Array, "r t"], step: Int[Array, ""]) -> Int[Array, " r"]:
+  return jax.lax.dynamic_index_in_dim(ids, step, axis=1, keepdims=False)
 
 
 def top(logits: Float[Array, "r n"], k: int) -> tuple[Float[Array, "r k"], Int[Array, "r k"]]:
@@ -189,8 +220,8 @@ def permitted(
 ) -> Float[Array, "r n"]:
   """The logits, with -inf for tokens that are not allowed next.
 
-  transformers `MinNewTokensLengthLogitsProcessor` and `NoRepeatNGramLogitsProcessor`: the start
-  token counts as part of a repeated n-gram.
+  transformers `MinNewTokensLengthLogitsProcessor` and `NoRepeatNGramLogitsProcessor`: a start token
+  counts as part of a repeated n-gram.
 
   Args:
     logits: of the next token.

@@ -17,7 +17,7 @@ def advance(texts, gains, tokens, step, length_penalty=1.0):
 
 
 def test_ended_texts_compete_until_a_row_is_done():
-  texts = beam_search.start(1, 2, 4, 0)
+  texts = beam_search.start(1, 2, 4, 0, 0)
   first = [[-1.0, -2.0, -3.0, -4.0]] * 2
   # Of the second text nothing counts: both are still the one empty text. The end token is third
   # of four, behind as many others as there are beams, and so does not count either.
@@ -52,7 +52,7 @@ def test_ended_texts_compete_until_a_row_is_done():
 
 def test_a_length_penalty_changes_which_text_is_best():
   for length_penalty, best in ((1.0, [0, END, 0]), (3.0, [0, 7, 9])):
-    texts = beam_search.start(1, 2, 2, 0)
+    texts = beam_search.start(1, 2, 2, 0, 0)
     texts, _ = advance(
       texts, [[-1.0, -1.5, -8.0, -9.0]] * 2, [[END, 7, 2, 3]] * 2, 0, length_penalty
     )

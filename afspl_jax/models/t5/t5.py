@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from afspl_jax.models.contracts import LanguageSizes
 from afspl_jax.models.layers.attention import HIDDEN
+from afspl_jax.models.layers.lineage import Lineage
+from afspl_jax.models.layers.masks import hide_later, hide_padding, masked_mean
 from afspl_jax.models.layers.products import einsum
 from afspl_jax.models.t5.cache import T5Cache
 from afspl_jax.models.t5.config import T5Config
@@ -29,10 +31,6 @@ def shift_right(labels: Int[Array, "b t"], pad_id: int = 0) -> Int[Array, "b t"]
   """
   shifted = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=pad_id)
   return jnp.where(shifted < 0, pad_id, shifted)
-
-
-def _hide_padding(mask: Bool[Array, "b l"]) -> Float[Array, "b 1 1 l"]:
-  return jnp.where(mask, 0.0, HIDDEN)[:, None, None, :]
 
 
 def _swap(x: Float[Array, "b i j k"]) -> Float[Array, "b j i k"]:
@@ -71,7 +69,8 @@ class T5(nnx.Module):
   def sizes(self) -> LanguageSizes:
     """See `LanguageModel`."""
     config = self.config
-    return LanguageSizes(config.width, config.vocab_size, config.pad_id, config.eos_id)
+    ids = {"pad_id": config.pad_id, "eos_id": config.eos_id, "start_id": config.pad_id}
+    return LanguageSizes(config.width, config.vocab_size, **ids)
 
   def embedding_matrix(self) -> Float[Array, "n d"]:
     """See `LanguageModel`."""
@@ -94,7 +93,7 @@ class T5(nnx.Module):
       The last hidden states after the final norm; those at masked positions have no meaning.
     """
     x = embeddings.astype(self.dtype)
-    bias = self.encoder.bias(x.shape[1]) + _hide_padding(mask)
+    bias = self.encoder.bias(x.shape[1]) + hide_padding(mask)
     for layer in self.encoder.layers:
       x = encoder_layer(layer, x, bias)
     return self.encoder.final_norm(x)
@@ -116,9 +115,8 @@ class T5(nnx.Module):
       The hidden states after the final norm, for `logits`.
     """
     x, length = self.embed(ids), ids.shape[1]
-    past = jnp.tril(jnp.ones((length, length), bool))
-    bias = self.decoder.bias(length) + jnp.where(past, 0.0, HIDDEN)
-    cross_bias = _hide_padding(mask)
+    bias = self.decoder.bias(length) + hide_later(length)
+    cross_bias = hide_padding(mask)
     for layer in self.decoder.layers:
       x = decoder_layer(layer, x, bias, encoded, cross_bias)
     return self.decoder.final_norm(x)
@@ -143,8 +141,7 @@ class T5(nnx.Module):
     self, encoded: Float[Array, "b l d"], mask: Bool[Array, "b l"]
   ) -> Float[Array, "b d"]:
     """The mean of the encoder states that `mask` keeps."""
-    kept = mask[..., None]
-    return jnp.sum(encoded * kept, axis=1) / jnp.sum(kept, axis=1)
+    return masked_mean(encoded, mask)
 
   def target_logits(
     self,
@@ -175,9 +172,15 @@ class T5(nnx.Module):
     own_keys, own_values = (
       tuple(jnp.zeros((rows, heads, length, width), x.dtype) for x in keys) for _ in range(2)
     )
-    bias, lineage = self.decoder.bias(length), jnp.zeros((rows, 1, length), jnp.int32)
-    step = jnp.zeros((), jnp.int32)
-    return T5Cache(own_keys, own_values, keys, values, bias, _hide_padding(mask), lineage, step)
+    bias, lineage = self.decoder.bias(length), Lineage.start(rows, length)
+    return T5Cache(own_keys, own_values, keys, values, bias, hide_padding(mask), lineage)
+
+  def start(
+    self, encoded: Float[Array, "b l d"], mask: Bool[Array, "b l"], length: int
+  ) -> tuple[Float[Array, "b n"], T5Cache]:
+    """Takes the step of the start token; see `LanguageModel`."""
+    first = jnp.full(len(encoded), self.config.pad_id, jnp.int32)
+    return self.decode_step(first, self.start_cache(encoded, mask, length))
 
   def decode_step(
     self, ids: Int[Array, " r"], cache: T5Cache
@@ -191,12 +194,9 @@ class T5(nnx.Module):
     Returns:
       float32 logits of the next token, and the cache with this one in it.
     """
-    step, (rows, beams, length) = cache.step, cache.lineage.shape
+    step, (rows, beams, length) = cache.step, cache.lineage.ancestors.shape
     x = self.embed(ids.reshape(rows, beams))
-    texts = jnp.arange(beams, dtype=jnp.int32)
-    here = jnp.broadcast_to(texts[:, None], (rows, beams, 1))
-    lineage = jax.lax.dynamic_update_slice(cache.lineage, here, (0, 0, step))
-    seen = (lineage[..., None] == texts) & (jnp.arange(length) <= step)[:, None]
+    lineage, seen = cache.lineage.advance()
     bias = jax.lax.dynamic_slice_in_dim(cache.bias, step, 1, axis=2)[..., None]
     bias = (bias + jnp.where(seen, 0.0, HIDDEN)[:, None]).reshape(rows, -1, beams, length * beams)
     self_keys, self_values, at = list(cache.self_keys), list(cache.self_values), step * beams
@@ -211,4 +211,4 @@ class T5(nnx.Module):
       x = layer.transform(layer.attend_cross(x, *cross, cache.cross_bias))
     logits = self.logits(self.decoder.final_norm(x)).reshape(rows * beams, -1)
     cache = cache._replace(self_keys=tuple(self_keys), self_values=tuple(self_values))
-    return logits, cache._replace(lineage=lineage, step=step + 1)
+    return logits, cache._replace(lineage=lineage)
