@@ -17,16 +17,23 @@ import afspl_jax
 from afspl_jax.config import experiment as settings
 from afspl_jax.errors import UserError
 from afspl_jax.models.captioner import Captioner, module_leaves, soft_prefix
+from afspl_jax.models.contracts import LanguageModel
 from afspl_jax.models.decoding import Decoding, make_decoder, top
 from afspl_jax.models.huggingface import weights
 from afspl_jax.models.prompter.prompter import Prompter
 from afspl_jax.models.t5.t5 import T5
 from tests.conftest import CLIP, T5_CONFIG, Model, make_batch, make_model
+from tests.models import decoder_only_pairs
 
 TINY = Path(afspl_jax.__file__).parent / "models" / "tiny" / "t5"
-INPUTS = 112  # for each of the two models
+INPUTS = 112  # for each of the models
 LONGEST = 20
 
+# name: variant, and a token that ends their texts at many lengths
+DECODER_ONLY = {
+  "llama": ("llama: tied head, keys shared by two (SmolLM2)", 16),
+  "gpt2": ("gpt2", 22),
+}
 PARITY = [
   Decoding(LONGEST),
   Decoding(LONGEST, min_tokens=4, no_repeat_ngram=2),
@@ -36,56 +43,70 @@ PARITY = [
 ]
 # (model, settings): the others on the one that tells more about them.
 CASES = [
-  *((model, each) for model in ("tiny", "random") for each in PARITY),
+  *((model, each) for model in ("tiny", "random", "llama", "gpt2") for each in PARITY),
   ("tiny", Decoding(LONGEST, no_repeat_ngram=3)),
   ("tiny", Decoding(LONGEST, beams=2, length_penalty=0.0)),
   ("tiny", Decoding(LONGEST, beams=5, length_penalty=-0.5, min_tokens=LONGEST - 1)),
   ("random", Decoding(LONGEST, beams=5, no_repeat_ngram=1)),
   ("random", Decoding(2, beams=4, no_repeat_ngram=3)),
   ("random", Decoding(1, beams=2, min_tokens=1)),
+  ("llama", Decoding(LONGEST, beams=5, no_repeat_ngram=1)),
+  ("llama", Decoding(1, beams=2, min_tokens=1)),
 ]
 
 
 @dataclass
 class Pair:
-  """A captioner, and the T5 in it as transformers loads it."""
+  """A captioner, and the language model in it as transformers loads it."""
 
   model: Model
-  t5: T5
-  reference: transformers.T5ForConditionalGeneration
+  language_model: LanguageModel
+  reference: transformers.PreTrainedModel
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> Iterator[dict[str, Pair]]:
-  """The shipped T5, whose texts end, and a random one, whose texts go on."""
+def pairs(tmp_path_factory, randomize) -> Iterator[dict[str, Pair]]:
+  """The shipped T5, whose texts end, a random one, whose texts go on, and decoder-only models."""
   threads = torch.get_num_threads()
   torch.set_num_threads(1)  # models this small have no use for more
   folder = tmp_path_factory.mktemp("random_t5")
   weights.save_backbone(T5(T5_CONFIG, rngs=nnx.Rngs(1)), folder)
   out = {}
   for name, path in (("tiny", TINY), ("random", folder)):
-    t5 = weights.load_language_model(path)
-    config = settings.Prompter(tokens=4, pool=6, k_max=3, key_dim=5, fusion_hidden=7)
-    no_words = jnp.zeros(0, jnp.int32)
-    prompter = Prompter(config, CLIP.sizes, t5.embedding[...], no_words, rngs=nnx.Rngs(2))
-    model = Model(Captioner(prompter, t5), module_leaves(prompter), module_leaves(t5))
     reference = transformers.T5ForConditionalGeneration.from_pretrained(path).eval()
-    out[name] = Pair(model, t5, reference)
+    out[name] = make_pair(weights.load_language_model(path), reference)
+  for name, (variant, end) in DECODER_ONLY.items():
+    reference = randomize(decoder_only_pairs.reference(variant, eos_token_id=end), seed=1)
+    ours = decoder_only_pairs.load(reference, tmp_path_factory.mktemp(name))
+    out[name] = make_pair(ours, reference)
   yield out
   torch.set_num_threads(threads)
 
 
+def make_pair(language_model: LanguageModel, reference: transformers.PreTrainedModel) -> Pair:
+  config = settings.Prompter(tokens=4, pool=6, k_max=3, key_dim=5, fusion_hidden=7)
+  words = language_model.embedding_matrix(), jnp.zeros(0, jnp.int32)
+  prompter = Prompter(config, CLIP.sizes, *words, rngs=nnx.Rngs(2))
+  leaves = module_leaves(prompter), module_leaves(language_model)
+  return Pair(Model(Captioner(prompter, language_model), *leaves), language_model, reference)
+
+
 def generate(pair: Pair, batch, config: Decoding) -> SimpleNamespace:
-  """The reference's texts for what our encoder reads, padded, and their scores."""
+  """The reference's texts for the prefixes that ours reads, padded, and their scores."""
   prompted = pair.model.captioner.prompt(pair.model.params, batch)
-  embeddings = jnp.concatenate([soft_prefix(prompted), pair.t5.embed(batch.instruction)], axis=1)
-  mask = np.ones(embeddings.shape[:2], np.int64)
-  mask[:, -batch.instruction.shape[1] :] = batch.instruction_mask
+  words = pair.language_model.embed(batch.instruction)
+  inputs = torch.from_numpy(np.array(jnp.concatenate([soft_prefix(prompted), words], axis=1)))
+  mask = torch.ones(inputs.shape[:2], dtype=torch.int64)
+  mask[:, -words.shape[1] :] = torch.from_numpy(np.array(batch.instruction_mask))
+  starts = pair.reference.config.is_encoder_decoder
+  if not starts:
+    inputs, mask = decoder_only_pairs.left_padded(inputs, mask)
   options = {"length_penalty": config.length_penalty, "early_stopping": False}
   with torch.no_grad():
     out = pair.reference.generate(
-      inputs_embeds=torch.from_numpy(np.array(embeddings)),
-      attention_mask=torch.from_numpy(mask),
+      inputs_embeds=inputs,
+      attention_mask=mask,
+      pad_token_id=0,
       max_new_tokens=config.max_tokens,
       min_new_tokens=config.min_tokens,
       no_repeat_ngram_size=config.no_repeat_ngram,
@@ -95,10 +116,11 @@ def generate(pair: Pair, batch, config: Decoding) -> SimpleNamespace:
       output_scores=True,
       **(options if config.beams > 1 else {}),
     )
-  ids = out.sequences[:, 1:].numpy()
+  ids = out.sequences[:, 1 if starts else 0 :].numpy()
   ids = np.pad(ids, ((0, 0), (0, config.max_tokens - ids.shape[1])))
   # Its beam search fills up with the end token where, as here, the pad token is 0.
-  ids = np.where(ended_before(ids, pair.t5.config.eos_id), pair.t5.config.pad_id, ids)
+  captioner = pair.model.captioner
+  ids = np.where(ended_before(ids, captioner.eos_id), captioner.pad_id, ids)
   return SimpleNamespace(ids=ids, scores=getattr(out, "sequences_scores", None))
 
 
@@ -107,6 +129,8 @@ def ended_before(ids: np.ndarray, end: int) -> np.ndarray:
   return np.cumsum(ids == end, axis=1) - (ids == end) > 0
 
 
+# Only the text, as ours, and not the prefix, whose words transformers does not see.
+@pytest.mark.filterwarnings("ignore:Passing `no_repeat_ngram_size` with `inputs_embeds`")
 @pytest.mark.parametrize(("name", "config"), CASES, ids=lambda case: str(case))
 def test_texts_and_scores_equal_transformers(pairs, one_device, name, config):
   pair, batch = pairs[name], make_batch(5, INPUTS)
@@ -118,14 +142,15 @@ def test_texts_and_scores_equal_transformers(pairs, one_device, name, config):
     np.testing.assert_allclose(ours.scores, theirs.scores.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_shipped_model_ends_its_texts_at_many_lengths(pairs, one_device):
+@pytest.mark.parametrize(("name", "distinct"), [("tiny", 0.8), ("llama", 0.6), ("gpt2", 0.6)])
+def test_texts_end_at_many_lengths(pairs, one_device, name, distinct):
   """Without which the comparison above would say little."""
-  model = pairs["tiny"].model
+  model = pairs[name].model
   decoder = make_decoder(model.captioner, Decoding(LONGEST, beams=4), one_device)
   ids = np.asarray(decoder(model.params, model.frozen, make_batch(5, INPUTS)).ids)
   lengths = (~ended_before(ids, model.captioner.eos_id)).sum(axis=1)
   assert len(set(lengths.tolist())) > 10
-  assert len(np.unique(ids, axis=0)) > 0.8 * INPUTS
+  assert len(np.unique(ids, axis=0)) > distinct * INPUTS
   assert 0.2 < np.mean(lengths < LONGEST) < 0.9
 
 
@@ -166,7 +191,7 @@ def test_neither_batch_size_nor_devices_change_a_text(model, one_device, four_de
 
 
 def test_forked_texts_keep_their_own_history(pairs):
-  t5, rng = pairs["random"].t5, np.random.default_rng(0)
+  t5, rng = pairs["random"].language_model, np.random.default_rng(0)
   rows, beams, length, before = 3, 4, 7, 2
   mask = np.arange(6) < np.array([[6], [4], [1]])
   words = jnp.asarray(rng.integers(2, 40, (rows, 6)), jnp.int32)

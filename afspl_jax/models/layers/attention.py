@@ -1,4 +1,4 @@
-"""Scaled or unscaled dot-product attention over heads, shared by CLIP and T5."""
+"""Scaled or unscaled dot-product attention over heads, shared by all backbones."""
 
 import jax
 import jax.numpy as jnp
@@ -37,3 +37,31 @@ def attend(
   weights = jax.nn.softmax(scores * scale + bias, axis=-1)
   mixed = einsum("bhqm,bhmk->bhqk", weights.astype(value.dtype), value, value.dtype)
   return mixed.transpose(0, 2, 1, 3)
+
+
+def attend_grouped(
+  query: Float[Array, "b q h k"],
+  key: Float[Array, "b m g k"],
+  value: Float[Array, "b m g k"],
+  bias: Float[Array, "#b 1 #q m"],
+  scale: float = 1.0,
+) -> Float[Array, "b q h k"]:
+  """`attend`, where groups of neighbouring heads share keys and values (Ainslie et al. 2023).
+
+  Args:
+    query: one vector for each of q positions and h heads.
+    key: one vector for each of m attended positions and g groups; g divides h.
+    value: one vector for each attended position and group.
+    bias: float32, added to the scores of all heads.
+    scale: of the scores.
+
+  Returns:
+    The mixtures, in the dtype of `value`; scores and softmax are always in float32.
+  """
+  (rows, queries, heads, width), groups = query.shape, key.shape[2]
+  query = query.reshape(rows, queries, groups, -1, width).transpose(0, 2, 3, 1, 4)
+  key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+  scores = einsum("bgrqk,bgmk->bgrqm", query, key, jnp.float32)
+  weights = jax.nn.softmax(scores * scale + bias[:, :, None], axis=-1)
+  mixed = einsum("bgrqm,bgmk->bgrqk", weights.astype(value.dtype), value, value.dtype)
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, queries, heads, width)
