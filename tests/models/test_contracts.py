@@ -252,5 +252,8 @@ def test_a_folder_in_models_is_all_that_a_new_backbone_needs(tmp_path, monkeypat
 @pytest.mark.parametrize("model_type", [["clip"], None, "../clip", "toy-vision"])
 def test_an_unknown_model_type_is_an_error_that_lists_the_known_ones(tmp_path, model_type):
   (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-  with pytest.raises(BackboneError, match='"model_type" must be "clip"; got'):
+  found = architectures.architectures().values()
+  known = " or ".join(f'"{x.model_type}"' for x in found if x.contract is VisionEncoder)
+  assert '"clip"' in known and '"t5"' not in known
+  with pytest.raises(BackboneError, match=f'"model_type" must be {known}; got'):
     load_vision_encoder(tmp_path)

@@ -123,7 +123,7 @@ def test_compute_dtype_is_apart_from_the_parameters(folder):
 
 
 def test_save_rejects_modules_of_unknown_architecture(tmp_path):
-  with pytest.raises(TypeError, match="expected one of Clip, T5; got Linear"):
+  with pytest.raises(TypeError, match=r"expected one of Clip, .*T5.*; got Linear"):
     save_backbone(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), tmp_path)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from afspl_jax.errors import UserError
-from afspl_jax.models.huggingface.image_settings import ImageSettings
+from afspl_jax.models.huggingface.image_settings import CLIP, ImageDefaults, ImageSettings
 from afspl_jax.models.huggingface.tokenizer_files import (
   control_tokens,
   encode_as_text,
@@ -169,10 +169,11 @@ class Tokenizer:
 
 
 class ImageProcessor:
-  """The image processor of a CLIP checkpoint: resize, crop, scale, normalise.
+  """The image processor of a checkpoint: resize, crop, scale, normalise.
 
-  Uses Pillow alone and gives exactly the numbers of transformers' CLIPImageProcessorPil, whose
-  import is slow and which converts the image to an array and back between its steps.
+  Uses Pillow alone and gives exactly the numbers of transformers' CLIPImageProcessorPil and the
+  processors like it, whose import is slow and which convert the image to an array and back between
+  their steps.
 
   Attributes:
     levels: float32 value of each of the 256 levels of a colour, by channel.
@@ -181,24 +182,25 @@ class ImageProcessor:
 
   levels: Float[np.ndarray, "256 3"]
 
-  def __init__(self, folder: str | Path):
+  def __init__(self, folder: str | Path, defaults: ImageDefaults = CLIP):
     """Reads the processor's settings, without network access.
 
     Args:
       folder: has preprocessor_config.json.
+      defaults: of the model.
 
     Raises:
       UserError: the file is missing or belongs to another type of model, or a setting has a value
-        that CLIP's processor does not allow.
+        that the model's processor does not allow.
     """
     folder = Path(folder)
     path = folder / _IMAGE_FILE
-    if not path.is_file():
+    if defaults.needs_file and not path.is_file():
       raise UserError(
         f"{folder}: expected {_IMAGE_FILE}; got {_listing(folder)}. Download it with the"
         " checkpoint."
       )
-    settings = ImageSettings(path)
+    settings = ImageSettings(path, defaults)
     self._resample = settings.resample()
     self._short, self._resized = settings.resized()
     self._cropped = settings.cropped()
