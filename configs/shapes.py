@@ -4,13 +4,12 @@ It shows what sites gain by joining: beside the federation, each site trains alo
 trains on the data of all sites.
 """
 
-from afspl_jax.config import Data, Eval, Experiment, Fed, Optim
+from afspl_jax.config import Data, Eval, Experiment, Fed
 
 
 def get_config() -> Experiment:
   return Experiment(
     data=Data(max_examples=64),
-    optim=Optim(local_steps=4, warmup_rounds=4),
-    fed=Fed(rounds=48, compare="both"),
+    fed=Fed(compare="both"),
     eval=Eval(every=12, val_examples=96, common_examples=60),
   )

@@ -5,7 +5,7 @@
   batches as large as those of a round's sites together.
 
 Both have the learning rates and the schedule of the federation, over its rounds and those of
-`fed.finetune`. They have no local prompt, and train the keys of the pool. Malicious clients and
+`fed.finetune`. They have no local prompt and no prompts of sites. Malicious clients and
 newcomers are left out. Nothing is sent. Every round is on disk: a run that is started again repeats
 at most one, and ends with the same bits.
 """
@@ -139,10 +139,12 @@ def make_baselines(
       "fed.share": "none",
       "fed.rounds": fed.rounds + fed.finetune,
       "prompter.local": False,
+      "fed.local_leaves": "",
+      "fed.ditto": 0,
+      "optim.local_only": 0,
       "prompter.routing": "none",
-      "prompter.fusion_weights": config.prompter.fusion_weights[
-        :3
-      ],  # the last is the local prompt's
+      # The last weight is the local prompt's.
+      "prompter.fusion_weights": config.prompter.fusion_weights[:3],
     },
   )
   larger = {"optim.batch_size": fed.clients_per_round * config.optim.batch_size}

@@ -26,7 +26,7 @@ CENTRAL = {
   "uplink.select": "dense",
 }
 SMALL = {
-  "prompter.routing": "trained",
+  "prompter.routing": "none",
   "eval.val_examples": 4,
   "eval.common_examples": 4,
 }

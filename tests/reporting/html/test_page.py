@@ -140,7 +140,7 @@ def test_a_run_with_baselines_says_what_sites_gain(tmp_path):
   (said,) = [text for text in texts(tree, "p") if gain in text]
   assert "8 of 10 sites gain; all data in one place 3.00) and neither gain nor lose exact" in said
   assert {"CIDEr, trained alone", "CIDEr, all data in one place"} <= set(texts(tree, "th"))
-  assert "test split, one model trained on all clients' data" in texts(tree, "td")
+  assert "test split, one model trained on all clients' data" in texts(tree, "th")
 
 
 def test_clients_that_trained_alone_have_no_global_score(tmp_path):
