@@ -44,6 +44,7 @@ def get_study() -> Study:
       # As many local steps as the others.
       "FedAvg, fine-tuned": {**DENSE, "fed.rounds": Fed.rounds - TUNED, "fed.finetune": TUNED},
       "AFSPL": {},
+      "AFSPL, fine-tuned": {"fed.rounds": Fed.rounds - TUNED, "fed.finetune": TUNED},
     },
     seeds=SEEDS,
     fewer_seeds={
