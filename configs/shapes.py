@@ -10,6 +10,6 @@ from afspl_jax.config import Data, Eval, Experiment, Fed
 def get_config() -> Experiment:
   return Experiment(
     data=Data(max_examples=64),
-    fed=Fed(compare="both"),
+    fed=Fed(rounds=36, compare="both"),
     eval=Eval(every=12, val_examples=96, common_examples=60),
   )

@@ -178,7 +178,9 @@ def _summary(setup: Setup) -> str:
   config = setup.config
   if setup.clients:
     sizes = [len(rows) for rows in setup.clients["train"].values()]
-    who = f"{len(sizes)} clients with {min(sizes)} to {max(sizes)} examples each"
+    few, many = min(sizes), max(sizes)
+    each = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+    who = f"{len(sizes)} clients with {each} examples each"
     who += f" ({config.data.partition} partition)"
     if setup.malicious:
       who += f", {len(setup.malicious)} of them malicious ({config.attack.kind})"
