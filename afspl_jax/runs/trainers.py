@@ -21,7 +21,6 @@ from afspl_jax.models.prompter.local import local_patterns
 from afspl_jax.runs.newcomers import JOINED, joining
 from afspl_jax.runs.trained.finished_run import COPIES, FINE_TUNED
 from afspl_jax.training.initial_prompt import make_initial_prompt
-from afspl_jax.training.mesh import replicate
 from afspl_jax.training.train_step import make_local_training
 from afspl_jax.types import Params
 
@@ -55,7 +54,7 @@ def make_trainers(
     config: the experiment.
     captioner: the forward passes.
     strategy: of the experiment.
-    frozen: T5's leaves.
+    frozen: T5's leaves, replicated over the mesh.
     untrained: all leaves of the prompter before the first round (NumPy).
     data: the training split.
     clients: rows of each client.
@@ -67,7 +66,7 @@ def make_trainers(
   make_trainer = functools.partial(
     LocalTrainer,
     initial_prompt=make_initial_prompt(captioner, mesh),
-    frozen=replicate(frozen, mesh),
+    frozen=frozen,
     untrained=untrained,
     data=data,
     clients=clients,
