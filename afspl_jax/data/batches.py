@@ -58,7 +58,7 @@ class Split:
     targets = {target: i for i, target in enumerate(sorted(set(texts)))}
     self._target_row = np.array([targets[target] for target in texts])
     self._targets = _trimmed(
-      *tokenizer.tokenize([text for _, text in targets], config.target_length)
+      *tokenizer.targets([text for _, text in targets], config.target_length)
     )
     captions = [text for answer, text in targets if contrast and not answer]
     self._captions = encoder.directions(captions)

@@ -29,6 +29,8 @@ class Architecture(NamedTuple):
     read_config: from a parsed config.json and the tensors beside it to the model's config.
     key_table: from the model's config to the keys of its checkpoints.
     image_processor: from a checkpoint's folder to its image processor; None: it takes no images.
+    tokenizers: the classes of transformers that its tokenizer files may name, the usual one first;
+      none: tokenizer.json is read as it is.
   """
 
   model_type: str
@@ -37,6 +39,7 @@ class Architecture(NamedTuple):
   read_config: Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], Any]
   key_table: Callable[[Any], KeyTable]
   image_processor: Callable[[Path], ImagePreprocessor] | None = None
+  tokenizers: tuple[str, ...] = ()
 
 
 @functools.cache

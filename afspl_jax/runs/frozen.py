@@ -24,6 +24,7 @@ from afspl_jax.models.huggingface.weights import (
 from afspl_jax.models.prompter.prompter import Prompter
 
 _LENGTH, _SIDE = 64, 256  # tokens; pixels
+_INIT_WORDS = 255  # tokens of `prompter.init_text` that count
 _TEXTS = (
   "",
   "  A photo of TWO dogs,\ta cat -- and 1,234.5 km/h!  ",
@@ -76,8 +77,10 @@ def load_pair(
   }
   encoder = load_encoder(config, folders["clip"], fingerprints["clip"])
   language_model = load_language_model(folders["t5"], dtype, dtype)
-  tokenizer, sizes = Tokenizer(folders["t5"]), language_model.sizes
-  tokenizer.check_model(str(folders["t5"]), sizes.vocabulary, sizes.eos_id, sizes.pad_id)
+  sizes = language_model.sizes
+  tokenizer = Tokenizer(folders["t5"], continued=sizes.start_id is None)
+  # Only a start token is ever read; other padding is hidden by masks.
+  tokenizer.check_model(str(folders["t5"]), sizes.vocabulary, sizes.eos_id, sizes.start_id)
   return FrozenPair(encoder, language_model, tokenizer, fingerprints)
 
 
@@ -106,14 +109,12 @@ def make_prompter(config: Experiment, pair: FrozenPair, *, contrast: bool) -> Pr
     pair: the networks that the prompter connects.
     contrast: whether it has the projection of the contrastive loss, which only training needs.
   """
-  tokenizer = pair.tokenizer
-  words, _ = tokenizer.tokenize([config.prompter.init_text], 256)
-  words = words[words > max(tokenizer.pad_id, tokenizer.eos_id)]
+  words = pair.tokenizer.words(config.prompter.init_text)[:_INIT_WORDS]
   return Prompter(
     config.prompter,
     pair.encoder.sizes,
     pair.language_model.embedding_matrix(),
-    jnp.asarray(words),
+    jnp.asarray(words, jnp.int32),
     contrast=contrast,
     sites=site_prompts(config),
     rngs=nnx.Rngs(config.seed),

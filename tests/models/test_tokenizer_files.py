@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from afspl_jax.errors import UserError
 from afspl_jax.models.huggingface.locate import TINY
@@ -87,7 +89,7 @@ def test_the_tokenizer_class_of_another_model_is_refused(copy, kind, place):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": name}))
     with pytest.raises(UserError) as error:
       Tokenizer(folder)
-    own = Tokenizer(TINY / kind)._tokenizer.__class__.__name__
+    own = {"t5": "T5Tokenizer, ByT5Tokenizer", "clip": "CLIPTokenizer"}[kind]
     assert f'{folder}: "tokenizer_class" must be {own} or' in str(error.value)
     assert repr(name.removesuffix("Fast")) in str(error.value) and "\n" not in str(error.value)
 
@@ -121,3 +123,62 @@ def test_ids_beyond_the_tokenizer_are_counted_up_to_the_end():
   ids = np.array([[word, 170, 166, 1, 200], [word, 1, 180, 180, 180], [199, 199, 199, 199, word]])
   assert tokenizer.count_unknown(ids).tolist() == [2, 0, 4]
   assert tokenizer.decode(ids) == tokenizer.decode(np.array([[word], [word], [word]]))
+
+
+@pytest.mark.parametrize("stated", ["config.json", "tokenizer_config.json"])
+def test_byt5s_tokenizer_needs_no_file_and_reads_bytes(tmp_path, stated):
+  for name in ("config.json", "tokenizer_config.json"):
+    named = {"tokenizer_class": "ByT5Tokenizer"} if name == stated else {}
+    (tmp_path / name).write_text(json.dumps({"model_type": "t5"} | named))
+  tokenizer = Tokenizer(tmp_path)
+  tokenizer.check_model("byt5", 384, 1, 0)
+  texts = ["Gr\u00fc\u00dfe", "", "a </s> <pad> <extra_id_0>", "\u4e2d\U0001f600"]
+  ids, mask = tokenizer.tokenize(texts, 32)
+  for row, seen, text in zip(ids, mask, texts, strict=True):
+    assert row[seen].tolist() == [byte + 3 for byte in text.encode()] + [1]
+    assert (row[~seen] == 0).all()
+  assert tokenizer.decode(ids) == texts
+  for ours, targets in zip((ids, mask), tokenizer.targets(texts, 32), strict=True):
+    np.testing.assert_array_equal(ours, targets)
+  assert tokenizer.words("ab") == [100, 101]
+
+
+def byte_level_tokenizer(folder: Path, **special: str) -> Path:
+  """A byte-level BPE as GPT-2's and SmolLM2's, whose files frame no text."""
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  pieces = ["<|endoftext|>", "<|im_end|>", *alphabet, "\u0120d", "\u0120do"]
+  bpe = models.BPE(
+    {piece: i for i, piece in enumerate(pieces)}, [("\u0120", "d"), ("\u0120d", "o")]
+  )
+  backend = tokenizers.Tokenizer(bpe)
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  backend.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
+  backend.save(str(folder / "tokenizer.json"))
+  (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+  file = folder / "tokenizer_config.json"
+  file.write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"} | special))
+  return folder
+
+
+def test_a_decoder_only_model_reads_texts_that_end_with_a_line_break(tmp_path):
+  tokenizer = Tokenizer(byte_level_tokenizer(tmp_path, eos_token="<|im_end|>"), continued=True)
+  names = {i: piece for piece, i in tokenizer.vocabulary.items()}
+  texts = ["a dog", "", "a long text </s><|im_end|>"]
+  (read, seen), (written, kept) = tokenizer.tokenize(texts, 6), tokenizer.targets(texts, 6)
+  pieces = [[names[i] for i in row[shown]] for row, shown in zip(read, seen, strict=True)]
+  assert pieces == [["a", "\u0120do", "g", "\u010a"], ["\u010a"], [*"a\u0120lon", "\u010a"]]
+  np.testing.assert_array_equal(seen, kept)
+  np.testing.assert_array_equal(written, np.where(read == read[1, 0], tokenizer.eos_id, read))
+  assert (tokenizer.eos_id, tokenizer.pad_id) == (1, 1)
+  assert (read[~seen] == 1).all() and tokenizer.decode(written) == ["a dog", "", "a lon"]
+  assert [names[i] for i in tokenizer.words("a dog")] == ["a", "\u0120do", "g"]
+  ids, mask = tokenizer.targets(["<|im_end|>"], 32)
+  assert (ids[mask] == 1).sum() == 1 and tokenizer.decode(ids) == ["<|im_end|>"]
+
+
+def test_a_decoder_only_models_tokenizer_needs_an_end_token(tmp_path):
+  with pytest.raises(UserError, match=r"tokenizer_config.json names no eos_token"):
+    Tokenizer(byte_level_tokenizer(tmp_path), continued=True)
+  with pytest.raises(UserError, match=r"Asking to pad|ends texts with its end token"):
+    Tokenizer(byte_level_tokenizer(tmp_path, eos_token="<|im_end|>"))

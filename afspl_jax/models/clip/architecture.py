@@ -62,5 +62,11 @@ def clip_key_table(config: ClipConfig) -> KeyTable:
 
 
 ARCHITECTURE = Architecture(
-  "clip", VisionEncoder, Clip, read_clip_config, clip_key_table, ImageProcessor
+  "clip",
+  VisionEncoder,
+  Clip,
+  read_clip_config,
+  clip_key_table,
+  ImageProcessor,
+  tokenizers=("CLIPTokenizer",),
 )

@@ -30,30 +30,35 @@ class Tokenizer:
   A text is only text: "</s>" in it is four characters and not the end token.
 
   Attributes:
-    pad_id: pads rows to their length; CLIP's equals its `eos_id`, so use the mask.
-    eos_id: ends every text.
+    pad_id: pads rows to their length; it may equal `eos_id`, so use the mask.
+    eos_id: ends every target.
     vocabulary: id of each piece.
     vocab_size: number of ids of the tokenizer; the model's vocabulary may be larger.
   """
 
-  def __init__(self, folder: str | Path):
+  def __init__(self, folder: str | Path, *, continued: bool = False):
     """Reads the tokenizer's files, without network access.
 
     Args:
-      folder: has tokenizer.json, or vocab.json and merges.txt.
+      folder: has tokenizer.json, or vocab.json and merges.txt; ByT5's tokenizer needs no file.
+      continued: whether the model is decoder-only, so that a target continues what it reads. Then
+        what it reads ends with a line break in place of the end token.
 
     Raises:
       UserError: it has neither, the tokenizer is that of another model or does not end texts with
         an end token, or a text can contain its control tokens.
     """
     folder = Path(folder)
-    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
+    kind = tokenizer_class(folder)
+    needs_files = getattr(kind, "vocab_files_names", True)
+    if needs_files and not any(
+      all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES
+    ):
       raise UserError(
         f"{folder}: expected the files of a tokenizer, tokenizer.json, or vocab.json and"
         f" merges.txt; got {_listing(folder)}. Download them with the checkpoint; a spiece.model"
         " alone is not read."
       )
-    kind = tokenizer_class(folder)
     try:
       # A folder may name code in it, which must not run.
       self._tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -62,14 +67,17 @@ class Tokenizer:
       self.vocabulary: dict[str, int] = self._tokenizer.get_vocab()
       self._known = np.array(list(self.vocabulary.values()))
       encode_as_text(self._tokenizer)
-      (row, empty), (mask, ends) = self.tokenize(["a", ""], 8)
+      self.eos_id: int = self._tokenizer.eos_token_id
+      self.pad_id: int = self._tokenizer.pad_token_id
+      self._break: list[int] | None = None
+      if continued:
+        self._break, self.pad_id = self._line_break(), self._end_token()
+      (row, empty), (mask, ends) = self.targets(["a", ""], 8)
     except Exception as error:  # damaged files make transformers raise any error
       raise UserError(
         f"{folder}: expected the files of a tokenizer; got {type(error).__name__}:"
         f" {str(error)[:300]}. Download them again with the checkpoint."
       ) from error
-    self.pad_id: int = self._tokenizer.pad_token_id
-    self.eos_id: int = self._tokenizer.eos_token_id
     ids = row[mask].tolist()
     if self.pad_id is None or self.eos_id is None or ids[-1:] != [self.eos_id]:
       raise UserError(
@@ -129,15 +137,17 @@ class Tokenizer:
   def tokenize(
     self, texts: Sequence[str], length: int
   ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-    """Turns texts into rows of one length, so that one compiled program serves all.
+    """Turns texts that a model reads into rows of one length, so that one program serves all.
 
     Args:
       texts: any number of them.
-      length: of a row; a longer text is cut before its end token.
+      length: of a row; a longer text is cut before its end token or line break.
 
     Returns:
       int32 ids, padded on the right, and a mask that is true at tokens.
     """
+    if self._break is not None:
+      return self._rows(texts, length, self._break)
     if not texts:
       return np.zeros((0, length), np.int32), np.zeros((0, length), bool)
     rows = self._tokenizer(
@@ -149,6 +159,40 @@ class Tokenizer:
       return_tensors="np",
     )
     return rows["input_ids"].astype(np.int32), rows["attention_mask"].astype(bool)
+
+  def targets(
+    self, texts: Sequence[str], length: int
+  ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+    """As `tokenize`, of texts that a model writes: they end with the end token."""
+    if self._break is None:
+      return self.tokenize(texts, length)
+    return self._rows(texts, length, [self.eos_id])
+
+  def words(self, text: str) -> list[int]:
+    """The ids of a text alone, without tokens before and after it."""
+    return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+  def _rows(
+    self, texts: Sequence[str], length: int, ends: list[int]
+  ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+    """Rows of the texts' words, cut and followed by `ends`."""
+    ids = np.full((len(texts), length), self.pad_id, np.int32)
+    mask = np.zeros(ids.shape, bool)
+    for i, text in enumerate(texts):
+      row = [*self.words(text)[: length - len(ends)], *ends]
+      ids[i, : len(row)], mask[i, : len(row)] = row, True
+    return ids, mask
+
+  def _end_token(self) -> int:
+    """The end token, which pads where a mask hides padding: few of these models have another."""
+    if self.eos_id is None:
+      raise ValueError("tokenizer_config.json names no eos_token")
+    return self.eos_id
+
+  def _line_break(self) -> list[int]:
+    """The ids of a line break after a word; none if the tokenizer has no token for it."""
+    ids = self.words("a\n")[len(self.words("a")) :]
+    return [] if self._tokenizer.unk_token_id in ids else ids
 
   def decode(self, ids: Int[np.ndarray, "b l"]) -> list[str]:
     """Turns rows of ids into texts, up to each row's end token and without special tokens."""

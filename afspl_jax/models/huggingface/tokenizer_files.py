@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from afspl_jax.errors import UserError
+from afspl_jax.models.architectures import architectures
 from afspl_jax.storage.json_text import parse_json
 
-_OWN = {"t5": "T5Tokenizer", "clip": "CLIPTokenizer"}  # by model_type
 _GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")  # reads tokenizer.json as it is
 
 
 def tokenizer_class(folder: Path) -> Any:
   """The class of a folder's tokenizer, as transformers' AutoTokenizer would choose it.
 
-  AutoTokenizer itself only for other models than T5 and CLIP: it imports an installed PyTorch,
-  which takes a second and a quarter of a gigabyte.
+  AutoTokenizer itself only for unknown models: it imports an installed PyTorch, which takes a
+  second and a quarter of a gigabyte.
 
   Args:
     folder: the checkpoint.
@@ -27,17 +27,19 @@ def tokenizer_class(folder: Path) -> Any:
 
   model = _object(folder / "config.json")
   stated = _object(folder / "tokenizer_config.json").get("tokenizer_class")
-  kind = str(model.get("model_type"))
-  own = _OWN.get(kind)
-  name = str(stated or model.get("tokenizer_class") or own).removesuffix("Fast")
-  if name in _GENERIC:
+  kind, known = str(model.get("model_type")), architectures()
+  own = known[kind].tokenizers if kind in known else ()
+  name = str(stated or model.get("tokenizer_class") or next(iter(own), None)).removesuffix("Fast")
+  as_it_is = kind in known and not own and (folder / "tokenizer.json").is_file()
+  if name in _GENERIC or as_it_is:
     return transformers.PreTrainedTokenizerFast
-  if own and name != own:
+  if own and name not in own:
     raise UserError(
-      f'{folder}: "tokenizer_class" must be {own} or PreTrainedTokenizerFast, because the model is'
-      f" a {kind}; got {name!r:.60}. Take the tokenizer files of the checkpoint."
+      f'{folder}: "tokenizer_class" must be {", ".join(own)} or PreTrainedTokenizerFast, because'
+      f" the model is a {kind}; got {name!r:.60}. Take the tokenizer files of the checkpoint."
     )
-  return getattr(transformers, name if name in _OWN.values() else "AutoTokenizer")
+  ours = {each for architecture in known.values() for each in architecture.tokenizers}
+  return getattr(transformers, name if name in ours else "AutoTokenizer")
 
 
 def control_tokens(tokenizer: Any) -> dict[int, str]:

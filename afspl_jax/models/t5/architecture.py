@@ -1,4 +1,4 @@
-"""T5 for the loader: the config and the keys of its checkpoints."""
+"""T5, UL2 and ByT5 for the loader: the config and the keys of their checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -71,4 +71,11 @@ def _layer_keys(side: str, i: int, gated: bool) -> dict[str, Leaf]:
   return leaves
 
 
-ARCHITECTURE = Architecture("t5", LanguageModel, T5, read_t5_config, t5_key_table)
+ARCHITECTURE = Architecture(
+  "t5",
+  LanguageModel,
+  T5,
+  read_t5_config,
+  t5_key_table,
+  tokenizers=("T5Tokenizer", "ByT5Tokenizer"),
+)
