@@ -48,6 +48,11 @@ VARIANTS = {
     False,
   ),
 }
+MT5 = {"model_type": "mt5", "feed_forward_proj": "gated-gelu", "num_layers": 2}
+VARIANTS |= {
+  "mt5: gated, head of its own": (MT5, True),
+  "mt5: gated, tied head, never scaled": (MT5, False),
+}
 FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 TINY = T5Config(
   vocab_size=50,
@@ -73,7 +78,10 @@ def tiny() -> T5:
 def pair(request, tmp_path_factory, randomize):
   """A random T5ForConditionalGeneration and ours, loaded from its checkpoint."""
   fields, own_head = VARIANTS[request.param]
-  reference = transformers.T5ForConditionalGeneration(transformers.T5Config(**SMALL | fields))
+  if fields.get("model_type") == "mt5":
+    reference = transformers.MT5ForConditionalGeneration(transformers.MT5Config(**SMALL | fields))
+  else:
+    reference = transformers.T5ForConditionalGeneration(transformers.T5Config(**SMALL | fields))
   if own_head:
     # transformers 5 ties the head whatever the config says, unless a file holds both.
     reference.lm_head.weight = torch.nn.Parameter(torch.empty(50, 24))
@@ -82,6 +90,7 @@ def pair(request, tmp_path_factory, randomize):
   reference.save_pretrained(folder)
   ours = load_language_model(folder)
   assert ours.config.tied_head != own_head
+  assert ours.config.model_type == reference.config.model_type
   return reference, ours
 
 

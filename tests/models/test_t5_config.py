@@ -23,6 +23,25 @@ FULL_SIZES = {
   | {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
   "flan-t5-xl": FLAN
   | {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
+  "ul2": {
+    "feed_forward_proj": "gated-silu",
+    "tie_word_embeddings": False,
+    "d_model": 4096,
+    "d_kv": 256,
+    "d_ff": 16384,
+    "num_layers": 32,
+    "num_heads": 16,
+  },
+  "byt5-small": FLAN
+  | {
+    "vocab_size": 384,
+    "d_model": 1472,
+    "d_kv": 64,
+    "d_ff": 3584,
+    "num_layers": 12,
+    "num_decoder_layers": 4,
+    "num_heads": 6,
+  },
 }
 
 
@@ -32,6 +51,21 @@ def test_key_table_covers_the_full_size_exactly(name):
   # What the published files say; transformers 5 forgets it when it writes the config again.
   tied = FULL_SIZES[name].get("tie_word_embeddings", True)
   check_keys(config, T5Config.from_hf(config.to_dict() | {"tie_word_embeddings": tied}))
+
+
+def test_key_table_covers_mt5_small_exactly():
+  fields = {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
+  raw = FLAN | fields | {"model_type": "mt5", "vocab_size": 250112}
+  with torch.device("meta"):
+    theirs = transformers.MT5ForConditionalGeneration(transformers.MT5Config(**raw)).state_dict()
+  ours = T5Config.from_hf(raw)
+  table = t5_key_table(ours)
+  assert (ours.model_type, ours.tied_head, ours.scaled_head) == ("mt5", False, False)
+  assert T5Config.from_hf(ours.to_hf()) == ours
+  assert set(theirs) == set(table.leaves) | set(table.copies)
+  leaves = dict(nnx.to_flat_state(nnx.state(outline(T5, ours))))
+  for key, (path, layout) in table.leaves.items():
+    assert layout.torch_shape(leaves[path].shape) == tuple(theirs[key].shape), key
 
 
 @pytest.mark.parametrize("name", ["flan-t5-small", "flan-t5-base"])
@@ -86,7 +120,7 @@ def test_the_weights_decide_whether_the_head_is_tied(raw, own_head, tied, scaled
 @pytest.mark.parametrize(
   ("raw", "message"),
   [
-    ({"model_type": "mt5"}, '"model_type" must be "t5"; got \'mt5\''),
+    ({"model_type": "umt5"}, '"model_type" must be "t5" or "mt5"; got \'umt5\''),
     ({"feed_forward_proj": "gated-mish"}, "quick_gelu, relu, silu; got 'mish'"),
     ({"decoder_start_token_id": 5}, '"decoder_start_token_id" must be the pad token, 0; got 5'),
     ({"d_model": 1.5}, '"d_model" must be int; got 1.5'),

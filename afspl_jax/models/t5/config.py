@@ -44,6 +44,7 @@ class T5Config:
   norm_epsilon: float = 1e-6
   pad_id: int = 0  # also starts the decoder
   eos_id: int = 1
+  model_type: str = "t5"  # or "mt5", the same network
 
   def __post_init__(self):
     check_activation(self.activation, "T5 config activation (feed_forward_proj)")
@@ -61,7 +62,7 @@ class T5Config:
 
   @classmethod
   def from_hf(cls, raw: Mapping[str, Any]) -> "T5Config":
-    """Reads a config.json of model_type "t5".
+    """Reads a config.json of model_type "t5" or "mt5".
 
     Whether the head is tied is read from the file here. But transformers 5 writes
     `tie_word_embeddings: true` for every T5, so `for_checkpoint` decides it by the keys.
@@ -72,9 +73,10 @@ class T5Config:
     Raises:
       UserError: a field has a value that is invalid or not supported; the message names it.
     """
-    if raw.get("model_type", "t5") != "t5":
+    kind = raw.get("model_type") or "t5"
+    if kind not in ("t5", "mt5"):
       raise UserError(
-        f'config.json: "model_type" must be "t5"; got {raw["model_type"]!r}.'
+        f'config.json: "model_type" must be "t5" or "mt5"; got {kind!r}.'
         " Give the folder of a T5ForConditionalGeneration checkpoint."
       )
     raw = {name: value for name, value in raw.items() if value is not None}  # null: the default
@@ -91,10 +93,8 @@ class T5Config:
       )
     fields.setdefault("decoder_layers", fields.get("encoder_layers", cls.encoder_layers))
     tied = raw.get("tie_word_embeddings") is not False
-    scaled = raw.get("scale_decoder_outputs", tied)
-    return cls(
-      activation=activation, gated=gated, tied_head=tied, scaled_head=bool(scaled), **fields
-    )
+    config = cls(activation=activation, gated=gated, model_type=kind, **fields)
+    return config.for_checkpoint(raw, separate_head=not tied)
 
   def for_checkpoint(self, raw: Mapping[str, Any], separate_head: bool) -> "T5Config":
     """Sets how the head works, given the keys of the weights.
@@ -106,9 +106,9 @@ class T5Config:
     Returns:
       This config, with `tied_head` by the weights. `scaled_head` is the file's
       `scale_decoder_outputs` (transformers 5) if it is given; else it is False with
-      `tie_word_embeddings: false` or a separate head.
+      `tie_word_embeddings: false` or a separate head. An mT5 never scales.
     """
-    scaled = raw.get("scale_decoder_outputs")
+    scaled = False if self.model_type == "mt5" else raw.get("scale_decoder_outputs")
     if scaled is None:
       scaled = not separate_head and raw.get("tie_word_embeddings") is not False
     return dataclasses.replace(self, tied_head=not separate_head, scaled_head=bool(scaled))
@@ -117,8 +117,8 @@ class T5Config:
     """Renders the config.json that transformers' `T5ForConditionalGeneration` loads."""
     name = "gelu" if self.gated and self.activation == "gelu_new" else self.activation
     return {
-      "architectures": ["T5ForConditionalGeneration"],
-      "model_type": "t5",
+      "architectures": [f"{'MT5' if self.model_type == 'mt5' else 'T5'}ForConditionalGeneration"],
+      "model_type": self.model_type,
       "is_encoder_decoder": True,
       "decoder_start_token_id": self.pad_id,
       "feed_forward_proj": f"gated-{name}" if self.gated else name,
