@@ -105,6 +105,6 @@ def test_run_takes_the_flags_of_launch_py(capsys):
   with pytest.raises(SystemExit) as stop:
     main(["run", "--help", "uplink"])
   out, _ = capsys.readouterr()
-  assert stop.value.code == 0 and out.startswith("uplink: ") and "uplink.energy = 0.6" in out
+  assert stop.value.code == 0 and out.startswith("uplink: ") and "uplink.energy = 0.4" in out
   assert main(["run", "--config=nope.py"]) == 2
   assert capsys.readouterr().err.startswith("afspl run: --config=nope.py: expected one of ")

@@ -199,10 +199,11 @@ def prepare_setup(
       store,
       here,
     )
-    taking_part = sorted(clients["train"])[: _taking_part(config)]
-    honest = [name for name in taking_part if name not in attackers]
-    parts = train, clients["train"], honest
-    baselines = make_baselines(config, pair, frozen, *parts, mesh, store)
+    if here:  # hosts of a network have no baselines: nobody has the data of all sites
+      taking_part = sorted(clients["train"])[: _taking_part(config)]
+      honest = [name for name in taking_part if name not in attackers]
+      parts = train, clients["train"], honest
+      baselines = make_baselines(config, pair, frozen, *parts, mesh, store)
   shared, local = split_local(untrained, local_patterns(config.fed))
   return Setup(
     config=config,

@@ -19,7 +19,6 @@ def validate_networked(config: Experiment, who: str) -> None:
     "fed.newcomers": (fed.newcomers, 0),
     "fed.finetune": (fed.finetune, 0),
     "fed.share": (fed.share, "all"),
-    "fed.compare": (fed.compare, "none"),
     "attack.kind": (config.attack.kind, "none"),
   }
   if any(value != wanted for value, wanted in allowed.values()):

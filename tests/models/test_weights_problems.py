@@ -36,10 +36,14 @@ def test_broken_config_is_named(folder):
 
 
 def test_other_model_type_is_named(folder):
-  with pytest.raises(BackboneError, match='"model_type" must be "clip"; got \'t5\''):
+  expected = '"model_type" must be "clip" or "efficientnet_lite"; got \'t5\''
+  with pytest.raises(BackboneError, match=expected):
     load_vision_encoder(folder)
-  (folder / "config.json").write_text('{"model_type": "llama"}')
-  assert '"model_type" must be "clip" or "t5"; got \'llama\'' in problems(folder)
+  (folder / "config.json").write_text('{"model_type": "bert"}')
+  known = " or ".join(
+    f'"{name}"' for name in ("clip", "efficientnet_lite", "gpt2", "llama", "mt5", "t5")
+  )
+  assert f"\"model_type\" must be {known}; got 'bert'" in problems(folder)
 
 
 def test_missing_weights_are_named(folder):

@@ -132,7 +132,6 @@ def test_a_hostile_site_would_not_bound_what_it_sends():
     {"fed.newcomers": 1, "fed.clients_per_round": 9},
     {"fed.share": "none"},
     {"fed.finetune": 1},
-    {"fed.compare": "alone"},
   ],
 )
 def test_no_part_of_a_network_takes_part_in_a_study(study, tmp_path):

@@ -47,7 +47,13 @@ def test_each_part_moves_by_an_adam_of_its_own_while_the_other_is_fixed():
   head = ("local/prompt", "mapper/place")
   rest = tuple(name for name in RATES if name not in head)
   expected = adam(adam(params, gradients[:2], head), gradients[2:], rest)
-  rates = {"local_lr": 0.3, "prompt_lr": 0.2, "mapper_lr": 0.1, "fusion_lr": 0.05}
+  rates = {
+    "weight_decay": 0.0,
+    "local_lr": 0.3,
+    "prompt_lr": 0.2,
+    "mapper_lr": 0.1,
+    "fusion_lr": 0.05,
+  }
   optimizer = make_optimizer(Optim(local_steps=5, local_only=2, **rates), (), LOCAL)
   found, state = nested(params), optimizer.init(nested(params))
   for place, grads in enumerate(gradients):
