@@ -113,16 +113,21 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
   return out
 
 
+# What runs of earlier versions did that had no such field, or called it otherwise.
+_BEFORE = {"prompter.routing": "none"}
+_RENAMED = {("prompter.routing", "trained"): "none"}
+
+
 def from_dict(values: Mapping[str, Any]) -> Experiment:
-  """The experiment of plain nested values, as config.json stores them.
+  """The experiment of plain nested values, as config.json stores them, also of earlier versions.
 
   Args:
-    values: what is absent has its default.
+    values: what is absent has its default, or what it meant before there was such a field.
 
   Raises:
     UserError: a field that is not known, or a value of the wrong type.
   """
-  flat = leaves(values)
+  flat = _BEFORE | {name: _RENAMED.get((name, str(v)), v) for name, v in leaves(values).items()}
   # JSON has lists where a config has tuples.
   flat |= {name: tuple(value) for name, value in flat.items() if isinstance(value, list)}
   return changed(Experiment(), flat)
