@@ -142,6 +142,10 @@ class Split:
     """The joint feature of each example's image."""
     return copy_rows(self.images.joint, self._image_row[list(indices)])
 
+  def joint_of_images(self, indices: Sequence[int]) -> Float[np.ndarray, "images f"]:
+    """The joint feature of each image of these examples, once, however many examples it has."""
+    return copy_rows(self.images.joint, np.unique(self._image_row[list(indices)]))
+
   def local_batches(
     self,
     indices: Int[np.ndarray, " rows"],

@@ -29,6 +29,8 @@ def joining(config: Experiment) -> Experiment:
     "fed.strategy": "fedavg",
     "prompter.local_drop": 0.0,
     "optim.local_only": 0,
+    "privacy.example_clip": 0.0,  # nothing is sent
+    "privacy.example_epsilon": 0.0,
   }
   one_round = {"fed.rounds": _ROUND, "optim.local_steps": config.fed.newcomer_steps}
   return fields.changed(config, alone | one_round | {"optim.warmup_rounds": _WARMUP})

@@ -1,5 +1,6 @@
 """Which settings of personalisation fit together (validate.py)."""
 
+from afspl_jax.config.routing import site_prompts
 from afspl_jax.models.prompter.local import is_local, local_patterns
 from afspl_jax.models.prompter.site_prompts import ROUTING_LEAVES
 from afspl_jax.runs.rule import Rule, has_controls, where
@@ -21,8 +22,8 @@ PERSONAL = (
   Rule(
     "fed.local_leaves",
     lambda c: not any(is_local(leaf, local_patterns(c.fed)) for leaf in ROUTING_LEAVES),
-    "patterns without keys and query of sites with prompter.routing=sites, which sets them",
-    when=lambda c: c.prompter.routing == "sites" and c.fed.share == "all",
+    "patterns without keys and query of sites where images are routed, which sets them",
+    when=lambda c: site_prompts(c.experiment) > 0 and c.fed.share == "all",
   ),
   *where(
     lambda c: c.optim.local_only > 0,

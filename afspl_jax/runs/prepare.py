@@ -90,7 +90,9 @@ class Setup:
 
   def _image_statistics(self, client: int) -> ImageStatistics:
     train = self.clients["train"]
-    return image_statistics(self.splits["train"].joint(train[sorted(train)[client]].tolist()))
+    return image_statistics(
+      self.splits["train"].joint_of_images(train[sorted(train)[client]].tolist())
+    )
 
   @property
   def terms(self) -> dict[str, Any]:

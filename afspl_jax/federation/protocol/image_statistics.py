@@ -17,26 +17,26 @@ from afspl_jax.federation.protocol import wire
 STATISTICS = "query.statistics"  # message type
 RECORD, MEAN, COVARIANCE = "statistics", "mean", "covariance"  # record of arrays, and its entries
 
-_FEWEST = 8  # examples; the statistics of fewer are nearly the features themselves
+_FEWEST = 8  # images; the statistics of fewer are nearly the features themselves
 
 
 class ImageStatistics(NamedTuple):
   """Mean and covariance of the joint features of a site's images, each of unit length."""
 
-  num_examples: int
+  num_examples: int  # here: images
   mean: Float32[np.ndarray, " f"]
   covariance: Float32[np.ndarray, " triangle"]  # upper triangle, row by row
 
 
-def image_statistics(features: Float[np.ndarray, "examples f"]) -> ImageStatistics:
+def image_statistics(features: Float[np.ndarray, "images f"]) -> ImageStatistics:
   """Statistics of features of any length; features of zeros stay zeros.
 
   Raises:
-    SiteError: the examples are too few to send statistics of them.
+    SiteError: the images are too few to send statistics of them.
   """
   number, width = features.shape
   if number < _FEWEST:
-    raise SiteError(f"image statistics: expected at least {_FEWEST} examples; got {number}")
+    raise SiteError(f"image statistics: expected at least {_FEWEST} images; got {number}")
   norms = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
   units = features / np.maximum(norms, 1e-12)
   mean = units.mean(axis=0)

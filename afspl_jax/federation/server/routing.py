@@ -54,6 +54,7 @@ def site_routing(statistics: Mapping[str, ImageStatistics], most: int, seed: int
   white = np.linalg.solve(factor, (means - centre).T).T
   _, spread, axes = np.linalg.svd(np.sqrt(share)[:, None] * white, full_matrices=False)
   kept = _beyond_chance(spread, means.shape, counts.sum())
+  spread, axes, kept = spread[:most], axes[:most], kept[:most]
   axes = axes[kept > 0]
   kernel = np.linalg.solve(factor.T, axes.T)
   keys = white @ axes.T * (kept[kept > 0] / spread[kept > 0])

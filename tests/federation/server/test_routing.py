@@ -63,7 +63,7 @@ def test_statistics_are_mean_and_covariance_of_unit_vectors():
 
 
 def test_of_too_few_images_nothing_is_sent():
-  with pytest.raises(SiteError, match="expected at least 8 examples; got 7"):
+  with pytest.raises(SiteError, match="expected at least 8 images; got 7"):
     image_statistics(images(0, 7))
 
 
@@ -141,6 +141,14 @@ def test_sites_beyond_the_prompts_share_the_keys_of_clusters():
   chosen = [set(probabilities(params, near(k)).argmax(axis=1).tolist()) for k in range(9)]
   assert all(len(keys) == 1 for keys in chosen)
   assert chosen[:3] == chosen[3:6] == chosen[6:] and set.union(*chosen[:3]) == {0, 1, 2}
+
+
+def test_more_sites_than_prompts_have_no_more_directions_than_keys_have_room():
+  rng = np.random.default_rng(0)
+  draw = lambda: 3 * rng.normal(size=WIDTH) + 0.1 * rng.normal(size=(30, WIDTH))  # noqa: E731
+  many = {f"site_{k}": image_statistics(draw().astype(np.float32)) for k in range(9)}
+  found = with_routing(routed_params(3), site_routing(many, 3, seed=0))
+  assert found["sites"]["keys"].shape == (3, 3) and np.isfinite(found["sites"]["keys"]).all()
 
 
 @pytest.mark.parametrize("number", [1, 3, 7])
