@@ -36,8 +36,8 @@ GPT2 = {
   "eos_token_id": 1,
 }
 LLAMAS = {
-  "llama: a head of its own, keys for each attention head": {"rms_norm_eps": 1e-3},
-  "llama: tied head, keys shared by two (SmolLM2)": {
+  "llama: untied head, no grouped queries": {"rms_norm_eps": 1e-3},
+  "llama: tied head, two queries a key (SmolLM2)": {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
     "rope_theta": 100000.0,

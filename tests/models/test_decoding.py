@@ -31,7 +31,7 @@ LONGEST = 20
 
 # name: variant, and a token that ends their texts at many lengths
 DECODER_ONLY = {
-  "llama": ("llama: tied head, keys shared by two (SmolLM2)", 16),
+  "llama": ("llama: tied head, two queries a key (SmolLM2)", 16),
   "gpt2": ("gpt2", 22),
 }
 PARITY = [

@@ -15,6 +15,7 @@ from afspl_jax.models.clip.config import LEGACY_EOS, ClipConfig, ClipTextConfig,
 from afspl_jax.models.contracts import VisionSizes
 from afspl_jax.models.layers.activations import ACTIVATIONS
 from afspl_jax.models.layers.attention import HIDDEN, attend
+from afspl_jax.models.layers.layer_norm import layer_norm
 from afspl_jax.models.layers.products import dense
 
 
@@ -39,12 +40,12 @@ class ClipLayer(nnx.Module):
     into, out = width**-0.5, width**-0.5 * (2 * config.layers) ** -0.5
     self.heads = config.heads
     self.activation = ACTIVATIONS[config.activation]
-    self.norm1 = _norm(config, dtype, param_dtype, rngs)
+    self.norm1 = layer_norm(config, dtype, param_dtype, rngs)
     self.query = linear(width, width, into)
     self.key = linear(width, width, into)
     self.value = linear(width, width, into)
     self.out = linear(width, width, out)
-    self.norm2 = _norm(config, dtype, param_dtype, rngs)
+    self.norm2 = layer_norm(config, dtype, param_dtype, rngs)
     self.mlp_in = linear(width, config.mlp_width, (2 * width) ** -0.5)
     self.mlp_out = linear(config.mlp_width, width, out)
 
@@ -58,23 +59,6 @@ class ClipLayer(nnx.Module):
     mixed = attend(query, key, value, bias, scale=query.shape[-1] ** -0.5)
     x = x + self.out(mixed.reshape(x.shape))
     return x + self.mlp_out(self.activation(self.mlp_in(self.norm2(x))))
-
-
-def _norm(
-  config: ClipVisionConfig | ClipTextConfig,
-  dtype: DTypeLike,
-  param_dtype: DTypeLike,
-  rngs: nnx.Rngs,
-) -> nnx.LayerNorm:
-  # Not the fast variance: E[x²] - E[x]² loses digits if the mean is large, as it is here.
-  return nnx.LayerNorm(
-    config.width,
-    epsilon=config.norm_epsilon,
-    use_fast_variance=False,
-    dtype=dtype,
-    param_dtype=param_dtype,
-    rngs=rngs,
-  )
 
 
 class ClipVision(nnx.Module):
@@ -99,12 +83,12 @@ class ClipVision(nnx.Module):
       rngs=rngs,
     )
     self.position_embedding = _param(rngs, (1 + config.num_patches, width), std, param_dtype)
-    self.pre_norm = _norm(config, dtype, param_dtype, rngs)
+    self.pre_norm = layer_norm(config, dtype, param_dtype, rngs)
     self.layers = nnx.List(
       ClipLayer(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
       for _ in range(config.layers)
     )
-    self.post_norm = _norm(config, dtype, param_dtype, rngs)
+    self.post_norm = layer_norm(config, dtype, param_dtype, rngs)
 
   def __call__(
     self, pixels: Float[Array, "b h x 3"], keep: Int[Array, "b k"] | None = None
@@ -145,7 +129,7 @@ class ClipText(nnx.Module):
       ClipLayer(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
       for _ in range(config.layers)
     )
-    self.final_norm = _norm(config, dtype, param_dtype, rngs)
+    self.final_norm = layer_norm(config, dtype, param_dtype, rngs)
 
   def __call__(
     self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"] | Int[Array, "b l"]

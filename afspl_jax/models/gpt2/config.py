@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from afspl_jax.errors import UserError
-from afspl_jax.models.huggingface.config_fields import read_fields, write_fields
+from afspl_jax.models.huggingface.config_fields import check_eos, read_fields, write_fields
 from afspl_jax.models.layers.activations import check_activation
 
 _NAMES = {
@@ -49,11 +49,7 @@ class Gpt2Config:
         f"GPT-2 config: expected n_embd that n_head divides; got {self.width} and {self.heads}."
         " Change one of them."
       )
-    if not 0 <= self.eos_id < self.vocab_size:
-      raise UserError(
-        f"GPT-2 config: expected an eos_token_id below vocab_size, {self.vocab_size}; got"
-        f" {self.eos_id}. Take the tokenizer's."
-      )
+    check_eos(self.eos_id, self.vocab_size, "GPT-2 config")
 
   @classmethod
   def from_hf(cls, raw: Mapping[str, Any]) -> "Gpt2Config":

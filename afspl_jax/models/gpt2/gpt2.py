@@ -11,23 +11,10 @@ from jaxtyping import Array, Float, Int
 from afspl_jax.models.decoder_only import DecoderLayer, DecoderOnly
 from afspl_jax.models.gpt2.config import Gpt2Config
 from afspl_jax.models.layers.activations import ACTIVATIONS
+from afspl_jax.models.layers.layer_norm import layer_norm
 from afspl_jax.models.layers.products import dense
 
 _STD = 0.02  # of initial weights: initializer_range
-
-
-def _norm(
-  config: Gpt2Config, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.LayerNorm:
-  # Not the fast variance, which loses digits if the mean is large.
-  return nnx.LayerNorm(
-    config.width,
-    epsilon=config.norm_epsilon,
-    use_fast_variance=False,
-    dtype=dtype,
-    param_dtype=param_dtype,
-    rngs=rngs,
-  )
 
 
 class Gpt2Layer(DecoderLayer):
@@ -39,10 +26,10 @@ class Gpt2Layer(DecoderLayer):
     kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
     width, residual = config.width, _STD * (2 * config.layers) ** -0.5
     self.config = config
-    self.attention_norm = _norm(config, **kwargs)
+    self.attention_norm = layer_norm(config, **kwargs)
     self.query_key_value = dense(width, 3 * width, _STD, **kwargs)
     self.out = dense(width, width, residual, **kwargs)
-    self.mlp_norm = _norm(config, **kwargs)
+    self.mlp_norm = layer_norm(config, **kwargs)
     self.mlp_in = dense(width, config.mlp_width, _STD, **kwargs)
     self.mlp_out = dense(config.mlp_width, width, residual, **kwargs)
 
@@ -89,7 +76,7 @@ class Gpt2(DecoderOnly):
     self.embedding = nnx.Param(init(rngs.params(), words, param_dtype))
     self.position_embedding = nnx.Param(init(rngs.params(), places, param_dtype))
     self.layers = nnx.List(Gpt2Layer(config, **kwargs) for _ in range(config.layers))
-    self.final_norm = _norm(config, **kwargs)
+    self.final_norm = layer_norm(config, **kwargs)
 
   def place(self, x: Float[Array, "b q d"], positions: Int[Array, "b q"]) -> Float[Array, "b q d"]:
     """See `DecoderOnly`."""

@@ -58,6 +58,19 @@ def read_fields(cls: type, names: Mapping[str, str], raw: Mapping[str, Any], whe
   return fields
 
 
+def check_eos(eos_id: int, vocab_size: int, where: str) -> None:
+  """Rejects an end token beyond the vocabulary.
+
+  Raises:
+    UserError: naming both.
+  """
+  if not 0 <= eos_id < vocab_size:
+    raise UserError(
+      f"{where}: expected an eos_token_id below vocab_size, {vocab_size}; got {eos_id}. Take the"
+      " tokenizer's."
+    )
+
+
 def write_fields(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
   """Renders a config dataclass's fields under their Hugging Face names."""
   values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

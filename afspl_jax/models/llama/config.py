@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from afspl_jax.errors import UserError
-from afspl_jax.models.huggingface.config_fields import read_fields, write_fields
+from afspl_jax.models.huggingface.config_fields import check_eos, read_fields, write_fields
 from afspl_jax.models.layers.activations import check_activation
 from afspl_jax.models.layers.rotary import Stretch
 
@@ -61,11 +61,7 @@ class LlamaConfig:
         "Llama config: expected num_attention_heads that num_key_value_heads divides, and an even"
         f" head_dim; got {self.heads}, {self.groups} and {self.head_width}. Change one of them."
       )
-    if not 0 <= self.eos_id < self.vocab_size:
-      raise UserError(
-        f"Llama config: expected an eos_token_id below vocab_size, {self.vocab_size}; got"
-        f" {self.eos_id}. Take the tokenizer's."
-      )
+    check_eos(self.eos_id, self.vocab_size, "Llama config")
 
   @classmethod
   def from_hf(cls, raw: Mapping[str, Any]) -> "LlamaConfig":
