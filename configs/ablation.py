@@ -17,7 +17,7 @@ NO_SITES = {
   "prompter.local": False,
   "prompter.routing": "none",
 }
-# Of the baselines, too, the weight decay is the best of 0, 0.03 and 0.1 on validation.
+# Each baseline has its own weight decay: the best of 0, 0.03 and 0.1 on validation.
 DENSE = {
   "prompter.local": False,
   "prompter.routing": "none",

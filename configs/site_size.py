@@ -10,7 +10,7 @@ TUNED = 12  # of all rounds, where a method fine-tunes
 SEEDS = (0, 1, 2, 3, 4)
 FEWER_SEEDS = (0, 1, 2)
 SKEWED = {"data.partition": "dirichlet", "data.dirichlet_alpha": 0.1}
-# Of the baselines, too, the weight decay is the best of 0, 0.03 and 0.1 on validation.
+# Each baseline has its own weight decay: the best of 0, 0.03 and 0.1 on validation.
 DENSE = {
   "prompter.local": False,
   "prompter.routing": "none",

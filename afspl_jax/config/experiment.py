@@ -50,7 +50,7 @@ class Prompter:
     choices=("auto", "none", "sites"),
   )
   site_prompts: int = setting(
-    64, "most prompts of sites; more sites share them by similarity", "prompts", ge=1
+    10, "prompts of sites; if there are more sites, similar ones share one", "prompts", ge=1
   )
   key_dim: int = setting(64, "width of keys and query (h)", "features", ge=1)
   temperature: float = setting(0.1, "temperature of the softmax over query-key similarities", gt=0)

@@ -125,9 +125,15 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
     values: what is absent has its default, or what it meant before there was such a field.
 
   Raises:
-    UserError: a field that is not known, or a value of the wrong type.
+    UserError: a field that is not known, a value of the wrong type, or a run that cannot be read.
   """
-  flat = _BEFORE | {name: _RENAMED.get((name, str(v)), v) for name, v in leaves(values).items()}
+  given = leaves(values)
+  if given.get("prompter.routing") == "sites" and "prompter.site_prompts" not in given:
+    raise UserError(
+      "prompter.routing: expected a run with prompts of sites; got one from before them, whose pool"
+      " had the keys of sites"
+    )
+  flat = _BEFORE | {name: _RENAMED.get((name, str(v)), v) for name, v in given.items()}
   # JSON has lists where a config has tuples.
   flat |= {name: tuple(value) for name, value in flat.items() if isinstance(value, list)}
   return changed(Experiment(), flat)

@@ -10,8 +10,12 @@ def may_route(config: Experiment) -> bool:
 
 
 def site_prompts(config: Experiment) -> int:
-  """The number of prompts of sites; 0: images are not routed."""
+  """The number of prompts of sites; 0: images are not routed.
+
+  It depends on settings that all hosts share, and not on the number of clients, which a site with
+  data of its own does not know.
+  """
   routing = config.prompter.routing
   if routing == "none" or (routing == "auto" and not may_route(config)):
     return 0
-  return min(config.data.num_clients - config.fed.newcomers, config.prompter.site_prompts)
+  return config.prompter.site_prompts

@@ -66,7 +66,7 @@ class Baselines:
       progress: makes the progress bars.
 
     Raises:
-      FloatingPointError: no step of a round of some site had a finite loss and gradient.
+      FloatingPointError: in one round of a site, no step had a finite loss and gradient.
     """
     rounds = self._rounds(lines)
     for name, trainer in self.trainers.items():

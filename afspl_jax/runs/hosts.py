@@ -48,7 +48,7 @@ from afspl_jax.runs.prepare import (
 )
 from afspl_jax.runs.site_identity import site_identity
 from afspl_jax.runs.validate import validate
-from afspl_jax.runs.validate_networked import validate_networked
+from afspl_jax.runs.validate_networked import validate_networked, without_baselines
 from afspl_jax.storage.run_folder import RunFolder
 from afspl_jax.types import Params
 
@@ -73,8 +73,9 @@ def federate(launch: Launch, notify: Notify = tqdm.write) -> dict[str, dict[str,
   validate_networked(launch.config, f"--role={launch.role}")
   check_proxies()
   carry = (_local_sites if launch.role == "local-net" else _remote_sites)(launch, notify)
+  config = without_baselines(launch.config)
   return run.run_experiment(
-    launch.config, launch.workdir, say=notify, run_plan=carry, splits=SERVER_SPLITS
+    config, launch.workdir, say=notify, run_plan=carry, splits=SERVER_SPLITS
   )
 
 
@@ -171,6 +172,7 @@ def _answer_for_sites(
     notify: gets each message for the user.
     roster: of all sites' public keys; None: keys are pinned when they are first seen.
   """
+  config = without_baselines(config)
   validate(config)
   store = ClientStore(folder.path / "clients")
   masking, clipping = _masking(config, sites, store, roster), clipping_of(config, store.folder)

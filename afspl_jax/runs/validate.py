@@ -38,6 +38,11 @@ _SELECTION = (
     when=lambda c: c.fed.share == "none" or c.privacy.example_clip > 0 or has_controls(c),
   ),
   Rule(
+    "fed.newcomer_examples",
+    lambda c: c.fed.newcomer_examples == 0 or c.fed.newcomer_examples >= c.data.min_examples,
+    "0, or at least data.min_examples, {c.data.min_examples}",
+  ),
+  Rule(
     "fed.compare",
     lambda c: c.fed.compare == "none",
     "none with fed.share=none, where every client trains alone, and with privacy.example_clip,"

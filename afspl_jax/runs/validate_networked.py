@@ -1,6 +1,7 @@
 """What a federation over a network refuses: settings for studies in one process."""
 
 from afspl_jax.config.experiment import Experiment
+from afspl_jax.config.fields import changed
 from afspl_jax.errors import UserError
 
 
@@ -27,3 +28,8 @@ def validate_networked(config: Experiment, who: str) -> None:
     raise UserError(
       f"{who}: expected {expected}, since the others are for studies in one process; got {got}"
     )
+
+
+def without_baselines(config: Experiment) -> Experiment:
+  """The experiment as hosts of a network run it: nobody there has the data of all sites."""
+  return changed(config, {"fed.compare": "none"})

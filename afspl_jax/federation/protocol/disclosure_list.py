@@ -102,7 +102,7 @@ def _metric(name: str, content: str, purpose: str = "a curve of the run") -> All
 ENTRIES = (
   AllowedEntry(HELLO, "config", "site", "site", "the site's name", "names it in rounds and files"),
   *_weight(HELLO, "config", "fed.selection=size", _private, _PRIVATE),
-  _statistic("config", "num-examples", "count", "the number of its training examples"),
+  _statistic("config", "num-examples", "count", "the number of its training images"),
   _statistic("statistics", "mean", "mean", "the mean joint feature of its training images"),
   _statistic(
     "statistics", "covariance", "covariance", "the covariance of the joint features of these images"

@@ -179,7 +179,8 @@ class _Structure:
     tree: name to map, `_Part`, number or True.
 
   Raises:
-    ValueError: the file is damaged, too deep or too large, or has values of other types.
+    ValueError: the file is damaged, nested too deep, too large, or has a value of a type that
+      Flax does not write.
   """
 
   def __init__(self, data: mmap.mmap):

@@ -12,15 +12,15 @@ from afspl_jax.models.contracts import VisionSizes
 
 
 class Adapter(nnx.Module):
-  """A bottleneck beside the linear map, whose ends may stay at a site while its middle travels.
+  """A bottleneck beside the linear map. Its ends may stay at a site; then only its middle is sent.
 
   Ghiasvand et al. 2025, "pFedMMA: Personalized Federated Fine-Tuning with Multi-Modal Adapter for
   Vision-Language Models": every client keeps the projections down and up, and the server averages
   the projection between them; here with `fed.local_leaves` "mapper/adapter/[du]*". There the
   adapter is beside frozen layers of CLIP; here beside a linear map that is trained, too.
 
-  The projection up begins with zeros: where a site's ends are not known, as in the global model and
-  at a newcomer, the mapper is its linear part.
+  The last projection is zero at first. So without trained ends, as in the global model and at a
+  newcomer, the adapter adds nothing.
   """
 
   def __init__(self, width_in: int, width: int, width_out: int, *, rngs: nnx.Rngs):
