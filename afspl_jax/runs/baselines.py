@@ -105,7 +105,8 @@ class Baselines:
     last = self.config.fed.rounds
     everyone = [self.names.index(site) for site in self.sites]
     tuning = range(last - self.config.fed.finetune + 1, last + 1)
-    return rounds | {round: everyone for round in tuning}
+    # In one order, however the lines came to be: a cohort is trained in the order of its clients.
+    return {round: sorted(who) for round, who in rounds.items()} | dict.fromkeys(tuning, everyone)
 
 
 def make_baselines(
